@@ -1,0 +1,18 @@
+"""Sparse autoencoders with adaptively orthogonal decoder directions, for SAELens.
+
+Importing the package registers the architectures ``adaptive_ortho_standard``, ``_topk``,
+``_batchtopk``, ``_jumprelu``, ``_gated`` and ``_matryoshka_batchtopk`` with SAELens.
+"""
+
+__version__ = "0.1.0"
+
+try:
+    from saelens_adaptive_ortho.architectures import ARCHITECTURES, register
+except ModuleNotFoundError as error:
+    # The report needs no torch and the pure modules no SAELens: without either, the package
+    # still serves those. Any other missing module is a broken installation and must be seen.
+    if error.name not in {"torch", "sae_lens"}:
+        raise
+    __all__ = ["__version__"]
+else:
+    __all__ = ["ARCHITECTURES", "__version__", "register"]

@@ -1,0 +1,153 @@
+"""The registered architectures: each a stock SAELens architecture plus the mixin.
+
+To add one: subclass the stock config after :class:`OrthoConfig` and the stock training class
+after :class:`AdaptiveOrthoMixin`, name the stock inference config it exports to, and list the
+pair in ``ARCHITECTURES``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from sae_lens import (
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    GatedSAEConfig,
+    GatedTrainingSAE,
+    GatedTrainingSAEConfig,
+    JumpReLUSAEConfig,
+    JumpReLUTrainingSAE,
+    JumpReLUTrainingSAEConfig,
+    MatryoshkaBatchTopKTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAEConfig,
+    SAEConfig,
+    StandardSAEConfig,
+    StandardTrainingSAE,
+    StandardTrainingSAEConfig,
+    TopKSAEConfig,
+    TopKTrainingSAE,
+    TopKTrainingSAEConfig,
+    TrainingSAE,
+    TrainingSAEConfig,
+    register_sae_training_class,
+)
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+from saelens_adaptive_ortho.config import OrthoConfig
+from saelens_adaptive_ortho.mixin import AdaptiveOrthoMixin
+
+PREFIX = "adaptive_ortho_"
+
+
+@dataclass
+class AdaptiveOrthoStandardConfig(OrthoConfig, StandardTrainingSAEConfig):
+    @classmethod
+    def architecture(cls) -> str:
+        return "adaptive_ortho_standard"
+
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        return StandardSAEConfig
+
+
+@dataclass
+class AdaptiveOrthoTopKConfig(OrthoConfig, TopKTrainingSAEConfig):
+    @classmethod
+    def architecture(cls) -> str:
+        return "adaptive_ortho_topk"
+
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        return TopKSAEConfig
+
+
+@dataclass
+class AdaptiveOrthoBatchTopKConfig(OrthoConfig, BatchTopKTrainingSAEConfig):
+    @classmethod
+    def architecture(cls) -> str:
+        return "adaptive_ortho_batchtopk"
+
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        return JumpReLUSAEConfig
+
+
+@dataclass
+class AdaptiveOrthoJumpReLUConfig(OrthoConfig, JumpReLUTrainingSAEConfig):
+    @classmethod
+    def architecture(cls) -> str:
+        return "adaptive_ortho_jumprelu"
+
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        return JumpReLUSAEConfig
+
+
+@dataclass
+class AdaptiveOrthoGatedConfig(OrthoConfig, GatedTrainingSAEConfig):
+    @classmethod
+    def architecture(cls) -> str:
+        return "adaptive_ortho_gated"
+
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        return GatedSAEConfig
+
+
+@dataclass
+class AdaptiveOrthoMatryoshkaBatchTopKConfig(OrthoConfig, MatryoshkaBatchTopKTrainingSAEConfig):
+    @classmethod
+    def architecture(cls) -> str:
+        return "adaptive_ortho_matryoshka_batchtopk"
+
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        return JumpReLUSAEConfig
+
+
+@final
+class AdaptiveOrthoStandardSAE(AdaptiveOrthoMixin, StandardTrainingSAE):
+    pass
+
+
+@final
+class AdaptiveOrthoTopKSAE(AdaptiveOrthoMixin, TopKTrainingSAE):
+    pass
+
+
+@final
+class AdaptiveOrthoBatchTopKSAE(AdaptiveOrthoMixin, BatchTopKTrainingSAE):
+    pass
+
+
+@final
+class AdaptiveOrthoJumpReLUSAE(AdaptiveOrthoMixin, JumpReLUTrainingSAE):
+    pass
+
+
+@final
+class AdaptiveOrthoGatedSAE(AdaptiveOrthoMixin, GatedTrainingSAE):
+    pass
+
+
+@final
+class AdaptiveOrthoMatryoshkaBatchTopKSAE(AdaptiveOrthoMixin, MatryoshkaBatchTopKTrainingSAE):
+    pass
+
+
+ARCHITECTURES: dict[str, tuple[type[TrainingSAE[Any]], type[TrainingSAEConfig]]] = {
+    config.architecture(): (sae, config)
+    for sae, config in [
+        (AdaptiveOrthoStandardSAE, AdaptiveOrthoStandardConfig),
+        (AdaptiveOrthoTopKSAE, AdaptiveOrthoTopKConfig),
+        (AdaptiveOrthoBatchTopKSAE, AdaptiveOrthoBatchTopKConfig),
+        (AdaptiveOrthoJumpReLUSAE, AdaptiveOrthoJumpReLUConfig),
+        (AdaptiveOrthoGatedSAE, AdaptiveOrthoGatedConfig),
+        (AdaptiveOrthoMatryoshkaBatchTopKSAE, AdaptiveOrthoMatryoshkaBatchTopKConfig),
+    ]
+}
+
+
+def register() -> None:
+    """Register the architectures with SAELens; calling it again does nothing."""
+    for name, (sae, config) in ARCHITECTURES.items():
+        if name not in SAE_TRAINING_CLASS_REGISTRY:
+            register_sae_training_class(name, sae, config)
+
+
+register()

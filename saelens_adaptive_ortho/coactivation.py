@@ -1,0 +1,159 @@
+"""Which latents fire together, per corpus: statistics as a pure ``state -> state`` update.
+
+Memory is linear in d_sae: joint counts are kept for the candidate pairs of the neighbour list
+([d_sae, m]) and a random sketch of each latent's firing pattern ([d_sae, r]) stands in for the
+full co-activation matrix when groups are formed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saelens_adaptive_ortho.neighbours import carry_over
+
+
+class CoactivationState(NamedTuple):
+    """Exponentially decayed counts; a count decays by ``decay`` at each update.
+
+    Attributes:
+        samples: rows seen, per domain (row 0 forget, row 1 retain; one row without domains).
+        fired: firings of each latent, per domain.
+        joint: firings of latent i in which its a-th neighbour fired, too.
+        joint_samples: rows over which ``joint`` was counted (a pair that enters the neighbour
+            list late has seen fewer rows).
+        sketch: ``sum_b F[b, i] * R[b]`` with random signs ``R[b]`` in {-1, 1}^r, so that
+            ``<sketch_i, sketch_j> / r`` estimates the joint count of *any* pair.
+        sketch_total: ``sum_b R[b]``, to centre the sketch.
+    """
+
+    samples: Float[Tensor, " n_domains"]
+    fired: Float[Tensor, "n_domains d_sae"]
+    joint: Float[Tensor, "d_sae m"]
+    joint_samples: Float[Tensor, "d_sae m"]
+    sketch: Float[Tensor, "d_sae r"]
+    sketch_total: Float[Tensor, " r"]
+
+
+def empty_state(
+    d_sae: int,
+    m: int,
+    sketch_size: int,
+    n_domains: int = 1,
+    device: torch.device | str = "cpu",
+) -> CoactivationState:
+    """All counts zero, in float32 (bf16 loses counts above 256)."""
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float32, device=device)
+
+    return CoactivationState(
+        samples=zeros(n_domains),
+        fired=zeros(n_domains, d_sae),
+        joint=zeros(d_sae, m),
+        joint_samples=zeros(d_sae, m),
+        sketch=zeros(d_sae, sketch_size),
+        sketch_total=zeros(sketch_size),
+    )
+
+
+def random_signs(n: int, r: int, seed: int, step: int) -> Float[Tensor, "n r"]:
+    """Signs in {-1, 1}, a pure function of ``(seed, step)``; the global RNG is untouched."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step + 7_919) % 2**63)
+    return torch.randint(0, 2, (n, r), generator=generator, dtype=torch.int8).float() * 2 - 1
+
+
+@torch.no_grad()
+def update(
+    state: CoactivationState,
+    active: Bool[Tensor, "batch d_sae"],
+    neighbours: Int[Tensor, "d_sae m"],
+    signs: Float[Tensor, "batch r"],
+    decay: float,
+    forget_rows: int = 0,
+) -> CoactivationState:
+    """Count one batch of firing patterns.
+
+    Args:
+        active: which latent fired in which row.
+        neighbours: candidate pairs, as in the state.
+        signs: :func:`random_signs` of this batch.
+        decay: factor on everything counted before, in (0, 1].
+        forget_rows: rows ``[0:forget_rows]`` come from the forget corpus, the rest from the
+            retain corpus; ignored when the state has a single domain.
+    """
+    n = active.shape[0]
+    fires = active.float()
+    two_domains = state.samples.shape[0] == 2
+    bounds = [(0, forget_rows), (forget_rows, n)] if two_domains else [(0, n)]
+    new_samples = torch.tensor(
+        [stop - start for start, stop in bounds], dtype=torch.float32, device=fires.device
+    )
+    new_fired = torch.stack([fires[start:stop].sum(0) for start, stop in bounds])
+    rows, latents = active.nonzero(as_tuple=True)
+    together = active[rows.unsqueeze(1), neighbours[latents]].float()
+    joint = (state.joint * decay).index_add(0, latents, together)
+    return CoactivationState(
+        samples=state.samples * decay + new_samples,
+        fired=state.fired * decay + new_fired,
+        joint=joint,
+        joint_samples=state.joint_samples * decay + n,
+        sketch=state.sketch * decay + fires.T @ signs,
+        sketch_total=state.sketch_total * decay + signs.sum(0),
+    )
+
+
+def retarget(
+    state: CoactivationState, old: Int[Tensor, "d_sae m"], new: Int[Tensor, "d_sae m"]
+) -> CoactivationState:
+    """Carry pair counts over to a refreshed neighbour list; new pairs start uncounted."""
+    return state._replace(
+        joint=carry_over(state.joint, old, new),
+        joint_samples=carry_over(state.joint_samples, old, new),
+    )
+
+
+def firing_rates(state: CoactivationState) -> Float[Tensor, " d_sae"]:
+    """``P(i)`` over all rows of all domains; zeros before the first update."""
+    return state.fired.sum(0) / state.samples.sum().clamp(min=1.0)
+
+
+def domain_rates(state: CoactivationState) -> Float[Tensor, "n_domains d_sae"]:
+    """``P(i | domain)``; zeros before the first update."""
+    return state.fired / state.samples.clamp(min=1.0).unsqueeze(1)
+
+
+def lift_affinity(
+    state: CoactivationState, neighbours: Int[Tensor, "d_sae m"]
+) -> Float[Tensor, "d_sae m"]:
+    """``s_ij = min(1, n_ij / (N p_i p_j + 1))``: lift, shrunk towards 0 for unseen pairs.
+
+    ``n_ij`` joint firings in ``N`` rows against ``N p_i p_j`` expected by chance. Pairs that fire
+    together at least as often as chance may share; mutually exclusive pairs, and pairs without
+    evidence (the pseudo-count 1), compete.
+    """
+    rates = firing_rates(state)
+    expected = state.joint_samples * rates.unsqueeze(1) * rates[neighbours]
+    return (state.joint / (expected + 1.0)).clamp(max=1.0)
+
+
+def overlap_affinity(
+    state: CoactivationState, neighbours: Int[Tensor, "d_sae m"]
+) -> Float[Tensor, "d_sae m"]:
+    """``s_ij = P(i, j) / min(P(i), P(j))``, with a pseudo-count of 1 in the denominator."""
+    rates = firing_rates(state)
+    rarer = state.joint_samples * torch.minimum(rates.unsqueeze(1), rates[neighbours])
+    return (state.joint / (rarer + 1.0)).clamp(max=1.0)
+
+
+def sketch_directions(state: CoactivationState) -> Float[Tensor, "d_sae r"]:
+    """Unit sketches of the *centred* firing patterns.
+
+    ``<x_i, x_j>`` estimates the phi correlation of latents i and j, with a standard error of
+    about ``1 / sqrt(r)``. A latent that never fired is a zero row.
+    """
+    centred = state.sketch - firing_rates(state).unsqueeze(1) * state.sketch_total
+    return centred / centred.norm(dim=-1, keepdim=True).clamp(min=1e-8)

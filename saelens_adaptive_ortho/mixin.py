@@ -1,0 +1,285 @@
+"""The one place that touches SAELens's seams.
+
+A leaf class puts :class:`AdaptiveOrthoMixin` before a stock ``TrainingSAE``; every method calls
+``super()`` and adds only what the stock class does not know about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
+from torch import Tensor
+
+from saelens_adaptive_ortho import coactivation, grouping, neighbours, penalty, schedule
+from saelens_adaptive_ortho.coactivation import CoactivationState
+from saelens_adaptive_ortho.config import reject
+from saelens_adaptive_ortho.grouping import GroupSummary
+
+if TYPE_CHECKING:
+    from sae_lens.saes.sae import TrainingSAE
+
+    _Base = TrainingSAE[Any]
+else:
+    _Base = object
+
+STATE_FIELDS = CoactivationState._fields
+SCALE_DECAY = 0.99
+
+
+class AdaptiveOrthoMixin(_Base):
+    """Adds ``lambda(t) * scale * L_ortho`` to a stock training SAE.
+
+    State lives in persistent buffers of fixed shape named ``ortho_*``, so that SAELens's own
+    checkpoints carry it; an inference export drops them and loads as the stock architecture.
+    """
+
+    cfg: Any
+
+    def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
+        super().__init__(cfg, use_error_term)
+        self._ortho_groups: GroupSummary | None = None
+        if cfg.ortho_mode == "off":
+            return  # no buffers: the state dict, too, is that of the stock class
+        device = self.W_dec.device
+        self.register_buffer("ortho_scale", torch.zeros(2, device=device))
+        if cfg.ortho_mode != "adaptive":
+            return
+        state = coactivation.empty_state(
+            cfg.d_sae,
+            cfg.ortho_neighbours,
+            cfg.ortho_sketch_size,
+            n_domains=2 if cfg.ortho_forget_rows else 1,
+            device=device,
+        )
+        for name, value in state._asdict().items():
+            self.register_buffer(f"ortho_{name}", value)
+        unset = torch.full((cfg.d_sae, cfg.ortho_neighbours), -1, device=device)
+        self.register_buffer("ortho_neighbours", unset)
+        self.register_buffer("ortho_group_ids", torch.arange(cfg.d_sae, device=device))
+        inactive = torch.full((cfg.d_sae,), grouping.INACTIVE, device=device)
+        self.register_buffer("ortho_domain_ids", inactive)
+
+    # ------------------------------------------------------------------ loss
+
+    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
+        coefficients = dict(super().get_coefficients())  # pyright: ignore[reportAbstractUsage]
+        if self.cfg.ortho_mode != "off":
+            coefficients["ortho"] = TrainCoefficientConfig(
+                value=self.cfg.ortho_coefficient, warm_up_steps=self.cfg.ortho_warm_up_steps
+            )
+        return coefficients
+
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        if self.cfg.ortho_mode == "off":
+            return super().training_forward_pass(step_input)
+        self._before_step(step_input)
+        output = super().training_forward_pass(step_input)
+        self._after_step(step_input, output)
+        return output
+
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: Tensor,
+        hidden_pre: Tensor,
+        sae_out: Tensor,
+    ) -> dict[str, Tensor]:
+        losses = super().calculate_aux_loss(  # pyright: ignore[reportAbstractUsage]
+            step_input=step_input,
+            feature_acts=feature_acts,
+            hidden_pre=hidden_pre,
+            sae_out=sae_out,
+        )
+        if not isinstance(losses, dict):  # the host allows a bare tensor
+            losses = {"aux_loss": losses}
+        if self.cfg.ortho_mode == "off" or self.cfg.ortho_coefficient == 0:
+            return losses
+        coefficient = self._coefficient(step_input)
+        if coefficient == 0:
+            return {**losses, "ortho_loss": sae_out.new_zeros(())}
+        # Under autocast the products would run in bf16, too coarse for cosines near 1.
+        with torch.autocast(sae_out.device.type, enabled=False):
+            loss = coefficient * self._scale() * self._penalty(step_input.n_training_steps)
+        return {**losses, "ortho_loss": loss}
+
+    def _coefficient(self, step_input: TrainStepInput) -> float:
+        """lambda(t); the host has already applied the linear warm-up."""
+        cfg, step = self.cfg, step_input.n_training_steps
+        value = step_input.coefficients["ortho"]
+        if cfg.ortho_curriculum_start is not None:
+            value *= schedule.curriculum(
+                step, cfg.ortho_curriculum_start, cfg.ortho_coefficient, cfg.ortho_curriculum_steps
+            )
+            value /= cfg.ortho_coefficient
+        if cfg.ortho_fade_start_step is not None:
+            value *= schedule.fade_out(step, cfg.ortho_fade_start_step, cfg.ortho_fade_end_step)
+        if cfg.ortho_mode == "fixed":
+            value *= cfg.ortho_every if step % cfg.ortho_every == 0 else 0.0
+        return value
+
+    def _scale(self) -> Tensor | float:
+        """Running mean of the batch's total variance ``E ||x - E x||^2``; 1 if not scale-free."""
+        if not self.cfg.ortho_scale_free:
+            return 1.0
+        return self.ortho_scale[0] / self.ortho_scale[1]
+
+    def _penalty(self, step: int) -> Tensor:
+        cfg = self.cfg
+        directions = penalty.decoder_directions(self.W_dec)
+        if cfg.ortho_mode == "gram":
+            return penalty.gram_penalty(directions)
+        if cfg.ortho_mode == "fixed":
+            permutation = penalty.chunk_permutation(cfg.d_sae, cfg.ortho_seed, step)
+            return penalty.fixed_penalty(directions, permutation, cfg.ortho_chunk_size)
+        rates = coactivation.firing_rates(self.ortho_state)
+        return penalty.adaptive_penalty(
+            directions,
+            self.ortho_neighbours,
+            penalty.pair_weights(self.ortho_affinities(), cfg.ortho_alpha),
+            firing_rates=rates if cfg.ortho_ordering == "frequency" else None,
+        )
+
+    # ------------------------------------------------- statistics and groups
+
+    @property
+    def ortho_state(self) -> CoactivationState:
+        """The co-activation statistics, as the pure functions take them."""
+        return CoactivationState(*(getattr(self, f"ortho_{name}") for name in STATE_FIELDS))
+
+    @ortho_state.setter
+    def ortho_state(self, state: CoactivationState) -> None:
+        for name, value in state._asdict().items():
+            setattr(self, f"ortho_{name}", value)
+
+    @torch.no_grad()
+    def ortho_affinities(self) -> Tensor:
+        """``s_ij`` [d_sae, m] of the current candidate pairs, domains included."""
+        state, candidates = self.ortho_state, self.ortho_neighbours
+        if self.cfg.ortho_affinity == "lift":
+            affinity = coactivation.lift_affinity(state, candidates)
+        elif self.cfg.ortho_affinity == "overlap":
+            affinity = coactivation.overlap_affinity(state, candidates)
+        else:
+            same = self.ortho_group_ids.unsqueeze(1) == self.ortho_group_ids[candidates]
+            affinity = same.float()
+        if self.cfg.ortho_forget_rows:
+            affinity = affinity * grouping.domain_sharing(self.ortho_domain_ids, candidates)
+        return affinity
+
+    @torch.no_grad()
+    def _before_step(self, step_input: TrainStepInput) -> None:
+        x = step_input.sae_in.float()
+        variance = (x - x.mean(0)).square().sum(-1).mean()
+        sample = torch.stack([variance, torch.ones_like(variance)])
+        self.ortho_scale = self.ortho_scale * SCALE_DECAY + sample * (1 - SCALE_DECAY)
+        if self.cfg.ortho_mode != "adaptive":
+            return
+        if step_input.n_training_steps % self.cfg.ortho_refresh_every == 0:
+            self.ortho_refresh()
+        elif self._ortho_groups is None:
+            # First step of this process: a resumed SAE has lists, one that starts late has none.
+            if int(self.ortho_neighbours[0, 0]) < 0:
+                self.ortho_refresh()
+            else:
+                self._ortho_groups = self._summarise_groups(self.ortho_group_ids)
+
+    @torch.no_grad()
+    def _after_step(self, step_input: TrainStepInput, output: TrainStepOutput) -> None:
+        cfg = self.cfg
+        output.metrics["ortho_scale"] = lambda: self._scale()
+        if cfg.ortho_mode != "adaptive":
+            return
+        if step_input.n_training_steps % cfg.ortho_statistics_every == 0:
+            acts = output.feature_acts
+            active = (acts.to_dense() if acts.is_sparse else acts) > 0
+            self._count(active.reshape(-1, active.shape[-1]), step_input.n_training_steps)
+        if self._ortho_groups is not None:
+            for name, value in self._ortho_groups._asdict().items():
+                output.metrics[f"ortho_groups/{name}"] = value
+
+    def _count(self, active: Tensor, step: int) -> None:
+        cfg = self.cfg
+        if cfg.ortho_forget_rows >= active.shape[0]:
+            raise reject(
+                "ortho_forget_rows",
+                cfg.ortho_forget_rows,
+                f"a batch has only {active.shape[0]} rows and needs some from the retain corpus. "
+                "Leave it 0 unless batches are domain-stratified (the project's runner sets it).",
+            )
+        signs = coactivation.random_signs(
+            active.shape[0], cfg.ortho_sketch_size, cfg.ortho_seed, step
+        )
+        self.ortho_state = coactivation.update(
+            self.ortho_state,
+            active,
+            self.ortho_neighbours,
+            signs.to(active.device),
+            cfg.ortho_statistics_decay,
+            cfg.ortho_forget_rows,
+        )
+
+    @torch.no_grad()
+    def ortho_refresh(self) -> None:
+        """Search neighbours afresh, carry the pair statistics over, regroup."""
+        cfg = self.cfg
+        directions = penalty.decoder_directions(self.W_dec.detach())
+        found, _ = neighbours.top_similar(directions, cfg.ortho_neighbours)
+        self.ortho_state = coactivation.retarget(self.ortho_state, self.ortho_neighbours, found)
+        self.ortho_neighbours = found
+        state, previous = self.ortho_state, self.ortho_group_ids
+        self.ortho_group_ids = grouping.coactivation_groups(
+            coactivation.sketch_directions(state), cfg.ortho_group_threshold
+        )
+        if cfg.ortho_forget_rows:
+            self.ortho_domain_ids = grouping.domain_groups(
+                coactivation.domain_rates(state), cfg.ortho_domain_ratio
+            )
+        self._ortho_groups = self._summarise_groups(previous)
+
+    def _summarise_groups(self, previous: Tensor) -> GroupSummary:
+        return grouping.summarise_groups(self.ortho_group_ids, self.ortho_domain_ids, previous)
+
+    # --------------------------------------------------- saving and loading
+
+    def _ortho_buffers(self) -> dict[str, Tensor]:
+        """Our buffers by name (a stock class may have buffers of its own)."""
+        return {
+            name: buffer
+            for name, buffer in self._buffers.items()
+            if name.startswith("ortho_") and buffer is not None
+        }
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # sae.to(bfloat16) must not touch counts and ids: move them, but keep their dtype.
+        held = self._ortho_buffers()
+        for name in held:
+            self._buffers[name] = None  # nn.Module._apply skips buffers that are None
+        try:
+            super()._apply(fn, recurse)  # type: ignore[call-arg]
+        finally:
+            for name, buffer in held.items():
+                device = fn(torch.empty(0, dtype=buffer.dtype, device=buffer.device)).device
+                self._buffers[name] = buffer.to(device)
+        return self
+
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving(state_dict)
+        for name, buffer in self._ortho_buffers().items():
+            # As bytes: SAELens casts every tensor it loads to the SAE's dtype, and whole
+            # numbers up to 255 are the only values that survive a cast to bf16 unharmed.
+            state_dict[name] = buffer.contiguous().reshape(-1).view(torch.uint8)
+
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        for name, buffer in self._ortho_buffers().items():
+            if name in state_dict:
+                raw = state_dict[name].to(torch.uint8)
+                state_dict[name] = raw.view(buffer.dtype).reshape(buffer.shape)
+
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        for name in self._ortho_buffers():
+            state_dict.pop(name, None)
