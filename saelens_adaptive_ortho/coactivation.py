@@ -95,11 +95,12 @@ def update(
     new_fired = torch.stack([fires[start:stop].sum(0) for start, stop in bounds])
     rows, latents = active.nonzero(as_tuple=True)
     together = active[rows.unsqueeze(1), neighbours[latents]].float()
-    joint = (state.joint * decay).index_add(0, latents, together)
+    # Whole numbers into zeros: their sum is exact, so the order in which a GPU adds is immaterial.
+    new_joint = torch.zeros_like(state.joint).index_add(0, latents, together)
     return CoactivationState(
         samples=state.samples * decay + new_samples,
         fired=state.fired * decay + new_fired,
-        joint=joint,
+        joint=state.joint * decay + new_joint,
         joint_samples=state.joint_samples * decay + n,
         sketch=state.sketch * decay + fires.T @ signs,
         sketch_total=state.sketch_total * decay + signs.sum(0),

@@ -162,7 +162,7 @@ def _one_of(cfg: Any, name: str, literal: Any) -> None:
 def _number(
     cfg: Any, name: str, low: float, high: float = math.inf, open_low: bool = False
 ) -> None:
-    value = getattr(cfg, name)
+    value: Any = getattr(cfg, name)
     if value is None and name == "ortho_curriculum_start":
         return
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

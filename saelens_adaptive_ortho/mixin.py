@@ -75,9 +75,13 @@ class AdaptiveOrthoMixin(_Base):
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         if self.cfg.ortho_mode == "off":
             return super().training_forward_pass(step_input)
-        self._before_step(step_input)
+        # Like the penalty, neighbour search and sketches need full precision under autocast.
+        full_precision = torch.autocast(step_input.sae_in.device.type, enabled=False)
+        with full_precision:
+            self._before_step(step_input)
         output = super().training_forward_pass(step_input)
-        self._after_step(step_input, output)
+        with full_precision:
+            self._after_step(step_input, output)
         return output
 
     def calculate_aux_loss(

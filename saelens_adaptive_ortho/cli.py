@@ -1,0 +1,148 @@
+"""``adaptive-ortho``: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Exit status: 0 done, 1 an evaluation failed, 2 bad input, 130 interrupted."""
+    args = _parser().parse_args(argv)
+    from saelens_adaptive_ortho.config import ConfigError
+    from saelens_adaptive_ortho.report import ResultError
+
+    errors: tuple[type[Exception], ...] = (ConfigError, ResultError)
+    if args.command in {"compare", "train", "check"}:
+        from saelens_adaptive_ortho.data import NonFiniteActivationsError
+        from saelens_adaptive_ortho.storage import StorageError
+        from saelens_adaptive_ortho.training import NonFiniteLossError
+
+        errors = (*errors, NonFiniteActivationsError, NonFiniteLossError, StorageError)
+    try:
+        return args.run(args)
+    except errors as error:
+        print(f"adaptive-ortho: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        message = str(error) or "interrupted"
+        print(f"adaptive-ortho: {message}. The same command continues.", file=sys.stderr)
+        return 130
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Train, evaluate and report every variant of an experiment."""
+    from rich.console import Console
+
+    from saelens_adaptive_ortho import report
+    from saelens_adaptive_ortho.compare import Comparison
+    from saelens_adaptive_ortho.experiment import load_experiment
+
+    console = Console()
+    experiment = load_experiment(args.config, args.set)
+    results = Comparison(experiment, say=_say).run(fresh=args.fresh)
+    console.print(report.terminal_table(report.summarise(results)))
+    return 0 if all(r.ok for r in results) else 1
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train the one SAE of a config and export it."""
+    from saelens_adaptive_ortho.experiment import load_experiment
+    from saelens_adaptive_ortho.runner import AdaptiveOrthoRunner
+
+    cfg = load_experiment(args.config, args.set).runner
+    AdaptiveOrthoRunner(cfg).run()
+    _say(f"Saved: {cfg.output_path}/sae")
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    """Validate a config: settings, folders, corpora, model; nothing is trained."""
+    from saelens_adaptive_ortho import runner
+    from saelens_adaptive_ortho.experiment import load_experiment
+
+    experiment = load_experiment(args.config, args.set)
+    if args.offline:
+        _say(f"{args.config}: settings are valid (corpora and model were not opened).")
+        return 0
+    prepared = runner.prepare(experiment.runner)
+    for corpus in prepared.corpora:
+        _say(
+            f"{corpus.domain}: {len(corpus.train)} training and {len(corpus.held_out)} held-out "
+            f"contexts of {experiment.runner.context_size} tokens"
+        )
+    _say(f"{args.config}: ready to run.")
+    return 0
+
+
+def make_report(args: argparse.Namespace) -> int:
+    """Write the report of a run folder afresh, and show its table."""
+    from rich.console import Console
+
+    from saelens_adaptive_ortho import report
+
+    root = Path(args.run_dir)
+    report.write_summary(root)
+    _say(f"Report: {report.write_report(root)}")
+    Console().print(report.terminal_table(report.summarise(report.load_results(root))))
+    return 0
+
+
+def tables(args: argparse.Namespace) -> int:
+    """Regenerate the tables of a markdown file from the results it names."""
+    from saelens_adaptive_ortho import report
+
+    path = Path(args.markdown)
+    changed = report.update_tables(path, path.parent, check=args.check)
+    if args.check and changed:
+        print(f"{path}: tables are not those of the results; run without --check", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _say(line: str) -> None:
+    from tqdm.auto import tqdm
+
+    tqdm.write(line)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="adaptive-ortho",
+        description="Sparse autoencoders with adaptively orthogonal decoder directions.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, run: Any, config: bool = False) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        sub.set_defaults(run=run)
+        if config:
+            sub.add_argument("config", help="experiment YAML, e.g. configs/demo.yaml")
+            sub.add_argument(
+                "--set",
+                metavar="KEY=VALUE",
+                action="append",
+                default=[],
+                help="override a setting, e.g. --set sae.k=16 (repeatable)",
+            )
+        return sub
+
+    add("compare", compare, config=True).add_argument(
+        "--fresh", action="store_true", help="delete the run's SAEs and results first"
+    )
+    add("train", train, config=True)
+    add("check", check, config=True).add_argument(
+        "--offline", action="store_true", help="check the settings only"
+    )
+    add("report", make_report).add_argument("run_dir", help="a run folder")
+    sub = add("tables", tables)
+    sub.add_argument("markdown", help="e.g. README.md")
+    sub.add_argument("--check", action="store_true", help="only say whether they are up to date")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

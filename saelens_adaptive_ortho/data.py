@@ -1,0 +1,560 @@
+"""Corpora, and domain-stratified activation batches drawn from them.
+
+Batch ``t`` is a pure function of the configuration and ``t``: contexts are permuted by epoch,
+activations are shuffled within chunks of a few batches, and every permutation is seeded by what
+it permutes. So a run resumes at any step without replaying, and its buffer needs no saving.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset, load_dataset
+from jaxtyping import Bool, Float, Int
+from sae_lens.pretokenize_runner import get_special_token_from_cfg
+from sae_lens.tokenization_and_batching import concat_and_batch_sequences
+from sae_lens.training.activations_store import ActivationsStore
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.HookedTransformer import HookedRootModule
+
+from saelens_adaptive_ortho.config import ConfigError, reject
+from saelens_adaptive_ortho.demo import FORGET_CORPUS, RETAIN_CORPUS
+
+DOMAINS = ("forget", "retain")
+DEMO_CORPORA = {"demo:forget": FORGET_CORPUS, "demo:retain": RETAIN_CORPUS}
+BUILDERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
+GATED_STAND_INS = {
+    "cais/wmdp-bio-forget-corpus": (
+        "an open corpus that may stand in: path=cais/wmdp-corpora, name=bio-retain-corpus, "
+        "text_field=text (general biology), or any local file"
+    )
+}
+
+
+class NonFiniteActivationsError(RuntimeError):
+    """The language model produced NaN or infinity; names the corpus and the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """Where the text of one corpus comes from.
+
+    Args:
+        path: a local .jsonl, .json, .txt or .parquet file (also .gz), a directory of them, a hub
+            data set id, or ``demo:forget`` / ``demo:retain``.
+        name: configuration of a hub data set.
+        split: split of a hub data set.
+        text_field: column that holds the text.
+        max_documents: read no more than this many documents.
+        revision: branch, tag or commit of a hub data set.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    text_field: str = "text"
+    max_documents: int | None = None
+    revision: str | None = None
+
+    @classmethod
+    def from_dict(cls, where: str, value: object) -> CorpusConfig:
+        """Build from a YAML mapping, naming ``where`` in errors.
+
+        Raises:
+            ConfigError: not a mapping, an unknown key, no path, or a value of the wrong type.
+        """
+        if isinstance(value, CorpusConfig):
+            return value
+        if isinstance(value, str):
+            value = {"path": value}
+        if not isinstance(value, dict):
+            raise reject(where, value, "must be a path or a mapping with at least `path`.")
+        known = [f.name for f in fields(cls)]
+        for key in value:
+            if key not in known:
+                raise reject(f"{where}.{key}", value[key], f"unknown key; known: {known}.")
+        if not isinstance(value.get("path"), str) or not value["path"]:
+            raise reject(f"{where}.path", value.get("path"), "must name a file or a data set.")
+        limit = value.get("max_documents")
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise reject(f"{where}.max_documents", limit, "must be a positive whole number.")
+        return cls(**value)
+
+
+def local_files(path: str) -> list[Path] | None:
+    """The files a corpus path means, or None for a hub id.
+
+    Raises:
+        ConfigError: a path that looks local and does not exist, or a directory without text.
+    """
+    if path in DEMO_CORPORA:
+        return [DEMO_CORPORA[path]]
+    p = Path(path).expanduser()
+    if p.is_file():
+        if _builder(p) is None:
+            raise reject("path", path, f"unknown kind of file; known: {sorted(BUILDERS)} (+ .gz).")
+        return [p]
+    if p.is_dir():
+        found = sorted(f for f in p.rglob("*") if f.is_file() and _builder(f))
+        if not found:
+            raise reject("path", path, f"the directory holds no {sorted(BUILDERS)} file.")
+        return found
+    looks_local = p.is_absolute() or path.startswith((".", "~")) or _builder(p) is not None
+    if looks_local:
+        raise reject("path", path, "no such file or directory.")
+    return None
+
+
+def _builder(path: Path) -> str | None:
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    return BUILDERS.get(suffix)
+
+
+def read_documents(corpus: CorpusConfig, where: str) -> Iterator[str]:
+    """The non-empty texts of a corpus, streamed.
+
+    Raises:
+        ConfigError: missing, unreadable or gated corpus, missing text field; names ``where``.
+    """
+    try:
+        files = local_files(corpus.path)
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None
+    rows = _open(corpus, where, files)
+    if corpus.max_documents is not None:
+        rows = itertools.islice(rows, corpus.max_documents)
+    rows = iter(rows)
+    for number in itertools.count():
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise reject(
+                f"{where}.path", corpus.path, _explain_read_failure(error, corpus, files, number)
+            ) from error
+        if corpus.text_field not in row:
+            raise reject(
+                f"{where}.text_field",
+                corpus.text_field,
+                f"no such field in document {number} of {corpus.path}; it has {sorted(row)}.",
+            )
+        text = row[corpus.text_field]
+        if not isinstance(text, str):
+            raise reject(
+                f"{where}.text_field",
+                corpus.text_field,
+                f"document {number} of {corpus.path} has {type(text).__name__} there, not text.",
+            )
+        if text.strip():
+            yield text
+
+
+def _open(corpus: CorpusConfig, where: str, files: list[Path] | None) -> Iterator[dict[str, Any]]:
+    try:
+        if files is None:
+            dataset = load_dataset(
+                corpus.path,
+                corpus.name,
+                split=corpus.split,
+                revision=corpus.revision,
+                streaming=True,
+            )
+        else:
+            builder = _builder(files[0])
+            same = [str(f) for f in files if _builder(f) == builder]
+            if len(same) != len(files):
+                raise reject(f"{where}.path", corpus.path, "the directory mixes kinds of files.")
+            extra = {"sample_by": "paragraph"} if builder == "text" else {}
+            dataset = load_dataset(
+                str(builder), data_files=same, split="train", streaming=True, **extra
+            )
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise reject(
+            f"{where}.path", corpus.path, _explain_read_failure(error, corpus, files, 0)
+        ) from error
+    return iter(dataset)  # type: ignore[arg-type]
+
+
+def _explain_read_failure(
+    error: Exception, corpus: CorpusConfig, files: list[Path] | None, number: int
+) -> str:
+    cause = error.__cause__ or error
+    text = f"{type(cause).__name__}: {cause}".split("\n")[0][:300]
+    lower = f"{error} {cause}".lower()
+    if files is not None:
+        empty = [f.name for f in files if f.stat().st_size == 0]
+        if empty:
+            return f"the file {empty[0]} is empty; a corpus needs text."
+        return f"unreadable at document {number} ({text}). Is a file truncated, or not UTF-8 text?"
+    if "gated" in lower or "401" in lower or "403" in lower or "authenticated" in lower:
+        stand_in = GATED_STAND_INS.get(corpus.path, "or point `path` at a local file")
+        return (
+            f"access is refused ({text}). Request access on the data set's hub page and log in "
+            f"with `hf auth login`; {stand_in}."
+        )
+    if any(word in lower for word in ("connect", "timed out", "offline", "resolve", "reach")):
+        return f"the hub cannot be reached ({text}). Check the connection, or give a local file."
+    return f"the data set cannot be read ({text}). Check its id, `name` and `split`."
+
+
+# --------------------------------------------------------------------- tokens
+
+
+@dataclass(frozen=True)
+class TokenisedCorpus:
+    """Contexts of one corpus. Whole documents are held out, so no text is in both parts."""
+
+    domain: str
+    train: Int[Tensor, "n_train context"]
+    held_out: Int[Tensor, "n_held_out context"]
+    fingerprint: str
+
+
+class Tokenisation(NamedTuple):
+    """How text becomes contexts: SAELens's fields of the same names."""
+
+    context_size: int
+    prepend_bos: bool = True
+    sequence_separator_token: int | str | None = "bos"
+    disable_concat_sequences: bool = False
+    holdout_fraction: float = 0.05
+    holdout_contexts: int = 1024
+
+
+def tokenise_corpus(
+    corpus: CorpusConfig,
+    domain: str,
+    tokenizer: Any,
+    how: Tokenisation,
+    train_contexts: int,
+    cache_dir: Path | None = None,
+    where: str | None = None,
+) -> TokenisedCorpus:
+    """Read, tokenise and pack a corpus into contexts, on its own (never across corpora).
+
+    Every ``round(1 / holdout_fraction)``-th document is held out, wherever the corpus ends.
+    Reading stops once ``train_contexts`` are full; a smaller corpus is read whole and later
+    repeated in epochs. The result is cached under ``cache_dir``, keyed by everything that
+    determines it.
+
+    Raises:
+        ConfigError: a corpus that is missing, unreadable, or too small for one context of each
+            part.
+    """
+    where = where or f"ortho_corpora.{domain}"
+    key = _cache_key(corpus, tokenizer, how, train_contexts)
+    cached = cache_dir / f"{domain}-{key[:16]}.safetensors" if cache_dir else None
+    if cached is not None and (found := _read_cache(cached, domain, key)) is not None:
+        return found
+    documents = _tokenise(corpus, domain, tokenizer, how, train_contexts, where)
+    train = _pack(documents.train, tokenizer, how, train_contexts)
+    held_out = _pack(documents.held_out, tokenizer, how, how.holdout_contexts)
+    if not train or not held_out:
+        raise reject(
+            f"{where}.path",
+            corpus.path,
+            f"too little text: {len(train)} training and {len(held_out)} held-out contexts of "
+            f"{how.context_size} tokens (both need at least one). Add text, lower context_size, "
+            "or raise ortho_holdout_fraction.",
+        )
+    result = TokenisedCorpus(domain, torch.stack(train), torch.stack(held_out), key)
+    if cached is not None:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cached.with_suffix(".tmp")
+        save_file(
+            {"train": result.train, "held_out": result.held_out}, temporary, {"fingerprint": key}
+        )
+        temporary.replace(cached)
+    return result
+
+
+class _Documents(NamedTuple):
+    train: list[Tensor]
+    held_out: list[Tensor]
+
+
+def _tokenise(
+    corpus: CorpusConfig,
+    domain: str,
+    tokenizer: Any,
+    how: Tokenisation,
+    train_contexts: int,
+    where: str,
+) -> _Documents:
+    """Token ids by document, read until both parts hold enough for their contexts."""
+    stride = max(2, round(1 / how.holdout_fraction))
+    wanted = {False: train_contexts, True: how.holdout_contexts}
+    parts: dict[bool, list[Tensor]] = {False: [], True: []}
+    full = {False: 0.0, True: 0.0}  # contexts' worth of tokens so far
+    documents = enumerate(read_documents(corpus, where))
+    with tqdm(desc=f"Tokenising {domain}", unit=" documents", leave=False) as bar:
+        while full[False] < wanted[False] or not parts[True]:
+            block = list(itertools.islice(documents, 256))
+            if not block:
+                break
+            texts = [text for _, text in block]
+            ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            for (number, _), tokens in zip(block, ids, strict=True):
+                held = number % stride == stride - 1
+                if not tokens or (held and full[True] >= wanted[True]):
+                    continue
+                parts[held].append(torch.tensor(tokens, dtype=torch.int32))
+                share = len(tokens) / how.context_size
+                # Without concatenation a document gives one context, if it is long enough.
+                full[held] += float(share >= 1) if how.disable_concat_sequences else share
+            bar.update(len(block))
+    return _Documents(parts[False], parts[True])
+
+
+def _pack(
+    documents: list[Tensor], tokenizer: Any, how: Tokenisation, limit: int
+) -> list[Int[Tensor, " context"]]:
+    separator = get_special_token_from_cfg(how.sequence_separator_token, tokenizer)  # type: ignore[arg-type]
+    contexts = concat_and_batch_sequences(
+        tokens_iterator=iter(documents),
+        context_size=how.context_size,
+        begin_batch_token_id=tokenizer.bos_token_id if how.prepend_bos else None,
+        sequence_separator_token_id=separator,
+        disable_concat_sequences=how.disable_concat_sequences,
+    )
+    return [c.to(torch.int32) for c in itertools.islice(contexts, limit)]
+
+
+def _cache_key(corpus: CorpusConfig, tokenizer: Any, how: Tokenisation, train_contexts: int) -> str:
+    """Digest of everything that determines a tokenised corpus, local file contents included."""
+    digest = hashlib.sha256()
+    for part in (asdict(corpus), how._asdict(), train_contexts):
+        digest.update(json.dumps(part, sort_keys=True).encode())
+    digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    for file in local_files(corpus.path) or []:
+        with file.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_cache(path: Path, domain: str, key: str) -> TokenisedCorpus | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("fingerprint") == key:
+                return TokenisedCorpus(
+                    domain, file.get_tensor("train"), file.get_tensor("held_out"), key
+                )
+    except (OSError, SafetensorError):
+        pass  # absent or cut short: tokenise again
+    return None
+
+
+# ---------------------------------------------------------------- activations
+
+
+class _Rows(NamedTuple):
+    """A run of activation rows: whole contexts, and where in them the rows begin."""
+
+    contexts: Int[Tensor, " n"]
+    skip: int
+
+
+class DomainRows:
+    """Random access to the endless sequence of a corpus's usable token positions.
+
+    Epoch ``e`` visits the contexts in a permutation seeded by ``(seed, domain, e)``; within a
+    context only positions in ``usable`` count (the sequence slice, minus excluded tokens).
+    """
+
+    def __init__(
+        self, tokens: Int[Tensor, "n context"], usable: Bool[Tensor, "n context"], seed: int
+    ) -> None:
+        self.tokens = tokens
+        self.usable = usable
+        self._counts = usable.sum(1)
+        self.rows_per_epoch = int(self._counts.sum())
+        self._seed = seed
+        self._epoch: tuple[int, Tensor, Tensor] | None = None
+
+    def locate(self, start: int, n: int) -> list[_Rows]:
+        """Contexts that hold rows ``start .. start + n`` of the endless sequence, by epoch."""
+        out = []
+        while n > 0:
+            epoch, offset = divmod(start, self.rows_per_epoch)
+            order, ends = self._order(epoch)
+            take = min(n, self.rows_per_epoch - offset)
+            first = int(torch.searchsorted(ends, offset, right=True))
+            last = int(torch.searchsorted(ends, offset + take - 1, right=True))
+            skip = offset - (int(ends[first - 1]) if first else 0)
+            out.append(_Rows(order[first : last + 1], skip))
+            start, n = start + take, n - take
+        return out
+
+    def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
+        if self._epoch is None or self._epoch[0] != epoch:
+            generator = torch.Generator().manual_seed(_mix(self._seed, epoch))
+            order = torch.randperm(len(self._counts), generator=generator)
+            self._epoch = (epoch, order, self._counts[order].cumsum(0))
+        return self._epoch[1], self._epoch[2]
+
+
+def _mix(*numbers: int) -> int:
+    """One seed from several numbers, well spread (adjacent seeds must not give kin streams)."""
+    digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % 2**63
+
+
+class StratifiedActivationsStore(ActivationsStore):
+    """SAELens's store, serving domain-stratified batches from one or two corpora.
+
+    Rows ``[0:forget_rows]`` of each batch come from the forget corpus, the rest from the retain
+    corpus. Iterating yields batches ``position, position + 1, ...``; :meth:`seek` moves anywhere.
+    The inherited token interface (``get_batch_tokens``, used by evaluations) serves the held-out
+    contexts of all corpora, interleaved.
+    """
+
+    corpora: list[TokenisedCorpus]
+    position: int
+
+    @classmethod
+    def build(
+        cls, model: HookedRootModule, cfg: Any, corpora: list[TokenisedCorpus], seed: int
+    ) -> StratifiedActivationsStore:
+        """A store for a runner config and its tokenised corpora.
+
+        Raises:
+            ConfigError: no usable token position, or a batch without a row of each corpus.
+        """
+        with warnings.catch_warnings():
+            # Held-out contexts are fewer than the training tokens, and meant to be.
+            warnings.filterwarnings("ignore", message="The training dataset contains fewer")
+            store = cls.from_config(model, cfg, override_dataset=held_out_dataset(corpora))
+        assert isinstance(store, StratifiedActivationsStore)
+        store._set_corpora(corpora, cfg.train_batch_size_tokens, forget_rows(cfg), seed)
+        return store
+
+    def _set_corpora(
+        self, corpora: list[TokenisedCorpus], batch: int, n_forget: int, seed: int
+    ) -> None:
+        self.corpora = corpora
+        self.position = 0
+        self._rows_per_batch = [batch] if len(corpora) == 1 else [n_forget, batch - n_forget]
+        self._domains = [
+            DomainRows(c.train, self._usable(c), _mix(seed, i)) for i, c in enumerate(corpora)
+        ]
+        self._seed = seed
+        buffer_tokens = (
+            self.n_batches_in_buffer * self.store_batch_size_prompts * self.training_context_size
+        )
+        self.batches_per_chunk = max(1, buffer_tokens // batch)
+        self._chunk: tuple[int, list[Tensor]] | None = None
+
+    def _usable(self, corpus: TokenisedCorpus) -> Bool[Tensor, "n context"]:
+        usable = torch.zeros(corpus.train.shape, dtype=torch.bool)
+        usable[:, slice(*self.seqpos_slice)] = True
+        if self.exclude_special_tokens is not None:
+            usable &= ~torch.isin(corpus.train, self.exclude_special_tokens.cpu())
+        if not usable.any():
+            raise reject(
+                "seqpos_slice" if self.exclude_special_tokens is None else "exclude_special_tokens",
+                self.seqpos_slice,
+                f"leaves no token of the {corpus.domain} corpus to train on.",
+            )
+        return usable
+
+    def seek(self, position: int) -> None:
+        """Make the next batch the one of this step."""
+        self.position = position
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Float[Tensor, "batch d_in"]:
+        chunk, slot = divmod(self.position, self.batches_per_chunk)
+        if self._chunk is None or self._chunk[0] != chunk:
+            self._chunk = None  # free the old chunk before the new one is made
+            self._chunk = (chunk, [self._fill(d, chunk) for d in range(len(self._domains))])
+        self.position += 1
+        return torch.cat(
+            [
+                rows[slot * n : (slot + 1) * n]
+                for rows, n in zip(self._chunk[1], self._rows_per_batch, strict=True)
+            ]
+        )
+
+    def _fill(self, d: int, chunk: int) -> Float[Tensor, "rows d_in"]:
+        """Activations of one corpus for a whole chunk, shuffled."""
+        n = self._rows_per_batch[d] * self.batches_per_chunk
+        start, pieces = chunk * n, []
+        for piece in self._domains[d].locate(start, n):
+            rows = self._activations(d, piece.contexts, chunk)
+            pieces.append(rows[piece.skip : piece.skip + n - sum(map(len, pieces))])
+        rows = torch.cat(pieces)
+        generator = torch.Generator().manual_seed(_mix(self._seed, d, chunk, 1))
+        return rows[torch.randperm(n, generator=generator).to(rows.device)]
+
+    def _activations(
+        self, d: int, contexts: Int[Tensor, " n"], chunk: int
+    ) -> Float[Tensor, "rows d_in"]:
+        domain, corpus = self._domains[d], self.corpora[d]
+        device = next(self.model.parameters()).device
+        sliced = slice(*self.seqpos_slice)
+        out = []
+        for batch in contexts.split(self.store_batch_size_prompts):
+            tokens = domain.tokens[batch].long().to(device)
+            acts = self.get_activations(tokens).to(self.device, self.dtype)
+            if not torch.isfinite(acts).all():
+                bad = batch[(~torch.isfinite(acts)).flatten(1).any(1).cpu()].tolist()
+                first = chunk * self.batches_per_chunk
+                raise NonFiniteActivationsError(
+                    f"The {corpus.domain} corpus gives NaN or infinite activations at "
+                    f"{self.hook_name}, in contexts {bad[:5]}{'...' if len(bad) > 5 else ''} "
+                    f"(batches {first} to {first + self.batches_per_chunk - 1}). Load the model "
+                    "in a wider dtype (bfloat16 or float32 rather than float16), or check its "
+                    "weights."
+                )
+            out.append(acts[domain.usable[batch][:, sliced].to(acts.device)])
+        return torch.cat(out)
+
+    def epochs(self, n_steps: int) -> dict[str, float]:
+        """How often ``n_steps`` batches go through each corpus."""
+        return {
+            c.domain: n * n_steps / d.rows_per_epoch
+            for c, d, n in zip(self.corpora, self._domains, self._rows_per_batch, strict=True)
+        }
+
+
+def held_out_dataset(corpora: list[TokenisedCorpus]) -> Dataset:
+    """The held-out contexts of all corpora, interleaved, equally many of each."""
+    n = min(len(c.held_out) for c in corpora)
+    interleaved = torch.stack([c.held_out[:n] for c in corpora], dim=1).flatten(0, 1)
+    return Dataset.from_dict({"tokens": interleaved.tolist()})
+
+
+def forget_rows(cfg: Any) -> int:
+    """Rows of a batch that come from the forget corpus; 0 with a single corpus.
+
+    Raises:
+        ConfigError: the fraction leaves one of the corpora without a row.
+    """
+    if len(cfg.corpora()) == 1:
+        return 0
+    n = math.floor(cfg.train_batch_size_tokens * cfg.ortho_forget_fraction + 0.5)
+    if not 0 < n < cfg.train_batch_size_tokens:
+        raise reject(
+            "ortho_forget_fraction",
+            cfg.ortho_forget_fraction,
+            f"a batch of {cfg.train_batch_size_tokens} needs a row of each corpus.",
+        )
+    return n

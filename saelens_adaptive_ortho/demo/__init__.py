@@ -1,0 +1,13 @@
+"""Embedded demo: a tiny language model and a two-domain corpus, made by ``build.py``."""
+
+from pathlib import Path
+from typing import Final
+
+DEMO_DIR: Final = Path(__file__).resolve().parent
+MODEL_DIR: Final = DEMO_DIR / "model"
+FORGET_CORPUS: Final = DEMO_DIR / "corpus" / "forget.jsonl"
+RETAIN_CORPUS: Final = DEMO_DIR / "corpus" / "retain.jsonl"
+QUESTIONS: Final = DEMO_DIR / "corpus" / "questions.jsonl"
+CARD: Final = DEMO_DIR / "card.json"
+
+__all__ = ["CARD", "DEMO_DIR", "FORGET_CORPUS", "MODEL_DIR", "QUESTIONS", "RETAIN_CORPUS"]

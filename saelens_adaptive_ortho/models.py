@@ -1,0 +1,174 @@
+"""Language models: hub names as SAELens takes them, any local Hugging Face directory, the demo.
+
+Local directories are loaded without the hub and without remote code, with weights from
+safetensors, and are checked before anything long starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.load_model import load_model
+from sae_lens.util import str_to_dtype
+from transformer_lens import HookedTransformer
+from transformer_lens import loading_from_pretrained as tl_loading
+from transformer_lens.HookedTransformer import HookedRootModule
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from saelens_adaptive_ortho.config import ConfigError, reject
+from saelens_adaptive_ortho.demo import MODEL_DIR
+
+DEMO_MODEL = "demo:model"
+LOCAL_KWARGS = {"dtype", "torch_dtype", "center_writing_weights"}
+
+
+def resolve_model_name(name: str) -> str:
+    """The directory of the embedded model for ``demo:model``, the name itself otherwise."""
+    return str(MODEL_DIR) if name == DEMO_MODEL else name
+
+
+def local_model_dir(name: str) -> Path | None:
+    """The directory a model name means, or None for a hub name.
+
+    A name that looks like a path (absolute, or starting with ``.`` or ``~``) is one, whether it
+    exists or not; any other name is one if such a directory holds a ``config.json``.
+    """
+    path = Path(resolve_model_name(name)).expanduser()
+    looks_local = path.is_absolute() or name.startswith((".", "~"))
+    return path if looks_local or (path / "config.json").is_file() else None
+
+
+def check_model(name: str) -> None:
+    """Refuse a local model directory that cannot load; hub names are checked when they load.
+
+    Raises:
+        ConfigError: the directory, its config, its weights or its tokenizer is missing.
+    """
+    path = local_model_dir(name)
+    if path is None:
+        return
+    if not path.is_dir():
+        raise reject("model_name", name, "no such directory. Give a hub name or a local model.")
+    if not (path / "config.json").is_file():
+        raise reject("model_name", name, "the directory has no config.json (Hugging Face format).")
+    if not any(path.glob("*.safetensors")):
+        raise reject(
+            "model_name",
+            name,
+            "the directory has no *.safetensors weights. Save the model with "
+            "model.save_pretrained(directory), which writes safetensors.",
+        )
+    if not (path / "tokenizer.json").is_file() and not (path / "tokenizer_config.json").is_file():
+        raise reject(
+            "model_name",
+            name,
+            "the directory has no tokenizer. Save it with tokenizer.save_pretrained(directory).",
+        )
+
+
+def load_language_model(
+    name: str,
+    device: str = "cpu",
+    model_class_name: str = "HookedTransformer",
+    model_from_pretrained_kwargs: dict[str, Any] | None = None,
+    hook_names: list[str] | None = None,
+) -> HookedRootModule:
+    """A model with hook points, unprocessed weights (no folding, no centring).
+
+    Raises:
+        ConfigError: the model does not exist, is gated, is corrupt, or cannot be reached.
+    """
+    check_model(name)
+    path = local_model_dir(name)
+    kwargs = dict(model_from_pretrained_kwargs or {})
+    try:
+        if path is not None and model_class_name == "HookedTransformer":
+            return _load_local(path, device, kwargs)
+        resolved = resolve_model_name(name)
+        return load_model(model_class_name, resolved, device, kwargs, hook_names)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise reject("model_name", name, _explain_load_failure(error, path)) from error
+
+
+def _load_local(path: Path, device: str, kwargs: dict[str, Any]) -> HookedTransformer:
+    unknown = set(kwargs) - LOCAL_KWARGS
+    if unknown:
+        raise reject(
+            "model_from_pretrained_kwargs",
+            sorted(unknown),
+            f"a local model takes only {', '.join(sorted(LOCAL_KWARGS))}.",
+        )
+    dtype = kwargs.get("dtype", kwargs.get("torch_dtype", torch.float32))
+    dtype = str_to_dtype(dtype) if isinstance(dtype, str) else dtype
+    # TransformerLens picks the Hugging Face class by substrings of the *path* ("bert", "t5"), so
+    # it is handed the model instead.
+    hf_model = AutoModelForCausalLM.from_pretrained(
+        path, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype
+    )
+    cfg = tl_loading.get_pretrained_model_config(str(path), device=device, dtype=dtype)
+    state = tl_loading.get_pretrained_state_dict(str(path), cfg, hf_model, dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    model = HookedTransformer(cfg, tokenizer, move_to_device=False)
+    model.load_and_process_state_dict(
+        state,
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
+    )
+    return model.to(device)  # type: ignore[return-value]
+
+
+def check_hook(model: HookedRootModule, hook_name: str) -> None:
+    """Refuse a hook point the model does not have, naming the nearest ones.
+
+    Raises:
+        ConfigError: as said.
+    """
+    known = list(model.hook_dict)
+    if hook_name in known:
+        return
+    near = difflib.get_close_matches(hook_name, known, n=3, cutoff=0.5)
+    hint = f"Nearest: {', '.join(near)}." if near else f"It has {len(known)}, e.g. {known[0]!r}."
+    raise reject("hook_name", hook_name, f"the model has no such hook point. {hint}")
+
+
+@torch.no_grad()
+def check_d_in(
+    model: HookedRootModule, hook_name: str, hook_head_index: int | None, d_in: int
+) -> None:
+    """Run two tokens and compare the width at the hook with ``sae.d_in``.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
+    acts = model.run_with_cache(tokens, names_filter=[hook_name])[1][hook_name]
+    if acts.ndim > 3:
+        acts = acts[:, :, hook_head_index] if hook_head_index is not None else acts.flatten(2)
+    if acts.shape[-1] != d_in:
+        raise reject("sae.d_in", d_in, f"{hook_name} is {acts.shape[-1]} wide; set it to that.")
+
+
+def _explain_load_failure(error: Exception, path: Path | None) -> str:
+    """Say what to do about a failed load, from the kind of failure."""
+    text = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+    lower = str(error).lower()
+    if path is not None:
+        return f"the model in {path} cannot be read ({text}). Is a file truncated or missing?"
+    if "gated" in lower or "401" in lower or "403" in lower:
+        return (
+            f"access to the model is refused ({text}). Accept its terms on its hub page, then log "
+            "in with `hf auth login`."
+        )
+    if "connect" in lower or "timed out" in lower or "offline" in lower or "resolve" in lower:
+        return (
+            f"the hub cannot be reached ({text}). Check the connection, or give a local model "
+            f"directory, or {DEMO_MODEL!r}."
+        )
+    return f"the model cannot be loaded ({text})."

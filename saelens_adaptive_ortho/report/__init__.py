@@ -1,0 +1,80 @@
+"""From result files to statistics, tables, figures and one self-contained page.
+
+Nothing here imports torch or SAELens, so a finished run can be read anywhere.
+"""
+
+from .metrics import METRICS, MetricInfo, describe, headline_keys
+from .page import render_page, write_report, write_summary
+from .plots import (
+    angles_figure,
+    cosine_figure,
+    figure_svg,
+    firing_figure,
+    groups_figure,
+    headline_figure,
+    run_figures,
+    save_figure,
+    save_plots,
+    training_figure,
+)
+from .readme import update_tables
+from .results import (
+    SCHEMA_VERSION,
+    Result,
+    ResultError,
+    load_result,
+    load_results,
+    order_variants,
+    result_path,
+    write_result,
+    write_text_atomic,
+)
+from .summary import (
+    Difference,
+    Gap,
+    MetricSummary,
+    OverallVerdict,
+    Spread,
+    Summary,
+    summarise,
+)
+from .tables import markdown_table, terminal_table
+
+__all__ = [
+    "METRICS",
+    "SCHEMA_VERSION",
+    "Difference",
+    "Gap",
+    "MetricInfo",
+    "MetricSummary",
+    "OverallVerdict",
+    "Result",
+    "ResultError",
+    "Spread",
+    "Summary",
+    "angles_figure",
+    "cosine_figure",
+    "describe",
+    "figure_svg",
+    "firing_figure",
+    "groups_figure",
+    "headline_figure",
+    "headline_keys",
+    "load_result",
+    "load_results",
+    "markdown_table",
+    "order_variants",
+    "render_page",
+    "result_path",
+    "run_figures",
+    "save_figure",
+    "save_plots",
+    "summarise",
+    "terminal_table",
+    "training_figure",
+    "update_tables",
+    "write_report",
+    "write_result",
+    "write_summary",
+    "write_text_atomic",
+]

@@ -1,0 +1,97 @@
+"""Numbers as text: as many decimals as their uncertainty supports, and a true minus sign."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+MINUS = "\N{MINUS SIGN}"
+DASH = "\N{EN DASH}"
+
+_MOST = 8
+
+
+def error_decimals(error: float) -> int:
+    """Return the decimals that leave a positive uncertainty two figures (0.0235 gives 3)."""
+    return _clamp(1 - math.floor(math.log10(error)))
+
+
+def value_decimals(values: Sequence[float], figures: int = 4) -> int:
+    """Return the decimals that give the largest value ``figures`` figures (0 if all whole)."""
+    largest = max((abs(value) for value in values), default=0.0)
+    if largest == 0 or all(value == round(value) for value in values):
+        return 0
+    return _clamp(figures - 1 - math.floor(math.log10(largest)))
+
+
+def spread_decimals(means: Sequence[float], stds: Sequence[float]) -> int:
+    """Return decimals for several ``mean ± std`` side by side.
+
+    The largest deviation decides; a smaller one may add two decimals before it reads as zero.
+    """
+    errors = [std for std in stds if std > 0]
+    if not errors:
+        return value_decimals(means)
+    return _until_visible(error_decimals(max(errors)), errors)
+
+
+def interval_decimals(mean: float, interval: tuple[float, float] | None) -> int:
+    """Return decimals for ``mean [low, high]``.
+
+    Half the width decides; up to two decimals are added where a bound that is not zero would
+    read as zero, since the verdict hangs on its sign.
+    """
+    if interval is None:
+        return value_decimals([mean], figures=3)
+    low, high = interval
+    half = (high - low) / 2
+    if half <= 1e-12 * abs(mean):
+        return value_decimals([mean], figures=3)
+    return _until_visible(error_decimals(half), [bound for bound in interval if bound != 0])
+
+
+def _until_visible(decimals: int, values: Sequence[float]) -> int:
+    smallest = min((abs(value) for value in values), default=1.0)
+    for extra in range(3):
+        if round(smallest, decimals + extra) != 0:
+            return _clamp(decimals + extra)
+    return decimals
+
+
+def _clamp(decimals: int) -> int:
+    return max(0, min(_MOST, decimals))
+
+
+def number(value: float | None, decimals: int) -> str:
+    """Format with ``decimals`` and thousands separators; huge values as powers of ten."""
+    if value is None:
+        return DASH
+    huge = abs(value) >= (1e9 if value == round(value) else 1e6)
+    text = f"{value:.2e}" if huge else f"{value:,.{decimals}f}"
+    if text.startswith("-"):
+        # "-0.00" is zero at this precision; its sign would claim a direction.
+        text = text[1:] if not text.strip("-0.,") else MINUS + text[1:]
+    return text
+
+
+def signed(value: float | None, decimals: int) -> str:
+    """Format as `number` with an explicit plus for positive values."""
+    text = number(value, decimals)
+    if value is not None and value > 0 and text.strip("0.,"):
+        return f"+{text}"
+    return text
+
+
+def estimate(
+    mean: float, interval: tuple[float, float] | None, unit: str = ""
+) -> tuple[str, str]:
+    """Return mean and interval as ``("+11.6°", "[+8.1°, +15.2°]")``.
+
+    The second text is empty without an interval.
+    """
+    decimals = interval_decimals(mean, interval)
+    text = signed(mean, decimals) + unit
+    if interval is None:
+        return text, ""
+    low, high = (signed(bound, decimals) + unit for bound in interval)
+    return text, f"[{low}, {high}]"

@@ -1,0 +1,57 @@
+"""Shape checks in every test, one thread, and builders of tiny SAEs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+PURE_MODULES = ("penalty", "neighbours", "coactivation", "grouping", "schedule", "subspace")
+
+# Before anything imports them: the shapes in their signatures are enforced by every test.
+install_import_hook(
+    [f"saelens_adaptive_ortho.{name}" for name in PURE_MODULES],
+    # An int is a fine float: configs say `ortho_alpha: 1`.
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
+torch.set_num_threads(1)
+
+D_IN, D_SAE, K = 16, 64, 4
+
+
+def _build_cfg(architecture: str, **overrides: Any) -> Any:
+    """Config of any registered training architecture, stock or ours, at a tiny size."""
+    from sae_lens.registry import get_sae_training_class
+
+    import saelens_adaptive_ortho  # noqa: F401  registers ours
+
+    fields: dict[str, Any] = {"d_in": D_IN, "d_sae": D_SAE}
+    if "topk" in architecture:
+        fields["k"] = K
+    if "matryoshka" in architecture:
+        fields["matryoshka_widths"] = [16, D_SAE]
+    if architecture.startswith("adaptive_ortho_"):
+        fields |= {"ortho_neighbours": 8, "ortho_sketch_size": 32, "ortho_refresh_every": 10}
+    return get_sae_training_class(architecture)[1](**(fields | overrides))
+
+
+def _build_sae(architecture: str, seed: int = 0, **overrides: Any) -> Any:
+    """The SAE of :func:`_build_cfg`, with weights drawn from ``seed``."""
+    from sae_lens.registry import get_sae_training_class
+
+    cfg = _build_cfg(architecture, **overrides)
+    torch.manual_seed(seed)
+    return get_sae_training_class(architecture)[0](cfg)
+
+
+@pytest.fixture(scope="session")
+def build_cfg() -> Callable[..., Any]:
+    return _build_cfg
+
+
+@pytest.fixture(scope="session")
+def build_sae() -> Callable[..., Any]:
+    return _build_sae

@@ -1,0 +1,228 @@
+"""Co-activation statistics against double-loop counting and hand-worked examples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from saelens_adaptive_ortho.coactivation import (
+    CoactivationState,
+    domain_rates,
+    empty_state,
+    firing_rates,
+    lift_affinity,
+    overlap_affinity,
+    random_signs,
+    retarget,
+    sketch_directions,
+    update,
+)
+
+N, D, M, R = 10, 6, 3, 4
+
+
+def random_batch(seed: int, n: int = N, d: int = D) -> Tensor:
+    return torch.rand(n, d, generator=torch.Generator().manual_seed(seed)) < 0.4
+
+
+def ring_neighbours(d: int = D, m: int = M) -> Tensor:
+    """Latent i's list is i+1, i+2, ... i+m, cyclically."""
+    return (torch.arange(d).unsqueeze(1) + torch.arange(1, m + 1)) % d
+
+
+def hand_state(joint: float, fired: tuple[float, float], samples: float) -> CoactivationState:
+    """Two latents that are each other's only neighbour."""
+    return empty_state(2, 1, 1)._replace(
+        samples=torch.tensor([samples]),
+        fired=torch.tensor([fired]),
+        joint=torch.full((2, 1), joint),
+        joint_samples=torch.full((2, 1), samples),
+    )
+
+
+PAIR = torch.tensor([[1], [0]])
+
+
+@pytest.mark.parametrize(("n_domains", "forget_rows"), [(1, 0), (2, 3), (2, 9)])
+def test_update_agrees_with_counting_in_a_double_loop(n_domains: int, forget_rows: int) -> None:
+    decay, neighbours = 0.5, ring_neighbours()
+    state = empty_state(D, M, R, n_domains)
+    batches = [random_batch(seed) for seed in (1, 2, 3)]
+    for step, batch in enumerate(batches):
+        signs = random_signs(N, R, 0, step)
+        state = update(state, batch, neighbours, signs, decay, forget_rows)
+
+    samples, fired = torch.zeros(n_domains), torch.zeros(n_domains, D)
+    joint, sketch, total = torch.zeros(D, M), torch.zeros(D, R), torch.zeros(R)
+    for step, batch in enumerate(batches):
+        weight, signs = decay ** (len(batches) - 1 - step), random_signs(N, R, 0, step)
+        for row in range(N):
+            domain = int(n_domains == 2 and row >= forget_rows)
+            samples[domain] += weight
+            total += weight * signs[row]
+            for i in range(D):
+                if not batch[row, i]:
+                    continue
+                fired[domain, i] += weight
+                sketch[i] += weight * signs[row]
+                for slot in range(M):
+                    joint[i, slot] += weight * batch[row, neighbours[i, slot]]
+
+    expected = CoactivationState(samples, fired, joint, samples.sum().expand(D, M), sketch, total)
+    for name, slow in expected._asdict().items():
+        torch.testing.assert_close(
+            getattr(state, name), slow, msg=lambda m, name=name: f"{name} {m}"
+        )
+    assert joint.max() > 2
+
+
+def test_forget_rows_are_ignored_by_a_state_of_one_domain() -> None:
+    batch, signs = random_batch(1), random_signs(N, R, 0, 0)
+    with_rows = update(empty_state(D, M, R), batch, ring_neighbours(), signs, 1.0, forget_rows=4)
+    without = update(empty_state(D, M, R), batch, ring_neighbours(), signs, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(with_rows, without, strict=True))
+
+
+def test_decay_halves_every_old_count_at_each_update() -> None:
+    state = update(
+        empty_state(D, M, R), torch.ones(N, D).bool(), ring_neighbours(), torch.ones(N, R), 1
+    )
+    silent = update(state, torch.zeros(N, D).bool(), ring_neighbours(), torch.zeros(N, R), 0.5)
+    assert torch.equal(silent.samples, torch.tensor([N * 1.5]))
+    assert torch.equal(silent.fired, state.fired / 2)
+    assert torch.equal(silent.joint, torch.full((D, M), N / 2))
+    assert torch.equal(silent.joint_samples, torch.full((D, M), N * 1.5))
+    assert torch.equal(silent.sketch, state.sketch / 2)
+    assert torch.equal(silent.sketch_total, state.sketch_total / 2)
+
+
+def test_neither_update_nor_retarget_touches_its_inputs() -> None:
+    state = update(
+        empty_state(D, M, R, 2), random_batch(1), ring_neighbours(), random_signs(N, R, 0, 0), 1, 3
+    )
+    batch, neighbours, signs = random_batch(2), ring_neighbours(), random_signs(N, R, 0, 1)
+    inputs = [*state, batch, neighbours, signs]
+    before = [tensor.clone() for tensor in inputs]
+    update(state, batch, neighbours, signs, 0.9, 3)
+    retarget(state, neighbours, neighbours.flip(1))
+    assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+
+
+def test_counts_are_float32_and_exact_where_bf16_would_lose_them() -> None:
+    state = empty_state(D, M, R)
+    for step in range(3):
+        batch = torch.ones(333, D).bool()
+        state = update(state, batch, ring_neighbours(), random_signs(333, R, 0, step), 1.0)
+    assert state.samples.item() == 999
+    assert torch.equal(state.joint, torch.full((D, M), 999.0))
+
+
+def test_random_signs_are_a_pure_function_of_seed_and_step() -> None:
+    before = torch.get_rng_state()
+    signs = random_signs(50, 8, 3, 7)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(signs, random_signs(50, 8, 3, 7))
+    assert not torch.equal(signs, random_signs(50, 8, 3, 8))
+    assert not torch.equal(signs, random_signs(50, 8, 4, 7))
+    assert signs.abs().eq(1).all()
+    assert abs(signs.mean().item()) < 0.2
+
+
+def test_retarget_keeps_the_counts_of_surviving_pairs_and_zeroes_new_ones() -> None:
+    state = empty_state(2, 2, R)._replace(
+        joint=torch.tensor([[5.0, 6.0], [7.0, 8.0]]),
+        joint_samples=torch.tensor([[50.0, 60.0], [70.0, 80.0]]),
+    )
+    moved = retarget(state, torch.tensor([[1, 2], [0, 2]]), torch.tensor([[2, 3], [0, 3]]))
+    assert torch.equal(moved.joint, torch.tensor([[6.0, 0.0], [7.0, 0.0]]))
+    assert torch.equal(moved.joint_samples, torch.tensor([[60.0, 0.0], [70.0, 0.0]]))
+    assert moved.fired is state.fired
+
+
+def test_rates_divide_firings_by_rows_per_domain_and_overall() -> None:
+    state = empty_state(2, 1, 1, n_domains=2)._replace(
+        samples=torch.tensor([10.0, 30.0]), fired=torch.tensor([[5.0, 0.0], [3.0, 6.0]])
+    )
+    torch.testing.assert_close(domain_rates(state), torch.tensor([[0.5, 0.0], [0.1, 0.2]]))
+    torch.testing.assert_close(firing_rates(state), torch.tensor([0.2, 0.15]))
+
+
+def test_rates_and_affinities_are_zero_before_the_first_update() -> None:
+    state = empty_state(2, 1, 3, n_domains=2)
+    for value in (
+        firing_rates(state),
+        domain_rates(state),
+        lift_affinity(state, PAIR),
+        overlap_affinity(state, PAIR),
+        sketch_directions(state),
+    ):
+        assert torch.equal(value, torch.zeros_like(value))
+
+
+@pytest.mark.parametrize(
+    ("joint", "fired", "expected"),
+    [
+        (0.0, (100.0, 200.0), 0.0),  # mutually exclusive
+        (20.0, (100.0, 200.0), 20 / 21),  # exactly chance: 1000 * .1 * .2 = 20, plus 1
+        (5.0, (100.0, 200.0), 5 / 21),  # a quarter of chance
+        (90.0, (100.0, 200.0), 1.0),  # far above chance, clipped
+        (0.0, (0.0, 0.0), 0.0),  # no evidence
+    ],
+)
+def test_lift_compares_joint_firing_with_chance(
+    joint: float, fired: tuple[float, float], expected: float
+) -> None:
+    affinity = lift_affinity(hand_state(joint, fired, samples=1000.0), PAIR)
+    torch.testing.assert_close(affinity, torch.full((2, 1), expected))
+
+
+@pytest.mark.parametrize(
+    ("joint", "fired", "expected"),
+    [
+        (0.0, (99.0, 200.0), 0.0),
+        (50.0, (99.0, 200.0), 0.5),  # of the rarer latent's 99 firings, plus 1
+        (99.0, (99.0, 200.0), 0.99),
+    ],
+)
+def test_overlap_is_the_share_of_the_rarer_latents_firings(
+    joint: float, fired: tuple[float, float], expected: float
+) -> None:
+    affinity = overlap_affinity(hand_state(joint, fired, samples=1000.0), PAIR)
+    torch.testing.assert_close(affinity, torch.full((2, 1), expected))
+
+
+def test_a_pair_that_entered_late_is_compared_over_the_rows_it_has_seen() -> None:
+    state = hand_state(10.0, (500.0, 500.0), 1000.0)._replace(
+        joint_samples=torch.full((2, 1), 76.0)
+    )
+    # chance over 76 rows: 76 / 4 = 19
+    torch.testing.assert_close(lift_affinity(state, PAIR), torch.full((2, 1), 0.5))
+
+
+def test_the_sketch_estimates_the_phi_correlation_of_any_pair() -> None:
+    r, steps = 1024, 4
+    common = random_batch(1, 400 * steps, 1)
+    noise = random_batch(2, 400 * steps, 6)
+    active = torch.cat(
+        [common, common | noise[:, :1], common & noise[:, 1:2], ~common, noise], dim=1
+    )
+    state = empty_state(10, M, r)
+    for step, batch in enumerate(active.split(400)):
+        state = update(state, batch, ring_neighbours(10), random_signs(400, r, 0, step), 1.0)
+    X = sketch_directions(state)
+    phi = torch.corrcoef(active.T.float())
+    assert phi[0, 3] < -0.99  # the estimate is signed
+    assert phi[0, 1] > 0.5
+    assert (X @ X.T - phi).abs().max() < 4 / r**0.5
+
+
+def test_a_latent_that_fires_always_or_never_has_no_sketch_direction() -> None:
+    active = random_batch(5)
+    active[:, 0], active[:, 1] = True, False
+    state = empty_state(D, M, R, n_domains=2)
+    for step in range(20):
+        state = update(state, active, ring_neighbours(), random_signs(N, R, 0, step), 0.99, 4)
+    X = sketch_directions(state)
+    assert torch.equal(X[:2], torch.zeros(2, R))
+    torch.testing.assert_close(X[2:].norm(dim=-1), torch.ones(D - 2))

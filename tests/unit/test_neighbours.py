@@ -1,0 +1,73 @@
+"""Neighbour lists: exact, blocked, and carried from one refresh to the next."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from saelens_adaptive_ortho.neighbours import carry_over, top_similar
+
+
+def random_rows(n: int, d: int = 5, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(n), dtype=dtype)
+
+
+@pytest.mark.parametrize("m", [1, 4, 8])
+@pytest.mark.parametrize("block_size", [1, 4, 9, 2048])
+def test_top_similar_agrees_with_a_sorted_double_loop_at_any_block_size(
+    m: int, block_size: int
+) -> None:
+    X = random_rows(9)
+    indices, values = top_similar(X, m, block_size)
+    for i in range(9):
+        ranked = sorted((-(X[i] @ X[j]).item(), j) for j in range(9) if j != i)[:m]
+        assert indices[i].tolist() == [j for _, j in ranked]
+        assert values[i].tolist() == pytest.approx([-c for c, _ in ranked])
+
+
+def test_the_most_similar_latent_of_hand_made_directions() -> None:
+    X = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    indices, values = top_similar(X, 2)
+    assert indices.tolist() == [[1, 2], [0, 2], [1, 0]]
+    torch.testing.assert_close(values, torch.tensor([[0.8, 0.0], [0.8, 0.6], [0.6, 0.0]]))
+
+
+def test_a_latent_is_never_its_own_neighbour_even_among_duplicates() -> None:
+    indices, values = top_similar(torch.ones(6, 3), 5, block_size=4)
+    assert (indices != torch.arange(6).unsqueeze(1)).all()
+    assert torch.equal(values, torch.full((6, 5), 3.0))
+
+
+def test_top_similar_leaves_the_gradient_graph_alone() -> None:
+    X = random_rows(6).requires_grad_()
+    _, values = top_similar(X, 2)
+    assert not values.requires_grad
+
+
+@pytest.mark.parametrize("m", [0, 4, -1])
+def test_a_list_that_is_empty_or_too_long_is_an_error(m: int) -> None:
+    with pytest.raises(ValueError, match=rf"m must lie in \[1, 3\] for 4 directions, got {m}"):
+        top_similar(torch.eye(4), m)
+
+
+def test_carry_over_moves_values_with_their_pairs_and_starts_new_pairs_at_zero() -> None:
+    old = torch.tensor([[1, 2, 3], [0, 2, 3]])
+    new = torch.tensor([[3, 4, 1], [5, 6, 7]])
+    values = torch.tensor([[10.0, 20.0, 30.0], [1.0, 2.0, 3.0]])
+    expected = torch.tensor([[30.0, 0.0, 10.0], [0.0, 0.0, 0.0]])
+    assert torch.equal(carry_over(values, old, new), expected)
+
+
+def test_carry_over_from_an_unset_list_is_all_zero() -> None:
+    unset, new = torch.full((3, 2), -1), torch.tensor([[1, 2], [0, 2], [0, 1]])
+    assert torch.equal(carry_over(torch.ones(3, 2), unset, new), torch.zeros(3, 2))
+
+
+def test_carry_over_there_and_back_restores_the_values() -> None:
+    order = torch.tensor([2, 0, 1])
+    old = torch.tensor([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
+    values = random_rows(4, 3)
+    there = carry_over(values, old, old[:, order])
+    assert torch.equal(there, values[:, order])
+    assert torch.equal(carry_over(there, old[:, order], old), values)
