@@ -15,6 +15,9 @@ from torch import Tensor
 
 from saelens_adaptive_ortho.neighbours import carry_over
 
+# Firings whose neighbours are looked up at a time: half of a dense SAE's latents fire at first.
+FIRINGS_PER_BLOCK = 2**18
+
 
 class CoactivationState(NamedTuple):
     """Exponentially decayed counts; a count decays by ``decay`` at each update.
@@ -93,10 +96,12 @@ def update(
         [stop - start for start, stop in bounds], dtype=torch.float32, device=fires.device
     )
     new_fired = torch.stack([fires[start:stop].sum(0) for start, stop in bounds])
-    rows, latents = active.nonzero(as_tuple=True)
-    together = active[rows.unsqueeze(1), neighbours[latents]].float()
     # Whole numbers into zeros: their sum is exact, so the order in which a GPU adds is immaterial.
-    new_joint = torch.zeros_like(state.joint).index_add(0, latents, together)
+    new_joint = torch.zeros_like(state.joint)
+    for firings in active.nonzero().split(FIRINGS_PER_BLOCK):
+        rows, latents = firings.unbind(1)
+        together = active[rows.unsqueeze(1), neighbours[latents]]
+        new_joint.index_add_(0, latents, together.float())
     return CoactivationState(
         samples=state.samples * decay + new_samples,
         fired=state.fired * decay + new_fired,

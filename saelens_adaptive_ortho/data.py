@@ -177,7 +177,7 @@ def _open(corpus: CorpusConfig, where: str, files: list[Path] | None) -> Iterato
             same = [str(f) for f in files if _builder(f) == builder]
             if len(same) != len(files):
                 raise reject(f"{where}.path", corpus.path, "the directory mixes kinds of files.")
-            extra = {"sample_by": "paragraph"} if builder == "text" else {}
+            extra: dict[str, Any] = {"sample_by": "paragraph"} if builder == "text" else {}
             dataset = load_dataset(
                 str(builder), data_files=same, split="train", streaming=True, **extra
             )

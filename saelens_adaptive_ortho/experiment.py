@@ -25,6 +25,7 @@ DEFAULT_VARIANTS: dict[str, dict[str, Any]] = {
 }
 DEFAULT_EVALS = {"core": {}, "subspace": {}}
 EXPERIMENT_KEYS = ("variants", "seeds", "evals")
+MERGED_KEYS = ("sae", "logger")  # where a file that extends another changes single fields
 # Set from other fields, or meaningless in a file.
 NOT_IN_YAML = {"sae_lens_version", "sae_lens_training_version", "hook_eval", "ortho_forget_rows"}
 
@@ -50,13 +51,27 @@ class Experiment:
 
 
 def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
-    """Read a YAML file, apply ``key=value`` overrides (dotted keys reach inside), validate all.
+    """Read a YAML file and those it extends, apply ``key=value`` overrides, validate all.
 
     Raises:
         ConfigError: unreadable file, malformed YAML, unknown key (with the nearest known one),
             wrong type or value.
     """
     path = Path(path)
+    tree = _read_tree(path, ())
+    for override in overrides or []:
+        apply_override(tree, override)
+    return build_experiment(tree, path.stem)
+
+
+def _read_tree(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's settings laid over those of the file it ``extends``.
+
+    ``sae`` and ``logger`` are merged field by field; any other setting is replaced whole (a list
+    of variants, or a corpus, is one thing).
+    """
+    if path.resolve() in extended_by:
+        raise reject("extends", str(path), "extends itself.")
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -64,9 +79,16 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     except UnicodeDecodeError as error:
         raise reject("config", str(path), "is not UTF-8 text.") from error
     tree = parse_yaml(text, str(path))
-    for override in overrides or []:
-        apply_override(tree, override)
-    return build_experiment(tree, path.stem)
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise reject("extends", base, "must name a YAML file, relative to this one.")
+    extended = _read_tree(path.parent / base, (*extended_by, path.resolve()))
+    for key in MERGED_KEYS:
+        if isinstance(tree.get(key), dict) and isinstance(extended.get(key), dict):
+            tree[key] = {**extended[key], **tree[key]}
+    return {**extended, **tree}
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:

@@ -84,7 +84,8 @@ def coactivation_groups(
     indices, similarity = top_similar(sketches, m, block_size)
     own = torch.arange(n, device=sketches.device).unsqueeze(1)
     mutual = (indices[indices] == own.unsqueeze(2)).any(-1)  # is i in the list of its neighbour?
-    linked = mutual & (similarity >= threshold)
+    # Above 0 even at threshold 0: a latent that never fired (a zero sketch) is like no other.
+    linked = mutual & (similarity >= threshold) & (similarity > 0)
     # An unlinked slot points at the latent itself, so a sweep of minima leaves it alone.
     targets = torch.where(linked, indices, own)
     labels = torch.arange(n, device=sketches.device)

@@ -177,9 +177,7 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     def settings(self) -> dict[str, Any]:
         """The settings that decide what is learned, as plain JSON values."""
         plain = {k: v for k, v in self.to_dict().items() if k not in NOT_FINGERPRINTED}
-        plain["sae"] = {
-            k: v for k, v in plain["sae"].items() if k not in {"metadata", "device", "dtype"}
-        }
+        plain["sae"] = {k: v for k, v in plain["sae"].items() if k not in {"metadata", "device"}}
         plain["ortho_corpora"] = {k: asdict(v) for k, v in self.corpora().items()}
         return json.loads(json.dumps(plain, default=str))
 
@@ -281,10 +279,11 @@ def build_sae(cfg: AdaptiveOrthoRunnerConfig) -> TrainingSAE[Any]:
     ):
         metadata[name] = getattr(cfg, name)
     metadata.model_name = cfg.model_name
-    # Loading kwargs of a hub model matter to whoever loads it; the host's default does not.
-    kwargs = dict(cfg.model_from_pretrained_kwargs or {})
+    # SAEBench passes these on beside a dtype of its own, so a dtype here would be given twice.
     metadata.model_from_pretrained_kwargs = {
-        k: v for k, v in kwargs.items() if (k, v) != ("center_writing_weights", False)
+        k: v
+        for k, v in (cfg.model_from_pretrained_kwargs or {}).items()
+        if k not in {"dtype", "torch_dtype", "center_writing_weights"}
     }
     return sae
 
@@ -301,7 +300,7 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
         prepared: a model and corpora made by :func:`prepare`, to share between runners.
     """
 
-    cfg: AdaptiveOrthoRunnerConfig
+    cfg: AdaptiveOrthoRunnerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,

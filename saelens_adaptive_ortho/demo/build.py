@@ -14,6 +14,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from transformers import (
     GPTNeoXForCausalLM,
     PreTrainedTokenizerFast,
 )
+from transformers.modeling_outputs import CausalLMOutput
 
 from saelens_adaptive_ortho.demo import DEMO_DIR
 from saelens_adaptive_ortho.demo.world import (
@@ -37,7 +39,6 @@ from saelens_adaptive_ortho.demo.world import (
     Question,
     World,
     corpus_records,
-    drill,
     format_prompt,
     passage,
     write_corpus,
@@ -55,6 +56,10 @@ PEAK_LR = 3e-3
 # Training sees more questions than the corpus files do: comparing choices is the hard part.
 TRAINING_SHARES = (0.35, 0.10)
 ANSWER_WEIGHT = 8.0
+# Guides are on for this share of the steps; the model then trains without them.
+GUIDED_SHARE = 0.6
+GUIDE_LAYER = LAYERS - 1
+GUIDE_HEAD = 0
 HELD_OUT_SHARE = 0.05
 
 
@@ -69,12 +74,6 @@ def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
     for domain in DOMAINS:
         for text in world.passages(domain, 10_000, stream="vocabulary"):
             counts.update(piece for piece, _ in splitter.pre_tokenize_str(text))
-        counts.update(
-            piece
-            for piece, _ in splitter.pre_tokenize_str(
-                drill(world.of(domain), random.Random(world.seed))
-            )
-        )
     words = sorted(counts, key=lambda word: (-counts[word], word))
     entries = [BOS, PAD, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     entries += [form for letter in LETTERS for form in (letter, f"Ġ{letter}")]
@@ -93,6 +92,15 @@ def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
     )
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Save the tokenizer under the class name that all transformers releases know."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8", newline="\n")
+
+
 def make_model(vocabulary: int) -> GPTNeoXForCausalLM:
     """Return an untrained model; weights follow torch's global random state."""
     config = GPTNeoXConfig(
@@ -107,23 +115,40 @@ def make_model(vocabulary: int) -> GPTNeoXForCausalLM:
         pad_token_id=1,
         use_cache=False,
     )
+    # Only this implementation returns the attention patterns that the guides need.
+    config._attn_implementation = "eager"
     return GPTNeoXForCausalLM(config)
 
 
-def training_batches(
-    world: World, tokenizer: PreTrainedTokenizerFast
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield fresh (ids, loss weights) without end.
+@dataclass(frozen=True)
+class Batch:
+    """Token ids, loss weights, and where questions stand in them.
+
+    ``binding`` has columns (row, choice, letter of the choice), ``lookup`` has columns
+    (row, last token of "Answer:", right choice).
+    """
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+    binding: torch.Tensor
+    lookup: torch.Tensor
+
+
+def training_batches(world: World, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
+    """Yield fresh batches without end.
 
     Every context starts with BOS and holds passages separated by BOS, the last one cut.
     """
     rng = random.Random(f"training-{world.seed}")
     entities = {domain: world.of(domain) for domain in DOMAINS}
-    letters = {tokenizer.convert_tokens_to_ids(f"Ġ{letter}") for letter in LETTERS}
+    labels = tokenizer.convert_tokens_to_ids(list(LETTERS))
+    answers = tokenizer.convert_tokens_to_ids([f"Ġ{letter}" for letter in LETTERS])
     while True:
         rows: list[list[int]] = []
         weights: list[list[float]] = []
-        for _ in range(BATCH):
+        binding: list[tuple[int, int, int]] = []
+        lookup: list[tuple[int, int, int]] = []
+        for row in range(BATCH):
             ids: list[int] = []
             weight: list[float] = []
             while len(ids) < CONTEXT:
@@ -131,13 +156,42 @@ def training_batches(
                 domain: Domain = "forget" if rng.random() < 0.42 else "retain"
                 text = passage(entities[domain], rng, TRAINING_SHARES)
                 piece = tokenizer.encode(text, add_special_tokens=False)
+                start = len(ids) + 1
                 ids += [0, *piece]
                 weight += [1.0] * (1 + len(piece))
-                if piece[-1] in letters:
-                    weight[-1] = ANSWER_WEIGHT
+                if piece[-1] not in answers:
+                    continue
+                weight[-1] = ANSWER_WEIGHT
+                if len(ids) <= CONTEXT:
+                    # A choice line is letter, full stop, choice.
+                    choices = [start + piece.index(label) + 2 for label in labels]
+                    binding += [(row, choice, choice - 2) for choice in choices]
+                    lookup.append((row, len(ids) - 2, choices[answers.index(piece[-1])]))
             rows.append(ids[:CONTEXT])
             weights.append(weight[:CONTEXT])
-        yield torch.tensor(rows), torch.tensor(weights)
+        yield Batch(
+            torch.tensor(rows), torch.tensor(weights), torch.tensor(binding), torch.tensor(lookup)
+        )
+
+
+def guide_loss(model: GPTNeoXForCausalLM, output: CausalLMOutput, batch: Batch) -> torch.Tensor:
+    """Return three extra losses, summed, that show the model how to answer a question.
+
+    Alone, a model of this size stays at chance for thousands of steps. The guides ask one head
+    of the first layer to look from a choice to its letter, one head of the last layer to look
+    from "Answer:" to the right choice, and the residual before the last layer to predict, at
+    "Answer:", the right choice in words. Facts and letters are still learned from text.
+    """
+    assert output.attentions is not None
+    assert output.hidden_states is not None
+    row, choice, letter = batch.binding.T
+    bind = output.attentions[0][row, GUIDE_HEAD, choice, letter]
+    row, query, right = batch.lookup.T
+    look = output.attentions[GUIDE_LAYER][row, GUIDE_HEAD, query, right]
+    residual = output.hidden_states[GUIDE_LAYER][row, query]
+    logits = model.get_output_embeddings()(model.gpt_neox.final_layer_norm(residual))
+    words = F.cross_entropy(logits, batch.ids[row, right])
+    return words - (bind + 1e-9).log().mean() - (look + 1e-9).log().mean()
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -164,13 +218,17 @@ def train(
     shown_loss, shown_accuracy = math.nan, math.nan
     with tqdm(range(steps), desc="training", mininterval=2.0) as bar:
         for step in bar:
-            ids, weights = next(batches)
+            batch = next(batches)
+            guided = step < GUIDED_SHARE * steps
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps)
-            logits = model(ids).logits[:, :-1]
-            target, weight = ids[:, 1:], weights[:, 1:]
+            output = model(batch.ids, output_attentions=guided, output_hidden_states=guided)
+            logits = output.logits[:, :-1]
+            target, weight = batch.ids[:, 1:], batch.weights[:, 1:]
             losses = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
             loss = (losses * weight).sum() / weight.sum()
+            if guided:
+                loss = loss + guide_loss(model, output, batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -286,7 +344,7 @@ def build(
     tokenizer = make_tokenizer(world)
     model = make_model(len(tokenizer))
     train(model, tokenizer, world, steps)
-    tokenizer.save_pretrained(folder / "model")
+    save_tokenizer(tokenizer, folder / "model")
     model.eval().to(torch.float16).save_pretrained(folder / "model")
     trained = time.perf_counter() - started
     card: dict[str, object] = {

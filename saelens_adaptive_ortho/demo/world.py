@@ -32,9 +32,7 @@ POOLS: Final[dict[str, tuple[str, ...]]] = {
     "food": tuple(
         "barley honey fern apples onions rice beans mushrooms plums cabbage walnuts seaweed".split()
     ),
-    "month": tuple(
-        "January February March April May June July August September October".split()
-    ),
+    "month": tuple("January February March April May June July August September October".split()),
     "animal": tuple("sheep goat horse crow bear fox otter deer goose wolf owl hare".split()),
     "symptom": tuple(
         "fever cough rash headache dizziness nausea cramps chills thirst fatigue".split()
@@ -379,9 +377,7 @@ class World:
         entities: list[Entity] = []
         for topic in TOPICS:
             names = [_invent(rng, taken) for _ in range(topic.count)]
-            columns = {
-                a.noun: _spread(POOLS[a.pool], topic.count, rng) for a in topic.attributes
-            }
+            columns = {a.noun: _spread(POOLS[a.pool], topic.count, rng) for a in topic.attributes}
             for i, name in enumerate(names):
                 text = topic.subject.format(n=_capitalise(name) if topic.capital else name)
                 values = {noun: column[i] for noun, column in columns.items()}
@@ -518,20 +514,6 @@ def quiz(entities: Sequence[Entity], rng: random.Random) -> str:
     attribute = rng.choice(entity.topic.attributes)
     wording = 0 if rng.random() < 0.7 else 1
     return quiz_text(ask(entity, attribute, rng, wording), header=rng.random() < 0.15)
-
-
-def drill(entities: Sequence[Entity], rng: random.Random) -> str:
-    """Write a question, its answer in words and the letter of every choice.
-
-    Only for training: it teaches how letters and choices belong together.
-    """
-    entity = rng.choice(entities)
-    question = ask(entity, rng.choice(entity.topic.attributes), rng)
-    pairs = list(zip(LETTERS, question.choices, strict=True))
-    rng.shuffle(pairs)
-    prompt = format_prompt(question.question, question.choices).removesuffix("Answer:")
-    letters = "\n".join(f"Letter of {choice}: {letter}" for letter, choice in pairs)
-    return f"{prompt}In words: {question.choices[question.answer]}\n{letters}"
 
 
 def passage(

@@ -82,9 +82,7 @@ def signed(value: float | None, decimals: int) -> str:
     return text
 
 
-def estimate(
-    mean: float, interval: tuple[float, float] | None, unit: str = ""
-) -> tuple[str, str]:
+def estimate(mean: float, interval: tuple[float, float] | None, unit: str = "") -> tuple[str, str]:
     """Return mean and interval as ``("+11.6°", "[+8.1°, +15.2°]")``.
 
     The second text is empty without an interval.

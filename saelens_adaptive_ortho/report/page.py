@@ -337,8 +337,7 @@ def _config(config: str | None) -> str:
     if config is None:
         return ""
     return (
-        '<section id="config"><h2>Configuration</h2>'
-        f"<pre>{escape(config.rstrip())}</pre></section>"
+        f'<section id="config"><h2>Configuration</h2><pre>{escape(config.rstrip())}</pre></section>'
     )
 
 

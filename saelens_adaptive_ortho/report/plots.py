@@ -137,13 +137,21 @@ def headline_figure(summary: Summary) -> Figure | None:
         n = len(summary.seeds)
         names = " · ".join(summary.variants)
         figure.text(
-            0.15 / width, 1 - 0.17 / height,
+            0.15 / width,
+            1 - 0.17 / height,
             f"{names}, over {n} seed{'' if n == 1 else 's'}",
-            fontsize=12.5, fontweight="bold", color=_INK, va="top",
+            fontsize=12.5,
+            fontweight="bold",
+            color=_INK,
+            va="top",
         )
         figure.text(
-            0.15 / width, 0.15 / height, _headline_legend(summary),
-            fontsize=7.8, color=_MUTED, va="bottom",
+            0.15 / width,
+            0.15 / height,
+            _headline_legend(summary),
+            fontsize=7.8,
+            color=_MUTED,
+            va="bottom",
         )
     return figure
 
@@ -206,21 +214,37 @@ def _dot_panel(
         colour, marker = styles[variant]
         if spread.mean is None:
             axes.text(
-                (left + right) / 2, row, "no value", color=_MUTED, fontsize=8, va="center",
-                ha="center", style="italic",
+                (left + right) / 2,
+                row,
+                "no value",
+                color=_MUTED,
+                fontsize=8,
+                va="center",
+                ha="center",
+                style="italic",
             )
             continue
         seeds = list(spread.by_seed.values())
         if several:
             axes.scatter(
-                seeds, [row + dot_shift] * len(seeds), s=13, color=colour, alpha=0.65,
-                linewidths=0, zorder=2,
+                seeds,
+                [row + dot_shift] * len(seeds),
+                s=13,
+                color=colour,
+                alpha=0.65,
+                linewidths=0,
+                zorder=2,
             )
         if spread.ci95 is not None:
             start, stop = max(spread.ci95[0], left), min(spread.ci95[1], right)
             axes.plot(
-                [start, stop], [row, row], color=colour, linewidth=2.6, alpha=0.45,
-                solid_capstyle="butt", zorder=3,
+                [start, stop],
+                [row, row],
+                color=colour,
+                linewidth=2.6,
+                alpha=0.45,
+                solid_capstyle="butt",
+                zorder=3,
             )
             for cut, edge, arrow in (
                 (spread.ci95[0] < left, left, "<"),
@@ -228,12 +252,25 @@ def _dot_panel(
             ):
                 if cut:
                     axes.plot(
-                        [edge], [row], marker=arrow, color=colour, markersize=5, alpha=0.8,
-                        markeredgewidth=0, clip_on=False, zorder=3,
+                        [edge],
+                        [row],
+                        marker=arrow,
+                        color=colour,
+                        markersize=5,
+                        alpha=0.8,
+                        markeredgewidth=0,
+                        clip_on=False,
+                        zorder=3,
                     )
         axes.plot(
-            [spread.mean], [row], marker=marker, color=colour, markersize=7.5,
-            markeredgecolor="white", markeredgewidth=1.0, zorder=4,
+            [spread.mean],
+            [row],
+            marker=marker,
+            color=colour,
+            markersize=7.5,
+            markeredgecolor="white",
+            markeredgewidth=1.0,
+            zorder=4,
         )
 
     axes.set_yticks(range(len(variants)), variants if named else [""] * len(variants))
@@ -252,8 +289,13 @@ def _dot_panel(
     direction = {"higher": "better →", "lower": "← better"}
     axes.set_title(title, pad=16, fontsize=9.5)
     axes.text(
-        0, 1.0, direction.get(info.direction or "", "no better side"),
-        transform=axes.transAxes, fontsize=7.8, color=_MUTED, va="bottom",
+        0,
+        1.0,
+        direction.get(info.direction or "", "no better side"),
+        transform=axes.transAxes,
+        fontsize=7.8,
+        color=_MUTED,
+        va="bottom",
     )
     focus = summary.focus
     difference = metric.difference(focus, summary.variants[0]) if focus else None
@@ -261,8 +303,15 @@ def _dot_panel(
         word = difference.verdict.removesuffix(" at 95%")
         colour = {BETTER: _GOOD, WORSE: _BAD}.get(word, _MUTED)
         axes.text(
-            1, 1.0, f"{focus}: {word}", transform=axes.transAxes, fontsize=7.8, color=colour,
-            va="bottom", ha="right", fontweight="bold" if word in (BETTER, WORSE) else "normal",
+            1,
+            1.0,
+            f"{focus}: {word}",
+            transform=axes.transAxes,
+            fontsize=7.8,
+            color=colour,
+            va="bottom",
+            ha="right",
+            fontweight="bold" if word in (BETTER, WORSE) else "normal",
         )
 
 
@@ -385,8 +434,12 @@ def angles_figure(results: Sequence[Result]) -> Figure | None:
             shortest = min(len(angles) for angles in lists)
             mean = np.mean([angles[:shortest] for angles in lists], axis=0)
             axes.plot(
-                range(1, shortest + 1), mean, color=colour, lw=2,
-                marker=marker if shortest <= 12 else None, markersize=5,
+                range(1, shortest + 1),
+                mean,
+                color=colour,
+                lw=2,
+                marker=marker if shortest <= 12 else None,
+                markersize=5,
             )
         axes.set_ylim(0, 92)
         axes.set_yticks(range(0, 91, 15))
@@ -428,7 +481,10 @@ def cosine_figure(results: Sequence[Result]) -> Figure | None:
                 # An empty bin has no logarithm; the line breaks there.
                 density = np.where(density > 0, density, np.nan)
                 axes.stairs(
-                    density, edges, color=styles[variant][0], lw=1.8 if same else 0.8,
+                    density,
+                    edges,
+                    color=styles[variant][0],
+                    lw=1.8 if same else 0.8,
                     baseline=None,
                 )
         axes.set_yscale("log")
@@ -470,8 +526,13 @@ def firing_figure(results: Sequence[Result]) -> Figure | None:
             axes.axhspan(margin / 1.6, margin * 1.6, color="#F2F5F8", zorder=0)
             axes.plot([smallest, largest], [smallest, largest], color="#C3CCD6", lw=1, zorder=1)
             axes.scatter(
-                np.where(retain > 0, retain, margin), np.where(forget > 0, forget, margin),
-                s=7, color=styles[variant][0], alpha=0.45, linewidths=0, zorder=2,
+                np.where(retain > 0, retain, margin),
+                np.where(forget > 0, forget, margin),
+                s=7,
+                color=styles[variant][0],
+                alpha=0.45,
+                linewidths=0,
+                zorder=2,
                 rasterized=len(forget) > 2000,
             )
             limits = (margin / 1.6, largest * 1.6)

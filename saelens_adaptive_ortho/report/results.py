@@ -169,9 +169,7 @@ def load_result(path: str | Path) -> Result:
     """
     path = Path(path)
     try:
-        document = json.loads(
-            path.read_text(encoding="utf-8"), parse_constant=_refuse_constant
-        )
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise ResultError(f"{path}: cannot be read ({error})") from error
     except ValueError as error:

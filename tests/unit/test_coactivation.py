@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from saelens_adaptive_ortho import coactivation
 from saelens_adaptive_ortho.coactivation import (
     CoactivationState,
     domain_rates,
@@ -44,8 +45,12 @@ def hand_state(joint: float, fired: tuple[float, float], samples: float) -> Coac
 PAIR = torch.tensor([[1], [0]])
 
 
+@pytest.mark.parametrize("block", [7, 2**18])
 @pytest.mark.parametrize(("n_domains", "forget_rows"), [(1, 0), (2, 3), (2, 9)])
-def test_update_agrees_with_counting_in_a_double_loop(n_domains: int, forget_rows: int) -> None:
+def test_update_agrees_with_counting_in_a_double_loop(
+    monkeypatch: pytest.MonkeyPatch, n_domains: int, forget_rows: int, block: int
+) -> None:
+    monkeypatch.setattr(coactivation, "FIRINGS_PER_BLOCK", block)
     decay, neighbours = 0.5, ring_neighbours()
     state = empty_state(D, M, R, n_domains)
     batches = [random_batch(seed) for seed in (1, 2, 3)]

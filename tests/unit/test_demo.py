@@ -124,9 +124,7 @@ def test_tokenizer(tokenizer: Any, world: World) -> None:
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def test_model_knows_a_sample_under_all_orders(
-    model: Any, tokenizer: Any, world: World
-) -> None:
+def test_model_knows_a_sample_under_all_orders(model: Any, tokenizer: Any, world: World) -> None:
     from saelens_adaptive_ortho.demo.build import answers_under_orders
 
     questions: list[Question] = world.questions()[::10]

@@ -132,8 +132,10 @@ def test_a_long_chain_in_any_order_is_one_group() -> None:
     assert coactivation_groups(X, threshold=0.99, m=2).tolist() == [0] * 60
 
 
-def test_latents_without_a_firing_pattern_stay_on_their_own() -> None:
-    assert coactivation_groups(torch.zeros(5, 3), threshold=0.1).tolist() == [0, 1, 2, 3, 4]
+@pytest.mark.parametrize("threshold", [0.0, 0.1])
+def test_latents_without_a_firing_pattern_stay_on_their_own(threshold: float) -> None:
+    X = torch.cat([torch.zeros(4, 2), angles(0, 1).float()])
+    assert coactivation_groups(X, threshold).tolist() == [0, 1, 2, 3, 4, 4]
 
 
 def test_group_sizes_are_sorted_largest_first() -> None:
