@@ -7,7 +7,18 @@ Importing the package registers the architectures ``adaptive_ortho_standard``, `
 __version__ = "0.1.0"
 
 try:
-    from saelens_adaptive_ortho.architectures import ARCHITECTURES, register
+    from saelens_adaptive_ortho.architectures import (
+        ARCHITECTURES,
+        AdaptiveOrthoBatchTopKConfig,
+        AdaptiveOrthoGatedConfig,
+        AdaptiveOrthoJumpReLUConfig,
+        AdaptiveOrthoMatryoshkaBatchTopKConfig,
+        AdaptiveOrthoStandardConfig,
+        AdaptiveOrthoTopKConfig,
+        register,
+    )
+    from saelens_adaptive_ortho.config import ConfigError
+    from saelens_adaptive_ortho.runner import AdaptiveOrthoRunner, AdaptiveOrthoRunnerConfig
 except ModuleNotFoundError as error:
     # The report needs no torch and the pure modules no SAELens: without either, the package
     # still serves those. Any other missing module is a broken installation and must be seen.
@@ -15,4 +26,17 @@ except ModuleNotFoundError as error:
         raise
     __all__ = ["__version__"]
 else:
-    __all__ = ["ARCHITECTURES", "__version__", "register"]
+    __all__ = [
+        "ARCHITECTURES",
+        "AdaptiveOrthoBatchTopKConfig",
+        "AdaptiveOrthoGatedConfig",
+        "AdaptiveOrthoJumpReLUConfig",
+        "AdaptiveOrthoMatryoshkaBatchTopKConfig",
+        "AdaptiveOrthoRunner",
+        "AdaptiveOrthoRunnerConfig",
+        "AdaptiveOrthoStandardConfig",
+        "AdaptiveOrthoTopKConfig",
+        "ConfigError",
+        "__version__",
+        "register",
+    ]

@@ -135,15 +135,20 @@ def domain_rates(state: CoactivationState) -> Float[Tensor, "n_domains d_sae"]:
 def lift_affinity(
     state: CoactivationState, neighbours: Int[Tensor, "d_sae m"]
 ) -> Float[Tensor, "d_sae m"]:
-    """``s_ij = min(1, n_ij / (N p_i p_j + 1))``: lift, shrunk towards 0 for unseen pairs.
+    """``s_ij = min(1, n_ij / (N sum_d pi_d p_id p_jd + 1))``: lift, given the domain.
 
-    ``n_ij`` joint firings in ``N`` rows against ``N p_i p_j`` expected by chance. Pairs that fire
-    together at least as often as chance may share; mutually exclusive pairs, and pairs without
-    evidence (the pseudo-count 1), compete.
+    ``n_ij`` joint firings in ``N`` rows, against those expected if the two latents fired
+    independently *within each domain* ``d`` (share ``pi_d`` of the rows, rates ``p_id``). Pairs
+    that fire together at least as often as that may share; mutually exclusive pairs, and pairs
+    without evidence (the pseudo-count 1), compete. Given the domain, because latents of one corpus
+    meet more often than their overall rates suggest: that is not yet sharing.
     """
-    rates = firing_rates(state)
-    expected = state.joint_samples * rates.unsqueeze(1) * rates[neighbours]
-    return (state.joint / (expected + 1.0)).clamp(max=1.0)
+    rates = domain_rates(state)
+    share = state.samples / state.samples.sum().clamp(min=1.0)
+    chance = torch.zeros_like(state.joint)
+    for pi, p in zip(share, rates, strict=True):
+        chance += pi * p.unsqueeze(1) * p[neighbours]
+    return (state.joint / (state.joint_samples * chance + 1.0)).clamp(max=1.0)
 
 
 def overlap_affinity(

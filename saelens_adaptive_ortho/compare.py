@@ -30,7 +30,7 @@ from saelens_adaptive_ortho.runner import (
     versions,
     with_sae,
 )
-from saelens_adaptive_ortho.storage import write_json
+from saelens_adaptive_ortho.storage import write_failures_named, write_json
 from saelens_adaptive_ortho.training import list_checkpoints
 
 RECORD = "ortho_run.json"
@@ -62,6 +62,7 @@ class Comparison:
 
         Raises:
             ConfigError: a setting that cannot work, or SAEs of other settings in the folder.
+            StorageError: something could not be written; what was finished before survives.
         """
         if fresh:
             self.clear()
@@ -72,14 +73,15 @@ class Comparison:
                 raise reject("evals", name, f"{error}, or take it off the list.") from error
         self.prepared = prepare(self.experiment.runner, self.root / "cache")
         self._refuse_other_settings()
-        self._write_config()
-        for seed in self.experiment.seeds:
-            self.train(seed)
-            for variant in self.experiment.variants:
-                self.evaluate(variant, seed)
-        results = report.load_results(self.root, list(self.experiment.variants))
-        report.write_summary(self.root)
-        page = report.write_report(self.root)
+        with write_failures_named(self.root, "SAEs and results finished before are intact."):
+            self._write_config()
+            for seed in self.experiment.seeds:
+                self.train(seed)
+                for variant in self.experiment.variants:
+                    self.evaluate(variant, seed)
+            results = report.load_results(self.root, list(self.experiment.variants))
+            report.write_summary(self.root)
+            page = report.write_report(self.root)
         self.say(f"Report: {page}")
         return results
 

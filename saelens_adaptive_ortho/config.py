@@ -137,6 +137,12 @@ def validate_ortho(cfg: Any) -> None:
             "a curriculum needs both ortho_curriculum_start and ortho_curriculum_steps > 0; "
             f"ortho_curriculum_steps is {cfg.ortho_curriculum_steps}.",
         )
+    if cfg.ortho_curriculum_start is not None and cfg.ortho_coefficient == 0:
+        raise reject(
+            "ortho_coefficient",
+            cfg.ortho_coefficient,
+            "a curriculum must end above 0; to fall to 0 use ortho_fade_start_step.",
+        )
     start, end = cfg.ortho_fade_start_step, cfg.ortho_fade_end_step
     if (start is None) != (end is None) or (start is not None and end is not None and start >= end):
         raise reject(

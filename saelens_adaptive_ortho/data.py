@@ -31,6 +31,7 @@ from transformer_lens.HookedTransformer import HookedRootModule
 
 from saelens_adaptive_ortho.config import ConfigError, reject
 from saelens_adaptive_ortho.demo import FORGET_CORPUS, RETAIN_CORPUS
+from saelens_adaptive_ortho.storage import write_failures_named
 
 DOMAINS = ("forget", "retain")
 DEMO_CORPORA = {"demo:forget": FORGET_CORPUS, "demo:retain": RETAIN_CORPUS}
@@ -255,6 +256,7 @@ def tokenise_corpus(
     Raises:
         ConfigError: a corpus that is missing, unreadable, or too small for one context of each
             part.
+        StorageError: the cache could not be written.
     """
     where = where or f"ortho_corpora.{domain}"
     key = _cache_key(corpus, tokenizer, how, train_contexts)
@@ -276,10 +278,10 @@ def tokenise_corpus(
     if cached is not None:
         cached.parent.mkdir(parents=True, exist_ok=True)
         temporary = cached.with_suffix(".tmp")
-        save_file(
-            {"train": result.train, "held_out": result.held_out}, temporary, {"fingerprint": key}
-        )
-        temporary.replace(cached)
+        parts = {"train": result.train, "held_out": result.held_out}
+        with write_failures_named(cached, "Nothing else was being written."):
+            save_file(parts, temporary, {"fingerprint": key})
+            temporary.replace(cached)
     return result
 
 

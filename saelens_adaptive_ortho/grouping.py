@@ -18,7 +18,11 @@ DOMAIN_NAMES = {FORGET: "forget", RETAIN: "retain", SHARED: "shared"}
 
 
 class GroupSummary(NamedTuple):
-    """What a regrouping logs. ``churn`` is the share of latents whose label changed."""
+    """What a regrouping logs.
+
+    ``churn`` is the share of latents whose label changed; as a group is named by its smallest
+    member, a group that loses that one counts whole.
+    """
 
     n_groups: int
     largest: int

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import wandb
 from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, __version__
 from sae_lens.config import LoggingConfig
 from sae_lens.constants import RUNNER_CFG_FILENAME, SPARSITY_FILENAME
@@ -52,6 +53,19 @@ NOT_FINGERPRINTED = {
     "sae_lens_version",
     "sae_lens_training_version",
     "ortho_log_every",
+}
+
+# Fields of the host that this runner would otherwise ignore: the only value it takes, and why.
+UNSUPPORTED: dict[str, tuple[Any, str]] = {
+    "use_cached_activations": (False, "variants share one activation stream instead."),
+    "use_chat_formatting": (False, "the corpora are plain text."),
+    "activations_mixing_fraction": (
+        0.5,
+        "batches are shuffled within chunks of n_batches_in_buffer; raise that to mix more.",
+    ),
+    "compile_sae": (False, "use SAELens's own runner to train a compiled SAE."),
+    "from_pretrained_path": (None, "continue a run by resume_from_checkpoint."),
+    "save_final_checkpoint": (False, "the finished SAE is exported to output_path."),
 }
 
 
@@ -114,6 +128,8 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         for key, value in self.ortho_corpora.items():
             if key not in DOMAINS:
                 raise reject(f"ortho_corpora.{key}", value, f"known corpora: {', '.join(DOMAINS)}.")
+        if self.ortho_corpora and self.dataset_path:
+            raise reject("dataset_path", self.dataset_path, "give it or ortho_corpora, not both.")
         if not self.ortho_corpora and not self.dataset_path:
             raise reject("dataset_path", "", "name a corpus here, or two in ortho_corpora.")
         self.corpora()
@@ -148,15 +164,9 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
                 self.training_tokens,
                 f"is less than one batch ({self.train_batch_size_tokens} tokens).",
             )
-        if self.use_cached_activations:
-            raise reject(
-                "use_cached_activations",
-                True,
-                "not supported with domain-stratified batches; leave it false (variants share "
-                "one activation stream instead).",
-            )
-        if self.use_chat_formatting:
-            raise reject("use_chat_formatting", True, "not supported; the corpora are plain text.")
+        for name, (only, why) in UNSUPPORTED.items():
+            if getattr(self, name) != only:
+                raise reject(name, getattr(self, name), f"not supported here: {why}")
 
     def _forget_rows(self) -> int:
         if not hasattr(self.sae, "ortho_mode"):
@@ -339,7 +349,7 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
             fingerprint=hashlib.sha256("".join(fingerprints).encode()).hexdigest(),
             log_every=cfg.ortho_log_every,
             prefetch=int(cfg.prefetch_llm_batches),
-            on_log=on_log,
+            on_log=on_log or (self._log_to_wandb if cfg.logger.log_to_wandb else None),
         )
 
     def run(self) -> Any:
@@ -350,12 +360,27 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
         """
         if self.cfg.resume_from_checkpoint is not None:
             self.trainer.load_checkpoint(self.cfg.resume_from_checkpoint)
+        logger = self.cfg.logger
+        if logger.log_to_wandb:
+            wandb.init(
+                project=logger.wandb_project,
+                entity=logger.wandb_entity,
+                config=_plain(self.cfg.to_dict()),
+                name=logger.run_name,
+                id=logger.wandb_id,
+            )
         self.trainer.fit()
+        if logger.log_to_wandb:
+            wandb.finish()
         if self.cfg.output_path is not None:
             for name in self.saes:
                 target = Path(self.cfg.output_path)
                 self.export(name, target / name)
         return self.saes if set(self.saes) != {"sae"} else self.sae
+
+    @staticmethod
+    def _log_to_wandb(step: int, rows: dict[str, dict[str, float]]) -> None:
+        wandb.log({f"{name}/{k}": v for name, row in rows.items() for k, v in row.items()}, step)
 
     def export(self, name: str, target: Path) -> Path:
         """Write an SAE that plain SAELens loads, whole or not at all.

@@ -38,6 +38,29 @@ def check_writable(field: str, path: str | Path) -> None:
 
 
 @contextmanager
+def write_failures_named(target: Path, survives: str) -> Iterator[None]:
+    """Turn a failed write inside the block into a :class:`StorageError`; other errors pass.
+
+    Args:
+        survives: what is still intact, for the error.
+
+    Raises:
+        StorageError: as said.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not _is_write_failure(error):
+            raise
+        raise StorageError(
+            f"{target} could not be written ({error}). {survives} Free some space and run the "
+            "same command again."
+        ) from error
+
+
+@contextmanager
 def atomic_directory(target: Path, survives: str) -> Iterator[Path]:
     """A temporary sibling of ``target`` that takes its name only when the block succeeds.
 
@@ -52,27 +75,20 @@ def atomic_directory(target: Path, survives: str) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir()
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        if target.exists():
-            old = target.with_name(f".{target.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            target.rename(old)
-            temporary.rename(target)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(target)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not _is_write_failure(error):
-            raise
-        raise StorageError(
-            f"{target} could not be written ({error}). {survives} Free some space and run the "
-            "same command again."
-        ) from error
+        with write_failures_named(target, survives):
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            if target.exists():
+                old = target.with_name(f".{target.name}.old")
+                shutil.rmtree(old, ignore_errors=True)
+                target.rename(old)
+                temporary.rename(target)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -111,5 +127,8 @@ def _is_write_failure(error: Exception) -> bool:
             "ioerror",
             "failed writing",
             "quota",
+            # torch.save on a full disk: its stream fails, then its zip writer is out of step.
+            "iostream error",
+            "unexpected pos",
         )
     )

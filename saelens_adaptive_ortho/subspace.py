@@ -15,7 +15,6 @@ def condition_number(directions: Float[Tensor, "n d_in"]) -> float:
     1 for orthonormal rows; infinite when the rows are linearly dependent to working precision
     (``sigma_min <= max(n, d_in) * eps * sigma_max``). With more rows than dimensions the rows are
     necessarily dependent as vectors; the number then says how evenly they fill the space.
-    Uses exact singular values of the smaller Gram side.
 
     Raises:
         ValueError: no rows.

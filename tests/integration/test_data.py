@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import itertools
 import json
 import random
 from collections import Counter
@@ -34,8 +35,13 @@ from saelens_adaptive_ortho.data import (
 )
 from saelens_adaptive_ortho.runner import AdaptiveOrthoRunnerConfig, Prepared, prepare
 
+# The host warns of its own tensor copies.
+pytestmark = pytest.mark.filterwarnings("ignore:To copy construct:UserWarning")
+
 MakeConfig = Callable[..., AdaptiveOrthoRunnerConfig]
-CONTEXT, BATCH = 32, 128
+CONTEXT, BATCH, HOOK = 32, 128, "blocks.1.hook_resid_post"
+BOS, FIRST_WORD = 0, 3  # ids of the tiny tokenizer
+FORGET_IDS = slice(FIRST_WORD, FIRST_WORD + 90)
 HOW = Tokenisation(CONTEXT, holdout_fraction=0.1, holdout_contexts=16)
 TEXTS = ["virus1 the2 virus3", "the4", "virus5 virus6\nthe7"]
 
@@ -53,10 +59,6 @@ def corpus_activations(model: Any, contexts: Tensor) -> Tensor:
         for c in contexts
     ]
     return torch.cat(rows).detach()
-
-
-def token(word: str) -> int:
-    return len(SPECIAL) + (FORGET_WORDS.index(word) if word in FORGET_WORDS else 0)
 
 
 # ------------------------------------------------------------------- batches
@@ -99,9 +101,13 @@ def test_the_leading_rows_come_from_the_forget_corpus_and_the_rest_from_retain(
             (batch[:n_forget], forget, retain),
             (batch[n_forget:], retain, forget),
         ):
-            assert torch.cdist(rows, own).min(1).values.max() < 1e-3
+            assert distances(rows, own).min(1).values.max() < 1e-3
             # Beginnings of contexts without a domain word are the same in both corpora.
-            assert (torch.cdist(rows, other).min(1).values > 1e-2).float().mean() > 0.8
+            assert (distances(rows, other).min(1).values > 1e-2).float().mean() > 0.8
+
+
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def identifying_store(
@@ -154,7 +160,7 @@ def test_a_slice_and_excluded_tokens_are_respected_and_still_every_other_row_is_
     n_batches = -(-len(usable) // (BATCH // 2)) * 2
     (forget, _) = served(store, n_batches, BATCH // 2)
     assert set(forget) == usable
-    assert max(forget.values()) - min(forget.values()) <= 1 + 1
+    assert max(forget.values()) - min(forget.values()) <= 2
 
 
 def test_locating_rows_in_any_portions_visits_each_usable_row_once_per_epoch() -> None:
@@ -192,11 +198,11 @@ def test_special_tokens_are_not_trained_on_when_excluded(
     prepared: Prepared, make_config: MakeConfig
 ) -> None:
     store = build_store(prepared, make_config(exclude_special_tokens=True))
-    bos = corpus_activations(prepared.model, torch.tensor([[BOS, PAD]]))[:1]
+    bos = corpus_activations(prepared.model, torch.tensor([[BOS, FIRST_WORD]]))[:1]
     for _ in range(30):
-        assert torch.cdist(next(store), bos).min() > 1e-2
+        assert distances(next(store), bos).min() > 1e-2
     with_special = build_store(prepared, make_config())
-    assert torch.cdist(next(with_special), bos).min() < 1e-3
+    assert distances(next(with_special), bos).min() < 1e-3
 
 
 def test_a_slice_that_leaves_nothing_is_refused(
@@ -222,7 +228,7 @@ def test_a_single_corpus_fills_the_whole_batch_and_has_no_domains(
     batch = next(build_store(only, cfg))
     assert batch.shape == (BATCH, model.cfg.d_model)
     retain = corpus_activations(model, only.corpora[0].train)
-    assert torch.cdist(batch, retain).min(1).values.max() < 1e-3
+    assert distances(batch, retain).min(1).values.max() < 1e-3
 
 
 def test_the_token_interface_serves_held_out_contexts_of_both_corpora(
@@ -237,18 +243,18 @@ def test_the_token_interface_serves_held_out_contexts_of_both_corpora(
 # ------------------------------------------------------------------ non-finite
 
 
-def poisoned(prepared: Prepared, word: str) -> Prepared:
-    """The same corpora, and a model that is NaN from ``word`` on."""
+def poisoned(prepared: Prepared, words: slice) -> Prepared:
+    """The same corpora, and a model that is NaN after ``words``."""
     model = copy.deepcopy(prepared.model)
     with torch.no_grad():
-        model.embed.W_E[token(word)] = float("nan")  # type: ignore[union-attr, operator]
+        model.embed.W_E[words] = float("nan")  # type: ignore[union-attr, operator]
     return prepared._replace(model=model)
 
 
 def test_non_finite_activations_name_the_corpus_the_hook_and_the_remedy(
     prepared: Prepared, make_config: MakeConfig
 ) -> None:
-    store = build_store(poisoned(prepared, FORGET_WORDS[0]), make_config())
+    store = build_store(poisoned(prepared, FORGET_IDS), make_config())
     with pytest.raises(NonFiniteActivationsError, match="forget corpus.*dtype") as caught:
         next(store)
     assert HOOK in str(caught.value)
@@ -275,8 +281,7 @@ def test_non_finite_activations_name_the_batches_and_the_context_they_fall_in(
         NonFiniteActivationsError,
         match=rf"retain corpus .* contexts \[{bad}\] \(batches {first} to {last}\)",
     ):
-        for _ in range(last + 1):
-            next(store)
+        list(itertools.islice(store, last + 1))
 
 
 # ---------------------------------------------------------------------- tokens
@@ -301,13 +306,13 @@ def test_no_text_of_a_held_out_document_is_trained_on(model: Any, tiny: Any) -> 
     assert ngrams(held_out) & ngrams(corpus.held_out.tolist())
 
 
-def test_contexts_are_packed_as_worked_out_by_hand(model: Any, tmp_path: Path) -> None:
+def test_contexts_are_packed_as_worked_out_by_hand(model: Any, tiny: Any, tmp_path: Path) -> None:
     kept = ["virus0 virus1 virus2", "virus3 virus4", "virus5 virus6 virus7 virus8"]
     texts = [t for text in kept for t in (text, "the0 the1 the2")]
-    corpus = CorpusConfig(path=str(write_jsonl(tmp_path / "c.jsonl", texts)))
+    corpus = CorpusConfig(path=str(tiny.write_jsonl(tmp_path / "c.jsonl", texts)))
     how = Tokenisation(4, holdout_fraction=0.5, holdout_contexts=3)
     packed = tokenise_corpus(corpus, "forget", model.tokenizer, how, 100)
-    v = [len(SPECIAL) + i for i in range(9)]
+    v = range(FIRST_WORD, FIRST_WORD + 9)
     assert packed.train.tolist() == [
         [BOS, v[0], v[1], v[2]],
         [BOS, v[3], v[4], BOS],
@@ -320,7 +325,7 @@ def test_contexts_are_packed_as_worked_out_by_hand(model: Any, tmp_path: Path) -
 
 
 def test_packing_agrees_with_the_hosts_own_pretokenisation(model: Any, tiny: Any) -> None:
-    texts = documents(FORGET_WORDS, 1)
+    texts = tiny.documents(tiny.forget_words, 1)
     trained = [text for n, text in enumerate(texts) if n % 10 != 9]
     host = pretokenize_dataset(
         Dataset.from_dict({"text": trained}),
@@ -336,7 +341,7 @@ def test_packing_agrees_with_the_hosts_own_pretokenisation(model: Any, tiny: Any
     )
     corpus = CorpusConfig(path=str(tiny.forget))
     ours = tokenise_corpus(corpus, "forget", model.tokenizer, HOW, 10_000)
-    theirs = torch.tensor(host["input_ids"][:], dtype=torch.int32)
+    theirs = host["input_ids"][:].int()
     assert len(theirs) > 100
     assert torch.equal(ours.train, theirs)
 
@@ -355,12 +360,12 @@ def test_reading_stops_once_the_training_contexts_are_full(
     monkeypatch.setattr(data, "read_documents", counting)
     few = tokenise_corpus(CorpusConfig(path=str(tiny.forget)), "f", model.tokenizer, HOW, 3)
     assert len(few.train) == 3
-    assert read["documents"] < N_DOCUMENTS
+    assert read["documents"] < len(tiny.documents(tiny.forget_words, 1))
 
 
 @pytest.fixture
-def cached(model: Any, tmp_path: Path) -> Callable[[], TokenisedCorpus]:
-    path = write_jsonl(tmp_path / "corpus.jsonl", documents(FORGET_WORDS, 3, 60))
+def cached(model: Any, tiny: Any, tmp_path: Path) -> Callable[[], TokenisedCorpus]:
+    path = tiny.write_jsonl(tmp_path / "corpus.jsonl", tiny.documents(tiny.forget_words, 3, 60))
 
     def tokenise(how: Tokenisation = HOW) -> TokenisedCorpus:
         return tokenise_corpus(
@@ -389,10 +394,10 @@ def test_a_tokenised_corpus_is_read_from_the_cache(
 
 
 def test_the_cache_is_not_used_once_the_file_or_the_settings_change(
-    cached: Callable[..., TokenisedCorpus], tmp_path: Path
+    cached: Callable[..., TokenisedCorpus], tiny: Any, tmp_path: Path
 ) -> None:
     first = cached()
-    write_jsonl(tmp_path / "corpus.jsonl", documents(FORGET_WORDS, 4, 60))
+    tiny.write_jsonl(tmp_path / "corpus.jsonl", tiny.documents(tiny.forget_words, 4, 60))
     second = cached()
     assert not torch.equal(first.train, second.train)
     assert first.fingerprint != second.fingerprint
@@ -417,7 +422,7 @@ def test_a_corrupt_cache_file_is_made_again(
 # ----------------------------------------------------------------------- files
 
 
-def write_corpus(folder: Path, kind: str) -> Path:
+def write_corpus(tiny: Any, folder: Path, kind: str) -> Path:
     lines = "".join(json.dumps({"text": t}) + "\n" for t in TEXTS)
     path = folder / f"corpus.{kind}"
     if kind == "txt":
@@ -434,30 +439,34 @@ def write_corpus(folder: Path, kind: str) -> Path:
         path = folder / "several"
         (path / "inner").mkdir(parents=True)
         (path / "notes.md").write_text("not a corpus")
-        write_jsonl(path / "a.jsonl", TEXTS[:1])
-        write_jsonl(path / "inner" / "b.jsonl", TEXTS[1:])
+        tiny.write_jsonl(path / "a.jsonl", TEXTS[:1])
+        tiny.write_jsonl(path / "inner" / "b.jsonl", TEXTS[1:])
     return path
 
 
 @pytest.mark.parametrize("kind", ["txt", "txt.gz", "jsonl", "jsonl.gz", "parquet", "directory"])
-def test_every_kind_of_local_corpus_gives_the_same_documents(tmp_path: Path, kind: str) -> None:
-    corpus = CorpusConfig(path=str(write_corpus(tmp_path, kind)))
+def test_every_kind_of_local_corpus_gives_the_same_documents(
+    tiny: Any, tmp_path: Path, kind: str
+) -> None:
+    corpus = CorpusConfig(path=str(write_corpus(tiny, tmp_path, kind)))
     assert list(read_documents(corpus, "dataset_path")) == TEXTS
 
 
-def test_blank_documents_are_left_out_and_the_limit_counts_documents(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "c.jsonl", ["the1", "  \n", "the2", "the3"], field="body")
+def test_blank_documents_are_left_out_and_the_limit_counts_documents(
+    tiny: Any, tmp_path: Path
+) -> None:
+    path = tiny.write_jsonl(tmp_path / "c.jsonl", ["the1", "  \n", "the2", "the3"], field="body")
     corpus = CorpusConfig(path=str(path), text_field="body", max_documents=3)
     assert list(read_documents(corpus, "dataset_path")) == ["the1", "the2"]
 
 
-def test_a_directory_of_several_kinds_is_refused(tmp_path: Path) -> None:
-    write_corpus(tmp_path, "txt")
-    write_corpus(tmp_path, "jsonl")
+def test_a_directory_of_several_kinds_is_refused(tiny: Any, tmp_path: Path) -> None:
+    write_corpus(tiny, tmp_path, "txt")
+    write_corpus(tiny, tmp_path, "jsonl")
     with pytest.raises(ConfigError, match="mixes kinds"):
         list(read_documents(CorpusConfig(path=str(tmp_path)), "dataset_path"))
 
 
 def test_shared_words_occur_in_both_corpora(tiny: Any) -> None:
     for path in (tiny.forget, tiny.retain):
-        assert SHARED_WORDS[0] in path.read_text().split()
+        assert tiny.shared_words[0] in path.read_text().split()

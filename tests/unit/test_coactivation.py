@@ -231,3 +231,21 @@ def test_a_latent_that_fires_always_or_never_has_no_sketch_direction() -> None:
     X = sketch_directions(state)
     assert torch.equal(X[:2], torch.zeros(2, R))
     torch.testing.assert_close(X[2:].norm(dim=-1), torch.ones(D - 2))
+
+
+def test_lift_is_taken_within_domains_so_sharing_a_corpus_is_not_sharing() -> None:
+    # Forget is 100 of 400 rows. Both latents fire in 40 of those 100 and nowhere else:
+    # independent firing within forget gives 0.4 * 0.4 * 100 = 16 joint firings.
+    def affinity(joint: float) -> float:
+        state = CoactivationState(
+            samples=torch.tensor([100.0, 300.0]),
+            fired=torch.tensor([[40.0, 40.0], [0.0, 0.0]]),
+            joint=torch.full((2, 1), joint),
+            joint_samples=torch.full((2, 1), 400.0),
+            sketch=torch.zeros(2, 1),
+            sketch_total=torch.zeros(1),
+        )
+        return float(lift_affinity(state, PAIR)[0, 0])
+
+    assert affinity(8.0) == pytest.approx(8 / 17)
+    assert affinity(17.0) == pytest.approx(1.0)
