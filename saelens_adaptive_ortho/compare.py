@@ -105,8 +105,7 @@ class Comparison:
             return
         folder = self.root / f"seed{seed}"
         cfg = self._seeded(seed, checkpoint_path=str(folder / "checkpoints"))
-        runner = AdaptiveOrthoRunner(cfg, missing, self.prepared)
-        self._resume(runner, folder / "checkpoints")
+        runner = self._runner(cfg, missing, folder / "checkpoints")
         self.say(f"Seed {seed}: training {', '.join(missing)}")
         runner.trainer.fit()
         for name in missing:
@@ -114,16 +113,21 @@ class Comparison:
             self._write_training(name, seed, runner)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
-    def _resume(self, runner: AdaptiveOrthoRunner, folder: Path) -> None:
-        """Continue from the newest checkpoint that is whole and of these settings."""
+    def _runner(
+        self, cfg: AdaptiveOrthoRunnerConfig, variants: dict[str, dict[str, Any]], folder: Path
+    ) -> AdaptiveOrthoRunner:
+        """A runner at the newest checkpoint that is whole and of these settings, or at step 0."""
         for checkpoint in reversed(list_checkpoints(folder)):
+            # A new one each time: a checkpoint may turn out damaged when half of it is loaded.
+            runner = AdaptiveOrthoRunner(cfg, variants, self.prepared)
             try:
                 runner.trainer.load_checkpoint(checkpoint)
             except ConfigError as error:
                 self.say(f"Not resuming: {error}")
                 continue
             self.say(f"Resuming from {checkpoint}")
-            return
+            return runner
+        return AdaptiveOrthoRunner(cfg, variants, self.prepared)
 
     def _write_training(self, variant: str, seed: int, runner: AdaptiveOrthoRunner) -> None:
         trainer, state = runner.trainer, runner.trainer.state

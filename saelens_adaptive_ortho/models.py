@@ -7,8 +7,9 @@ safetensors, and are checked before anything long starts.
 from __future__ import annotations
 
 import difflib
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from sae_lens.load_model import load_model
@@ -16,12 +17,16 @@ from sae_lens.util import str_to_dtype
 from transformer_lens import HookedTransformer
 from transformer_lens import loading_from_pretrained as tl_loading
 from transformer_lens.HookedTransformer import HookedRootModule
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from saelens_adaptive_ortho.config import ConfigError, reject
 from saelens_adaptive_ortho.demo import MODEL_DIR
 
 DEMO_MODEL = "demo:model"
+# TransformerLens recognises most architectures by hub name and knows few from a directory; for
+# the others its TransformerBridge offers the same hook points around the Hugging Face model.
+CONVERTED_FROM_ANY_DIRECTORY = {"GPTNeoXForCausalLM"}
 LOCAL_KWARGS = {"dtype", "torch_dtype", "center_writing_weights"}
 
 
@@ -95,7 +100,7 @@ def load_language_model(
         raise reject("model_name", name, _explain_load_failure(error, path)) from error
 
 
-def _load_local(path: Path, device: str, kwargs: dict[str, Any]) -> HookedTransformer:
+def _load_local(path: Path, device: str, kwargs: dict[str, Any]) -> HookedRootModule:
     unknown = set(kwargs) - LOCAL_KWARGS
     if unknown:
         raise reject(
@@ -110,9 +115,19 @@ def _load_local(path: Path, device: str, kwargs: dict[str, Any]) -> HookedTransf
     hf_model = AutoModelForCausalLM.from_pretrained(
         path, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype
     )
-    cfg = tl_loading.get_pretrained_model_config(str(path), device=device, dtype=dtype)
-    state = tl_loading.get_pretrained_state_dict(str(path), cfg, hf_model, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    if not set(hf_model.config.architectures or []) & CONVERTED_FROM_ANY_DIRECTORY:
+        bridge = TransformerBridge.boot_transformers(
+            str(path), device=device, dtype=dtype, tokenizer=tokenizer, hf_model=hf_model
+        )
+        return cast(HookedRootModule, bridge)  # same hooks and calls, another base class
+    with tempfile.TemporaryDirectory() as folder:
+        # Likewise the config's class ("gemma", "llama"): it is shown a path that says nothing.
+        unnamed = Path(folder) / "model"
+        unnamed.symlink_to(path.resolve(), target_is_directory=True)
+        cfg = tl_loading.get_pretrained_model_config(str(unnamed), device=device, dtype=dtype)
+    cfg.model_name, cfg.tokenizer_name = path.name, str(path)
+    state = tl_loading.get_pretrained_state_dict(str(path), cfg, hf_model, dtype=dtype)
     model = HookedTransformer(cfg, tokenizer, move_to_device=False)
     model.load_and_process_state_dict(
         state,

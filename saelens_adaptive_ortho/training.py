@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import shutil
 import signal
 import threading
@@ -21,6 +22,12 @@ from typing import Any
 
 import torch
 from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.constants import (
+    ACTIVATION_SCALER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    TRAINER_STATE_FILENAME,
+)
 from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
@@ -33,6 +40,7 @@ from saelens_adaptive_ortho.data import StratifiedActivationsStore
 from saelens_adaptive_ortho.storage import atomic_directory, write_json
 
 STATE_FILE = "lockstep_state.json"
+RNG_FILE = "rng_state.pt"
 KEPT_CHECKPOINTS = 2
 
 
@@ -140,12 +148,14 @@ class LockstepTrainer:
                 step = self.state.n_training_steps
                 if step % self.log_every == 0 or step in {1, self.n_steps}:
                     self._log(outputs, bar)
-                if stop.is_set() and step < self.n_steps:
+                stopping = stop.is_set() and step < self.n_steps
+                saved = None
+                if stopping or step in self.checkpoint_steps:
+                    self._refuse_non_finite(outputs)  # or every resumed run would fail as well
                     saved = self.save_checkpoint()
+                if stopping:
                     where = f"; saved {saved}" if saved else " (checkpoints are off)"
                     raise Interrupted(f"stopped at step {step} of {self.n_steps}{where}")
-                if step in self.checkpoint_steps:
-                    self.save_checkpoint()
         for name, trainer in self.trainers.items():
             self._fold(name, trainer)
             trainer.set_final_sae_metadata()
@@ -219,19 +229,13 @@ class LockstepTrainer:
 
     @torch.no_grad()
     def _log(self, outputs: dict[str, TrainStepOutput], bar: Any) -> None:
+        self._refuse_non_finite(outputs)
         step = self.state.n_training_steps
         rows = {}
         for name, output in outputs.items():
             trainer = self.trainers[name]
             logged = trainer.build_train_step_log_dict(output, trainer.n_training_samples)
             row = {k.removeprefix("losses/").removeprefix("metrics/"): v for k, v in logged.items()}
-            loss = row["overall_loss"]
-            if not math.isfinite(loss):
-                raise NonFiniteLossError(
-                    f"The loss of {name!r} is {loss} at step {step}. Lower lr or "
-                    "ortho_coefficient, or normalise the activations "
-                    "(sae.normalize_activations: expected_average_only_in)."
-                )
             rows[name] = {"step": step, **{k: v for k, v in row.items() if math.isfinite(v)}}
             self.state.history[name].append(rows[name])
         bar.set_postfix_str(
@@ -239,6 +243,16 @@ class LockstepTrainer:
         )
         if self.on_log is not None:
             self.on_log(step, rows)
+
+    def _refuse_non_finite(self, outputs: dict[str, TrainStepOutput]) -> None:
+        for name, output in outputs.items():
+            loss = float(output.loss.detach())
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"The loss of {name!r} is {loss} at step {self.state.n_training_steps}. Lower "
+                    "lr or ortho_coefficient, or normalise the activations "
+                    "(sae.normalize_activations: expected_average_only_in)."
+                )
 
     # ------------------------------------------------------------ checkpoints
 
@@ -252,11 +266,13 @@ class LockstepTrainer:
         with atomic_directory(target, survives) as temporary:
             for name, trainer in self.trainers.items():
                 trainer.save_checkpoint(checkpoint_name=name, base_path=temporary)
-            torch.save({"cpu": torch.get_rng_state()}, temporary / "rng_state.pt")
+            torch.save({"cpu": torch.get_rng_state()}, temporary / RNG_FILE)
             write_json(
                 temporary / STATE_FILE, {"fingerprint": self.fingerprint, **vars(self.state)}
             )
-        for old in list_checkpoints(self.checkpoint_dir)[:-KEPT_CHECKPOINTS]:
+        # Later steps can only be left over from another run; they must not push out this one's.
+        ours = [c for c in list_checkpoints(self.checkpoint_dir) if c.name <= target.name]
+        for old in ours[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
         return target
 
@@ -271,12 +287,10 @@ class LockstepTrainer:
         where = "resume_from_checkpoint"
         if not (path / STATE_FILE).is_file():
             raise reject(where, str(path), f"holds no checkpoint of this project ({STATE_FILE}).")
-        try:
+        with _corruption_named(path / STATE_FILE):
             saved = json.loads((path / STATE_FILE).read_text())
             fingerprint = saved.pop("fingerprint")
             state = LockstepState(**saved)
-        except (ValueError, TypeError, KeyError) as error:
-            raise _corrupt(path / STATE_FILE, error) from error
         missing = [name for name in self.saes if not (path / name / "cfg.json").is_file()]
         if missing:
             raise reject(where, str(path), f"has no SAE named {', '.join(missing)}.")
@@ -290,20 +304,15 @@ class LockstepTrainer:
                 "Restore the settings, or start afresh.",
             )
         for name, trainer in self.trainers.items():
-            file = path / name
-            try:
-                trainer.load_trainer_state(file)
-                trainer.sae.load_weights_from_checkpoint(file)
-            except (
-                SafetensorError,
-                RuntimeError,
-                OSError,
-                EOFError,
-                ValueError,
-                KeyError,
-            ) as error:
-                raise _corrupt(file, error) from error
-        torch.set_rng_state(torch.load(path / "rng_state.pt", weights_only=True)["cpu"])
+            folder = path / name
+            with _corruption_named(folder / ACTIVATION_SCALER_CFG_FILENAME) as file:
+                json.loads(file.read_text())
+            with _corruption_named(folder / TRAINER_STATE_FILENAME):
+                trainer.load_trainer_state(folder)
+            with _corruption_named(folder / SAE_WEIGHTS_FILENAME):
+                trainer.sae.load_weights_from_checkpoint(folder)
+        with _corruption_named(path / RNG_FILE) as file:
+            torch.set_rng_state(torch.load(file, weights_only=True)["cpu"])
         self.state = state
 
 
@@ -315,10 +324,8 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def _check_same_architecture(path: Path, sae: TrainingSAE[Any]) -> None:
-    try:
-        saved = json.loads((path / "cfg.json").read_text())
-    except ValueError as error:
-        raise _corrupt(path / "cfg.json", error) from error
+    with _corruption_named(path / SAE_CFG_FILENAME) as file:
+        saved = json.loads(file.read_text())
     for name, own in {
         "architecture": sae.cfg.architecture(),
         "d_in": sae.cfg.d_in,
@@ -332,14 +339,29 @@ def _check_same_architecture(path: Path, sae: TrainingSAE[Any]) -> None:
             )
 
 
-def _corrupt(path: Path, error: Exception) -> ConfigError:
-    text = str(error).split("\n")[0][:200]
-    return reject(
-        "resume_from_checkpoint",
-        str(path),
-        f"is corrupt or truncated ({type(error).__name__}: {text}). Remove it and resume from an "
-        "earlier one.",
-    )
+@contextmanager
+def _corruption_named(file: Path) -> Iterator[Path]:
+    """Turn whatever reading a damaged file raises into an error that names it."""
+    try:
+        yield file
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        text = str(error).split("\n")[0][:200]
+        raise reject(
+            "resume_from_checkpoint",
+            str(file),
+            f"is corrupt or truncated ({type(error).__name__}: {text}). Remove its checkpoint and "
+            "resume from an earlier one.",
+        ) from error
 
 
 @contextmanager
