@@ -87,7 +87,7 @@ class Comparison:
 
     def clear(self) -> None:
         """Delete the SAEs, checkpoints and results of this folder (and nothing else)."""
-        for path in [*self.root.glob("seed*"), self.results, self.root / "cache"]:
+        for path in [*self.root.glob("seed[0-9]*"), self.results, self.root / "cache"]:
             if path.is_dir():
                 shutil.rmtree(path)
 
@@ -160,7 +160,7 @@ class Comparison:
                 for row in history
             ],
             "groups": groups,
-            "epochs": runner.activations_store.epochs(trainer.n_steps),
+            "epochs": trainer.store.epochs(trainer.n_steps),
         }
         fingerprint = runner.configs[variant].fingerprint(runner.corpora)
         self._write_result(

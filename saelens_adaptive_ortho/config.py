@@ -171,8 +171,9 @@ def _number(
     value: Any = getattr(cfg, name)
     if value is None and name == "ortho_curriculum_start":
         return
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or value > high or value < low or (open_low and value == low):
+    # Anything that is not a number becomes NaN, which no bound admits.
+    x = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else value
+    if not (math.isfinite(x) and low <= x <= high) or (open_low and x == low):
         bounds = f"{'(' if open_low else '['}{low:g}, {high:g}{']' if math.isfinite(high) else ')'}"
         raise reject(name, value, f"must be a number in {bounds}.")
 

@@ -79,7 +79,7 @@ class CorpusConfig:
         if isinstance(value, CorpusConfig):
             return value
         if isinstance(value, str):
-            value = {"path": value}
+            return cls.from_dict(where, {"path": value})
         if not isinstance(value, dict):
             raise reject(where, value, "must be a path or a mapping with at least `path`.")
         known = [f.name for f in fields(cls)]

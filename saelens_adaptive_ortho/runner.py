@@ -320,7 +320,7 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
         on_log: Callable[[int, dict[str, dict[str, float]]], None] | None = None,
     ) -> None:
         # Not super().__init__: it would load the data set and ignore the corpora.
-        self.cfg = cfg
+        self.cfg = cfg  # pyright: ignore[reportIncompatibleVariableOverride]
         cache = Path(cfg.output_path) / "cache" if cfg.output_path else None
         self.model, self.corpora = prepared or prepare(cfg, cache)
         self._compile_llm_if_needed()

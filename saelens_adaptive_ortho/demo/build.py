@@ -356,6 +356,8 @@ def build(
     save_tokenizer(tokenizer, folder / "model")
     model.eval()
     model.half().save_pretrained(folder / "model")
+    # Some releases write the weights for the owner only, and a package keeps file modes.
+    (folder / "model" / "model.safetensors").chmod(0o644)
     trained = time.perf_counter() - started
     card: dict[str, object] = {
         "seed": seed,

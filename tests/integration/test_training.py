@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import torch
 from sae_lens.constants import SAE_WEIGHTS_FILENAME, TRAINER_STATE_FILENAME
 from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from saelens_adaptive_ortho import data, training
 from saelens_adaptive_ortho.architectures import ARCHITECTURES
@@ -438,3 +439,20 @@ def test_the_train_command_resumes_where_it_is_told_to_and_refuses_another_archi
     other = ["--set", "sae.architecture=adaptive_ortho_topk"]
     assert main(["train", config, *resume, *other]) == 2
     assert "holds an SAE with architecture" in capsys.readouterr().err
+
+
+def test_a_model_that_gives_no_numbers_for_one_corpus_ends_the_run_naming_it(
+    write_config: Callable[..., Path],
+    tiny: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = shutil.copytree(tiny.model, tmp_path / "model")
+    weights = load_file(path / "model.safetensors")
+    first = tiny.n_special + len(tiny.forget_words)
+    weights["gpt_neox.embed_in.weight"][first : first + len(tiny.retain_words)] = math.inf
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    assert main(["compare", str(write_config(model_name=str(path)))]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"The retain corpus gives NaN or infinite .*\(batches 0 to \d+\)", message)
+    assert exported(tmp_path / "run") == {}

@@ -13,7 +13,7 @@ from saelens_adaptive_ortho.demo.world import (
     DOMAINS,
     LETTERS,
     POOLS,
-    PRONOUN_FRAMES,
+    Domain,
     Question,
     World,
     corpus_records,
@@ -86,11 +86,10 @@ def test_domains_share_words_but_not_entities(world: World) -> None:
     texts = {domain: " ".join(world.passages(domain, 500)) for domain in DOMAINS}
     words = {domain: set(text.replace(".", " ").split()) for domain, text in texts.items()}
     for pool in ("colour", "place", "food", "animal", "symptom"):
-        assert set(POOLS[pool]) <= words["forget"] & words["retain"]
+        assert len(set(POOLS[pool]) & words["forget"] & words["retain"]) >= 6
     for entity in world.entities:
         other = "retain" if entity.topic.domain == "forget" else "forget"
         assert entity.subject not in texts[other]
-    assert PRONOUN_FRAMES  # frames are one list for both domains
 
 
 def test_prompt_layout() -> None:
@@ -100,10 +99,10 @@ def test_prompt_layout() -> None:
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_committed_corpus_is_what_the_seed_gives(world: World, domain: str) -> None:
+def test_committed_corpus_is_what_the_seed_gives(world: World, domain: Domain) -> None:
     path = {"forget": demo.FORGET_CORPUS, "retain": demo.RETAIN_CORPUS}[domain]
     committed = path.read_text(encoding="utf-8")
-    assert committed == jsonl(corpus_records(world, domain))  # type: ignore[arg-type]
+    assert committed == jsonl(corpus_records(world, domain))
 
 
 def test_committed_questions_are_what_the_seed_gives(world: World) -> None:

@@ -84,17 +84,22 @@ def full_run(run: Path) -> Path:
             put(
                 run,
                 result(
-                    "core", variant, seed,
+                    "core",
+                    variant,
+                    seed,
                     {
                         "pooled/explained_variance": 0.9 + 0.001 * seed - 0.01 * v,
                         "pooled/ce_loss_score": 0.95 + 0.002 * seed * (-1) ** v,
                         "pooled/l0": 8.0,
                         "forget/frac_alive": 0.7,
                     },
-                    versions={"sae-lens": "6.54.12"}, seconds=2.0,
+                    versions={"sae-lens": "6.54.12"},
+                    seconds=2.0,
                 ),
                 result(
-                    "subspace", variant, seed,
+                    "subspace",
+                    variant,
+                    seed,
                     {
                         "principal_angle/mean_deg": 50.0 + seed + (10 + 0.1 * seed) * v,
                         "mean_max_cosine": 0.4 - 0.1 * v + 0.01 * seed * (1 + v),
@@ -107,7 +112,10 @@ def full_run(run: Path) -> Path:
                     },
                 ),
                 result(
-                    "training", variant, seed, {"train_seconds": 3.0 + v, "tokens": 40},
+                    "training",
+                    variant,
+                    seed,
+                    {"train_seconds": 3.0 + v, "tokens": 40},
                     details={"history": history, "groups": groups},
                 ),
             )
@@ -185,7 +193,9 @@ def test_one_seed_is_too_few() -> None:
     difference = summary.metrics[EV].difference("adaptive", "baseline")
     assert difference is not None
     assert (difference.verdict, difference.spread.ci95, difference.dz) == (
-        "too few seeds", None, None,
+        "too few seeds",
+        None,
+        None,
     )
     assert "too few seeds to judge the cost" in summary.verdict
 
@@ -219,8 +229,11 @@ def test_every_variant_is_compared_with_the_first_and_with_fixed_once() -> None:
     summary = summarise(results)
     assert summary.variants == ["baseline", "fixed", "adaptive", "odd"]
     assert summary.pairs == [
-        ("fixed", "baseline"), ("adaptive", "baseline"), ("odd", "baseline"),
-        ("adaptive", "fixed"), ("odd", "fixed"),
+        ("fixed", "baseline"),
+        ("adaptive", "baseline"),
+        ("odd", "baseline"),
+        ("adaptive", "fixed"),
+        ("odd", "fixed"),
     ]
     assert order_variants(["b", "a", "b"]) == ["b", "a"]
 
@@ -241,10 +254,21 @@ def verdict_of(angles: list[float], cosines: list[float], ev: list[float]) -> st
     results = []
     for seed in range(3):
         results += [
-            result("subspace", "baseline", seed, {"principal_angle/mean_deg": 50.0 + seed,
-                                                  "mean_max_cosine": 0.5}),
-            result("subspace", "adaptive", seed, {"principal_angle/mean_deg": 50 + angles[seed],
-                                                  "mean_max_cosine": 0.5 + cosines[seed]}),
+            result(
+                "subspace",
+                "baseline",
+                seed,
+                {"principal_angle/mean_deg": 50.0 + seed, "mean_max_cosine": 0.5},
+            ),
+            result(
+                "subspace",
+                "adaptive",
+                seed,
+                {
+                    "principal_angle/mean_deg": 50 + angles[seed],
+                    "mean_max_cosine": 0.5 + cosines[seed],
+                },
+            ),
             result("core", "baseline", seed, {"pooled/explained_variance": 0.9}),
             result("core", "adaptive", seed, {"pooled/explained_variance": 0.9 + ev[seed]}),
         ]
@@ -290,8 +314,13 @@ def test_verdict_admits_what_was_not_measured() -> None:
 
 def test_a_written_result_is_read_back_equal(tmp_path: Path) -> None:
     written = result(
-        "core", "adaptive", 3, {"pooled/mse": 0.25, "pooled/l0": None},
-        details={"note": ["é", 1, {"deep": 2.5}]}, seconds=1.5, fingerprint="ab",
+        "core",
+        "adaptive",
+        3,
+        {"pooled/mse": 0.25, "pooled/l0": None},
+        details={"note": ["é", 1, {"deep": 2.5}]},
+        seconds=1.5,
+        fingerprint="ab",
         versions={"a": "1"},
     )
     path = result_path(tmp_path, "adaptive", 3, "core")
