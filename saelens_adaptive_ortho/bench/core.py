@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -91,7 +92,9 @@ def _multiple_evals(
         tokens_served(core, contexts),
         errors_collected(core.logger) as errors,
         contextlib.redirect_stdout(output),
+        warnings.catch_warnings(),
     ):
+        warnings.filterwarnings("ignore", message="To copy construct from a tensor")
         results = core.multiple_evals(
             [(_release(context, domain), sae)],
             n_eval_reconstruction_batches=n_batches,
