@@ -42,6 +42,8 @@ PREFIX = "adaptive_ortho_"
 
 @dataclass
 class AdaptiveOrthoStandardConfig(OrthoConfig, StandardTrainingSAEConfig):
+    """SAELens's standard (L1) training config plus the fields of OrthoConfig."""
+
     @classmethod
     def architecture(cls) -> str:
         return "adaptive_ortho_standard"
@@ -52,6 +54,8 @@ class AdaptiveOrthoStandardConfig(OrthoConfig, StandardTrainingSAEConfig):
 
 @dataclass
 class AdaptiveOrthoTopKConfig(OrthoConfig, TopKTrainingSAEConfig):
+    """SAELens's TopK training config plus the fields of OrthoConfig."""
+
     @classmethod
     def architecture(cls) -> str:
         return "adaptive_ortho_topk"
@@ -62,6 +66,8 @@ class AdaptiveOrthoTopKConfig(OrthoConfig, TopKTrainingSAEConfig):
 
 @dataclass
 class AdaptiveOrthoBatchTopKConfig(OrthoConfig, BatchTopKTrainingSAEConfig):
+    """SAELens's BatchTopK training config plus the fields of OrthoConfig."""
+
     @classmethod
     def architecture(cls) -> str:
         return "adaptive_ortho_batchtopk"
@@ -72,6 +78,8 @@ class AdaptiveOrthoBatchTopKConfig(OrthoConfig, BatchTopKTrainingSAEConfig):
 
 @dataclass
 class AdaptiveOrthoJumpReLUConfig(OrthoConfig, JumpReLUTrainingSAEConfig):
+    """SAELens's JumpReLU training config plus the fields of OrthoConfig."""
+
     @classmethod
     def architecture(cls) -> str:
         return "adaptive_ortho_jumprelu"
@@ -82,6 +90,8 @@ class AdaptiveOrthoJumpReLUConfig(OrthoConfig, JumpReLUTrainingSAEConfig):
 
 @dataclass
 class AdaptiveOrthoGatedConfig(OrthoConfig, GatedTrainingSAEConfig):
+    """SAELens's gated training config plus the fields of OrthoConfig."""
+
     @classmethod
     def architecture(cls) -> str:
         return "adaptive_ortho_gated"
@@ -92,6 +102,8 @@ class AdaptiveOrthoGatedConfig(OrthoConfig, GatedTrainingSAEConfig):
 
 @dataclass
 class AdaptiveOrthoMatryoshkaBatchTopKConfig(OrthoConfig, MatryoshkaBatchTopKTrainingSAEConfig):
+    """SAELens's Matryoshka BatchTopK training config plus the fields of OrthoConfig."""
+
     @classmethod
     def architecture(cls) -> str:
         return "adaptive_ortho_matryoshka_batchtopk"
@@ -102,32 +114,32 @@ class AdaptiveOrthoMatryoshkaBatchTopKConfig(OrthoConfig, MatryoshkaBatchTopKTra
 
 @final
 class AdaptiveOrthoStandardSAE(AdaptiveOrthoMixin, StandardTrainingSAE):
-    pass
+    """SAELens's standard (L1) training SAE with the penalty; exports as a stock SAE."""
 
 
 @final
 class AdaptiveOrthoTopKSAE(AdaptiveOrthoMixin, TopKTrainingSAE):
-    pass
+    """SAELens's TopK training SAE with the penalty; exports as a stock SAE."""
 
 
 @final
 class AdaptiveOrthoBatchTopKSAE(AdaptiveOrthoMixin, BatchTopKTrainingSAE):
-    pass
+    """SAELens's BatchTopK training SAE with the penalty; exports as a stock SAE."""
 
 
 @final
 class AdaptiveOrthoJumpReLUSAE(AdaptiveOrthoMixin, JumpReLUTrainingSAE):
-    pass
+    """SAELens's JumpReLU training SAE with the penalty; exports as a stock SAE."""
 
 
 @final
 class AdaptiveOrthoGatedSAE(AdaptiveOrthoMixin, GatedTrainingSAE):
-    pass
+    """SAELens's gated training SAE with the penalty; exports as a stock SAE."""
 
 
 @final
 class AdaptiveOrthoMatryoshkaBatchTopKSAE(AdaptiveOrthoMixin, MatryoshkaBatchTopKTrainingSAE):
-    pass
+    """SAELens's Matryoshka BatchTopK training SAE with the penalty; exports as a stock SAE."""
 
 
 ARCHITECTURES: dict[str, tuple[type[TrainingSAE[Any]], type[TrainingSAEConfig]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Exit status: 0 done, 1 an evaluation failed, 2 bad input, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["sae-lens"]:  # its options are SAELens's to parse
+        return sae_lens(argv[1:])
     args = _parser().parse_args(argv)
     from saelens_adaptive_ortho.config import ConfigError
     from saelens_adaptive_ortho.report import ResultError
@@ -103,6 +107,19 @@ def tables(args: argparse.Namespace) -> int:
     return 0
 
 
+def sae_lens(argv: list[str]) -> int:
+    """SAELens's own training command line, with this package's architectures registered."""
+    import saelens_adaptive_ortho  # noqa: F401  (registers)
+
+    previous = sys.argv
+    sys.argv = ["adaptive-ortho sae-lens", *argv]
+    try:
+        runpy.run_module("sae_lens.llm_sae_training_runner", run_name="__main__")
+    finally:
+        sys.argv = previous
+    return 0
+
+
 def _say(line: str) -> None:
     from tqdm.auto import tqdm
 
@@ -138,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         "--offline", action="store_true", help="check the settings only"
     )
     add("report", make_report).add_argument("run_dir", help="a run folder")
+    commands.add_parser("sae-lens", help=sae_lens.__doc__)
     sub = add("tables", tables)
     sub.add_argument("markdown", help="e.g. README.md")
     sub.add_argument("--check", action="store_true", help="only say whether they are up to date")

@@ -35,7 +35,7 @@ class OrthoConfig:
         ortho_mode: ``off`` (bit-identical to the stock architecture), ``gram`` (mean squared
             cosine), ``fixed`` (OrtSAE) or ``adaptive`` (affinity-weighted pairs).
         ortho_coefficient: lambda. Scale-free unless ``ortho_scale_free`` is off: 0.05 means that
-            a dictionary of duplicated directions costs as much as losing 5% explained variance.
+            a dictionary of duplicated directions costs as much as 0.05 of explained variance.
         ortho_scale_free: multiply by a running estimate of the activations' total variance, so
             that one lambda serves activations of any norm.
         ortho_warm_up_steps: steps over which lambda rises linearly from 0.

@@ -29,6 +29,7 @@ from sae_lens.synthetic import (
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from saelens_adaptive_ortho import ARCHITECTURES
+from saelens_adaptive_ortho.cli import main
 
 # The host warns of short datasets and of its own tensor copies.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -200,3 +201,10 @@ def test_the_hosts_command_line_offers_every_architecture(name: str) -> None:
     cfg = _parse_cfg_args(["--architecture", name, "--ortho_mode", "fixed"]).sae
     assert type(cfg) is ARCHITECTURES[name][1]
     assert cfg.ortho_mode == "fixed"
+
+
+def test_the_command_sae_lens_offers_our_architectures(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["sae-lens", "--architecture", "adaptive_ortho_batchtopk", "--help"])
+    assert stopped.value.code == 0
+    assert "--ortho_alpha" in capsys.readouterr().out

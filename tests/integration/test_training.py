@@ -92,6 +92,18 @@ def test_resuming_at_any_checkpoint_ends_in_the_same_weights_and_buffers_as_neve
         assert resumed.sae.cfg.metadata.l0 == whole.sae.cfg.metadata.l0
 
 
+def test_a_checkpoint_brings_the_global_random_state_back(
+    make_runner: Callable[..., AdaptiveOrthoRunner],
+) -> None:
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    saved = make_runner(checkpoints=1).trainer.save_checkpoint()
+    assert saved is not None
+    torch.manual_seed(12)
+    make_runner().trainer.load_checkpoint(saved)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_only_the_two_newest_checkpoints_are_kept(
     make_runner: Callable[..., AdaptiveOrthoRunner], tmp_path: Path
 ) -> None:
