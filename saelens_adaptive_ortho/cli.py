@@ -33,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as error:
         message = str(error) or "interrupted"
-        print(f"adaptive-ortho: {message}. The same command continues.", file=sys.stderr)
+        hint = {
+            "compare": "The same command continues.",
+            "train": "Continue with --set resume_from_checkpoint=FOLDER.",
+        }.get(args.command, "")
+        print(f"adaptive-ortho: {message}. {hint}", file=sys.stderr)
         return 130
 
 

@@ -33,7 +33,8 @@ class OrthoConfig:
 
     Args:
         ortho_mode: ``off`` (bit-identical to the stock architecture), ``gram`` (mean squared
-            cosine), ``fixed`` (OrtSAE) or ``adaptive`` (affinity-weighted pairs).
+            cosine), ``fixed`` (OrtSAE) or ``adaptive`` (affinity-weighted pairs). OrtSAE as
+            published: ``fixed``, coefficient 0.25, not scale-free, every step or every 5th.
         ortho_coefficient: lambda. Scale-free unless ``ortho_scale_free`` is off: 0.05 means that
             a dictionary of duplicated directions costs as much as 0.05 of explained variance.
         ortho_scale_free: multiply by a running estimate of the activations' total variance, so
