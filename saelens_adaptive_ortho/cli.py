@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import runpy
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,10 @@ def sae_lens(argv: list[str]) -> int:
     previous = sys.argv
     sys.argv = ["adaptive-ortho sae-lens", *argv]
     try:
-        runpy.run_module("sae_lens.llm_sae_training_runner", run_name="__main__")
+        with warnings.catch_warnings():
+            # runpy warns that the module is imported already; it is run afresh, as meant.
+            warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
+            runpy.run_module("sae_lens.llm_sae_training_runner", run_name="__main__")
     finally:
         sys.argv = previous
     return 0
