@@ -34,9 +34,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# Every table in the README, from the committed JSON.
+# Every table and verdict in the documentation, from the committed JSON.
 tables: install
 	$(BIN)/adaptive-ortho tables README.md
+	$(BIN)/adaptive-ortho tables evals/README.md
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis

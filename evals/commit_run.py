@@ -20,7 +20,9 @@ def commit_run(run: Path, target: Path) -> None:
         path = report.result_path(run, result.variant, result.seed, result.eval)
         shutil.copy(path, target / "results" / path.name)
     report.write_summary(target)
-    report.save_plots(target)
+    for plot in report.save_plots(target):
+        if plot.suffix != ".png":  # the page draws its own; a reader of the repository needs one
+            plot.unlink()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ _CLOSE = re.compile(r"^<!--[ \t]*/results[ \t]*-->[ \t]*$")
 def update_tables(
     markdown_path: str | Path, root: str | Path | None = None, check: bool = False
 ) -> bool:
-    """Replace the text between the markers with the table of the results they name.
+    """Replace the text between the markers with table and verdict of the results they name.
 
     Running it twice gives the same file. Markers inside fenced code are left alone.
 
@@ -73,4 +73,5 @@ def _table(root: Path, path: str, where: str) -> str:
     folder = root / path
     if not folder.is_dir():
         raise ResultError(f"{where}: results folder {path} does not exist under {root}")
-    return markdown_table(summarise(load_results(folder))).rstrip("\n")
+    summary = summarise(load_results(folder))
+    return f"{markdown_table(summary).rstrip()}\n\n**Verdict.** {summary.verdict}"
