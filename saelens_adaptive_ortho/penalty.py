@@ -107,7 +107,9 @@ def adaptive_penalty(
     _need_pairs(directions.shape[0])
     chosen, weight = _strongest_pair(directions.detach(), neighbours, weights, block_size)
     d_i = directions
-    d_j = directions[chosen]
+    # index_select, not indexing: its backward adds in a fixed order on the CPU, so that a run is
+    # the same to the bit on any number of threads.
+    d_j = directions.index_select(0, chosen)
     if firing_rates is not None:
         rate_j = firing_rates[chosen]
         d_i = torch.where((firing_rates > rate_j).unsqueeze(-1), d_i.detach(), d_i)

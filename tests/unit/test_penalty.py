@@ -417,3 +417,22 @@ def test_chunk_permutation_changes_with_seed_and_with_step() -> None:
         tuple(chunk_permutation(64, seed, step).tolist()) for seed in (0, 1) for step in (0, 1)
     }
     assert len(drawn) == 4
+
+
+def test_the_gradient_is_the_same_to_the_bit_on_several_threads() -> None:
+    # Many latents share few neighbours, so their contributions meet in the same rows.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        generator = torch.Generator().manual_seed(0)
+        W_dec = torch.randn(2048, 64, generator=generator, requires_grad=True)
+        neighbours = torch.randint(0, 8, (2048, 4), generator=generator)
+        weights = torch.rand(2048, 4, generator=generator)
+        gradients = set()
+        for _ in range(10):
+            loss = adaptive_penalty(decoder_directions(W_dec), neighbours, weights)
+            (gradient,) = torch.autograd.grad(loss, W_dec)
+            gradients.add(gradient.numpy().tobytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(gradients) == 1
