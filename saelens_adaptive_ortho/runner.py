@@ -355,8 +355,8 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
     def run(self) -> Any:
         """Train (from ``resume_from_checkpoint``, if set) and save what ``output_path`` asks for.
 
-        Returns the SAE, or a dict of them where ``variants`` were given. A lone SAE is exported
-        to ``output_path`` itself, variants to folders of their names in it.
+        Returns the one SAE named ``sae``, or else a dict of the variants. Each is exported to a
+        folder of its name in ``output_path``.
         """
         if self.cfg.resume_from_checkpoint is not None:
             self.trainer.load_checkpoint(self.cfg.resume_from_checkpoint)
@@ -374,8 +374,7 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
             wandb.finish()
         if self.cfg.output_path is not None:
             for name in self.saes:
-                target = Path(self.cfg.output_path)
-                self.export(name, target / name)
+                self.export(name, Path(self.cfg.output_path) / name)
         return self.saes if set(self.saes) != {"sae"} else self.sae
 
     @staticmethod

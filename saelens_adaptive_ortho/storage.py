@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from saelens_adaptive_ortho.config import reject
+from saelens_adaptive_ortho.report.results import write_text_atomic
 
 
 class StorageError(RuntimeError):
@@ -97,14 +98,9 @@ def atomic_directory(target: Path, survives: str) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically. NaN and infinity are refused (they are not JSON)."""
     text = json.dumps(value, indent=1, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text + "\n")
-        _sync(temporary)
-        temporary.replace(path)
+        write_text_atomic(path, text + "\n")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise StorageError(f"{path} could not be written ({error.strerror}).") from error
 
 
