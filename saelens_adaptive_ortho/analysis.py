@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +15,29 @@ from tqdm.auto import tqdm
 from transformer_lens.HookedTransformer import HookedRootModule
 
 from saelens_adaptive_ortho import coactivation, grouping, subspace
-from saelens_adaptive_ortho.evaluation import EvalContext, Outcome, SubspaceSettings
+from saelens_adaptive_ortho.evaluation import EvalContext, Outcome
 from saelens_adaptive_ortho.grouping import DOMAIN_NAMES, FORGET, RETAIN
 from saelens_adaptive_ortho.penalty import decoder_directions
 
 SKETCH_SIZE = 256
 GROUP_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Geometry of forget, retain and shared groups.
+
+    Args:
+        n_contexts: training contexts per corpus in the pass that measures firing rates.
+        domain_ratio: firing-rate ratio from which a latent belongs to one corpus.
+        energy: share of squared singular values a group's subspace keeps for principal angles.
+        batch_size_prompts: contexts per forward pass.
+    """
+
+    n_contexts: int = 256
+    domain_ratio: float = 9.0
+    energy: float = 0.9
+    batch_size_prompts: int = 32
 
 
 class Firing(NamedTuple):
@@ -71,17 +89,18 @@ def measure_firing(
     return Firing(rates, coactivation.sketch_directions(total))
 
 
-def run(context: EvalContext, settings: SubspaceSettings) -> Outcome:
+def run(context: EvalContext, settings: Settings) -> Outcome:
     """Condition numbers, effective ranks and principal angles of an exported SAE's groups.
 
     Groups are found the same way for every variant, by one pass over training text: forget,
     retain and shared by firing rate where there are two corpora, and co-activation groups.
     """
-    sae = context.load_sae()
+    corpora = context.need_corpora(1)
+    sae = context.load()
     directions = decoder_directions(sae.W_dec.detach().double()).cpu()
-    contexts = [c.train[: settings.n_contexts] for c in context.corpora]
+    contexts = [c.train[: settings.n_contexts] for c in corpora]
     firing = measure_firing(
-        sae, context.model, contexts, settings.batch_size_prompts, context.cfg.seqpos_slice
+        sae, context.model, contexts, settings.batch_size_prompts, context.bench.seqpos_slice
     )
     metrics: dict[str, float | None] = {"mean_max_cosine": subspace.mean_max_cosine(directions)}
     edges, counts = subspace.cosine_histogram(directions)
@@ -98,7 +117,7 @@ def run(context: EvalContext, settings: SubspaceSettings) -> Outcome:
         _describe_domains(metrics, details, directions, ids, settings.energy)
         details["firing_rates"] = {
             c.domain: [float(f"{r:.4g}") for r in rates.tolist()]
-            for c, rates in zip(context.corpora, firing.rates, strict=True)
+            for c, rates in zip(corpora, firing.rates, strict=True)
         }
     return Outcome(metrics, details)
 

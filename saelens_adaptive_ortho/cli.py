@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from saelens_adaptive_ortho.report import ResultError
 
     errors: tuple[type[Exception], ...] = (ConfigError, ResultError)
-    if args.command in {"compare", "train", "check"}:
+    if args.command in {"compare", "train", "check", "eval"}:
         from saelens_adaptive_ortho.data import NonFiniteActivationsError
         from saelens_adaptive_ortho.storage import StorageError
         from saelens_adaptive_ortho.training import NonFiniteLossError
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = str(error) or "interrupted"
         hint = {
             "compare": "The same command continues.",
+            "eval": "The same command continues.",
             "train": "Continue with --set resume_from_checkpoint=FOLDER.",
         }.get(args.command, "")
         print(f"adaptive-ortho: {message}. {hint}", file=sys.stderr)
@@ -54,6 +55,33 @@ def compare(args: argparse.Namespace) -> int:
     experiment = load_experiment(args.config, args.set)
     results = Comparison(experiment, say=_say).run(fresh=args.fresh)
     console.print(report.terminal_table(report.summarise(results)))
+    return 0 if all(r.ok for r in results) else 1
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Judge finished SAEs side by side: directories that SAELens saved, or release:sae_id."""
+    from rich.console import Console
+
+    from saelens_adaptive_ortho import report
+    from saelens_adaptive_ortho.data import CorpusConfig
+    from saelens_adaptive_ortho.experiment import eval_settings
+    from saelens_adaptive_ortho.suite import SuiteOptions, run_suite
+
+    given = {d: getattr(args, d) for d in ("forget", "retain") if getattr(args, d) is not None}
+    corpora = {d: CorpusConfig.from_dict(f"--{d}", path) for d, path in given.items()}
+    if len(corpora) == 1:
+        corpora = {"corpus": next(iter(corpora.values()))}
+    options = SuiteOptions(
+        evals=eval_settings(args.evals.split(","), args.set),
+        out=Path(args.out),
+        model_name=args.model,
+        corpora=corpora or None,
+        context_size=args.context_size,
+        device=args.device,
+        dtype=args.dtype,
+    )
+    results = run_suite(args.saes, options, say=_say)
+    Console().print(report.terminal_table(report.summarise(results)))
     return 0 if all(r.ok for r in results) else 1
 
 
@@ -159,6 +187,23 @@ def _parser() -> argparse.ArgumentParser:
         "--fresh", action="store_true", help="delete the run's SAEs and results first"
     )
     add("train", train, config=True)
+    sub = add("eval", evaluate)
+    sub.add_argument("saes", nargs="+", metavar="SAE", help="[NAME=]DIRECTORY or release:sae_id")
+    sub.add_argument("--evals", default="core", help="comma-separated, e.g. core,unlearning")
+    sub.add_argument("--out", required=True, help="folder for results and report")
+    sub.add_argument("--model", help="hub name or directory, if not the one in the SAE's metadata")
+    sub.add_argument("--forget", metavar="CORPUS", help="file, directory or hub data set")
+    sub.add_argument("--retain", metavar="CORPUS", help="likewise; default: those of the training")
+    sub.add_argument("--context-size", type=int, help="tokens in a context")
+    sub.add_argument("--device", default="cpu")
+    sub.add_argument("--dtype", default="float32")
+    sub.add_argument(
+        "--set",
+        metavar="EVAL.FIELD=VALUE",
+        action="append",
+        default=[],
+        help="a setting of an evaluation, e.g. --set core.n_contexts=64 (repeatable)",
+    )
     add("check", check, config=True).add_argument(
         "--offline", action="store_true", help="check the settings only"
     )

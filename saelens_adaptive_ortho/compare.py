@@ -6,20 +6,28 @@ A run folder holds ``config.yaml``, ``seed<S>/<variant>/`` (SAEs that plain SAEL
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
+from sae_lens.saes.sae import SAE
 
 from saelens_adaptive_ortho import report
 from saelens_adaptive_ortho.config import ConfigError, reject
-from saelens_adaptive_ortho.evaluation import EVALS, EvalContext, EvaluationError, Outcome
+from saelens_adaptive_ortho.evaluation import (
+    EvalContext,
+    Outcome,
+    Workbench,
+    check_evals_runnable,
+    run_missing,
+    workbench,
+    write_outcome,
+)
 from saelens_adaptive_ortho.experiment import Experiment
 from saelens_adaptive_ortho.report import Result
 from saelens_adaptive_ortho.runner import (
@@ -27,7 +35,6 @@ from saelens_adaptive_ortho.runner import (
     AdaptiveOrthoRunnerConfig,
     Prepared,
     prepare,
-    versions,
     with_sae,
 )
 from saelens_adaptive_ortho.storage import write_failures_named, write_json
@@ -66,11 +73,7 @@ class Comparison:
         """
         if fresh:
             self.clear()
-        for name in self.experiment.evals:
-            try:
-                EVALS[name].check()
-            except EvaluationError as error:
-                raise reject("evals", name, f"{error}, or take it off the list.") from error
+        check_evals_runnable(self.experiment.evals)
         self.prepared = prepare(self.experiment.runner, self.root / "cache")
         self._refuse_other_settings()
         with write_failures_named(self.root, "SAEs and results finished before are intact."):
@@ -163,7 +166,8 @@ class Comparison:
             "epochs": trainer.store.epochs(trainer.n_steps),
         }
         fingerprint = runner.configs[variant].fingerprint(runner.corpora)
-        self._write_result(
+        write_outcome(
+            self.root,
             "training",
             variant,
             seed,
@@ -181,74 +185,20 @@ class Comparison:
 
     def evaluate(self, variant: str, seed: int) -> None:
         """Run the evaluations of one SAE that have no result yet; a failure stops only itself."""
-        assert self.prepared is not None
         context = EvalContext(
-            cfg=self._seeded(seed),
-            model=self.prepared.model,
-            corpora=self.prepared.corpora,
-            sae_dir=self._sae_dir(variant, seed),
+            bench=self.bench,
+            load=lambda: SAE.load_from_disk(self._sae_dir(variant, seed), self.bench.device),
             variant=variant,
             seed=seed,
-            work_dir=self.root / "cache",
-            raw_dir=self.results / "sae_bench",
+            raw_dir=self.results.resolve() / "sae_bench",
         )
-        for name, settings in self.experiment.evals.items():
-            fingerprint = self._eval_fingerprint(name, settings, context)
-            if self._has_result(name, variant, seed, fingerprint):
-                continue
-            self.say(f"Seed {seed}: evaluating {variant} ({name})")
-            started = time.perf_counter()
-            try:
-                outcome = EVALS[name].run(context, settings)
-            except Exception as error:  # the other evaluations go on; the report says why
-                reason = str(error) if isinstance(error, EvaluationError) else repr(error)
-                self.say(f"Seed {seed}: {name} of {variant} failed: {reason}")
-                outcome = reason
-            seconds = time.perf_counter() - started
-            self._write_result(name, variant, seed, outcome, seconds, fingerprint)
+        run_missing(context, self.experiment.evals, self.root, self.say)
 
-    def _eval_fingerprint(self, name: str, settings: dict[str, Any], context: EvalContext) -> str:
-        parts = [
-            name,
-            EVALS[name].version,
-            vars(EVALS[name].settings(**settings)),
-            context.sae_digest(),
-            [c.fingerprint for c in context.corpora],
-        ]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-    def _has_result(self, name: str, variant: str, seed: int, fingerprint: str) -> bool:
-        path = report.result_path(self.root, variant, seed, name)
-        if not path.is_file():
-            return False
-        found = report.load_result(path)
-        return found.ok and found.fingerprint == fingerprint
-
-    def _write_result(
-        self,
-        name: str,
-        variant: str,
-        seed: int,
-        outcome: Outcome | str,
-        seconds: float,
-        fingerprint: str,
-    ) -> None:
-        failed = isinstance(outcome, str)
-        report.write_result(
-            report.result_path(self.root, variant, seed, name),
-            Result(
-                eval=name,
-                variant=variant,
-                seed=seed,
-                status="failed" if failed else "ok",
-                reason=outcome if failed else None,
-                seconds=seconds,
-                metrics={} if failed else outcome.metrics,
-                details={} if failed else outcome.details,
-                fingerprint=fingerprint,
-                versions=versions(),
-            ),
-        )
+    @cached_property
+    def bench(self) -> Workbench:
+        """The model and corpora all SAEs are judged on."""
+        assert self.prepared is not None
+        return workbench(self.experiment.runner, self.prepared, self.root / "cache")
 
     # ------------------------------------------------------------------ paths
 

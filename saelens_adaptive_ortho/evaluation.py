@@ -1,23 +1,37 @@
-"""What every evaluation gets and gives; the registry of evaluations.
+"""What every evaluation gets and gives; the registry; running what has no result yet.
 
-To add one: a module with a settings dataclass and ``run(context, settings) -> Outcome``, and a
-line in ``EVALS``. Modules are imported when they run, so a missing extra stops only its own eval.
+To add an evaluation: a module with a ``Settings`` dataclass and ``run(context, settings) ->
+Outcome``, and a line in ``EVALS``. A driver of SAEBench imports it inside ``run``, so a missing
+extra stops only its own evaluation.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import json
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from sae_lens.saes.sae import SAE
+from torch import Tensor
 from transformer_lens.HookedTransformer import HookedRootModule
 
-from saelens_adaptive_ortho.data import TokenisedCorpus
-from saelens_adaptive_ortho.runner import AdaptiveOrthoRunnerConfig
+from saelens_adaptive_ortho import report
+from saelens_adaptive_ortho.bench.patches import state_kept
+from saelens_adaptive_ortho.config import reject
+from saelens_adaptive_ortho.data import CorpusConfig, TokenisedCorpus
+from saelens_adaptive_ortho.report import Result
+from saelens_adaptive_ortho.runner import AdaptiveOrthoRunnerConfig, Prepared, versions
+
+SEED = 42  # of every evaluation; SAEBench's own default
 
 
 class Outcome(NamedTuple):
@@ -32,81 +46,157 @@ class EvaluationError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class EvalContext:
-    """One exported SAE and the model and text to judge it on."""
+class Workbench:
+    """The model and the text that SAEs are judged on, shared by all of them.
 
-    cfg: AdaptiveOrthoRunnerConfig
+    Args:
+        model: with hook points, weights unprocessed.
+        model_name: a hub name, a directory, or ``demo:model``.
+        corpora: tokenised: forget and retain, or one, or none.
+        texts: where the text of each corpus comes from, by domain.
+        context_size: tokens in a context of ``corpora``.
+        prepend_bos: whether those contexts begin with BOS.
+        seqpos_slice: token positions the SAEs were trained on.
+        device: where SAEs are evaluated.
+        dtype: of the SAEs.
+        cache: scratch kept between evaluations; anything in it is keyed by what determines it.
+    """
+
     model: HookedRootModule
+    model_name: str
     corpora: list[TokenisedCorpus]
-    sae_dir: Path
+    texts: dict[str, CorpusConfig]
+    context_size: int
+    cache: Path
+    prepend_bos: bool = True
+    seqpos_slice: tuple[int | None, ...] = (None,)
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    @property
+    def model_label(self) -> str:
+        """The model's name without a path: SAEBench makes file names of it."""
+        return self.model_name.replace(":", "-").rstrip("/").rpartition("/")[2]
+
+    @cached_property
+    def model_digest(self) -> str:
+        """Identity of the model's weights."""
+        return tensors_digest(self.model.state_dict())
+
+
+def workbench(cfg: AdaptiveOrthoRunnerConfig, prepared: Prepared, cache: Path) -> Workbench:
+    """The workbench of a training run: its model, its corpora, its contexts."""
+    return Workbench(
+        model=prepared.model,
+        model_name=cfg.model_name,
+        corpora=prepared.corpora,
+        texts=cfg.corpora(),
+        context_size=cfg.context_size,
+        cache=cache.resolve(),
+        prepend_bos=bool(cfg.prepend_bos),
+        seqpos_slice=tuple(cfg.seqpos_slice),
+        device=cfg.device,
+        dtype=cfg.dtype,
+    )
+
+
+@dataclass(frozen=True)
+class EvalContext:
+    """One SAE on a workbench.
+
+    Args:
+        bench: model and text.
+        load: a fresh copy of the SAE, as plain SAELens loads it (SAEBench mutates what it gets).
+        variant: name of the SAE, without its seed.
+        seed: of its training.
+        raw_dir: where SAEBench's own result files go.
+    """
+
+    bench: Workbench
+    load: Callable[[], SAE[Any]]
     variant: str
     seed: int
-    work_dir: Path
-    """Scratch shared by all SAEs of the run (data sets prepared once)."""
     raw_dir: Path
-    """Where an evaluation's own output files go."""
+
+    @property
+    def model(self) -> HookedRootModule:
+        return self.bench.model
+
+    @property
+    def corpora(self) -> list[TokenisedCorpus]:
+        return self.bench.corpora
 
     @property
     def has_domains(self) -> bool:
+        """Whether there is a forget and a retain corpus, in this order."""
         return len(self.corpora) == 2
 
-    def load_sae(self) -> SAE[Any]:
-        """A fresh copy, as plain SAELens loads it (SAEBench mutates what it is given)."""
-        return SAE.load_from_disk(self.sae_dir, device=self.cfg.device)
+    @property
+    def release(self) -> str:
+        """Unique per SAE of a run: SAEBench names its files by it and reuses those it finds."""
+        return f"{self.variant}__seed{self.seed}"
 
+    @cached_property
     def sae_digest(self) -> str:
-        """Identity of the exported weights."""
-        return hashlib.sha256((self.sae_dir / "sae_weights.safetensors").read_bytes()).hexdigest()
+        """Identity of the SAE: weights, architecture, hook."""
+        sae = self.load()
+        metadata = sae.cfg.metadata
+        parts = [sae.cfg.architecture(), metadata.hook_name, tensors_digest(sae.state_dict())]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def need_corpora(self, n: int) -> list[TokenisedCorpus]:
+        """The corpora, if there are at least ``n``.
+
+        Raises:
+            EvaluationError: there are fewer.
+        """
+        if len(self.corpora) < n:
+            wanted = "a forget and a retain corpus" if n == 2 else "a corpus"
+            raise EvaluationError(
+                f"needs {wanted}: give ortho_corpora in the config, or --forget and --retain"
+            )
+        return self.corpora
 
 
-@dataclass(frozen=True)
-class CoreSettings:
-    """SAEBench core.
-
-    Args:
-        n_contexts: at most so many held-out contexts per corpus.
-        batch_size_prompts: contexts per forward pass.
-    """
-
-    n_contexts: int = 256
-    batch_size_prompts: int = 16
-
-
-@dataclass(frozen=True)
-class SubspaceSettings:
-    """Geometry of forget, retain and shared groups.
-
-    Args:
-        n_contexts: training contexts per corpus in the pass that measures firing rates.
-        domain_ratio: firing-rate ratio from which a latent belongs to one corpus.
-        energy: share of squared singular values a group's subspace keeps for principal angles.
-        batch_size_prompts: contexts per forward pass.
-    """
-
-    n_contexts: int = 256
-    domain_ratio: float = 9.0
-    energy: float = 0.9
-    batch_size_prompts: int = 32
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().to("cpu").contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A registered evaluation: where its ``run`` lives, its settings, its version."""
+    """A registered evaluation: the module of its ``Settings`` and ``run``, and its version.
+
+    Args:
+        module: imported when the evaluation is first used.
+        version: raised when its numbers change meaning, so that old results are made again.
+        needs: packages of an extra.
+    """
 
     module: str
-    settings: type
     version: int = 1
     needs: tuple[str, ...] = field(default=())
 
+    @property
+    def settings(self) -> type:
+        """The dataclass of its settings."""
+        return importlib.import_module(self.module).Settings
+
     def run(self, context: EvalContext, settings: dict[str, Any]) -> Outcome:
-        """Run it on one SAE.
+        """Run it on one SAE, from a fixed seed; leaves no trace in the process.
 
         Raises:
             EvaluationError: it cannot run here, and why.
         """
         self.check()
         module = importlib.import_module(self.module)
-        return module.run(context, self.settings(**settings))
+        with state_kept(SEED):
+            return module.run(context, self.settings(**settings))
 
     def check(self) -> None:
         """Refuse when a package it needs is missing.
@@ -121,7 +211,89 @@ class Evaluation:
                 )
 
 
+_SAE_BENCH = ("sae_bench",)
 EVALS: dict[str, Evaluation] = {
-    "core": Evaluation("saelens_adaptive_ortho.bench.core", CoreSettings, needs=("sae_bench",)),
-    "subspace": Evaluation("saelens_adaptive_ortho.analysis", SubspaceSettings),
+    "core": Evaluation("saelens_adaptive_ortho.bench.core", version=2, needs=_SAE_BENCH),
+    "subspace": Evaluation("saelens_adaptive_ortho.analysis"),
 }
+
+
+def check_evals_runnable(evals: Iterable[str]) -> None:
+    """Refuse evaluations that lack a package, before anything long starts.
+
+    Raises:
+        ConfigError: as said.
+    """
+    for name in evals:
+        try:
+            EVALS[name].check()
+        except EvaluationError as error:
+            raise reject("evals", name, f"{error}, or take it off the list.") from error
+
+
+def run_missing(
+    context: EvalContext,
+    evals: dict[str, dict[str, Any]],
+    root: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Run the evaluations that have no result in ``root`` yet; a failure stops only itself."""
+    for name, settings in evals.items():
+        fingerprint = _fingerprint(name, settings, context)
+        path = report.result_path(root, context.variant, context.seed, name)
+        if path.is_file():
+            found = report.load_result(path)
+            if found.ok and found.fingerprint == fingerprint:
+                continue
+        say(f"Seed {context.seed}: evaluating {context.variant} ({name})")
+        started = time.perf_counter()
+        try:
+            outcome = EVALS[name].run(context, settings)
+        except Exception as error:  # the other evaluations go on; the report says why
+            outcome = str(error) if isinstance(error, EvaluationError) else repr(error)
+            say(f"Seed {context.seed}: {name} of {context.variant} failed: {outcome}")
+        seconds = time.perf_counter() - started
+        write_outcome(root, name, context.variant, context.seed, outcome, seconds, fingerprint)
+
+
+def _fingerprint(name: str, settings: dict[str, Any], context: EvalContext) -> str:
+    bench = context.bench
+    parts = [
+        name,
+        EVALS[name].version,
+        dataclasses.asdict(EVALS[name].settings(**settings)),
+        context.sae_digest,
+        bench.model_digest,
+        [c.fingerprint for c in bench.corpora],
+        bench.context_size,
+        bench.dtype,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def write_outcome(
+    root: Path,
+    name: str,
+    variant: str,
+    seed: int,
+    outcome: Outcome | str,
+    seconds: float,
+    fingerprint: str,
+) -> None:
+    """Write a result file; an ``outcome`` that is text is the reason of a failure."""
+    failed = isinstance(outcome, str)
+    report.write_result(
+        report.result_path(root, variant, seed, name),
+        Result(
+            eval=name,
+            variant=variant,
+            seed=seed,
+            status="failed" if failed else "ok",
+            reason=outcome if failed else None,
+            seconds=seconds,
+            metrics={} if failed else outcome.metrics,
+            details={} if failed else outcome.details,
+            fingerprint=fingerprint,
+            versions=versions(),
+        ),
+    )

@@ -124,6 +124,20 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     node[last] = parse_yaml(f"value: {value}", override)["value"]
 
 
+def eval_settings(names: list[str], overrides: list[str]) -> dict[str, dict[str, Any]]:
+    """Settings of the named evaluations, with ``eval.field=value`` overrides.
+
+    Raises:
+        ConfigError: an unknown evaluation or field, or a value of the wrong type.
+    """
+    tree: dict[str, Any] = {name.strip(): {} for name in names}
+    for override in overrides:
+        if override.partition(".")[0] not in tree:
+            raise reject("--set", override, f"must begin with one of {', '.join(tree)} and a dot.")
+        apply_override(tree, override)
+    return _check_evals(tree)
+
+
 def build_experiment(tree: dict[str, Any], name: str = "experiment") -> Experiment:
     """Validate a tree of settings and build the experiment.
 

@@ -153,6 +153,17 @@ def check_hook(model: HookedRootModule, hook_name: str) -> None:
     raise reject("hook_name", hook_name, f"the model has no such hook point. {hint}")
 
 
+def check_context_size(model: HookedRootModule, context_size: int) -> None:
+    """Refuse contexts longer than the model sees.
+
+    Raises:
+        ConfigError: as said.
+    """
+    n_ctx = getattr(getattr(model, "cfg", None), "n_ctx", None)
+    if n_ctx is not None and context_size > n_ctx:
+        raise reject("context_size", context_size, f"the model sees {n_ctx} tokens at most.")
+
+
 @torch.no_grad()
 def check_d_in(
     model: HookedRootModule, hook_name: str, hook_head_index: int | None, d_in: int

@@ -236,9 +236,7 @@ def prepare(
         )
     models.check_hook(model, cfg.hook_name)
     models.check_d_in(model, cfg.hook_name, cfg.hook_head_index, cfg.sae.d_in)
-    n_ctx = getattr(getattr(model, "cfg", None), "n_ctx", None)
-    if n_ctx is not None and cfg.context_size > n_ctx:
-        raise reject("context_size", cfg.context_size, f"the model sees {n_ctx} tokens at most.")
+    models.check_context_size(model, cfg.context_size)
     how = Tokenisation(
         cfg.context_size,
         cfg.prepend_bos,

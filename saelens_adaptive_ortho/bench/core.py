@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from saelens_adaptive_ortho.bench.patches import (
-    errors_collected,
-    model_served,
-    state_kept,
-    tokens_served,
-)
-from saelens_adaptive_ortho.evaluation import CoreSettings, EvalContext, EvaluationError, Outcome
+from saelens_adaptive_ortho.bench.patches import errors_collected, tokens_served
+from saelens_adaptive_ortho.bench.session import keep_output, prepared_sae, session
+from saelens_adaptive_ortho.evaluation import EvalContext, EvaluationError, Outcome
 
 # Categories of SAEBench's core output whose metrics are reported under their own names.
 CATEGORIES = (
@@ -31,7 +26,20 @@ CATEGORIES = (
 )
 
 
-def run(context: EvalContext, settings: CoreSettings) -> Outcome:
+@dataclass(frozen=True)
+class Settings:
+    """SAEBench core.
+
+    Args:
+        n_contexts: at most so many held-out contexts per corpus.
+        batch_size_prompts: contexts per forward pass.
+    """
+
+    n_contexts: int = 256
+    batch_size_prompts: int = 16
+
+
+def run(context: EvalContext, settings: Settings) -> Outcome:
     """All of SAEBench core's scalar metrics, prefixed by ``forget/``, ``retain/``, ``pooled/``.
 
     Raises:
@@ -40,19 +48,18 @@ def run(context: EvalContext, settings: CoreSettings) -> Outcome:
     metrics: dict[str, float | None] = {}
     files = {}
     for domain, contexts in _held_out(context, settings).items():
-        scalars = _multiple_evals(context, settings, domain, contexts)
+        scalars, files[domain] = _multiple_evals(context, settings, domain, contexts)
         for category in CATEGORIES:
             for name, value in scalars.get(category, {}).items():
                 number = float(value)
                 metrics[f"{domain}/{name}"] = number if math.isfinite(number) else None
-        files[domain] = f"{_release(context, domain)}_custom_sae_eval_results.json"
     return Outcome(metrics, {"sae_bench_files": files})
 
 
-def _held_out(context: EvalContext, settings: CoreSettings) -> dict[str, Tensor]:
+def _held_out(context: EvalContext, settings: Settings) -> dict[str, Tensor]:
     """Held-out contexts by domain, a whole number of batches each."""
     size = settings.batch_size_prompts
-    parts = {c.domain: c.held_out[: settings.n_contexts] for c in context.corpora}
+    parts = {c.domain: c.held_out[: settings.n_contexts] for c in context.need_corpora(1)}
     if context.has_domains:
         n = min(len(p) for p in parts.values())
         parts["pooled"] = torch.stack([p[:n] for p in parts.values()], dim=1).flatten(0, 1)
@@ -69,34 +76,25 @@ def _held_out(context: EvalContext, settings: CoreSettings) -> dict[str, Tensor]
     return whole
 
 
-def _release(context: EvalContext, domain: str) -> str:
-    """Unique per SAE and domain: SAEBench names its files by it and reuses those it finds."""
-    return f"{context.variant}__seed{context.seed}__{domain}"
-
-
 def _multiple_evals(
-    context: EvalContext, settings: CoreSettings, domain: str, contexts: Tensor
-) -> dict[str, Any]:
+    context: EvalContext, settings: Settings, domain: str, contexts: Tensor
+) -> tuple[dict[str, Any], str]:
+    """SAEBench's scalar metrics on these contexts, and the name of its result file."""
     from sae_bench.evals.core import main as core
+    from sae_bench.evals.core.eval_output import CoreEvalOutput
 
-    sae = context.load_sae()
-    # Without it SAEBench's store refuses to be built.
-    sae.cfg.metadata.prepend_bos = bool(context.cfg.prepend_bos)
-    with contextlib.suppress(NotImplementedError):
-        sae.fold_W_dec_norm()  # topk without rescaling refuses; SAEBench then only warns
+    sae = prepared_sae(context)
     n_batches = len(contexts) // settings.batch_size_prompts
-    output = io.StringIO()
+    release = f"{context.release}__{domain}"
     with (
-        state_kept(),
-        model_served(context.model),
+        session(context) as folder,
         tokens_served(core, contexts),
         errors_collected(core.logger) as errors,
-        contextlib.redirect_stdout(output),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message="To copy construct from a tensor")
         results = core.multiple_evals(
-            [(_release(context, domain), sae)],
+            [(release, sae)],
             n_eval_reconstruction_batches=n_batches,
             n_eval_sparsity_variance_batches=n_batches,
             eval_batch_size_prompts=settings.batch_size_prompts,
@@ -105,12 +103,14 @@ def _multiple_evals(
             compute_featurewise_weight_based_metrics=True,
             exclude_special_tokens_from_reconstruction=True,
             dataset=f"held-out contexts: {domain}",
-            context_size=context.cfg.context_size,
-            output_folder=str(context.raw_dir / "core"),
-            dtype=context.cfg.dtype,
-            device=context.cfg.device,
+            context_size=context.bench.context_size,
+            output_folder=str(folder),
+            dtype=context.bench.dtype,
+            device=context.bench.device,
             force_rerun=True,
         )
-    if not results:
-        raise EvaluationError(f"SAEBench core failed: {'; '.join(errors) or 'no reason given'}")
-    return results[0]["metrics"]
+        if not results:
+            raise EvaluationError(f"SAEBench core failed: {'; '.join(errors) or 'no reason given'}")
+        file = folder / f"{release}_custom_sae_eval_results.json"
+        kept = keep_output(context, "core", file, CoreEvalOutput)
+    return results[0]["metrics"], kept

@@ -66,12 +66,20 @@ def tokens_served(module: Any, contexts: Int[Tensor, "n context"]) -> AbstractCo
 
 
 @contextmanager
-def state_kept() -> Iterator[None]:
-    """Grad mode, RNG states and the working directory are as before, on any exit."""
+def state_kept(seed: int | None = None) -> Iterator[None]:
+    """Grad mode, RNG states and the working directory are as before, on any exit.
+
+    Args:
+        seed: of Python's, NumPy's and torch's generators inside the block.
+    """
     grad, cwd = torch.is_grad_enabled(), os.getcwd()
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
+            if seed is not None:
+                random.seed(seed)
+                np.random.seed(seed)
+                torch.manual_seed(seed)
             yield
         finally:
             torch.set_grad_enabled(grad)

@@ -22,7 +22,7 @@ from saelens_adaptive_ortho import analysis, report, training
 from saelens_adaptive_ortho.cli import main
 from saelens_adaptive_ortho.compare import RECORD
 from saelens_adaptive_ortho.demo import MODEL_DIR, RETAIN_CORPUS
-from saelens_adaptive_ortho.evaluation import EVALS, EvalContext, EvaluationError
+from saelens_adaptive_ortho.evaluation import EVALS, EvalContext, EvaluationError, workbench
 from saelens_adaptive_ortho.experiment import load_experiment
 from saelens_adaptive_ortho.runner import Prepared
 
@@ -361,14 +361,12 @@ def test_the_demo_runs_at_a_tiny_setting(tmp_path: Path) -> None:
 @pytest.fixture
 def context(finished: Path, prepared: Prepared, tmp_path: Path) -> EvalContext:
     experiment = load_experiment(finished.parent / "experiment.yaml")
+    sae_dir = finished / "seed0" / "adaptive"
     return EvalContext(
-        cfg=experiment.runner,
-        model=prepared.model,
-        corpora=prepared.corpora,
-        sae_dir=finished / "seed0" / "adaptive",
+        bench=workbench(experiment.runner, prepared, tmp_path / "work"),
+        load=lambda: SAE.load_from_disk(sae_dir),
         variant="adaptive",
         seed=0,
-        work_dir=tmp_path / "work",
         raw_dir=tmp_path / "raw",
     )
 
