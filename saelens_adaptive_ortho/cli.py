@@ -68,7 +68,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from saelens_adaptive_ortho.suite import SuiteOptions, run_suite
 
     given = {d: getattr(args, d) for d in ("forget", "retain") if getattr(args, d) is not None}
-    corpora = {d: CorpusConfig.from_dict(f"--{d}", path) for d, path in given.items()}
+    corpora = {d: CorpusConfig.parse(f"--{d}", text) for d, text in given.items()}
     if len(corpora) == 1:
         corpora = {"corpus": next(iter(corpora.values()))}
     options = SuiteOptions(
@@ -192,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--evals", default="core", help="comma-separated, e.g. core,unlearning")
     sub.add_argument("--out", required=True, help="folder for results and report")
     sub.add_argument("--model", help="hub name or directory, if not the one in the SAE's metadata")
-    sub.add_argument("--forget", metavar="CORPUS", help="file, directory or hub data set")
+    sub.add_argument("--forget", metavar="CORPUS", help="file, directory, or hub data set[:name]")
     sub.add_argument("--retain", metavar="CORPUS", help="likewise; default: those of the training")
     sub.add_argument("--context-size", type=int, help="tokens in a context")
     sub.add_argument("--device", default="cpu")

@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.HookedTransformer import HookedRootModule
 
+from saelens_adaptive_ortho import hub
 from saelens_adaptive_ortho.config import ConfigError, reject
 from saelens_adaptive_ortho.demo import FORGET_CORPUS, RETAIN_CORPUS
 from saelens_adaptive_ortho.storage import write_failures_named
@@ -92,6 +93,18 @@ class CorpusConfig:
         if limit is not None and (not isinstance(limit, int) or limit < 1):
             raise reject(f"{where}.max_documents", limit, "must be a positive whole number.")
         return cls(**value)
+
+    @classmethod
+    def parse(cls, where: str, text: str) -> CorpusConfig:
+        """From a command line: a path, or a hub data set with its configuration, ``id:name``.
+
+        Raises:
+            ConfigError: empty.
+        """
+        path, _, name = text.partition(":")
+        if not name or path == "demo" or Path(text).expanduser().exists():
+            return cls.from_dict(where, text)
+        return cls.from_dict(where, {"path": path, "name": name})
 
 
 def local_files(path: str) -> list[Path] | None:
@@ -166,13 +179,14 @@ def read_documents(corpus: CorpusConfig, where: str) -> Iterator[str]:
 def _open(corpus: CorpusConfig, where: str, files: list[Path] | None) -> Iterator[dict[str, Any]]:
     try:
         if files is None:
-            dataset = load_dataset(
-                corpus.path,
-                corpus.name,
-                split=corpus.split,
-                revision=corpus.revision,
-                streaming=True,
-            )
+            with hub.offline_if_unreachable():
+                dataset = load_dataset(
+                    corpus.path,
+                    corpus.name,
+                    split=corpus.split,
+                    revision=corpus.revision,
+                    streaming=True,
+                )
         else:
             builder = _builder(files[0])
             same = [str(f) for f in files if _builder(f) == builder]
@@ -194,23 +208,25 @@ def _open(corpus: CorpusConfig, where: str, files: list[Path] | None) -> Iterato
 def _explain_read_failure(
     error: Exception, corpus: CorpusConfig, files: list[Path] | None, number: int
 ) -> str:
-    cause = error.__cause__ or error
-    text = f"{type(cause).__name__}: {cause}".split("\n")[0][:300]
-    lower = f"{error} {cause}".lower()
     if files is not None:
         empty = [f.name for f in files if f.stat().st_size == 0]
         if empty:
             return f"the file {empty[0]} is empty; a corpus needs text."
+        text = hub.diagnose(error).text
         return f"unreadable at document {number} ({text}). Is a file truncated, or not UTF-8 text?"
-    if "gated" in lower or "401" in lower or "403" in lower or "authenticated" in lower:
+    kind, text = hub.diagnose(error)
+    if kind == "refused":
         stand_in = GATED_STAND_INS.get(corpus.path, "or point `path` at a local file")
         return (
             f"access is refused ({text}). Request access on the data set's hub page and log in "
             f"with `hf auth login`; {stand_in}."
         )
-    if any(word in lower for word in ("connect", "timed out", "offline", "resolve", "reach")):
-        return f"the hub cannot be reached ({text}). Check the connection, or give a local file."
-    return f"the data set cannot be read ({text}). Check its id, `name` and `split`."
+    if kind in ("missing", "other"):
+        return (
+            f"the data set cannot be read ({text}). Check its id, `name` and `split`, or give a "
+            "local file."
+        )
+    return hub.explain_failure(error, "the data set", "a local file")
 
 
 # --------------------------------------------------------------------- tokens

@@ -7,6 +7,7 @@ safetensors, and are checked before anything long starts.
 from __future__ import annotations
 
 import difflib
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from transformer_lens.HookedTransformer import HookedRootModule
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from saelens_adaptive_ortho import hub
 from saelens_adaptive_ortho.config import ConfigError, reject
 from saelens_adaptive_ortho.demo import MODEL_DIR
 
@@ -93,7 +95,8 @@ def load_language_model(
         if path is not None and model_class_name == "HookedTransformer":
             return _load_local(path, device, kwargs)
         resolved = resolve_model_name(name)
-        return load_model(model_class_name, resolved, device, kwargs, hook_names)
+        with hub.offline_if_unreachable():
+            return load_model(model_class_name, resolved, device, kwargs, hook_names)
     except ConfigError:
         raise
     except Exception as error:
@@ -183,18 +186,11 @@ def check_d_in(
 
 def _explain_load_failure(error: Exception, path: Path | None) -> str:
     """Say what to do about a failed load, from the kind of failure."""
-    text = f"{type(error).__name__}: {error}".split("\n")[0][:300]
-    lower = str(error).lower()
     if path is not None:
+        text = hub.diagnose(error).text
         return f"the model in {path} cannot be read ({text}). Is a file truncated or missing?"
-    if "gated" in lower or "401" in lower or "403" in lower:
-        return (
-            f"access to the model is refused ({text}). Accept its terms on its hub page, then log "
-            "in with `hf auth login`."
-        )
-    if "connect" in lower or "timed out" in lower or "offline" in lower or "resolve" in lower:
-        return (
-            f"the hub cannot be reached ({text}). Check the connection, or give a local model "
-            f"directory, or {DEMO_MODEL!r}."
-        )
-    return f"the model cannot be loaded ({text})."
+    if unknown := re.match(r"(\S+) not found\. Valid official model names", str(error)):
+        near = difflib.get_close_matches(unknown[1].lower(), tl_loading.make_model_alias_map(), 3)
+        hint = f"Nearest: {', '.join(near)}. " if near else ""
+        return f"TransformerLens knows no such model. {hint}Or give a local model directory."
+    return hub.explain_failure(error, "the model", f"a local model directory, or {DEMO_MODEL!r}")

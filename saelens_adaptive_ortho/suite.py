@@ -84,7 +84,8 @@ class Subject:
             if self.path is not None:
                 sae = SAE.load_from_disk(self.path, device=device)
             else:
-                sae = SAE.from_pretrained(self.release, self.sae_id, device=device)
+                with hub.offline_if_unreachable():
+                    sae = SAE.from_pretrained(self.release, self.sae_id, device=device)
         except Exception as error:
             raise reject("SAE", self.source, _explain(error, self.path)) from error
         return sae if dtype is None else sae.to(dtype=models.str_to_dtype(dtype))

@@ -9,7 +9,15 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-PURE_MODULES = ("penalty", "neighbours", "coactivation", "grouping", "schedule", "subspace")
+PURE_MODULES = (
+    "penalty",
+    "neighbours",
+    "coactivation",
+    "grouping",
+    "schedule",
+    "subspace",
+    "unlearning.frontier",
+)
 
 # Before anything imports them: the shapes in their signatures are enforced by every test.
 install_import_hook(

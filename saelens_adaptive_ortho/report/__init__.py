@@ -3,13 +3,16 @@
 Nothing here imports torch or SAELens, so a finished run can be read anywhere.
 """
 
-from .metrics import METRICS, MetricInfo, describe, headline_keys
+from .evaluations import EVALUATIONS, EvaluationInfo, evaluation, headline_keys
+from .metrics import METRICS, MetricInfo, describe
 from .page import render_page, write_report, write_summary
 from .plots import (
     angles_figure,
     cosine_figure,
+    counts_figure,
     figure_svg,
     firing_figure,
+    frontier_figure,
     groups_figure,
     headline_figure,
     run_figures,
@@ -31,20 +34,28 @@ from .results import (
 )
 from .summary import (
     Difference,
+    EvaluationSummary,
+    EvaluationVerdict,
     Gap,
+    GapGroup,
     MetricSummary,
     OverallVerdict,
     Spread,
     Summary,
     summarise,
 )
-from .tables import markdown_table, terminal_table
+from .tables import evaluation_lines, markdown_table, markdown_verdicts, terminal_table
 
 __all__ = [
+    "EVALUATIONS",
     "METRICS",
     "SCHEMA_VERSION",
     "Difference",
+    "EvaluationInfo",
+    "EvaluationSummary",
+    "EvaluationVerdict",
     "Gap",
+    "GapGroup",
     "MetricInfo",
     "MetricSummary",
     "OverallVerdict",
@@ -54,15 +65,20 @@ __all__ = [
     "Summary",
     "angles_figure",
     "cosine_figure",
+    "counts_figure",
     "describe",
+    "evaluation",
+    "evaluation_lines",
     "figure_svg",
     "firing_figure",
+    "frontier_figure",
     "groups_figure",
     "headline_figure",
     "headline_keys",
     "load_result",
     "load_results",
     "markdown_table",
+    "markdown_verdicts",
     "order_variants",
     "render_page",
     "result_path",

@@ -3,19 +3,35 @@
 A metric's key is ``{eval}/{name}``, for example ``core/pooled/explained_variance`` or
 ``subspace/principal_angle/mean_deg``. `describe` looks a key up in `METRICS` after taking out
 the corpus (``pooled``, ``forget``, ``retain``) of a core metric, and falls back on ever shorter
-prefixes, so that ``subspace/condition_number`` covers every group. An unknown key is shown
-under its own name and has no direction.
+prefixes, so that ``subspace/condition_number`` covers every group. A number after an underscore
+is looked up as ``{n}`` and put into the label. An unknown key is shown under its own name and has
+no direction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
 from dataclasses import dataclass
 from typing import Literal
 
+from .evaluations import DOMAINS, evaluation
+
 Direction = Literal["higher", "lower"]
 
-DOMAINS = ("pooled", "forget", "retain")
+_NUMBER = re.compile(r"(?<=_)\d+(?:\.\d+)?(?=[_/]|$)")
+
+
+def _probing(eval: str) -> dict[str, tuple[str, str, Direction | None]]:
+    rows: dict[str, tuple[str, str, Direction | None]] = {}
+    for name, label in (("accuracy", "accuracy"), ("auc", "AUC"), ("f1", "F1")):
+        rows[f"{eval}/sae_top_{{n}}_{name}"] = (f"{label}, k = {{n}}", "", "higher")
+        rows[f"{eval}/sae_{name}"] = (f"{label}, all latents", "", "higher")
+        # Baselines without an SAE are the same for every variant.
+        rows[f"{eval}/llm_{name}"] = (f"{label} of the residual stream", "", None)
+        rows[f"{eval}/llm_top_{{n}}_{name}"] = (f"{label} of {{n}} raw dimensions", "", None)
+        rows[f"{eval}/pca_top_{{n}}_{name}"] = (f"{label} of {{n}} principal components", "", None)
+    return rows
+
 
 #: Prefix -> (label, unit, better direction or None). No direction is given where "better" would
 #: be a matter of taste: L0 is set by the sparsity target, the orthogonality loss is what one
@@ -38,6 +54,8 @@ METRICS: dict[str, tuple[str, str, Direction | None]] = {
     "core/average_max_decoder_cosine_sim": ("mean max decoder cosine", "", "lower"),
     "core/average_max_encoder_cosine_sim": ("mean max encoder cosine", "", "lower"),
     "subspace/mean_max_cosine": ("mean max cosine", "", "lower"),
+    "subspace/border_max_cosine": ("max cosine from forget to retain", "", "lower"),
+    "subspace/n_coactivation_groups": ("co-activation groups", "groups", None),
     "subspace/n_forget": ("forget latents", "latents", None),
     "subspace/n_retain": ("retain latents", "latents", None),
     "subspace/n_shared": ("shared latents", "latents", None),
@@ -46,6 +64,53 @@ METRICS: dict[str, tuple[str, str, Direction | None]] = {
     "subspace/principal_angle/min_deg": ("smallest principal angle", "°", "higher"),
     "subspace/principal_angle/mean_deg": ("mean principal angle", "°", "higher"),
     "subspace/principal_angle/max_deg": ("largest principal angle", "°", "higher"),
+    "unlearning/loss/forget_damage_at_{n}": (
+        "forget damage at retain damage ≤ {n} nats",
+        "nats",
+        "higher",
+    ),
+    "unlearning/loss/forget_damage_at_{n}_halfwidth": (
+        "bootstrap half-width at retain damage ≤ {n} nats",
+        "nats",
+        None,
+    ),
+    "unlearning/loss/area": (
+        "forget damage, mean over retain damage ≤ 0.20 nats",
+        "nats",
+        "higher",
+    ),
+    "unlearning/mcq/forget_accuracy_at_{n}": (
+        "forget accuracy at retain accuracy ≥ {n}",
+        "",
+        "lower",
+    ),
+    "unlearning/mcq/forget_accuracy_at_{n}_halfwidth": (
+        "bootstrap half-width at retain accuracy ≥ {n}",
+        "",
+        None,
+    ),
+    "unlearning/mcq/area": ("forget accuracy, mean over retain accuracy ≥ 0.90", "", "lower"),
+    "unlearning/mcq/original_forget_accuracy": ("forget accuracy, model untouched", "", None),
+    "unlearning/mcq/original_retain_accuracy": ("retain accuracy, model untouched", "", None),
+    "unlearning/mcq/chance": ("accuracy by chance", "", None),
+    "unlearning/mcq/n_forget_questions": ("forget questions", "questions", None),
+    "unlearning/mcq/n_retain_questions": ("retain questions", "questions", None),
+    "unlearning/score": ("published score", "", "higher"),
+    **_probing("sparse_probing"),
+    **_probing("sae_probes"),
+    "absorption/full_absorption": ("full absorption rate", "", "lower"),
+    "absorption/absorption_fraction": ("absorption fraction", "", "lower"),
+    "absorption/n_split_features": ("latents per letter", "latents", "lower"),
+    "absorption/n_letters": ("letters", "letters", None),
+    "tpp/threshold_{n}": ("score, {n} latents ablated", "", "higher"),
+    "tpp/threshold_{n}_intended": ("intended effect, {n} latents ablated", "", None),
+    "tpp/threshold_{n}_unintended": ("unintended effect, {n} latents ablated", "", None),
+    "scr/threshold_{n}": ("score, {n} latents ablated", "", "higher"),
+    "scr/threshold_{n}_dir1": ("score of one direction, {n} latents ablated", "", None),
+    "scr/threshold_{n}_dir2": ("score of the other direction, {n} latents ablated", "", None),
+    "ravel/cause": ("cause", "", "higher"),
+    "ravel/isolation": ("isolation", "", "higher"),
+    "ravel/disentanglement": ("disentanglement", "", "higher"),
     "training/tokens": ("training tokens", "tokens", None),
     "training/steps": ("training steps", "steps", None),
     "training/train_seconds": ("training time", "s", "lower"),
@@ -58,25 +123,14 @@ METRICS: dict[str, tuple[str, str, Direction | None]] = {
     "training/shared_latents": ("shared latents (training)", "latents", None),
 }
 
-_HEADLINE_CORE = ("explained_variance", "ce_loss_score", "l0", "frac_alive")
-_HEADLINE_REST = (
-    "subspace/principal_angle/mean_deg",
-    "subspace/principal_angle/min_deg",
-    "subspace/mean_max_cosine",
-    "subspace/condition_number/forget",
-    "subspace/condition_number/retain",
-    "subspace/condition_number/shared",
-    "subspace/condition_number/forget+retain",
-    "training/train_seconds",
-)
-
 
 @dataclass(frozen=True)
 class MetricInfo:
     """How to present the metric ``key``.
 
     ``qualifier`` names the corpus or group the value belongs to ("" where there is none);
-    ``direction`` is None where neither way is better.
+    ``direction`` is None where neither way is better. ``template`` is the name with ``{n}`` for
+    ``number``, where it has one.
     """
 
     key: str
@@ -84,11 +138,19 @@ class MetricInfo:
     qualifier: str
     unit: str
     direction: Direction | None
+    template: str = ""
+    number: str = ""
 
     @property
     def label(self) -> str:
         """Name with its qualifier: ``explained variance, pooled``."""
         return f"{self.name}, {self.qualifier}" if self.qualifier else self.name
+
+    @property
+    def full_label(self) -> str:
+        """The label with the evaluation before it where it needs one: ``TPP: score, ...``."""
+        short = evaluation(self.key.split("/")[0]).short
+        return f"{short}: {self.label}" if short else self.label
 
     @property
     def arrow(self) -> str:
@@ -103,16 +165,16 @@ def describe(key: str) -> MetricInfo:
     if len(parts) > 2 and parts[1] in DOMAINS:
         domain = parts.pop(1)
     for length in range(len(parts), 1, -1):
-        known = METRICS.get("/".join(parts[:length]))
+        prefix = "/".join(parts[:length])
+        numbers = _NUMBER.findall(prefix)
+        known = METRICS.get(prefix) or METRICS.get(_NUMBER.sub("{n}", prefix))
         if known is not None:
+            label, unit, direction = known
+            n = numbers[0] if "{n}" in label else ""
             qualifier = ", ".join(part for part in (domain, *parts[length:]) if part)
-            return MetricInfo(key, known[0], qualifier.replace("+", " + "), known[1], known[2])
+            qualifier = qualifier.replace("+", " + ")
+            return MetricInfo(
+                key, label.replace("{n}", n), qualifier, unit, direction, label if n else "", n
+            )
     name = " ".join(parts[1:] or parts).replace("_", " ")
     return MetricInfo(key, name, domain, "", None)
-
-
-def headline_keys(keys: Iterable[str]) -> list[str]:
-    """Return the headline metrics among ``keys``, reconstruction first, then geometry, time."""
-    present = set(keys)
-    wanted = [f"core/{domain}/{name}" for name in _HEADLINE_CORE for domain in DOMAINS]
-    return [key for key in (*wanted, *_HEADLINE_REST) if key in present]

@@ -7,17 +7,29 @@ reader's light or dark setting and prints on paper.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 
 from matplotlib.figure import Figure
 
+from .evaluations import evaluation
 from .formatting import DASH, number
 from .plots import figure_svg, run_figures, variant_styles
 from .results import Result, load_results, results_dir, write_text_atomic
-from .summary import BETTER, TOO_FEW, WORSE, Difference, Summary, summarise
+from .summary import (
+    BETTER,
+    MIXED,
+    WORSE,
+    Difference,
+    EvaluationSummary,
+    EvaluationVerdict,
+    GapGroup,
+    Summary,
+    summarise,
+)
 from .tables import difference_texts, level_texts, metric_label, pair_title, seeds_text
 
 QUESTION = (
@@ -33,17 +45,16 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         "verdict in the corner rests on those paired differences and not on whether the bars of "
         "two variants overlap.",
     ),
-    "training": (
-        "Training curves",
-        "Thick lines are means over seeds, faint lines single seeds; variants that end at the "
-        "same reconstruction loss paid nothing for orthogonality (the axis of explained variance "
-        "leaves out the first tenth).",
+    "reconstruction": (
+        "Reconstruction on each corpus",
+        "As in the first figure: a dot per SAE, the seeds of one line share initial weights and "
+        "activations.",
     ),
     "principal_angles": (
         "Principal angles",
         "Angles between the subspaces spanned by forget and by retain decoder directions, "
         "smallest first: a curve further up shares fewer directions, but angles also depend on "
-        "how many latents each side has, so compare those counts under Every metric.",
+        "how many latents each side has, so compare those counts among the other metrics.",
     ),
     "cosines": (
         "Cosines between decoder directions",
@@ -55,11 +66,63 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         "One dot per latent: on the diagonal it fires as often on both corpora, far from it on "
         "one of them only, and in the shaded margin it never fires on that corpus.",
     ),
+    "unlearning": (
+        "Frontiers",
+        "Each point of a curve is the best that any strength of intervention reaches. Thick lines "
+        "are means over seeds, thin lines single SAEs, dots single interventions; the band is the "
+        "95% bootstrap band of one SAE over the evaluation's texts or questions, averaged over "
+        "seeds. It does not hold the spread between seeds, which the thin lines show.",
+    ),
+    "unlearning_metrics": (
+        "Readings of the frontiers",
+        "The primary metrics, a dot per SAE.",
+    ),
+    "sparse_probing": (
+        "Accuracy against the number of latents",
+        "Lines are means over seeds, small dots single SAEs (shifted sideways to tell variants "
+        "apart). Dashed: probes that need no SAE; an SAE earns its keep where it is above the "
+        "same number of raw dimensions or principal components.",
+    ),
+    "sae_probes": (
+        "AUC against the number of latents",
+        "Lines are means over seeds, small dots single SAEs (shifted sideways to tell variants "
+        "apart). Dashed: probes that need no SAE.",
+    ),
+    "absorption": ("Absorption", "A dot per SAE; lower means less is absorbed."),
+    "tpp": (
+        "Effect against the number of ablated latents",
+        "Lines are means over seeds, small dots single SAEs.",
+    ),
+    "scr": (
+        "Score against the number of ablated latents",
+        "Lines are means over seeds, small dots single SAEs.",
+    ),
+    "ravel": ("Cause and isolation", "A dot per SAE."),
+    "training": (
+        "Training curves",
+        "Thick lines are means over seeds, faint lines single seeds; variants that end at the "
+        "same reconstruction loss paid nothing for orthogonality (the axis of explained variance "
+        "leaves out the first tenth).",
+    ),
     "groups": (
         "Groups over training",
         "How the orthogonality groups change while training: churn that settles near zero means "
         "the groups have become stable.",
     ),
+}
+
+#: Evaluation -> its figures; any other evaluation has none.
+FIGURES: dict[str, tuple[str, ...]] = {
+    "core": ("reconstruction",),
+    "subspace": ("principal_angles", "cosines", "firing_rates"),
+    "unlearning": ("unlearning", "unlearning_metrics"),
+    "sparse_probing": ("sparse_probing",),
+    "sae_probes": ("sae_probes",),
+    "absorption": ("absorption",),
+    "tpp": ("tpp",),
+    "scr": ("scr",),
+    "ravel": ("ravel",),
+    "training": ("training", "groups"),
 }
 
 _GAP_WORDS = {"failed": "failed", "missing": "missing", "null": "no value"}
@@ -76,6 +139,8 @@ main { max-width:1160px; margin:0 auto; padding:2.5rem 1.25rem 4rem; }
 h1 { font-size:1.7rem; line-height:1.25; margin:0 0 .4rem; letter-spacing:-.015em;
   max-width:30em; text-wrap:balance; }
 h2 { font-size:1.15rem; margin:2.8rem 0 .5rem; letter-spacing:-.005em; }
+h3 { font-size:.98rem; margin:1.8rem 0 .3rem; }
+a { color:var(--accent); }
 p { max-width:46em; margin:.5rem 0; }
 .kicker,.note,figcaption,footer { color:var(--muted); font-size:.9rem; }
 .kicker { margin:0 0 .6rem; }
@@ -98,6 +163,7 @@ thead th { border-bottom:2px solid var(--rule); vertical-align:bottom; font-weig
 thead tr.over th { border-bottom:0; color:var(--muted); font-weight:400; text-align:left;
   padding-bottom:0; }
 tbody th { font-weight:500; white-space:normal; overflow-wrap:anywhere; min-width:12em; }
+tbody th.primary { font-weight:700; }
 td.first,th.first { border-left:1px solid var(--rule); }
 .words td,.words th { text-align:left; }
 .words td:last-child { white-space:normal; overflow-wrap:anywhere; min-width:9em; }
@@ -106,6 +172,11 @@ td.first,th.first { border-left:1px solid var(--rule); }
 .range { color:var(--muted); display:block; font-size:.92em; }
 .tag { display:block; font-size:.92em; color:var(--muted); }
 .better { color:var(--good); font-weight:600; } .worse { color:var(--bad); font-weight:600; }
+.mixed { font-weight:600; }
+nav { margin:1.4rem 0; } nav table { width:auto; } nav tbody th { min-width:9em; }
+nav td,nav th { text-align:left; } nav td { white-space:normal; min-width:6.5em; }
+.lines { margin:.7rem 0; padding-left:1.1rem; max-width:60em; } .lines li { margin:.3rem 0; }
+.lines b { font-weight:600; } .whole { white-space:nowrap; }
 details { margin-top:1.2rem; } summary { cursor:pointer; font-weight:600; }
 pre { background:var(--soft); border-radius:6px; padding:1rem 1.2rem; overflow-x:auto;
   font:.82rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace; }
@@ -179,13 +250,12 @@ def render_page(results: Sequence[Result], config: str | None = None, name: str 
     """
     summary = summarise(results)
     figures = run_figures(summary, results)
-    rest = [key for key in figures if key != "headline"]
     parts = [
+        _contents(summary, config),
         _gaps(summary),
-        *(_figure(key, figures[key]) for key in figures if key == "headline"),
+        _glance(figures),
         _headline(summary),
-        *(_figure(key, figures[key]) for key in rest),
-        _all_metrics(summary),
+        *(_evaluation(summary, found, figures) for found in summary.evaluations.values()),
         _config(config),
         _provenance(summary, results),
     ]
@@ -213,22 +283,78 @@ def _verdict(summary: Summary) -> str:
     return f'<div class="verdict">{text}</div>'
 
 
+def _contents(summary: Summary, config: str | None) -> str:
+    """The table of contents, with the verdict on each pair beside each evaluation."""
+    pairs = sorted(summary.pairs, key=lambda pair: pair[0] != summary.focus)
+    head = "".join(f"<th>{escape(pair_title(pair))}</th>" for pair in pairs)
+    rows = []
+    for name, found in summary.evaluations.items():
+        cells = "".join(f"<td>{_word(found, pair)}</td>" for pair in pairs)
+        link = f'<a href="#eval-{escape(name)}">{escape(found.info.title)}</a>'
+        rows.append(f"<tr><th>{link}</th>{cells}</tr>")
+    links = [
+        ("failures", "Failed or missing", bool(summary.gaps)),
+        ("headline", "At a glance", bool(summary.metrics)),
+        ("table", "Headline metrics", bool(summary.headline)),
+        ("config", "Configuration", config is not None),
+        ("versions", "Versions", True),
+    ]
+    rest = " · ".join(f'<a href="#{key}">{text}</a>' for key, text, present in links if present)
+    return (
+        '<nav id="contents" aria-label="Contents"><div class="scroll"><table><thead><tr>'
+        f"<th>evaluation</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<p>{rest}</p></nav>"
+    )
+
+
+def _word(found: EvaluationSummary, pair: tuple[str, str]) -> str:
+    """The verdict in a word, and in how many of the primary metrics."""
+    if not found.finished:
+        return "failed"
+    verdict = found.verdict(*pair)
+    if verdict is None:
+        return '<span class="range">not judged</span>'
+    text = f'<span class="{_tone(verdict.verdict)}">{escape(_brief(verdict.verdict))}</span>'
+    if verdict.judged < 2:
+        return text
+    of = f"{verdict.differing} of " if verdict.differing else ""
+    less = verdict.corrected < verdict.differing
+    corrected = f", {verdict.corrected} if corrected" if less else ""
+    return f'{text}<span class="range">in {of}{verdict.judged} metrics{corrected}</span>'
+
+
+def _tone(verdict: str) -> str:
+    return {BETTER: "better", WORSE: "worse", MIXED: "mixed"}.get(verdict, "plain")
+
+
+def _brief(verdict: str) -> str:
+    return verdict.removesuffix(" at 95%")
+
+
 def _gaps(summary: Summary) -> str:
-    if not summary.gaps:
+    if not summary.gap_groups:
         return ""
-    rows = "".join(
-        f"<tr><td>{_GAP_WORDS[gap.kind]}</td><td>{escape(gap.variant)}</td><td>{gap.seed}</td>"
-        f"<td>{escape(gap.eval)}</td><td>{escape(gap.reason)}</td></tr>"
-        for gap in summary.gaps
+    items = "".join(
+        f"<li><b>{escape(summary.evaluations[gap.eval].info.title)}</b>: {_gap(gap)}</li>"
+        for gap in summary.gap_groups
     )
     return (
-        f'<section class="verdict alert" id="failures"><h2 style="margin-top:.3rem">Failed or '
-        f"missing ({len(summary.gaps)})</h2><p>The statistics below are without these values; a "
-        "paired difference leaves out a seed that either side lacks.</p>"
-        '<div class="scroll"><table class="words"><thead><tr><th>what</th><th>variant</th>'
-        "<th>seed</th><th>evaluation</th><th>reason</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table></div></section>"
+        '<section class="verdict alert" id="failures"><h2 style="margin-top:.3rem">Failed or '
+        "missing</h2><p>The statistics below are without these values; a paired difference leaves "
+        f'out a seed that either side lacks.</p><ul class="lines">{items}</ul></section>'
     )
+
+
+def _gap(gap: GapGroup) -> str:
+    return f"{_GAP_WORDS[gap.kind]}, {escape(gap.who)}: {escape(gap.reason)}"
+
+
+def _glance(figures: Mapping[str, Figure]) -> str:
+    if "headline" not in figures:
+        return ""
+    heading = CAPTIONS["headline"][0]
+    figure = _figure("headline", figures["headline"])
+    return f'<section id="headline"><h2>{heading}</h2>{figure}</section>'
 
 
 def _figure(key: str, figure: Figure) -> str:
@@ -238,9 +364,80 @@ def _figure(key: str, figure: Figure) -> str:
     width = f"max-width:{figure.get_figwidth() * 96:.0f}px"
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(heading)}" style="{width}"', 1)
     return (
-        f'<section id="{key}"><h2>{escape(heading)}</h2><figure><div class="panel">{svg}</div>'
-        f"<figcaption>{escape(caption)}</figcaption></figure></section>"
+        f'<figure><div class="panel">{svg}</div><figcaption>{escape(caption)}</figcaption></figure>'
     )
+
+
+def _evaluation(summary: Summary, found: EvaluationSummary, figures: Mapping[str, Figure]) -> str:
+    """The section of one evaluation: question, verdicts, table, figures, caveats."""
+    info = found.info
+    parts = [f"<h2>{escape(info.title)}</h2>"]
+    if info.description:
+        parts.append(f"<p>{escape(info.description)}</p>")
+    parts += [
+        f'<p class="worse">{_gap(gap)}</p>' for gap in summary.gap_groups if gap.eval == info.name
+    ]
+    if found.finished:
+        verdicts = sorted(found.verdicts, key=lambda v: v.variant != summary.focus)
+        if verdicts:
+            items = "".join(f"<li>{_verdict_line(verdict)}</li>" for verdict in verdicts)
+            parts.append(f'<ul class="lines">{items}</ul>')
+        parts += [f'<p class="note">{escape(caveat)}</p>' for caveat in found.caveats]
+        parts += [_remarks(found), _tables(summary, found)]
+        for key in FIGURES.get(info.name, ()):
+            if key in figures:
+                parts.append(f"<h3>{escape(CAPTIONS[key][0])}</h3>{_figure(key, figures[key])}")
+        if found.seconds is not None:
+            n = found.finished
+            took = f"Took {_duration(found.seconds)} per SAE (mean of {n})."
+            parts.append(f'<p class="note">{took}</p>')
+    return f'<section id="eval-{escape(info.name)}">{"".join(parts)}</section>'
+
+
+def _verdict_line(verdict: EvaluationVerdict) -> str:
+    pair = f"{verdict.variant} against {verdict.reference}"
+    rest = verdict.text.removeprefix(pair)
+    seeds, _, said = rest.partition(": ")
+    said = said.removeprefix(verdict.verdict)
+    word = f'<span class="{_tone(verdict.verdict)}">{escape(verdict.verdict)}</span>'
+    said = re.sub(r"\[[^\]]*\]", r'<span class="whole">\g<0></span>', escape(said))
+    return f"<b>{escape(pair)}</b>{escape(seeds)}: {word}{said}"
+
+
+def _remarks(found: EvaluationSummary) -> str:
+    if not found.remarks:
+        return ""
+    items = "".join(f"<li>{escape(remark)}</li>" for remark in found.remarks)
+    if len(found.remarks) <= 3:
+        return f'<ul class="lines note">{items}</ul>'
+    return (
+        f"<details><summary>Remarks on {len(found.remarks)} SAEs</summary>"
+        f'<ul class="lines note">{items}</ul></details>'
+    )
+
+
+def _tables(summary: Summary, found: EvaluationSummary) -> str:
+    """The primary and headline metrics, and the others folded."""
+    info = found.info
+    first = {*info.keys(info.primary), *info.keys(info.headline)}
+    shown = [key for key in found.keys if key in first] or list(found.keys)
+    folded = [key for key in found.keys if key not in shown]
+    text = _table(summary, shown, with_dz=True, full=False) if shown else ""
+    if folded:
+        plural = "metric" if len(folded) == 1 else "metrics"
+        text += (
+            f"<details><summary>{len(folded)} other {plural}</summary>"
+            f"{_table(summary, folded, with_dz=True, full=False, with_key=True)}</details>"
+        )
+    return text
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{number(seconds, 1 if seconds < 10 else 0)} s"
+    if seconds < 5400:
+        return f"{number(seconds / 60, 1)} min"
+    return f"{number(seconds / 3600, 1)} h"
 
 
 def _headline(summary: Summary) -> str:
@@ -256,29 +453,22 @@ def _headline(summary: Summary) -> str:
         "differences paired by seed with the 95% t-interval; a verdict of better or worse means "
         "that the interval leaves out zero. Variants of one seed share initial weights and "
         "activations, which is why they are paired. The intervals take one metric at a time and "
-        "are not corrected for the number of metrics. ↑ higher is better, ↓ lower is better."
+        "are not corrected for the number of metrics. ↑ higher is better, ↓ lower is better. The "
+        "tables of the evaluations add the effect size dz: the mean of the paired differences "
+        "over their standard deviation, which a few seeds give only roughly. Bold there: the "
+        "primary metrics, which alone decide the verdict; “if corrected” counts the differences "
+        "that remain with Bonferroni's correction for their number."
         f"{few}</p></section>"
     )
 
 
-def _all_metrics(summary: Summary) -> str:
-    if not summary.metrics:
-        return ""
-    groups: dict[str, list[str]] = {}
-    for key in summary.metrics:
-        groups.setdefault(key.split("/")[0], []).append(key)
-    tables = "".join(
-        f"<h3>{escape(eval)}</h3>{_table(summary, keys, with_key=True)}"
-        for eval, keys in groups.items()
-    )
-    return (
-        '<section id="all"><h2>Every metric</h2>'
-        f"<details><summary>{len(summary.metrics)} metrics, with effect size dz (mean of the "
-        f"paired differences over their standard deviation)</summary>{tables}</details></section>"
-    )
-
-
-def _table(summary: Summary, keys: Sequence[str], with_key: bool = False) -> str:
+def _table(
+    summary: Summary,
+    keys: Sequence[str],
+    with_dz: bool = False,
+    full: bool = True,
+    with_key: bool = False,
+) -> str:
     styles = variant_styles(summary.variants)
     over = f'<tr class="over"><th></th><th colspan="{len(summary.variants)}">mean ± std</th>'
     if summary.pairs:
@@ -293,17 +483,24 @@ def _table(summary: Summary, keys: Sequence[str], with_key: bool = False) -> str
     for key in keys:
         metric = summary.metrics[key]
         texts = level_texts(metric, len(summary.seeds))
-        name = escape(metric_label(metric))
+        # An arrow or a bound stays with what it belongs to.
+        name = re.sub(" ([↑↓])|([≤≥=]) ", r"\2&nbsp;\1", escape(metric_label(metric, full)))
         if with_key:
             name += f'<span class="range">{escape(key)}</span>'
         cells = "".join(f"<td>{_level(texts[variant])}</td>" for variant in summary.variants)
         for index, pair in enumerate(summary.pairs):
-            cells += _difference_cell(metric.difference(*pair), _first(index), with_key)
-        rows.append(f"<tr><th>{name}</th>{cells}</tr>")
+            cells += _difference_cell(metric.difference(*pair), _first(index), with_dz)
+        primary = ' class="primary"' if not full and _is_primary(key) else ""
+        rows.append(f"<tr><th{primary}>{name}</th>{cells}</tr>")
     return (
         f'<div class="scroll"><table><thead>{over}</tr><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def _is_primary(key: str) -> bool:
+    info = evaluation(key.split("/")[0])
+    return key in info.keys(info.primary)
 
 
 def _level(text: str) -> str:
@@ -323,13 +520,14 @@ def _difference_cell(difference: Difference | None, attribute: str, with_dz: boo
     cell = escape(mean)
     if interval:
         cell += f'<span class="range">{escape(interval)}</span>'
-    verdict = difference.verdict
-    if verdict is not None:
-        style = {BETTER: "tag better", WORSE: "tag worse"}.get(verdict, "tag")
-        short = verdict if verdict in (BETTER, WORSE, TOO_FEW) else "no difference"
-        cell += f'<span class="{style}">{escape(short)}</span>'
+    words = []
+    if difference.verdict is not None:
+        tone, brief = _tone(difference.verdict), _brief(difference.verdict)
+        words.append(f'<span class="{tone}">{escape(brief)}</span>')
     if with_dz and difference.dz is not None:
-        cell += f'<span class="range">dz {number(difference.dz, 2)}</span>'
+        words.append(f"dz {number(difference.dz, 1 if abs(difference.dz) >= 10 else 2)}")
+    if words:
+        cell += f'<span class="tag">{" · ".join(words)}</span>'
     return f"<td{attribute}>{cell}</td>"
 
 

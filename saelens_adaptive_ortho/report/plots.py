@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from .evaluations import EVALUATIONS, evaluation
+from .metrics import MetricInfo
 from .results import Result, load_results, order_variants
 from .summary import BETTER, WORSE, MetricSummary, Summary, summarise
 
@@ -103,24 +106,51 @@ def variant_styles(variants: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def headline_figure(summary: Summary) -> Figure | None:
-    """One panel per headline metric: a dot per seed, mean and 95% interval per variant.
+    """One panel per metric at a glance: a dot per seed, mean and 95% interval per variant.
 
-    Dots of the same seed are joined, which shows the paired differences. Pooled values stand
-    for a core metric where there are any, else those of each corpus.
+    Dots of the same seed are joined, which shows the paired differences.
     """
-    keys = _headline_panels(summary)
+    return _dots_figure(summary, [key for info in EVALUATIONS for key in info.keys(info.glance)])
+
+
+def reconstruction_figure(summary: Summary) -> Figure | None:
+    """The panels of `headline_figure` for core on each corpus; None with one corpus."""
+    keys = [key for key in summary.headline if key.startswith("core/")]
+    several = any(not key.startswith("core/pooled/") for key in keys)
+    return _dots_figure(summary, keys) if several else None
+
+
+def primary_figure(summary: Summary, eval: str) -> Figure | None:
+    """The panels of `headline_figure` for the primary metrics of an evaluation."""
+    info = evaluation(eval)
+    return _dots_figure(summary, info.keys(info.primary))
+
+
+def judged_figure(summary: Summary, eval: str) -> Figure | None:
+    """The panels of `headline_figure` for the metrics of an evaluation that have a direction."""
+    keys = [key for key in summary.metrics if key.startswith(f"{eval}/")]
+    return _dots_figure(summary, [key for key in keys if summary.metrics[key].info.direction])
+
+
+def _dots_figure(summary: Summary, keys: Sequence[str]) -> Figure | None:
+    measured = {k for k, m in summary.metrics.items() if any(s.n for s in m.variants.values())}
+    keys = [key for key in keys if key in measured]
     if not keys:
         return None
+    full = len({key.split("/")[0] for key in keys}) > 1
+    titles = {key: _panel_title(summary.metrics[key].info, full) for key in keys}
     styles = variant_styles(summary.variants)
-    columns = min(4, len(keys)) if len(keys) != 6 else 3
+    columns = min(4, len(keys)) if len(keys) not in (5, 6) else 3
     rows = math.ceil(len(keys) / columns)
-    row_height = 1.0 + 0.36 * len(summary.variants)
-    head, foot, title = 0.5, 0.42, 0.5
+    lines = max(title.count("\n") for title in titles.values())
+    row_height = 1.0 + 0.36 * len(summary.variants) + 0.16 * lines
+    head, foot, title = 0.5, 0.42, 0.5 + 0.16 * lines
     height = rows * row_height + head + foot
     width = 3.05 * columns + 0.55
     # All in inches: the gap between rows holds the axis below and the title above it.
     gap = 0.32 + title
     panel = (height - head - title - foot - 0.3 - (rows - 1) * gap) / rows
+    legend = _dots_legend(summary)
     with matplotlib.rc_context(_STYLE):
         figure = _figure(width, height)
         figure.subplots_adjust(
@@ -133,7 +163,8 @@ def headline_figure(summary: Summary) -> Figure | None:
         )
         for index, key in enumerate(keys):
             axes = figure.add_subplot(rows, columns, index + 1)
-            _dot_panel(axes, summary, summary.metrics[key], styles, index % columns == 0)
+            first = index % columns == 0
+            _dot_panel(axes, summary, summary.metrics[key], titles[key], styles, first)
         n = len(summary.seeds)
         names = " · ".join(summary.variants)
         figure.text(
@@ -148,7 +179,8 @@ def headline_figure(summary: Summary) -> Figure | None:
         figure.text(
             0.15 / width,
             0.15 / height,
-            _headline_legend(summary),
+            # About 17 characters of this size fit into an inch.
+            textwrap.fill(legend, int(17 * width)),
             fontsize=7.8,
             color=_MUTED,
             va="bottom",
@@ -156,18 +188,16 @@ def headline_figure(summary: Summary) -> Figure | None:
     return figure
 
 
-def _headline_panels(summary: Summary) -> list[str]:
-    keys = summary.headline
-    if any(key.startswith("core/pooled/") for key in keys):
-        keys = [k for k in keys if not k.startswith("core/") or k.startswith("core/pooled/")]
-    joint = "subspace/condition_number/forget+retain"
-    if joint in keys:
-        keys = [k for k in keys if not k.startswith("subspace/condition") or k == joint]
-    keys = [key for key in keys if key != "training/train_seconds"]
-    return [k for k in keys if any(s.n for s in summary.metrics[k].variants.values())]
+def _panel_title(info: MetricInfo, full: bool) -> str:
+    label = info.full_label if full else info.label
+    unit = f" ({info.unit})" if info.unit and info.unit not in info.name else ""
+    # A bound stays with its sign: textwrap does not break at a no-break space.
+    return textwrap.fill(
+        re.sub("([≤≥]) ", "\\1\N{NO-BREAK SPACE}", label[0].upper() + label[1:] + unit), 34
+    )
 
 
-def _headline_legend(summary: Summary) -> str:
+def _dots_legend(summary: Summary) -> str:
     parts = ["marker: value of the one seed"]
     if len(summary.seeds) > 1:
         parts = ["large marker: mean"]
@@ -182,6 +212,7 @@ def _dot_panel(
     axes: Axes,
     summary: Summary,
     metric: MetricSummary,
+    title: str,
     styles: Mapping[str, tuple[str, str]],
     named: bool,
 ) -> None:
@@ -285,7 +316,6 @@ def _dot_panel(
         axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
 
     info = metric.info
-    title = info.label[0].upper() + info.label[1:] + (f" ({info.unit})" if info.unit else "")
     direction = {"higher": "better →", "lower": "← better"}
     axes.set_title(title, pad=16, fontsize=9.5)
     axes.text(
@@ -546,14 +576,254 @@ def firing_figure(results: Sequence[Result]) -> Figure | None:
     return figure
 
 
+#: Part -> (title, which way is better, x axis, y axis).
+_FRONTIERS = {
+    "loss": (
+        "Next-token loss",
+        "higher: more is forgotten at the same price",
+        "retain damage: increase of the loss on retain (nats)",
+        "forget damage: increase of the loss on forget (nats)",
+    ),
+    "mcq": (
+        "Multiple-choice questions",
+        "lower: more is forgotten at the same price",
+        "retain accuracy that is kept, at least",
+        "lowest forget accuracy",
+    ),
+}
+_LEAST_ACCURACY = 0.8  # on retain; below, nobody would call it retained
+_LEVELS = {
+    "original_forget_accuracy": ("model untouched", (0, (5, 3))),
+    "chance": ("chance", (0, (1, 2))),
+}
+
+_Curve = tuple[np.ndarray, np.ndarray]
+
+
+def frontier_figure(summary: Summary, results: Sequence[Result]) -> Figure | None:
+    """Unlearning frontiers: what is lost on forget against what is lost on retain.
+
+    Thick lines are means over the seeds of a variant, thin lines single SAEs; the band is the 95%
+    bootstrap band of one SAE, averaged over seeds. Dots are the single interventions.
+    """
+    found = {
+        part: {
+            variant: [r for r in results if r.variant == variant and _frontier(r, part, "y")]
+            for variant in summary.variants
+        }
+        for part in _FRONTIERS
+    }
+    found = {part: by_variant for part, by_variant in found.items() if any(by_variant.values())}
+    if not found:
+        return None
+    styles = variant_styles(summary.variants)
+    drawn = [v for v in summary.variants if any(by_variant[v] for by_variant in found.values())]
+    with matplotlib.rc_context(_STYLE):
+        figure, grid = _grid(len(found), 3.9, width=5.6 * len(found) if len(found) > 1 else 7.2)
+        for axes, (part, by_variant) in zip(grid, found.items(), strict=True):
+            title, better, xlabel, ylabel = _FRONTIERS[part]
+            curves: list[_Curve] = []
+            for variant, width in zip(drawn, _widths(len(drawn)), strict=True):
+                colour = styles[variant][0]
+                curves += _draw_frontiers(axes, by_variant[variant], part, colour, width)
+            _reference_lines(axes, summary, part, curves)
+            axes.set_title(title, pad=16)
+            axes.text(
+                0, 1.01, better, transform=axes.transAxes, fontsize=7.8, color=_MUTED, va="bottom"
+            )
+            axes.set_xlabel(xlabel)
+            axes.set_ylabel(ylabel)
+        _legend(figure, drawn, styles, markers=False)
+    return figure
+
+
+def _frontier(result: Result, part: str, name: str) -> _Curve | None:
+    """Return x with y, low or high of a frontier: finite values in rising x, None without any."""
+    if not result.ok or result.eval != "unlearning":
+        return None
+    frontier = result.details.get("frontiers", {}).get(part, {})
+    x, y = (np.asarray(frontier.get(key, []), dtype=float) for key in ("x", name))
+    if len(x) != len(y):
+        return None
+    finite = np.isfinite(x) & np.isfinite(y)
+    order = np.argsort(x[finite], kind="stable")
+    return (x[finite][order], y[finite][order]) if finite.any() else None
+
+
+def _draw_frontiers(
+    axes: Axes, results: Sequence[Result], part: str, colour: str, width: float
+) -> list[_Curve]:
+    """Draw the frontiers of one variant and return every curve, band edges included."""
+    curves = {
+        name: [curve for r in results if (curve := _frontier(r, part, name)) is not None]
+        for name in ("y", "low", "high")
+    }
+    if not results:
+        return []
+    if len(results) > 1:
+        for x, y in curves["y"]:
+            axes.plot(x, y, color=colour, lw=0.8, alpha=0.5, zorder=3)
+    axes.plot(*_mean_curve(curves["y"]), color=colour, lw=width, zorder=4)
+    if len(curves["low"]) == len(curves["high"]) == len(results):
+        (x, low), (other, high) = _mean_curve(curves["low"]), _mean_curve(curves["high"])
+        if np.array_equal(x, other):
+            axes.fill_between(x, low, high, color=colour, alpha=0.13, lw=0, zorder=2)
+    points = [p for r in results for p in r.details.get("points", {}).get(part, [])]
+    if points:
+        x, y = np.asarray(points, dtype=float).T
+        axes.scatter(
+            x, y, s=6, color=colour, alpha=0.3, lw=0, zorder=2, rasterized=len(points) > 500
+        )
+    return [curve for found in curves.values() for curve in found]
+
+
+def _reference_lines(axes: Axes, summary: Summary, part: str, curves: Sequence[_Curve]) -> None:
+    """Add what a frontier is read against; the axes show frontiers, not stray interventions."""
+    xs, ys = (np.concatenate(values) for values in zip(*curves, strict=True))
+    if part == "mcq" and (xs >= _LEAST_ACCURACY).any():
+        xs, ys = xs[xs >= _LEAST_ACCURACY], ys[xs >= _LEAST_ACCURACY]
+    left, right, bottom, top = xs.min(), xs.max(), ys.min(), ys.max()
+    style = {"color": _MUTED, "lw": 1.0, "zorder": 1}
+    if part == "loss":
+        axes.plot([left, right], [left, right], ls=(0, (5, 3)), label="equal damage", **style)
+        axes.legend(fontsize=7.8, labelcolor=_MUTED, loc="best")
+    else:
+        for name, (label, dashes) in _LEVELS.items():
+            level = _mean(summary, f"unlearning/mcq/{name}")
+            if level is not None:
+                axes.axhline(level, ls=dashes, **style)
+                axes.annotate(
+                    label,
+                    (left, level),
+                    (4, 2),
+                    textcoords="offset points",
+                    fontsize=7.8,
+                    color=_MUTED,
+                )
+                bottom, top = min(bottom, level), max(top, level)
+    margin = 0.05 * ((top - bottom) or 1.0)
+    axes.set_ylim(bottom - margin, top + margin)
+    axes.set_xlim(left, right if right > left else left + 1e-3)
+
+
+def _mean(summary: Summary, key: str) -> float | None:
+    """Return the mean over all SAEs of a metric that is the same for all."""
+    spreads = summary.metrics[key].variants.values() if key in summary.metrics else ()
+    values = [value for spread in spreads for value in spread.by_seed.values()]
+    return float(np.mean(values)) if values else None
+
+
+#: Evaluation -> (axis, {metric with a number in its name: title}).
+_COUNTS = {
+    "sparse_probing": ("latents in the probe (k)", {"sae_top_{n}_accuracy": "Probe accuracy"}),
+    "sae_probes": (
+        "latents in the probe (k)",
+        {"sae_top_{n}_auc": "Area under the ROC curve", "sae_top_{n}_accuracy": "Probe accuracy"},
+    ),
+    "tpp": (
+        "latents ablated",
+        {
+            "threshold_{n}": "TPP",
+            "threshold_{n}_intended": "Intended effect",
+            "threshold_{n}_unintended": "Unintended effect",
+        },
+    ),
+    "scr": ("latents ablated", {"threshold_{n}": "SCR"}),
+}
+#: Replaces "sae" in a metric's name -> (label, colour, dashes).
+_PROBES = {
+    "llm_top_{n}": ("k raw dimensions", PALETTE[5], (0, (3, 2, 1, 2))),
+    "pca_top_{n}": ("k principal components", PALETTE[4], (0, (1, 1.5))),
+}
+
+
+def counts_figure(summary: Summary, eval: str) -> Figure | None:
+    """A metric against the number of latents it uses: mean per variant, a dot per seed.
+
+    Probes without an SAE (the whole residual stream, k of its dimensions, k principal components)
+    are dashed.
+    """
+    xlabel, panels = _COUNTS[eval]
+    series = {name: _by_count(summary, f"{eval}/{name}") for name in panels}
+    series = {name: metrics for name, metrics in series.items() if metrics}
+    if not series:
+        return None
+    styles = variant_styles(summary.variants)
+    with matplotlib.rc_context(_STYLE):
+        figure, grid = _grid(len(series), height=3.0, width=None if len(series) > 1 else 7.2)
+        for axes, (name, metrics) in zip(grid, series.items(), strict=True):
+            counts = list(metrics)
+            axes.set_xscale("log")
+            for row, variant in enumerate(summary.variants):
+                colour, marker = styles[variant]
+                spreads = {n: metrics[n].variants[variant] for n in counts}
+                means = [
+                    (n, spread.mean) for n, spread in spreads.items() if spread.mean is not None
+                ]
+                if not means:
+                    continue
+                # Side by side, so that the seeds of one variant do not hide another's.
+                shift = 1.03 ** (row - (len(summary.variants) - 1) / 2)
+                x, y = np.array(means).T
+                axes.plot(x * shift, y, color=colour, marker=marker, lw=1.6, markersize=4, zorder=4)
+                dots = [(n * shift, v) for n, s in spreads.items() for v in s.by_seed.values()]
+                if len(summary.seeds) > 1:
+                    axes.scatter(*zip(*dots, strict=True), s=12, color=colour, alpha=0.5, lw=0)
+            _probe_lines(axes, summary, f"{eval}/{name}")
+            axes.set_xticks(counts, [str(n) for n in counts])
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.minorticks_off()
+            axes.set_title(panels[name])
+            axes.set_xlabel(xlabel)
+        if grid[0].get_legend_handles_labels()[0]:
+            grid[0].legend(fontsize=7.8, labelcolor=_MUTED, loc="best")
+        _legend(figure, summary.variants, styles)
+    return figure
+
+
+def _by_count(summary: Summary, template: str) -> dict[int, MetricSummary]:
+    """Return the measured metrics that ``template`` names, by the number in their names."""
+    pattern = re.compile(re.escape(template).replace(re.escape("{n}"), r"(\d+)"))
+    found = {
+        int(match[1]): metric
+        for key, metric in summary.metrics.items()
+        if (match := pattern.fullmatch(key)) and any(s.n for s in metric.variants.values())
+    }
+    return dict(sorted(found.items()))
+
+
+def _probe_lines(axes: Axes, summary: Summary, template: str) -> None:
+    """Draw the probes without an SAE that go with ``.../sae_top_{n}_...``."""
+    if "sae_top_{n}" not in template:
+        return
+    level = _mean(summary, template.replace("sae_top_{n}", "llm"))
+    if level is not None:
+        axes.axhline(level, color=_INK, lw=1.2, ls=(0, (5, 3)), label="whole residual stream")
+    for name, (label, colour, dashes) in _PROBES.items():
+        metrics = _by_count(summary, template.replace("sae_top_{n}", name))
+        points = [(n, _mean(summary, metric.info.key)) for n, metric in metrics.items()]
+        if points:
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, color=colour, lw=1.4, ls=dashes, label=label, zorder=3)
+
+
 def run_figures(summary: Summary, results: Sequence[Result]) -> dict[str, Figure]:
     """Return every figure the results allow, by file name stem, in the order of the page."""
     makers: dict[str, Callable[[], Figure | None]] = {
         "headline": lambda: headline_figure(summary),
-        "training": lambda: training_figure(results),
+        "reconstruction": lambda: reconstruction_figure(summary),
         "principal_angles": lambda: angles_figure(results),
         "cosines": lambda: cosine_figure(results),
         "firing_rates": lambda: firing_figure(results),
+        "unlearning": lambda: frontier_figure(summary, results),
+        "unlearning_metrics": lambda: primary_figure(summary, "unlearning"),
+        "sparse_probing": lambda: counts_figure(summary, "sparse_probing"),
+        "sae_probes": lambda: counts_figure(summary, "sae_probes"),
+        "absorption": lambda: judged_figure(summary, "absorption"),
+        "tpp": lambda: counts_figure(summary, "tpp"),
+        "scr": lambda: counts_figure(summary, "scr"),
+        "ravel": lambda: judged_figure(summary, "ravel"),
+        "training": lambda: training_figure(results),
         "groups": lambda: groups_figure(results),
     }
     figures = {name: make() for name, make in makers.items()}
@@ -645,10 +915,15 @@ def _legend(
 __all__ = [
     "angles_figure",
     "cosine_figure",
+    "counts_figure",
     "figure_svg",
     "firing_figure",
+    "frontier_figure",
     "groups_figure",
     "headline_figure",
+    "judged_figure",
+    "primary_figure",
+    "reconstruction_figure",
     "run_figures",
     "save_figure",
     "save_plots",

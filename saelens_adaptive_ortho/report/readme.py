@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .results import ResultError, load_results, write_text_atomic
 from .summary import summarise
-from .tables import markdown_table
+from .tables import markdown_table, markdown_verdicts
 
 _OPEN = re.compile(r"^<!--[ \t]*results:[ \t]*(?P<path>.+?)[ \t]*-->[ \t]*$")
 _CLOSE = re.compile(r"^<!--[ \t]*/results[ \t]*-->[ \t]*$")
@@ -22,7 +22,7 @@ _CLOSE = re.compile(r"^<!--[ \t]*/results[ \t]*-->[ \t]*$")
 def update_tables(
     markdown_path: str | Path, root: str | Path | None = None, check: bool = False
 ) -> bool:
-    """Replace the text between the markers with table and verdict of the results they name.
+    """Replace the text between the markers with table and verdicts of the results they name.
 
     Running it twice gives the same file. Markers inside fenced code are left alone.
 
@@ -74,4 +74,4 @@ def _table(root: Path, path: str, where: str) -> str:
     if not folder.is_dir():
         raise ResultError(f"{where}: results folder {path} does not exist under {root}")
     summary = summarise(load_results(folder))
-    return f"{markdown_table(summary).rstrip()}\n\n**Verdict.** {summary.verdict}"
+    return f"{markdown_table(summary)}\n{markdown_verdicts(summary).rstrip()}"

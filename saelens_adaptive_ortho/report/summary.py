@@ -12,40 +12,53 @@ Formulas, for n values x with mean m and sample standard deviation s (divisor n 
 * effect size (Cohen's dz): mean(d) / s(d)
 
 The intervals are per metric. They are not corrected for looking at many metrics: among twenty
-metrics without any true difference, one is expected to miss zero.
+metrics without any true difference, one is expected to miss zero. The verdict on an evaluation
+therefore looks at its few primary metrics (`evaluations.EVALUATIONS`), says how many these are, and
+how many of their differences remain with Bonferroni's correction for that number.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from scipy.special import stdtrit
 
+from .evaluations import EvaluationInfo, evaluation, headline_keys, order_evaluations
 from .formatting import estimate, number, value_decimals
-from .metrics import MetricInfo, describe, headline_keys
+from .metrics import MetricInfo, describe
 from .results import SCHEMA_VERSION, Result, order_variants
 
 MetricVerdict = Literal["better", "worse", "no difference at 95%", "too few seeds"]
+#: Of several metrics together: "mixed" is better in some and worse in others.
+JointVerdict = Literal[MetricVerdict, "mixed", "not measured"]
 
-BETTER: MetricVerdict = "better"
-WORSE: MetricVerdict = "worse"
-NO_DIFFERENCE: MetricVerdict = "no difference at 95%"
-TOO_FEW: MetricVerdict = "too few seeds"
+BETTER: Literal["better"] = "better"
+WORSE: Literal["worse"] = "worse"
+NO_DIFFERENCE: Literal["no difference at 95%"] = "no difference at 95%"
+TOO_FEW: Literal["too few seeds"] = "too few seeds"
+MIXED: Literal["mixed"] = "mixed"
+NOT_MEASURED: Literal["not measured"] = "not measured"
 
 CAVEAT = (
     "Angles and cosines describe the geometry of decoder directions; on their own they do not "
     "show that the knowledge itself is separated."
 )
+CAVEAT_WITH_UNLEARNING = (
+    "Knowledge is judged by the primary metrics of unlearning; “if corrected” is Bonferroni's "
+    "correction for their number. Angles and cosines describe the geometry of decoder directions, "
+    "which is not knowledge."
+)
 
 #: A difference below this share of the metric's size is rounding and counts as zero.
 _ROUNDING = 1e-12
 
-#: What the verdict calls separation. Only the angle tells forget from retain; the cosine is
-#: taken over all latents, so the words name what each one is between.
-_SEPARATION = {
+#: Words of the verdicts. Only the angle tells forget from retain; the cosine is taken over all
+#: latents, so the words name what each one is between.
+_WORDS = {
     "subspace/principal_angle/mean_deg": "mean principal angle between forget and retain",
     "subspace/mean_max_cosine": "mean max cosine among all latents",
 }
@@ -172,16 +185,31 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class OverallVerdict:
-    """Answer for one pair of variants: does it separate better, and at what cost?
+class GapGroup:
+    """Gaps of one evaluation and one kind that share a reason; ``who`` names the SAEs."""
 
-    ``separation`` is "better", "worse", "mixed", "no difference at 95%", "too few seeds" or
-    "not measured"; ``text`` says it in words with the numbers.
+    kind: Literal["failed", "missing", "null"]
+    eval: str
+    who: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class EvaluationVerdict:
+    """What the primary metrics of one evaluation say of one pair of variants, taken together.
+
+    ``judged`` counts the primary metrics that were measured, ``absent`` those that were not,
+    ``differing`` those that are better or worse, and ``corrected`` those that remain so at 95% for
+    all of ``judged`` together (Bonferroni). ``text`` carries the numbers.
     """
 
     variant: str
     reference: str
-    separation: str
+    verdict: JointVerdict
+    judged: int
+    absent: int
+    differing: int
+    corrected: int
     text: str
 
     def to_json(self) -> dict[str, Any]:
@@ -189,7 +217,80 @@ class OverallVerdict:
         return {
             "variant": self.variant,
             "reference": self.reference,
-            "separation": self.separation,
+            "verdict": self.verdict,
+            "judged": self.judged,
+            "absent": self.absent,
+            "differing": self.differing,
+            "corrected": self.corrected,
+            "text": self.text,
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """One evaluation: its metrics, its verdict on each pair, what it took and what it lacks.
+
+    ``keys`` are the measured metrics, primary ones first. ``seconds`` is the mean over finished
+    results. ``caveats`` and ``remarks`` are what the results say in words, each with the SAEs it
+    is about; without a caveat in the results, it is that of ``info``.
+    """
+
+    info: EvaluationInfo
+    keys: Sequence[str]
+    finished: int
+    failed: int
+    seconds: float | None
+    verdicts: Sequence[EvaluationVerdict]
+    caveats: Sequence[str]
+    remarks: Sequence[str]
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is anything to judge a pair by."""
+        return any(verdict.verdict != NOT_MEASURED for verdict in self.verdicts)
+
+    def verdict(self, variant: str, reference: str) -> EvaluationVerdict | None:
+        """Return the verdict on a pair, or None where it is not compared."""
+        for verdict in self.verdicts:
+            if (verdict.variant, verdict.reference) == (variant, reference):
+                return verdict
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "title": self.info.title,
+            "primary": self.info.keys(self.info.primary),
+            "finished": self.finished,
+            "failed": self.failed,
+            "mean_seconds": self.seconds,
+            "verdicts": [verdict.to_json() for verdict in self.verdicts],
+            "caveats": list(self.caveats),
+            "remarks": list(self.remarks),
+        }
+
+
+@dataclass(frozen=True)
+class OverallVerdict:
+    """Answer for one pair of variants: does it separate better, and at what cost?
+
+    ``knowledge`` is judged by the primary metrics of unlearning, ``geometry`` by those of
+    subspace; ``text`` says it in words with the numbers.
+    """
+
+    variant: str
+    reference: str
+    knowledge: JointVerdict
+    geometry: JointVerdict
+    text: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "variant": self.variant,
+            "reference": self.reference,
+            "knowledge": self.knowledge,
+            "geometry": self.geometry,
             "text": self.text,
         }
 
@@ -208,7 +309,9 @@ class Summary:
     metrics: Mapping[str, MetricSummary]
     gaps: Sequence[Gap]
     versions: Mapping[str, Sequence[str]]
-    verdicts: Sequence[OverallVerdict] = field(default_factory=tuple)
+    gap_groups: Sequence[GapGroup] = ()
+    evaluations: Mapping[str, EvaluationSummary] = field(default_factory=dict)
+    verdicts: Sequence[OverallVerdict] = ()
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -234,10 +337,17 @@ class Summary:
         return [verdict for verdict in self.verdicts if verdict.variant == self.focus]
 
     @property
+    def focus_pairs(self) -> list[tuple[str, str]]:
+        """The pairs of `focus`: with baseline, and with fixed."""
+        return [pair for pair in self.pairs if pair[0] == self.focus]
+
+    @property
     def caveat(self) -> str:
         """What the verdict does not show, and how its brackets read."""
         brackets = any("[" in verdict.text for verdict in self.verdicts)
-        return CAVEAT + (" Brackets hold 95% intervals." if brackets else "")
+        known = any(verdict.knowledge != NOT_MEASURED for verdict in self.focus_verdicts)
+        text = CAVEAT_WITH_UNLEARNING if known else CAVEAT
+        return text + (" Brackets hold 95% intervals." if brackets else "")
 
     @property
     def verdict(self) -> str:
@@ -255,6 +365,7 @@ class Summary:
             "seeds": list(self.seeds),
             "verdict": self.verdict,
             "verdicts": [verdict.to_json() for verdict in self.verdicts],
+            "evaluations": {name: e.to_json() for name, e in self.evaluations.items()},
             "metrics": {key: metric.to_json() for key, metric in self.metrics.items()},
             "gaps": [gap.to_json() for gap in self.gaps],
             "versions": {name: list(seen) for name, seen in self.versions.items()},
@@ -319,6 +430,8 @@ def summarise(results: Sequence[Result], variants: Sequence[str] | None = None) 
         gaps=_gaps(results, order, seeds),
         versions={name: versions[name] for name in sorted(versions)},
     )
+    summary = replace(summary, gap_groups=_gap_groups(summary.gaps, results))
+    summary = replace(summary, evaluations=_evaluations(summary, results))
     verdicts = [_overall(summary, variant, reference) for variant, reference in summary.pairs]
     return replace(summary, verdicts=verdicts)
 
@@ -371,7 +484,7 @@ def _gaps(results: Sequence[Result], variants: Sequence[str], seeds: Sequence[in
         if not r.ok
     ]
     present = {(r.variant, r.seed, r.eval) for r in results}
-    evals = sorted({r.eval for r in results})
+    evals = order_evaluations(r.eval for r in results)
     gaps += [
         Gap("missing", variant, seed, eval, "no result file")
         for variant in variants
@@ -387,87 +500,256 @@ def _gaps(results: Sequence[Result], variants: Sequence[str], seeds: Sequence[in
     return gaps
 
 
-def _overall(summary: Summary, variant: str, reference: str) -> OverallVerdict:
-    """Put the separation and reconstruction differences of one pair into words."""
+def _gap_groups(gaps: Sequence[Gap], results: Sequence[Result]) -> list[GapGroup]:
+    """Put gaps together that share evaluation, kind and reason, in the order of the report."""
+    every = {(result.variant, result.seed) for result in results}
+    groups: dict[tuple[Any, ...], list[tuple[str, int]]] = {}
+    for eval in order_evaluations(gap.eval for gap in gaps):
+        for gap in (gap for gap in gaps if gap.eval == eval):
+            key = (gap.kind, gap.eval, gap.reason)
+            groups.setdefault(key, []).append((gap.variant, gap.seed))
+    return [
+        GapGroup(kind, eval, _who(saes, every), reason)
+        for (kind, eval, reason), saes in groups.items()
+    ]
 
-    def find(keys: Sequence[str]) -> list[tuple[MetricInfo, Difference]]:
-        found = []
-        for key in keys:
-            metric = summary.metrics.get(key)
-            difference = metric.difference(variant, reference) if metric else None
-            if metric is not None and difference is not None and difference.spread.n:
-                found.append((metric.info, difference))
-        return found
 
-    separation = find(list(_SEPARATION))
-    cost = find([f"core/pooled/{name}" for name in _RECONSTRUCTION]) or find(
-        [f"core/{domain}/{name}" for name in _RECONSTRUCTION for domain in ("forget", "retain")]
+def _who(saes: Iterable[tuple[str, int]], every: set[tuple[str, int]]) -> str:
+    """Return ``every SAE``, or ``adaptive (seeds 0, 1), fixed (seed 2)``."""
+    saes = list(saes)
+    if len(every) > 1 and every <= set(saes):
+        return f"every SAE ({len(saes)})"
+    seeds: dict[str, list[str]] = {}
+    for variant, seed in saes:
+        seeds.setdefault(variant, []).append(str(seed))
+    return ", ".join(
+        f"{variant} (seed{'s' if len(found) > 1 else ''} {', '.join(found)})"
+        for variant, found in seeds.items()
     )
-    counts = sorted({difference.spread.n for _, difference in [*separation, *cost]})
-    kind, said = _separation_text(separation, variant)
+
+
+def _evaluations(summary: Summary, results: Sequence[Result]) -> dict[str, EvaluationSummary]:
+    every = {(result.variant, result.seed) for result in results}
+    found = {}
+    for name in order_evaluations(result.eval for result in results):
+        info = evaluation(name)
+        here = [result for result in results if result.eval == name]
+        finished = [result for result in here if result.ok]
+        seconds = [result.seconds for result in finished if result.seconds is not None]
+        measured = [key for key in summary.metrics if key.startswith(f"{name}/")]
+        primary = info.keys(info.primary)
+        reasons = [g.reason for g in summary.gap_groups if (g.kind, g.eval) == ("failed", name)]
+        found[name] = EvaluationSummary(
+            info=info,
+            keys=sorted(measured, key=lambda k: primary.index(k) if k in primary else len(primary)),
+            finished=len(finished),
+            failed=len(here) - len(finished),
+            seconds=math.fsum(seconds) / len(seconds) if seconds else None,
+            verdicts=[
+                _evaluation_verdict(summary, primary, reasons, *pair)
+                for pair in (summary.pairs if primary else ())
+            ],
+            caveats=_said(finished, {"caveat": ""}, every)
+            or ([info.caveat] if info.caveat else []),
+            remarks=_said(finished, _REMARKS, every),
+        )
+    return found
+
+
+#: What the details say in words -> what to put before it.
+_REMARKS = {"source": "Data: ", "verdict": "", "mcq_reason": "No multiple choice: "}
+
+
+def _said(
+    finished: Sequence[Result], keys: Mapping[str, str], every: set[tuple[str, int]]
+) -> list[str]:
+    """Return the texts under ``keys`` of the details, each once, with whom it is about."""
+    texts: dict[str, list[tuple[str, int]]] = {}
+    for result in finished:
+        said = ""
+        for key, words in keys.items():
+            text = result.details.get(key)
+            # A reason that another text repeats is left out.
+            if isinstance(text, str) and text and text not in said:
+                said += text
+                texts.setdefault(words + text, []).append((result.variant, result.seed))
+    return [
+        text if every <= set(saes) else f"{_who(saes, every)}: {text}"
+        for text, saes in texts.items()
+    ]
+
+
+_Found = Sequence[tuple[MetricInfo, Difference]]
+
+
+def _find(summary: Summary, keys: Iterable[str], variant: str, reference: str) -> _Found:
+    """Return the differences that were measured with at least one common seed."""
+    found = []
+    for key in keys:
+        metric = summary.metrics.get(key)
+        difference = metric.difference(variant, reference) if metric else None
+        if metric is not None and difference is not None and difference.spread.n:
+            found.append((metric.info, difference))
+    return found
+
+
+def _joint(found: _Found) -> JointVerdict:
+    """Return the verdict of several metrics together; one that differs outweighs those that do not.
+
+    "Better" thus means better in at least one metric and worse in none.
+    """
+    kinds = {difference.verdict for _, difference in found}
+    if {BETTER, WORSE} <= kinds:
+        return MIXED
+    order: tuple[JointVerdict, ...] = (BETTER, WORSE, NO_DIFFERENCE, TOO_FEW)
+    for kind in order:
+        if kind in kinds:
+            return kind
+    return NOT_MEASURED
+
+
+def _evaluation_verdict(
+    summary: Summary, primary: Sequence[str], reasons: Sequence[str], variant: str, reference: str
+) -> EvaluationVerdict:
+    """Put the primary metrics of one evaluation into words for one pair."""
+    found = _find(summary, primary, variant, reference)
+    joint = _joint(found)
+    n = Counter(difference.verdict for _, difference in found)
+    better, worse, same, few = (_pick(found, k) for k in (BETTER, WORSE, NO_DIFFERENCE, TOO_FEW))
+    m, differing = len(found), n[BETTER] + n[WORSE]
+    corrected = sum(_remains(difference, m) for _, difference in found)
+    metrics = f"{m} primary metric{'' if m == 1 else 's'}"
+    alike = f"{n[NO_DIFFERENCE]} of " if n[NO_DIFFERENCE] < m else ""
+    some = f"of {metrics}, {corrected} if corrected for {m}"
+    text = {
+        BETTER: f"better at 95% in {n[BETTER]} {some} ({better})",
+        WORSE: f"worse at 95% in {n[WORSE]} {some} ({worse})",
+        MIXED: f"mixed at 95%, better in {n[BETTER]} and worse in {n[WORSE]} {some} (better: "
+        f"{better}; worse: {worse})",
+        NO_DIFFERENCE: f"no difference at 95% in {alike}{metrics} ({same})",
+        TOO_FEW: f"too few seeds for a verdict on {metrics} ({few})",
+        NOT_MEASURED: "; ".join([NOT_MEASURED, *reasons]),
+    }[joint]
+    if m == 1:
+        text = text.replace(f" in 1 {some}", "").replace(f" in {metrics}", "")
+    absent = len(primary) - m
+    if found and absent:
+        text += f"; {absent} not measured"
+    pair = f"{variant} against {reference}"
+    if found:
+        counts = sorted({difference.spread.n for _, difference in found})
+        pair += f", {_span(counts)}"
+    return EvaluationVerdict(
+        variant, reference, joint, m, absent, differing, corrected, f"{pair}: {text}"
+    )
+
+
+def _remains(difference: Difference, m: int) -> bool:
+    """Whether the interval at level 1 - 0.05 / m, of the same t distribution, leaves out zero."""
+    spread = difference.spread
+    if spread.ci95 is None or spread.mean is None or difference.verdict not in (BETTER, WORSE):
+        return False
+    half = (spread.ci95[1] - spread.ci95[0]) / 2
+    wider = float(stdtrit(spread.n - 1, 1 - 0.025 / m) / stdtrit(spread.n - 1, 0.975))
+    return abs(spread.mean) > half * wider
+
+
+def _overall(summary: Summary, variant: str, reference: str) -> OverallVerdict:
+    """Put knowledge, geometry and cost in reconstruction of one pair into words."""
+    unlearning, subspace = evaluation("unlearning"), evaluation("subspace")
+    knowledge = _find(summary, unlearning.keys(unlearning.primary), variant, reference)
+    geometry = _find(summary, subspace.keys(subspace.primary), variant, reference)
+    cost = _find(
+        summary, [f"core/pooled/{name}" for name in _RECONSTRUCTION], variant, reference
+    ) or _find(
+        summary,
+        [f"core/{domain}/{name}" for name in _RECONSTRUCTION for domain in ("forget", "retain")],
+        variant,
+        reference,
+    )
+    counts = sorted({d.spread.n for _, d in [*knowledge, *geometry, *cost]})
+    said = _separation_text(geometry, variant, "decoder directions", "subspace")
+    if knowledge:
+        geometric = said.replace(f"{variant} ", "it ", 1)
+        said = _separation_text(knowledge, variant, "knowledge", "unlearning")
+        said += f". {geometric[0].upper()}{geometric[1:]}"
     text = f"Against {reference}{_seeds_text(counts)}, {said}. {_cost_text(cost)}"
-    return OverallVerdict(variant, reference, kind, text)
+    return OverallVerdict(variant, reference, _joint(knowledge), _joint(geometry), text)
 
 
 def _seeds_text(counts: Sequence[int]) -> str:
-    if not counts:
-        return ""
+    return f" over {_span(counts, 'paired seed')}" if counts else ""
+
+
+def _span(counts: Sequence[int], noun: str = "seed") -> str:
+    """Return ``3 seeds``, or ``2 to 3 seeds``."""
     span = " to ".join(dict.fromkeys([str(counts[0]), str(counts[-1])]))
-    return f" over {span} paired seed{'' if counts[-1] == 1 else 's'}"
+    return f"{span} {noun}{'' if counts[-1] == 1 else 's'}"
 
 
-def _pick(found: Sequence[tuple[MetricInfo, Difference]], verdict: str) -> str:
-    """Return the measured differences with this verdict: ``a +1 [..] and b +2 [..]``."""
-    return " and ".join(_measured(info, d) for info, d in found if d.verdict == verdict)
+def _pick(found: _Found, verdict: str) -> str:
+    """Return the measured differences with this verdict: ``a +1 [..] and b +2 [..]``.
+
+    Metrics that differ in a number only are put together: ``c at 5 / 10: +1 [..] / +2 [..]``.
+    """
+    groups: dict[str, list[tuple[MetricInfo, Difference]]] = {}
+    for info, difference in found:
+        if difference.verdict == verdict:
+            groups.setdefault(info.template or info.key, []).append((info, difference))
+    parts = []
+    for group in groups.values():
+        values = " / ".join(_value(info, difference) for info, difference in group)
+        if len(group) == 1:
+            parts.append(f"{_short_label(group[0][0])} {values}")
+        else:
+            numbers = " / ".join(info.number for info, _ in group)
+            parts.append(f"{group[0][0].template.replace('{n}', numbers)}: {values}")
+    return " and ".join(parts)
 
 
-def _measured(info: MetricInfo, difference: Difference) -> str:
-    """Return ``mean principal angle +11.6° [+8.1°, +15.2°]``."""
+def _value(info: MetricInfo, difference: Difference) -> str:
+    """Return ``+11.6° [+8.1°, +15.2°]``."""
     assert difference.spread.mean is not None
     unit = info.unit if info.unit == "°" else ""
     mean, interval = estimate(difference.spread.mean, difference.spread.ci95, unit)
-    return f"{_short_label(info)} {mean} {interval}".rstrip()
+    return f"{mean} {interval}".rstrip()
 
 
 def _short_label(info: MetricInfo) -> str:
     # Pooled is what a reader expects; only another corpus needs saying.
     name = info.name if info.qualifier in ("", "pooled") else info.label
-    return _SEPARATION.get(info.key, name)
+    return _WORDS.get(info.key, name)
 
 
-def _separation_text(
-    found: Sequence[tuple[MetricInfo, Difference]], variant: str
-) -> tuple[str, str]:
-    if not found:
-        return "not measured", (
-            f"there are no subspace results to tell whether {variant} separates decoder "
-            "directions better"
+def _separation_text(found: _Found, variant: str, what: str, source: str) -> str:
+    """Return a clause on how well ``variant`` separates ``what``, with the numbers that decide."""
+    kind = _joint(found)
+    better, worse, same, few = (_pick(found, k) for k in (BETTER, WORSE, NO_DIFFERENCE, TOO_FEW))
+    if kind == NOT_MEASURED:
+        return f"there are no {source} results to tell whether {variant} separates {what} better"
+    n = Counter(difference.verdict for _, difference in found)
+    m = len(found)
+    many = m > 2  # too many numbers for a sentence; the evaluation's own verdict has them
+    if kind == MIXED:
+        return (
+            f"{variant} gives mixed evidence on separating {what}: better in {better}, worse in "
+            f"{worse}"
         )
-    better, worse, same = (_pick(found, kind) for kind in (BETTER, WORSE, NO_DIFFERENCE))
-    few = _pick(found, TOO_FEW)
-    if better and worse:
-        return "mixed", (
-            f"{variant} gives mixed evidence on separating decoder directions: better in "
-            f"{better}, worse in {worse}"
-        )
-    for kind, measures in ((BETTER, better), (WORSE, worse)):
-        if measures:
-            text = f"{variant} separates decoder directions {kind}: {measures}"
-            if same:
-                text += f"; no difference is shown at 95% in {same}"
-            return kind, text
-    if same:
-        return NO_DIFFERENCE, (
-            f"{variant} shows no difference at 95% in how far it separates decoder directions: "
-            f"{same}"
-        )
-    return TOO_FEW, (
-        f"there are too few seeds to say whether {variant} separates decoder directions better: "
-        f"{few}"
-    )
+    if kind == NO_DIFFERENCE:
+        where = f" in {n[NO_DIFFERENCE]} of {m} {source} metrics" if many else f": {same}"
+        return f"{variant} shows no difference at 95% in how far it separates {what}{where}"
+    if kind == TOO_FEW:
+        where = f" by {m} {source} metrics" if many else f": {few}"
+        return f"there are too few seeds to say whether {variant} separates {what} better{where}"
+    if many:
+        corrected = sum(_remains(difference, m) for _, difference in found)
+        where = f" in {n[kind]} of {m} {source} metrics, {corrected} if corrected for {m}"
+        return f"{variant} separates {what} {kind}{where}: {better or worse}"
+    text = f"{variant} separates {what} {kind}: {better or worse}"
+    return f"{text}; no difference is shown at 95% in {same}" if same else text
 
 
-def _cost_text(found: Sequence[tuple[MetricInfo, Difference]]) -> str:
+def _cost_text(found: _Found) -> str:
     if not found:
         return "The cost in reconstruction is not known, for lack of core results."
     better, worse = _pick(found, BETTER), _pick(found, WORSE)

@@ -47,11 +47,11 @@ def difference_texts(difference: Difference | None) -> tuple[str, str]:
     return estimate(difference.spread.mean, difference.spread.ci95)
 
 
-def metric_label(metric: MetricSummary) -> str:
-    """Return label, unit and the arrow of the better direction."""
+def metric_label(metric: MetricSummary, full: bool = True) -> str:
+    """Return label (``full``: with its evaluation), unit and the arrow of the better direction."""
     info = metric.info
     unit = f" ({info.unit})" if info.unit and info.unit not in info.name else ""
-    return f"{info.label}{unit} {info.arrow}".rstrip()
+    return f"{info.full_label if full else info.label}{unit} {info.arrow}".rstrip()
 
 
 def pair_title(pair: tuple[str, str]) -> str:
@@ -65,8 +65,26 @@ def seeds_text(summary: Summary) -> str:
     return f"{n} seed{'' if n == 1 else 's'} ({', '.join(map(str, summary.seeds))})"
 
 
+def evaluation_lines(summary: Summary) -> list[tuple[str, list[str]]]:
+    """Return (title, verdicts on `focus`) of every evaluation with primary metrics or a failure.
+
+    One that failed for every SAE gets its reasons in place of the verdicts.
+    """
+    lines = []
+    for name, found in summary.evaluations.items():
+        if not found.finished:
+            gaps = [g for g in summary.gap_groups if (g.kind, g.eval) == ("failed", name)]
+            texts = [f"not measured, {gap.who}: {gap.reason}" for gap in gaps]
+        else:
+            verdicts = [found.verdict(*pair) for pair in summary.focus_pairs]
+            texts = [verdict.text for verdict in verdicts if verdict is not None]
+        if texts:
+            lines.append((found.info.title, texts))
+    return lines
+
+
 def terminal_table(summary: Summary) -> RenderableType:
-    """Return the headline metrics for a terminal: levels, paired differences, verdict, gaps."""
+    """Return the headline metrics for a terminal: levels, paired differences, verdicts, gaps."""
     parts: list[RenderableType] = []
     keys = summary.headline
     if keys:
@@ -99,18 +117,30 @@ def terminal_table(summary: Summary) -> RenderableType:
             differences.add_row(metric_label(metric), *cells)
         parts.append(differences)
     parts.append(Text(summary.verdict))
-    if summary.gaps:
+    lines = evaluation_lines(summary)
+    if lines:
+        table = Table(
+            title="By evaluation (“if corrected”: Bonferroni, for the number of primary metrics)",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_header=False,
+        )
+        table.add_column("evaluation", style="bold", max_width=24)
+        table.add_column("verdicts")
+        for title, texts in lines:
+            table.add_row(Text(title), Text("\n".join(texts)))
+        parts.append(table)
+    if summary.gap_groups:
         gaps = Table(
-            title=f"Failed or missing: {len(summary.gaps)}",
+            title="Failed or missing",
             title_justify="left",
             title_style="bold red",
             box=box.SIMPLE_HEAD,
         )
-        for column in ("kind", "variant", "seed", "eval", "reason"):
+        for column in ("kind", "eval", "SAEs", "reason"):
             gaps.add_column(column, overflow="fold")
-        for gap in summary.gaps:
-            cells = (gap.kind, gap.variant, str(gap.seed), gap.eval, gap.reason)
-            gaps.add_row(*(Text(cell) for cell in cells))
+        for gap in summary.gap_groups:
+            gaps.add_row(*(Text(cell) for cell in (gap.kind, gap.eval, gap.who, gap.reason)))
         parts.append(gaps)
     return Group(*parts)
 
@@ -137,7 +167,7 @@ def markdown_table(summary: Summary, metrics: Sequence[str] | None = None) -> st
 
     Returns:
         Lines ending in a newline: the table (left out where nothing was measured), the note,
-        and one list item for each failed or missing value.
+        and one list item for each reason of failed or missing values.
     """
     keys = summary.headline if metrics is None else list(metrics)
     lines: list[str] = []
@@ -163,12 +193,23 @@ def markdown_table(summary: Summary, metrics: Sequence[str] | None = None) -> st
             cells.append(text)
         lines.append(_row(cells))
     lines += ["", _note(summary)] if keys else [_note(summary)]
-    if summary.gaps:
-        lines += ["", f"Failed or missing ({len(summary.gaps)}):", ""]
-        for gap in summary.gaps:
+    if summary.gap_groups:
+        lines += ["", "Failed or missing:", ""]
+        for gap in summary.gap_groups:
             reason = " ".join(gap.reason.split())
-            lines.append(f"- {gap.kind}: {gap.variant}, seed {gap.seed}, {gap.eval}: {reason}")
+            lines.append(f"- {gap.kind}: {gap.eval}, {gap.who}: {reason}")
     return "\n".join(lines) + "\n"
+
+
+def markdown_verdicts(summary: Summary) -> str:
+    """Return the verdict paragraph and a list of the verdicts by evaluation."""
+    text = f"**Verdict.** {summary.verdict}\n"
+    lines = [
+        f"- **{title}**: " + "; ".join(" ".join(text.split()) for text in texts) + "."
+        for title, texts in evaluation_lines(summary)
+    ]
+    head = "By evaluation (“if corrected”: Bonferroni, for the number of primary metrics):"
+    return f"{text}\n{head}\n\n" + "\n".join(lines) + "\n" if lines else text
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -196,6 +196,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("the tests have no network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 @pytest.fixture
