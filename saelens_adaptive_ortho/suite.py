@@ -64,7 +64,8 @@ class Subject:
         path = Path(rest).expanduser()
         if (path / "cfg.json").is_file():
             match = SEED_FOLDER.fullmatch(path.resolve().parent.name)
-            return cls(_plain(name or path.resolve().name), int(match[1]) if match else 0, path)
+            seed = int(match[1]) if match else 0
+            return cls(_plain(name or path.resolve().name), seed, path.resolve())
         if path.is_dir():
             raise reject("SAE", rest, "the directory holds no cfg.json; is it a SAELens export?")
         release, sep, sae_id = rest.partition(":")
@@ -157,7 +158,7 @@ def run_suite(
             )
     check_evals_runnable(options.evals)
     check_writable("--out", options.out)
-    bench = _workbench(subjects, options)
+    bench = workbench_for(subjects, options)
     with write_failures_named(options.out, "Results finished before are intact."):
         for subject in subjects:
             context = EvalContext(
@@ -174,7 +175,7 @@ def run_suite(
     return results
 
 
-def _workbench(subjects: list[Subject], options: SuiteOptions) -> Workbench:
+def workbench_for(subjects: list[Subject], options: SuiteOptions) -> Workbench:
     """The model and text that all the SAEs share."""
     loaded = {s.source: s.load() for s in subjects}
     records = {s.source: s.record() for s in subjects}

@@ -47,7 +47,7 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     """
     metrics: dict[str, float | None] = {}
     files = {}
-    for domain, contexts in _held_out(context, settings).items():
+    for domain, contexts in held_out_contexts(context, settings).items():
         scalars, files[domain] = _multiple_evals(context, settings, domain, contexts)
         for category in CATEGORIES:
             for name, value in scalars.get(category, {}).items():
@@ -56,7 +56,7 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     return Outcome(metrics, {"sae_bench_files": files})
 
 
-def _held_out(context: EvalContext, settings: Settings) -> dict[str, Tensor]:
+def held_out_contexts(context: EvalContext, settings: Settings) -> dict[str, Tensor]:
     """Held-out contexts by domain, a whole number of batches each."""
     size = settings.batch_size_prompts
     parts = {c.domain: c.held_out[: settings.n_contexts] for c in context.need_corpora(1)}

@@ -8,6 +8,15 @@ MODEL_DIR: Final = DEMO_DIR / "model"
 FORGET_CORPUS: Final = DEMO_DIR / "corpus" / "forget.jsonl"
 RETAIN_CORPUS: Final = DEMO_DIR / "corpus" / "retain.jsonl"
 QUESTIONS: Final = DEMO_DIR / "corpus" / "questions.jsonl"
+PROBING_TEXTS: Final = DEMO_DIR / "corpus" / "probing.jsonl"
 CARD: Final = DEMO_DIR / "card.json"
 
-__all__ = ["CARD", "DEMO_DIR", "FORGET_CORPUS", "MODEL_DIR", "QUESTIONS", "RETAIN_CORPUS"]
+__all__ = [
+    "CARD",
+    "DEMO_DIR",
+    "FORGET_CORPUS",
+    "MODEL_DIR",
+    "PROBING_TEXTS",
+    "QUESTIONS",
+    "RETAIN_CORPUS",
+]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -20,6 +20,7 @@ DOMAINS: Final[tuple[Domain, Domain]] = ("forget", "retain")
 LETTERS: Final = ("A", "B", "C", "D")
 DEFAULT_SEED: Final = 0
 PASSAGES: Final = 4000
+PROBING_PER_TOPIC: Final = 500
 
 HEADER: Final = "The following are multiple choice questions (with answers) about {topic}.\n\n"
 
@@ -76,10 +77,11 @@ class Topic:
 
 @dataclass(frozen=True)
 class Entity:
-    """An invented thing: the text that refers to it and one value per attribute noun."""
+    """An invented thing: the text that refers to it, its name, one value per attribute noun."""
 
     topic: Topic
     subject: str
+    name: str
     values: dict[str, str]
 
 
@@ -379,9 +381,9 @@ class World:
             names = [_invent(rng, taken) for _ in range(topic.count)]
             columns = {a.noun: _spread(POOLS[a.pool], topic.count, rng) for a in topic.attributes}
             for i, name in enumerate(names):
-                text = topic.subject.format(n=_capitalise(name) if topic.capital else name)
+                name = _capitalise(name) if topic.capital else name
                 values = {noun: column[i] for noun, column in columns.items()}
-                entities.append(Entity(topic, text, values))
+                entities.append(Entity(topic, topic.subject.format(n=name), name, values))
         self.entities: tuple[Entity, ...] = tuple(entities)
 
     def of(self, domain: Domain) -> list[Entity]:
@@ -530,6 +532,43 @@ def passage(
     return quiz(entities, rng)
 
 
+def probing_passage(entities: Sequence[Entity], rng: random.Random) -> str:
+    """Write three or four facts about things of one topic, without the word for their kind.
+
+    "Tegrak" stands for "the town of Tegrak" and "the kogan" for "the kogan flower", so no single
+    word gives the topic away: one has to know the names, or to understand what is said.
+    """
+    sentences: list[str] = []
+    for _ in range(rng.randint(3, 4)):
+        entity = rng.choice(entities)
+        bare = replace(
+            entity, subject=entity.name if entity.topic.capital else f"the {entity.name}"
+        )
+        attribute = rng.choice(entity.topic.attributes)
+        text = sentence(bare, attribute, rng, False)
+        # No text of the corpus begins with a name, and the model has no word for one there.
+        while not sentences and text.startswith(entity.name):
+            text = sentence(bare, attribute, rng, False)
+        sentences.append(text)
+    if rng.random() < 0.4:
+        sentences.insert(rng.randint(1, len(sentences)), rng.choice(FILLERS))
+    return " ".join(sentences)
+
+
+def probing_records(world: World, count: int = PROBING_PER_TOPIC) -> list[dict[str, str]]:
+    """Return the JSON objects of the probing file: ``count`` different texts of each topic."""
+    rng = random.Random(f"probing-{world.seed}")
+    records: list[dict[str, str]] = []
+    for topic in TOPICS:
+        entities = [e for e in world.entities if e.topic is topic]
+        texts: dict[str, None] = {}
+        while len(texts) < count:
+            texts[probing_passage(entities, rng)] = None
+        records += [{"text": t, "domain": topic.domain, "topic": topic.name} for t in texts]
+    rng.shuffle(records)
+    return records
+
+
 def question_record(question: Question) -> dict[str, object]:
     """Return the JSON object of a question as it stands in the question file."""
     return {
@@ -552,10 +591,13 @@ def jsonl(records: Iterable[object]) -> str:
 
 
 def write_corpus(world: World, folder: Path, count: int = PASSAGES) -> None:
-    """Write forget.jsonl, retain.jsonl and questions.jsonl."""
+    """Write forget.jsonl, retain.jsonl, questions.jsonl and probing.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
     for domain in DOMAINS:
         text = jsonl(corpus_records(world, domain, count))
         (folder / f"{domain}.jsonl").write_text(text, encoding="utf-8", newline="\n")
-    text = jsonl(question_record(q) for q in world.questions())
-    (folder / "questions.jsonl").write_text(text, encoding="utf-8", newline="\n")
+    for name, records in (
+        ("questions", [question_record(q) for q in world.questions()]),
+        ("probing", probing_records(world)),
+    ):
+        (folder / f"{name}.jsonl").write_text(jsonl(records), encoding="utf-8", newline="\n")

@@ -1,0 +1,134 @@
+"""What TPP and SCR share, and what evaluations of one model share between SAEs."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.saes.sae import SAE
+
+from saelens_adaptive_ortho.bench.patches import replaced, state_kept
+from saelens_adaptive_ortho.bench.session import keep_output
+from saelens_adaptive_ortho.bench.tasks import Texts, shared_artifacts
+from saelens_adaptive_ortho.evaluation import SEED, EvalContext, EvaluationError
+
+# Texts of each class, for training and for testing. SAEBench's own sizes count two classes.
+PUBLISHED_SIZES, OWN_SIZES = (2000, 500), (300, 100)
+TEXTS = "texts"  # name of the data set when the texts are not published
+N_VALUES = (2, 5, 10, 20, 50, 100, 500)  # numbers of ablated latents in SAEBench's results
+CAVEAT = (
+    "'Are SAE Benchmarks Reliable?' (arXiv 2605.18229) found that TPP and SCR should not be used "
+    "to rank SAEs."
+)
+
+
+def made_once(
+    context: EvalContext, name: str, hook_name: str, make: Callable[[Path], None], *parts: Any
+) -> Path:
+    """The folder of what an evaluation needs from the language model alone.
+
+    It is made for the first SAE, from a seed that leaves the caller's random numbers alone, so
+    an SAE gets the same numbers whether it comes first or later.
+
+    Args:
+        name: of the evaluation.
+        hook_name: where activations are taken.
+        make: writes the content into the folder it is given.
+        parts: what else determines the content, as JSON can hold it.
+    """
+    with shared_artifacts(context, name, hook_name, *parts) as folder:
+        new = not any(folder.iterdir())
+        if new:
+            with state_kept(SEED), torch.enable_grad():
+                make(folder)
+    if new:  # it has a lasting name now
+        with shared_artifacts(context, name, hook_name, *parts) as folder:
+            pass
+    return folder
+
+
+def sizes(settings: Any, is_published: bool) -> tuple[int, int]:
+    """Training and test texts of each class, by the settings of TPP or SCR."""
+    train, test = PUBLISHED_SIZES if is_published else OWN_SIZES
+    return settings.train_size or train, settings.test_size or test
+
+
+def context_length(context: EvalContext, settings: Any, texts: tuple[Texts, Texts] | None) -> int:
+    """Tokens that every text is cut or padded to: at most as many as the longest text has.
+
+    SAEBench encodes padding too, and ablates latents that fire on it. Its published data sets
+    (``texts`` None) are padded as it does.
+    """
+    model: Any = context.model
+    length = min(settings.context_length, model.cfg.n_ctx)
+    if texts is None:
+        return length
+    every = [text for part in texts for of_class in part.values() for text in of_class]
+    return min(length, max(map(len, model.tokenizer(every)["input_ids"])))
+
+
+def n_values(sae: SAE[Any]) -> list[int]:
+    """SAEBench's numbers of latents to ablate that the SAE has.
+
+    Raises:
+        EvaluationError: it has fewer than the smallest.
+    """
+    fitting = [n for n in N_VALUES if n <= sae.cfg.d_sae]
+    if not fitting:
+        raise EvaluationError(f"the SAE has {sae.cfg.d_sae} latents, fewer than {N_VALUES[0]}")
+    return fitting
+
+
+def run_eval(
+    context: EvalContext, config: Any, sae: SAE[Any], scratch: Path, schema: type, texts: Any
+) -> tuple[dict[str, Any], dict[str, dict[str, float]], str]:
+    """SAEBench's result, accuracies of probes without ablation by data set, the kept file's name.
+
+    Args:
+        config: SAEBench's; activations and probes for it are made once.
+        sae: the one to judge.
+        scratch: an empty folder.
+        schema: of the result.
+        texts: those served under a name that does not tell them, or None.
+    """
+    from sae_bench.evals.scr_and_tpp import main
+
+    name = "scr" if config.perform_scr else "tpp"
+
+    def evaluate(values: list[int], artifacts: Path, output: Path) -> dict[str, Any]:
+        config.n_values = values
+        (result,) = main.run_eval(
+            config,
+            [(context.release, sae)],
+            context.bench.device,
+            str(output),
+            force_rerun=True,
+            artifacts_path=str(artifacts),
+        ).values()
+        return result
+
+    def make(folder: Path) -> None:
+        # Everything up to the SAE's part, which is left out.
+        with replaced(main, "get_all_node_effects_for_one_sae", lambda *_: {}):
+            evaluate([], folder, scratch / "nothing")
+
+    parts = [
+        {name: config.column1_vals_lookup.get(name) for name in config.dataset_names},
+        config.random_seed,
+        config.train_set_size,
+        config.test_set_size,
+        config.context_length,
+        config.llm_batch_size,
+        texts,
+    ]
+    artifacts = made_once(context, name, sae.cfg.metadata.hook_name, make, *parts)
+    result = evaluate(n_values(sae), artifacts, scratch)
+    file = scratch / name / f"{context.release}_custom_sae_eval_results.json"
+    accuracies = {}
+    for probes in sorted(artifacts.rglob("*_probes.pkl")):
+        content = pickle.loads(probes.read_bytes())
+        accuracies[probes.name.removesuffix("_probes.pkl")] = content["llm_test_accuracies"]
+    return result, accuracies, keep_output(context, name, file, schema)

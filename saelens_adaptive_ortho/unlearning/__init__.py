@@ -1,0 +1,1 @@
+"""Unlearning by clamping latents: which ones, how, and what it costs."""

@@ -1,0 +1,232 @@
+"""Which latents to clamp, the clamp, and running a model under many clamps.
+
+Method of "Applying Sparse Autoencoders to Unlearn Knowledge in Language Models" (Farrell et al.
+2024, arXiv 2410.19278), as SAEBench runs it: latents that fire on the forget corpus and hardly on
+the retain corpus are set to a negative value wherever they are active.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from sae_lens.saes.sae import SAE
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+from transformer_lens import HookedTransformer
+from transformer_lens.HookedTransformer import HookedRootModule
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+"""Logits [batch, context, d_vocab] and the rows of the input they belong to -> a number each."""
+
+
+class FiringStatistics(NamedTuple):
+    """Per latent: share of tokens it fires on, and its mean activation where it fires."""
+
+    rate: Float[Tensor, " d_sae"]
+    scale: Float[Tensor, " d_sae"]
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """Set ``latents`` to ``values`` wherever they are active.
+
+    Args:
+        latents: indices, the most forget-specific first.
+        values: one per latent, zero or negative.
+    """
+
+    latents: Int[Tensor, " n"]
+    values: Float[Tensor, " n"]
+
+
+@torch.no_grad()
+def firing_statistics(
+    model: HookedRootModule,
+    sae: SAE[Any],
+    contexts: Int[Tensor, "n context"],
+    batch_size: int,
+    ignore: set[int],
+) -> FiringStatistics:
+    """Over all tokens but those in ``ignore`` (BOS, EOS, padding)."""
+    count = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=sae.device)
+    total = torch.zeros_like(count)
+    n = 0
+    ignored = torch.tensor(sorted(ignore), device=sae.device)
+    for tokens, x in hooked_batches(model, sae, contexts, batch_size, "Measuring firing rates"):
+        acts = sae.encode(x)[~torch.isin(tokens, ignored)]
+        count += (acts > 0).sum(0)
+        total += acts.clamp(min=0).sum(0, dtype=torch.float64)
+        n += len(acts)
+    return FiringStatistics((count / n).float(), (total / count.clamp(min=1)).float())
+
+
+def rank_latents(
+    forget_rate: Float[Tensor, " d_sae"],
+    retain_rate: Float[Tensor, " d_sae"],
+    limit: float | Float[Tensor, " d_sae"],
+) -> Int[Tensor, " n"]:
+    """Latents that fire on the forget corpus, and less than ``limit`` on the retain corpus.
+
+    The most frequent on the forget corpus comes first (of equals, the one with the lower index).
+
+    Args:
+        forget_rate: share of the tokens of the forget corpus a latent fires on.
+        retain_rate: likewise.
+        limit: one rate (SAEBench's retain threshold), or one for each latent:
+            ``forget_rate / 9`` asks for latents nine times as frequent on the forget corpus.
+    """
+    score = torch.where(retain_rate < limit, forget_rate, 0.0)
+    order = torch.argsort(score, descending=True, stable=True)
+    return order[: int((score > 0).sum())]
+
+
+@torch.no_grad()
+def clamped(
+    sae: SAE[Any], x: Float[Tensor, "batch context d_in"], clamp: Clamp
+) -> Float[Tensor, "batch context d_in"]:
+    """``x - decode(f) + decode(f')``: what the SAE does not explain is kept as it is.
+
+    ``f`` is the code of ``x``, with the first position (BOS) set to zero; ``f'`` is ``f`` with the
+    latents of ``clamp`` at its values wherever ``f`` is positive.
+    """
+    acts = _code(sae, x)
+    chosen = acts[..., clamp.latents]
+    edited = acts.clone()
+    edited[..., clamp.latents] = torch.where(chosen > 0, clamp.values.to(acts), chosen)
+    reconstruction = sae.decode(acts)
+    _code(sae, x)  # decoding after layer_norm uses up the input's statistics: leave them again
+    return x - reconstruction + sae.decode(edited)
+
+
+@torch.no_grad()
+def decoder_rows(sae: SAE[Any], latents: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
+    """What one unit of each latent adds to the output, for a decoder that is affine.
+
+    With them, ``clamped(x) = x + (f' - f) @ rows``, at the cost of the latents clamped and not of
+    the whole dictionary.
+    """
+    units = torch.zeros(len(latents) + 1, sae.cfg.d_sae, device=sae.device, dtype=sae.dtype)
+    units[torch.arange(len(latents)), latents] = 1.0
+    rows = sae.decode(units)
+    return rows[:-1] - rows[-1]
+
+
+def has_affine_decoder(sae: SAE[Any]) -> bool:
+    """Whether an output depends on its code alone, and not on the norm of the input."""
+    affine = ("none", "expected_average_only_in")  # the others rescale by each input's own norm
+    return sae.cfg.normalize_activations in affine and sae.cfg.reshape_activations == "none"
+
+
+def _code(sae: SAE[Any], x: Float[Tensor, "batch context d_in"]) -> Tensor:
+    acts = sae.encode(x)
+    acts[:, 0] = 0.0
+    return acts
+
+
+@torch.no_grad()
+def measure_clamps(
+    model: HookedRootModule,
+    sae: SAE[Any],
+    contexts: Int[Tensor, "n context"],
+    clamps: list[Clamp],
+    measure: Measure,
+    batch_size: int,
+    desc: str,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n_clamps n"]]:
+    """``measure`` on each context, without intervention and under each clamp.
+
+    The model runs once up to the hook for all clamps; a context in which no clamped latent is
+    active is not run again, since nothing in it changes.
+    """
+    fast = has_affine_decoder(sae)
+    rows_of = [decoder_rows(sae, c.latents) if fast else None for c in clamps]
+    plain, changed = [], []
+    start = 0
+    for tokens, x in hooked_batches(model, sae, contexts, batch_size, desc):
+        numbers = torch.arange(start, start + len(tokens), device=x.device)
+        start += len(tokens)
+        before = measure(_logits(model, sae, tokens, x), numbers)
+        after = before.repeat(len(clamps), 1)
+        acts = _code(sae, x)
+        for number, (clamp, rows) in enumerate(zip(clamps, rows_of, strict=True)):
+            chosen = acts[..., clamp.latents]
+            active = chosen > 0
+            touched = active.flatten(1).any(1).nonzero().flatten()
+            if not len(touched):
+                continue
+            if rows is None:
+                edited = clamped(sae, x[touched], clamp)
+            else:
+                change = (clamp.values.to(chosen) - chosen[touched]) * active[touched]
+                edited = x[touched] + change @ rows
+            logits = _logits(model, sae, tokens[touched], edited)
+            after[number, touched] = measure(logits, numbers[touched])
+        plain.append(before)
+        changed.append(after)
+    return torch.cat(plain).cpu(), torch.cat(changed, dim=1).cpu()
+
+
+def hooked_batches(
+    model: HookedRootModule,
+    sae: SAE[Any],
+    contexts: Int[Tensor, "n context"],
+    batch_size: int,
+    desc: str,
+) -> Iterator[tuple[Int[Tensor, "batch context"], Float[Tensor, "batch context d_in"]]]:
+    """Tokens and activations at the SAE's hook, batch by batch, with a progress bar."""
+    hook = sae.cfg.metadata.hook_name
+    device = next(model.parameters()).device
+    for tokens in tqdm(contexts.split(batch_size), desc=desc, leave=False, unit=" batches"):
+        tokens = tokens.long().to(device)
+        stop: dict[str, Any] = (
+            {"stop_at_layer": _layer(hook) + 1} if _is_resid_post(model, hook) else {}
+        )
+        kept: list[Tensor] = []
+
+        def keep(x: Tensor, hook: object, kept: list[Tensor] = kept) -> None:  # noqa: ARG001
+            kept.append(x)
+
+        with torch.no_grad():
+            model.run_with_hooks(tokens, fwd_hooks=[(hook, keep)], prepend_bos=False, **stop)
+        yield tokens, kept[0].to(sae.device, sae.dtype)
+
+
+def _logits(
+    model: HookedRootModule, sae: SAE[Any], tokens: Tensor, x: Tensor
+) -> Float[Tensor, "batch context d_vocab"]:
+    """The model's logits with ``x`` in place of the activations at the hook."""
+    hook = sae.cfg.metadata.hook_name
+    x = x.to(next(model.parameters()).dtype)
+    if _is_resid_post(model, hook):
+        return model(x, start_at_layer=_layer(hook) + 1, return_type="logits")
+    replace = (hook, lambda _x, hook: x)  # noqa: ARG005
+    return model.run_with_hooks(
+        tokens, fwd_hooks=[replace], prepend_bos=False, return_type="logits"
+    )
+
+
+def _is_resid_post(model: HookedRootModule, hook: str) -> bool:
+    """Whether the rest of the model can be run from the activations at the hook alone."""
+    return isinstance(model, HookedTransformer) and hook.endswith(".hook_resid_post")
+
+
+def _layer(hook: str) -> int:
+    return int(hook.split(".")[1])
+
+
+def per_context_loss(tokens: Int[Tensor, "n context"]) -> Measure:
+    """Mean next-token cross-entropy of each context, in nats."""
+
+    def measure(logits: Tensor, rows: Tensor) -> Tensor:
+        targets = tokens[rows.cpu()].long().to(logits.device)
+        # All positions, flat, and the last one dropped afterwards: slices would be copied.
+        targets = targets.roll(-1, 1)
+        losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        return losses.view(targets.shape)[:, :-1].float().mean(1)
+
+    return measure
