@@ -54,7 +54,7 @@ class Frontier:
         return interval(self.replicates, level)
 
 
-def interval(replicates: Float[Tensor, b * n], level: float = 0.95) -> Float[Tensor, 2 * n]:
+def interval(replicates: Float[Tensor, "b ..."], level: float = 0.95) -> Float[Tensor, "2 ..."]:
     """Percentile bootstrap interval."""
     tail = (1 - level) / 2
     return torch.quantile(replicates, torch.tensor([tail, 1 - tail]).to(replicates), dim=0)
