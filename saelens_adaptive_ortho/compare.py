@@ -185,9 +185,10 @@ class Comparison:
 
     def evaluate(self, variant: str, seed: int) -> None:
         """Run the evaluations of one SAE that have no result yet; a failure stops only itself."""
+        folder = self._sae_dir(variant, seed).resolve()  # SAEBench runs in a folder of its own
         context = EvalContext(
             bench=self.bench,
-            load=lambda: SAE.load_from_disk(self._sae_dir(variant, seed), self.bench.device),
+            load=lambda: SAE.load_from_disk(folder, self.bench.device),
             variant=variant,
             seed=seed,
             raw_dir=self.results.resolve() / "sae_bench",

@@ -265,10 +265,14 @@ def run_missing(
 
 def _fingerprint(name: str, settings: dict[str, Any], context: EvalContext) -> str:
     bench = context.bench
+    complete = dataclasses.asdict(EVALS[name].settings(**settings))
+    texts = [Path(v).expanduser() for v in complete.values() if isinstance(v, str) and v]
     parts = [
         name,
         EVALS[name].version,
-        dataclasses.asdict(EVALS[name].settings(**settings)),
+        complete,
+        # A setting that names a file (questions, labelled texts) stands for what is in it.
+        [hashlib.sha256(t.read_bytes()).hexdigest() for t in texts if t.is_file()],
         context.sae_digest,
         bench.model_digest,
         [c.fingerprint for c in bench.corpora],
