@@ -16,7 +16,7 @@ from string import Template
 from matplotlib.figure import Figure
 
 from .evaluations import evaluation
-from .formatting import DASH, number
+from .formatting import DASH, estimate, number
 from .plots import figure_svg, run_figures, variant_styles
 from .results import Result, load_results, results_dir, write_text_atomic
 from .summary import (
@@ -457,7 +457,8 @@ def _headline(summary: Summary) -> str:
         "tables of the evaluations add the effect size dz: the mean of the paired differences "
         "over their standard deviation, which a few seeds give only roughly. Bold there: the "
         "primary metrics, which alone decide the verdict; “if corrected” counts the differences "
-        "that remain with Bonferroni's correction for their number."
+        "that remain with Bonferroni's correction for their number. “Bootstrap”: 95% interval over "
+        "seeds and over passages or questions together, where an evaluation measured both."
         f"{few}</p></section>"
     )
 
@@ -528,6 +529,9 @@ def _difference_cell(difference: Difference | None, attribute: str, with_dz: boo
         words.append(f"dz {number(difference.dz, 1 if abs(difference.dz) >= 10 else 2)}")
     if words:
         cell += f'<span class="tag">{" · ".join(words)}</span>'
+    if with_dz and difference.bootstrap95 is not None:
+        _, wider = estimate(difference.spread.mean or 0.0, difference.bootstrap95)
+        cell += f'<span class="range">bootstrap {escape(wider)}</span>'
     return f"<td{attribute}>{cell}</td>"
 
 

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from scipy.special import stdtrit
 
+from .bootstrap import difference_interval
 from .evaluations import EvaluationInfo, evaluation, headline_keys, order_evaluations
 from .formatting import estimate, number, value_decimals
 from .metrics import MetricInfo, describe
@@ -113,7 +114,8 @@ class Difference:
     """``variant`` minus ``reference``, paired over the seeds that both have.
 
     ``dz`` is Cohen's effect size for paired values, None with fewer than two seeds or where all
-    differences are equal. ``verdict`` is None for a metric without a direction.
+    differences are equal. ``verdict`` is None for a metric without a direction. ``bootstrap95``
+    is an interval over seeds and units, where the evaluation left replicates (see `bootstrap`).
     """
 
     variant: str
@@ -121,6 +123,7 @@ class Difference:
     spread: Spread
     dz: float | None
     verdict: MetricVerdict | None
+    bootstrap95: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -130,6 +133,7 @@ class Difference:
             **self.spread.to_json(),
             "dz": self.dz,
             "verdict": self.verdict,
+            "bootstrap95": None if self.bootstrap95 is None else list(self.bootstrap95),
         }
 
 
@@ -393,6 +397,7 @@ def summarise(results: Sequence[Result], variants: Sequence[str] | None = None) 
     seeds = sorted({result.seed for result in results})
 
     values: dict[str, dict[str, dict[int, float]]] = {}
+    replicates: dict[str, dict[str, dict[int, Sequence[float]]]] = {}
     versions: dict[str, list[str]] = {}
     seen: set[tuple[str, int, str]] = set()
     for result in results:
@@ -405,6 +410,9 @@ def summarise(results: Sequence[Result], variants: Sequence[str] | None = None) 
                 versions[library].append(version)
         if not result.ok:
             continue
+        for name, drawn in (result.details.get("replicates") or {}).items():
+            by_variant = replicates.setdefault(f"{result.eval}/{name}", {})
+            by_variant.setdefault(result.variant, {})[result.seed] = drawn
         for name, value in result.metrics.items():
             by_variant = values.setdefault(f"{result.eval}/{name}", {})
             if value is not None:
@@ -414,9 +422,7 @@ def summarise(results: Sequence[Result], variants: Sequence[str] | None = None) 
     for key, by_variant in values.items():
         info = describe(key)
         differences = [
-            _difference(
-                variant, reference, by_variant.get(variant, {}), by_variant.get(reference, {}), info
-            )
+            _difference(variant, reference, by_variant, replicates.get(key, {}), info)
             for variant, reference in _pairs(order, references)
         ]
         spreads = {name: Spread.of(by_variant.get(name, {})) for name in order}
@@ -449,10 +455,11 @@ def _pairs(variants: Sequence[str], references: Sequence[str]) -> list[tuple[str
 def _difference(
     variant: str,
     reference: str,
-    values: Mapping[int, float],
-    reference_values: Mapping[int, float],
+    by_variant: Mapping[str, Mapping[int, float]],
+    replicates: Mapping[str, Mapping[int, Sequence[float]]],
     info: MetricInfo,
 ) -> Difference:
+    values, reference_values = by_variant.get(variant, {}), by_variant.get(reference, {})
     common = sorted(set(values) & set(reference_values))
     size = max((max(abs(values[s]), abs(reference_values[s])) for s in common), default=0.0)
     tolerance = _ROUNDING * size
@@ -462,7 +469,8 @@ def _difference(
     dz = None
     if spread.mean is not None and spread.std is not None and spread.std > tolerance:
         dz = spread.mean / spread.std
-    return Difference(variant, reference, spread, dz, _verdict(spread, info))
+    interval = difference_interval(replicates.get(variant, {}), replicates.get(reference, {}))
+    return Difference(variant, reference, spread, dz, _verdict(spread, info), interval)
 
 
 def _verdict(spread: Spread, info: MetricInfo) -> MetricVerdict | None:

@@ -1,0 +1,48 @@
+"""Intervals over seeds and over the units (passages, questions) that a metric is a mean of.
+
+An evaluation may leave bootstrap replicates of a metric in ``details["replicates"]``, drawn with
+the same resampled units for every SAE. Then a paired difference is resampled on both levels:
+
+    d*_b = mean over drawn seeds s of ( x_b(variant, s) - x_b(reference, s) )
+
+with seeds drawn with replacement and replicate ``b`` the same draw of units for all SAEs. A paired
+t-interval over seeds leaves out what all SAEs of the run share: the particular passages. With few
+seeds the resampling of seeds is somewhat too narrow (by a factor of the square root of 1 - 1/n).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+DRAWS = 4000
+MIN_SEEDS = 2
+
+
+def difference_interval(
+    variant: Mapping[int, Sequence[float]],
+    reference: Mapping[int, Sequence[float]],
+    level: float = 0.95,
+) -> tuple[float, float] | None:
+    """Percentile interval of the paired difference over seeds and units.
+
+    Args:
+        variant: replicates by seed.
+        reference: likewise, with the same draws of units.
+
+    Returns:
+        None with fewer than two common seeds, or where the numbers of replicates differ.
+    """
+    seeds = sorted(set(variant) & set(reference))
+    lengths = {len(r[s]) for r in (variant, reference) for s in seeds}
+    if len(seeds) < MIN_SEEDS or len(lengths) != 1 or not min(lengths):
+        return None
+    differences = np.array([np.subtract(variant[s], reference[s]) for s in seeds])
+    generator = np.random.default_rng(0)
+    drawn = generator.integers(len(seeds), size=(DRAWS, len(seeds)))
+    units = generator.integers(differences.shape[1], size=DRAWS)
+    means = differences[drawn, units[:, None]].mean(1)
+    tail = (1 - level) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
