@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from sae_lens.saes.sae import SAE
-from tqdm.auto import tqdm
+from tqdm import tqdm  # not tqdm.auto, which starts iterating twice and so draws random numbers
 
 from saelens_adaptive_ortho.bench.patches import replaced
 from saelens_adaptive_ortho.bench.scr_and_tpp import made_once

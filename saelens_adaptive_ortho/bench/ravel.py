@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,7 +134,7 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
         kept = keep_output(context, "ravel", file, RAVELEvalOutput)
     (result,) = results.values()
     scores = {
-        name.removesuffix("_score"): value if math.isfinite(value) else None
+        name.removesuffix("_score"): _known_share(value)
         for name, value in result["eval_result_metrics"]["ravel"].items()
     }
     return Outcome(
@@ -143,10 +143,15 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
             "source": source,
             "attributes": result["eval_result_unstructured"],
             "known_prompts": known,
-            "caveat": CAVEAT if ceiling < LOW_CEILING else None,
+            "caveat": CAVEAT if ceiling is not None and ceiling < LOW_CEILING else None,
             "sae_bench_file": kept,
         },
     )
+
+
+def _known_share(value: Any) -> float | None:
+    """None for the mean of no interventions at all."""
+    return float(value) if math.isfinite(value) else None
 
 
 def _check_model(context: EvalContext) -> None:
@@ -190,7 +195,8 @@ def _reader(source: str) -> Callable[[str], Any]:
     folder = Path(source).expanduser()
     if source == PUBLISHED:
         try:
-            path = snapshot_download(REPOSITORY, repo_type="dataset", allow_patterns="*.json")
+            with hub.offline_if_unreachable():
+                path = snapshot_download(REPOSITORY, repo_type="dataset", allow_patterns="*.json")
         except Exception as error:
             reason = hub.explain_failure(
                 error, f"the data set {REPOSITORY}", "a directory as evals.ravel.source"
@@ -254,7 +260,7 @@ def _identity(config: Any, facts: dict[str, Any]) -> list[Any]:
 
 def _cause_ceiling(
     context: EvalContext, config: Any, facts: dict[str, Any], sae: SAE[Any]
-) -> float:
+) -> float | None:
     """``cause`` when whole activations are exchanged: an SAE that copies, every latent chosen."""
     from sae_bench.evals.ravel import main, mdbm
 
@@ -277,7 +283,7 @@ def _cause_ceiling(
                 context.bench.device,
                 str(folder),
             )
-        write_json(folder / "ceiling.json", scores["cause_score"])
+        write_json(folder / "ceiling.json", _known_share(scores["cause_score"]))
 
     parts = [*_identity(config, facts), config.num_pairs_per_attribute]
     folder = made_once(context, "ravel", sae.cfg.metadata.hook_name, make, *parts)
@@ -399,13 +405,14 @@ def _hugging_face_model(context: EvalContext) -> Any:
     name, bench = context.bench.model_name, context.bench
     path = local_model_dir(name)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            tl_loading.get_official_model_name(name) if path is None else path,
-            local_files_only=path is not None,
-            trust_remote_code=False,
-            dtype=str_to_dtype(bench.dtype),
-            attn_implementation="eager",
-        )
+        with nullcontext() if path else hub.offline_if_unreachable():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                path or tl_loading.get_official_model_name(name),
+                local_files_only=path is not None,
+                trust_remote_code=False,
+                dtype=str_to_dtype(bench.dtype),
+                attn_implementation="eager",
+            )
     except Exception as error:
         reason = hub.explain_failure(error, f"the model {name}", "a local model directory")
         raise EvaluationError(reason) from error

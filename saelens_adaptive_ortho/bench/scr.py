@@ -270,7 +270,8 @@ def _frame(texts: Texts, values: Iterable[Pair]) -> pd.DataFrame:
 def _explained(load: Callable[..., Any]) -> Callable[..., Any]:
     def explained(name: str, *args: Any, **kwargs: Any) -> Any:
         try:
-            return load(name, *args, **kwargs)
+            with hub.offline_if_unreachable():
+                return load(name, *args, **kwargs)
         except Exception as error:
             reason = hub.explain_failure(
                 error, f"the data set {name}", "a .jsonl file as evals.scr.source"

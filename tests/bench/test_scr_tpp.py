@@ -248,7 +248,7 @@ def test_other_settings_share_nothing(
 ) -> None:
     shutil.copytree(filled["scr"][0] / "cache", tmp_path / "cache")
     context = make_context(model, tmp_path, one_per_word)
-    EVALS["scr"].run(context, texts["scr"] | {"seed": 1, "test_size": 30})
+    EVALS["scr"].run(context, texts["scr"] | {"seed": 1, "train_size": 20})
     assert len(list((tmp_path / "cache" / "scr").iterdir())) == 2
 
 
@@ -362,6 +362,54 @@ def test_without_the_hub_published_data_sets_are_a_reason(
     context = make_context(model, tmp_path, one_per_word)
     with pytest.raises(EvaluationError, match="hub cannot be reached"):
         EVALS[name].run(context, {"source": "published"})
+
+
+@pytest.fixture
+def biographies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for LabHC/bias_in_bios, with the professions that SAEBench reads."""
+    from sae_bench.evals.scr_and_tpp import dataset_creation
+    from sae_bench.sae_bench_utils import dataset_utils
+
+    draw = random.Random(0)
+    rows = [
+        {"hard_text": " ".join(draw.sample(WORDS, 6)), "profession": job, "gender": gender}
+        for job in (0, 1, 2, 6, 9, 11, 13, 21, 22, 25, 26)
+        for gender in (0, 1)
+        for _ in range(20)
+    ]
+
+    def load(name: str) -> dict[str, list[dict[str, Any]]]:
+        assert name == "LabHC/bias_in_bios"
+        return {"train": rows, "test": rows}
+
+    monkeypatch.setattr(dataset_creation, "load_dataset", load)
+    monkeypatch.setattr(dataset_utils, "load_dataset", load)
+
+
+PUBLISHED = {"source": "LabHC/bias_in_bios_class_set1", "test_size": 8}
+
+
+@pytest.mark.usefixtures("biographies")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_published_data_set_is_judged_as_published(name: str, model: Any, tmp_path: Path) -> None:
+    context = make_context(model, tmp_path, at_random)
+    outcome = EVALS[name].run(context, PUBLISHED | {"train_size": 16})
+    (kept,) = (tmp_path / "raw" / name).iterdir()
+    config = json.loads(kept.read_text())["eval_config"]
+    assert config["train_set_size"] == 32
+    if name == "tpp":
+        (classes,) = outcome.details["classes"].values()
+        assert set(classes) == {"0", "1", "2", "6", "9"}
+    else:
+        assert outcome.details["attributes"] is None
+        assert len(outcome.details["pairs"]) == 4
+
+
+@pytest.mark.usefixtures("biographies")
+def test_too_few_published_texts_are_counted(model: Any, tmp_path: Path) -> None:
+    context = make_context(model, tmp_path, at_random)
+    with pytest.raises(EvaluationError, match=r"20 of 31 with professor and male"):
+        EVALS["scr"].run(context, PUBLISHED | {"train_size": 30})
 
 
 # --------------------------------------------------------------------- demo
