@@ -20,8 +20,8 @@ PUBLISHED_SIZES, OWN_SIZES = (2000, 500), (300, 100)
 TEXTS = "texts"  # name of the data set when the texts are not published
 N_VALUES = (2, 5, 10, 20, 50, 100, 500)  # numbers of ablated latents in SAEBench's results
 CAVEAT = (
-    "'Are Sparse Autoencoder Benchmarks Reliable?' (arXiv 2605.18229) found that TPP and SCR should "
-    "not be used to evaluate SAEs; they are shown for completeness."
+    "'Are Sparse Autoencoder Benchmarks Reliable?' (arXiv 2605.18229) found that TPP and SCR "
+    "should not be used to evaluate SAEs; they are shown for completeness."
 )
 
 
