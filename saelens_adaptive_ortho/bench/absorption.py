@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from sae_lens.saes.sae import SAE
 from tqdm import tqdm  # not tqdm.auto, which starts iterating twice and so draws random numbers
 
 from saelens_adaptive_ortho.bench.patches import replaced
-from saelens_adaptive_ortho.bench.scr_and_tpp import made_once
-from saelens_adaptive_ortho.bench.session import keep_output, prepared_sae, session
+from saelens_adaptive_ortho.bench.session import block_of, keep_output, prepared_sae, session
+from saelens_adaptive_ortho.bench.tasks import made_once
 from saelens_adaptive_ortho.evaluation import EvalContext, EvaluationError, Outcome
 
 LETTERS = string.ascii_lowercase
@@ -115,21 +114,6 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
             "sae_bench_file": kept,
         },
     )
-
-
-def block_of(sae: SAE[Any]) -> int:
-    """The block at whose end the SAE sits.
-
-    Raises:
-        EvaluationError: it sits elsewhere.
-    """
-    hook_name = sae.cfg.metadata.hook_name
-    parts = hook_name.split(".")
-    if len(parts) != 3 or parts[0] != "blocks" or parts[2] != "hook_resid_post":
-        raise EvaluationError(
-            f"needs an SAE on blocks.N.hook_resid_post, where SAEBench intervenes, not {hook_name}"
-        )
-    return int(parts[1])
 
 
 def _check_settings(settings: Settings, d_sae: int) -> None:

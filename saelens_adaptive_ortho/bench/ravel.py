@@ -28,11 +28,9 @@ from transformer_lens import loading_from_pretrained as tl_loading
 from transformers import AutoModelForCausalLM
 
 from saelens_adaptive_ortho import hub
-from saelens_adaptive_ortho.bench.absorption import block_of
 from saelens_adaptive_ortho.bench.patches import replaced
-from saelens_adaptive_ortho.bench.scr_and_tpp import made_once
-from saelens_adaptive_ortho.bench.session import keep_output, prepared_sae, session
-from saelens_adaptive_ortho.bench.tasks import AUTO, PUBLISHED
+from saelens_adaptive_ortho.bench.session import block_of, keep_output, prepared_sae, session
+from saelens_adaptive_ortho.bench.tasks import AUTO, PUBLISHED, made_once
 from saelens_adaptive_ortho.demo.world import FRAMES, World
 from saelens_adaptive_ortho.evaluation import SEED, EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.models import DEMO_MODEL, local_model_dir

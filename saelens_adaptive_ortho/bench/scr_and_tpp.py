@@ -1,19 +1,17 @@
-"""What TPP and SCR share, and what evaluations of one model share between SAEs."""
+"""What TPP and SCR share."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from sae_lens.saes.sae import SAE
 
-from saelens_adaptive_ortho.bench.patches import replaced, state_kept
+from saelens_adaptive_ortho.bench.patches import replaced
 from saelens_adaptive_ortho.bench.session import keep_output
-from saelens_adaptive_ortho.bench.tasks import Texts, shared_artifacts
-from saelens_adaptive_ortho.evaluation import SEED, EvalContext, EvaluationError
+from saelens_adaptive_ortho.bench.tasks import Texts, made_once
+from saelens_adaptive_ortho.evaluation import EvalContext, EvaluationError
 
 # Texts of each class, for training and for testing. SAEBench's own sizes count two classes.
 PUBLISHED_SIZES, OWN_SIZES = (2000, 500), (300, 100)
@@ -23,31 +21,6 @@ CAVEAT = (
     "'Are Sparse Autoencoder Benchmarks Reliable?' (arXiv 2605.18229) found that TPP and SCR "
     "should not be used to evaluate SAEs; they are shown for completeness."
 )
-
-
-def made_once(
-    context: EvalContext, name: str, hook_name: str, make: Callable[[Path], None], *parts: Any
-) -> Path:
-    """The folder of what an evaluation needs from the language model alone.
-
-    It is made for the first SAE, from a seed that leaves the caller's random numbers alone, so
-    an SAE gets the same numbers whether it comes first or later.
-
-    Args:
-        name: of the evaluation.
-        hook_name: where activations are taken.
-        make: writes the content into the folder it is given.
-        parts: what else determines the content, as JSON can hold it.
-    """
-    with shared_artifacts(context, name, hook_name, *parts) as folder:
-        new = not any(folder.iterdir())
-        if new:
-            with state_kept(SEED), torch.enable_grad():
-                make(folder)
-    if new:  # it has a lasting name now
-        with shared_artifacts(context, name, hook_name, *parts) as folder:
-            pass
-    return folder
 
 
 def sizes(settings: Any, is_published: bool) -> tuple[int, int]:

@@ -30,6 +30,21 @@ def prepared_sae(context: EvalContext) -> SAE[Any]:
     return sae
 
 
+def block_of(sae: SAE[Any]) -> int:
+    """The block at whose end the SAE sits.
+
+    Raises:
+        EvaluationError: it sits elsewhere.
+    """
+    hook_name = sae.cfg.metadata.hook_name
+    parts = hook_name.split(".")
+    if len(parts) != 3 or parts[0] != "blocks" or parts[2] != "hook_resid_post":
+        raise EvaluationError(
+            f"needs an SAE on blocks.N.hook_resid_post, where SAEBench intervenes, not {hook_name}"
+        )
+    return int(parts[1])
+
+
 @contextmanager
 def session(context: EvalContext) -> Iterator[Path]:
     """Inside: SAEBench gets our model, whatever its name, and runs in the folder yielded.

@@ -13,17 +13,19 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from saelens_adaptive_ortho import hub
-from saelens_adaptive_ortho.bench.patches import replaced
+from saelens_adaptive_ortho.bench.patches import replaced, state_kept
 from saelens_adaptive_ortho.data import read_documents
 from saelens_adaptive_ortho.demo import PROBING_TEXTS
-from saelens_adaptive_ortho.evaluation import EvalContext, EvaluationError
+from saelens_adaptive_ortho.evaluation import SEED, EvalContext, EvaluationError
 from saelens_adaptive_ortho.models import DEMO_MODEL, local_model_dir
 from saelens_adaptive_ortho.storage import atomic_directory
 
@@ -280,6 +282,31 @@ def shared_artifacts(
     ]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return _kept_folder(context.bench.cache / name / key[:16])
+
+
+def made_once(
+    context: EvalContext, name: str, hook_name: str, make: Callable[[Path], None], *parts: Any
+) -> Path:
+    """The folder of what an evaluation needs from the language model alone.
+
+    It is made for the first SAE, from a seed that leaves the caller's random numbers alone, so
+    an SAE gets the same numbers whether it comes first or later.
+
+    Args:
+        name: of the evaluation.
+        hook_name: where activations are taken.
+        make: writes the content into the folder it is given.
+        parts: what else determines the content, as JSON can hold it.
+    """
+    with shared_artifacts(context, name, hook_name, *parts) as folder:
+        new = not any(folder.iterdir())
+        if new:
+            with state_kept(SEED), torch.enable_grad():
+                make(folder)
+    if new:  # it has a lasting name now
+        with shared_artifacts(context, name, hook_name, *parts) as folder:
+            pass
+    return folder
 
 
 @contextmanager
