@@ -215,7 +215,7 @@ _SAE_BENCH = ("sae_bench",)
 EVALS: dict[str, Evaluation] = {
     "core": Evaluation("saelens_adaptive_ortho.bench.core", version=2, needs=_SAE_BENCH),
     "subspace": Evaluation("saelens_adaptive_ortho.analysis"),
-    "unlearning": Evaluation("saelens_adaptive_ortho.bench.unlearning"),
+    "unlearning": Evaluation("saelens_adaptive_ortho.bench.unlearning", version=2),
     "sparse_probing": Evaluation("saelens_adaptive_ortho.bench.sparse_probing", needs=_SAE_BENCH),
     "sae_probes": Evaluation("saelens_adaptive_ortho.bench.sae_probes", needs=_SAE_BENCH),
     "absorption": Evaluation("saelens_adaptive_ortho.bench.absorption", needs=_SAE_BENCH),

@@ -266,8 +266,9 @@ def _promising(
 ) -> set[tuple[int, float]]:
     """Paths and strengths near the frontier.
 
-    The best path at each budget, with strengths in steps of a factor of the square root of two
-    from below the one where it meets the smallest budget to above that of the largest.
+    The best path at each budget, with strengths in steps of a factor of the square root of two,
+    from below the one where it meets the smallest budget it is best at to above that of the
+    largest.
     """
     numbers = torch.tensor([s.path for s in sweep])
     limits = torch.tensor(sorted(budgets))
@@ -278,12 +279,15 @@ def _promising(
             for o in by_path.values()
         ]
     )
+    best_at: dict[int, list[float]] = {}
+    for index, budget in zip(reached.argmax(0).tolist(), limits.tolist(), strict=True):
+        best_at.setdefault(list(by_path)[index], []).append(budget)
     chosen: set[tuple[int, float]] = set()
-    for path in {list(by_path)[i] for i in reached.argmax(0).tolist()}:
-        own = by_path[path]
+    for path, own_budgets in best_at.items():
         strengths = [s.strength for s in sweep if s.path == path]
         first, last = (
-            round(2 * math.log2(_meeting(strengths, cost[own], float(limits[i])))) for i in (0, -1)
+            round(2 * math.log2(_meeting(strengths, cost[by_path[path]], budget)))
+            for budget in (own_budgets[0], own_budgets[-1])
         )
         chosen |= {(path, 2 ** (k / 2)) for k in range(first - 1, last + 2)}
     return chosen
