@@ -28,6 +28,7 @@ from saelens_adaptive_ortho import report
 from saelens_adaptive_ortho.bench.patches import state_kept
 from saelens_adaptive_ortho.config import reject
 from saelens_adaptive_ortho.data import CorpusConfig, TokenisedCorpus
+from saelens_adaptive_ortho.models import load_language_model
 from saelens_adaptive_ortho.report import Result
 from saelens_adaptive_ortho.runner import AdaptiveOrthoRunnerConfig, Prepared, versions
 
@@ -72,6 +73,7 @@ class Workbench:
     seqpos_slice: tuple[int | None, ...] = (None,)
     device: str = "cpu"
     dtype: str = "float32"
+    others: dict[str, HookedRootModule] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def model_label(self) -> str:
@@ -82,6 +84,16 @@ class Workbench:
     def model_digest(self) -> str:
         """Identity of the model's weights."""
         return tensors_digest(self.model.state_dict())
+
+    def language_model(self, name: str | None) -> HookedRootModule:
+        """The workbench's model, or another one, loaded once for all SAEs."""
+        if name is None:
+            return self.model
+        if name not in self.others:
+            self.others[name] = load_language_model(
+                name, self.device, model_from_pretrained_kwargs={"dtype": self.dtype}
+            )
+        return self.others[name]
 
 
 def workbench(cfg: AdaptiveOrthoRunnerConfig, prepared: Prepared, cache: Path) -> Workbench:

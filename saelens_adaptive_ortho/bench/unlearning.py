@@ -41,6 +41,7 @@ from saelens_adaptive_ortho.unlearning import questions as mcq
 from saelens_adaptive_ortho.unlearning.frontier import Frontier
 from saelens_adaptive_ortho.unlearning.intervention import (
     Clamp,
+    Measure,
     firing_statistics,
     measure_clamps,
     per_context_loss,
@@ -105,11 +106,64 @@ class Setting(NamedTuple):
     clamp: Clamp
 
 
-class Latents(NamedTuple):
-    """Rankings of the forget corpus's latents by name, and every latent's activation scale."""
+@dataclass(frozen=True)
+class Trial:
+    """An SAE in a model, the latents of the forget corpus, and the coarse sweep over them.
 
+    Args:
+        context: the SAE and its workbench.
+        settings: of the evaluation.
+        model: the model that is clamped: the workbench's, or ``settings.model_name``.
+        sae: the SAE.
+        rankings: of the forget corpus's latents, by name.
+        scale: every latent's mean activation on forget text, where it fires.
+        paths: sets of latents, each once.
+    """
+
+    context: EvalContext
+    settings: Settings
+    model: HookedRootModule
+    sae: SAE[Any]
     rankings: dict[str, Int[Tensor, " n"]]
     scale: Float[Tensor, " d_sae"]
+    paths: list[Int[Tensor, " n"]]
+
+    def at(self, path: int, strength: float) -> Setting:
+        """A path's latents at ``strength`` times their mean activation below zero."""
+        chosen = self.paths[path]
+        return Setting(path, strength, Clamp(chosen, -strength * self.scale[chosen]))
+
+    @property
+    def coarse(self) -> list[Setting]:
+        """Every path at every strength."""
+        strengths = sorted(self.settings.strengths)
+        return [self.at(p, s) for p, s in itertools.product(range(len(self.paths)), strengths)]
+
+    def measure(
+        self, tokens: Int[Tensor, "n context"], sweep: list[Setting], measure: Measure, desc: str
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n_settings n"]]:
+        """``measure`` on each row, without intervention and under each setting."""
+        return measure_clamps(
+            self.model,
+            self.sae,
+            tokens,
+            [s.clamp for s in sweep],
+            measure,
+            self.settings.batch_size_prompts,
+            f"{desc} ({self.context.release})",
+        )
+
+    def frontier(
+        self,
+        cost: Float[Tensor, "n_settings n_cost"],
+        gain: Float[Tensor, "n_settings n_gain"],
+        sweep: list[Setting],
+        budgets: Float[Tensor, " n"],
+    ) -> Frontier:
+        """The frontier of a sweep; replicates of two SAEs can be subtracted one by one."""
+        paths = torch.tensor([s.path for s in sweep])
+        # The seed is the same for every SAE, and so are the draws.
+        return frontiers.frontier(cost, gain, paths, budgets, self.settings.replicates, SEED)
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:
@@ -119,38 +173,27 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
         EvaluationError: without two corpora, or without a latent that is specific to one.
     """
     context.need_corpora(2)
-    model = context.model
-    if settings.model_name is not None:
-        model = models.load_language_model(
-            settings.model_name,
-            context.bench.device,
-            model_from_pretrained_kwargs={"dtype": context.bench.dtype},
-        )
-    sae = context.load()
-    latents = _select(context, settings, model, sae)
-    metrics: dict[str, float | None] = {}
-    details: dict[str, Any] = {
-        "frontiers": {},
-        "points": {},
-        "replicates": {},
-        "n_latents": {name: len(ranking) for name, ranking in latents.rankings.items()},
-    }
-    _loss_frontier(context, settings, model, sae, latents, metrics, details)
+    trial = _trial(context, settings)
+    metrics, details = _loss_frontier(trial)
+    details["n_latents"] = {name: len(ranking) for name, ranking in trial.rankings.items()}
     try:
-        _mcq_frontier(context, settings, model, sae, latents, metrics, details)
+        asked = _mcq_frontier(trial)
     except QuestionError as error:
         details["mcq_reason"] = str(error)
         details["verdict"] = f"No multiple-choice accuracy: {error}. Losses only."
-    return Outcome(metrics, details)
+        return Outcome(metrics, details)
+    for name, value in asked.details.items():
+        details[name] = details[name] | value if isinstance(value, dict) else value
+    return Outcome(metrics | asked.metrics, details)
 
 
 # -------------------------------------------------------------------- latents
 
 
-def _select(
-    context: EvalContext, settings: Settings, model: HookedRootModule, sae: SAE[Any]
-) -> Latents:
+def _trial(context: EvalContext, settings: Settings) -> Trial:
     """Firing rates on training text of both corpora, and the rankings they give."""
+    model = context.bench.language_model(settings.model_name)
+    sae = context.load()
     tokenizer: Any = model.tokenizer
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
     forget, retain = (
@@ -169,93 +212,51 @@ def _select(
     rankings = {n: rank_latents(forget.rate, retain.rate, limit) for n, limit in limits.items()}
     if not any(len(r) for r in rankings.values()):
         raise EvaluationError("no latent fires on the forget corpus and hardly on the retain one")
-    return Latents(rankings, forget.scale)
-
-
-def _paths(settings: Settings, latents: Latents) -> list[Int[Tensor, " n"]]:
-    """Sets of latents, each once."""
-    found: dict[tuple[int, ...], Tensor] = {}
-    for ranking, count in itertools.product(latents.rankings.values(), settings.counts):
+    paths: dict[tuple[int, ...], Tensor] = {}
+    for ranking, count in itertools.product(rankings.values(), settings.counts):
         if len(ranking):
             chosen = ranking[:count]
-            found.setdefault(tuple(chosen.tolist()), chosen)
-    return list(found.values())
-
-
-def _sweep(paths: list[Int[Tensor, " n"]], settings: Settings, latents: Latents) -> list[Setting]:
-    """Every path at every strength."""
-    return [
-        _relative(number, chosen, strength, latents)
-        for number, chosen in enumerate(paths)
-        for strength in sorted(settings.strengths)
-    ]
-
-
-def _relative(path: int, chosen: Tensor, strength: float, latents: Latents) -> Setting:
-    return Setting(path, strength, Clamp(chosen, -strength * latents.scale[chosen]))
+            paths.setdefault(tuple(chosen.tolist()), chosen)
+    return Trial(context, settings, model, sae, rankings, forget.scale, list(paths.values()))
 
 
 # ----------------------------------------------------------------------- loss
 
 
-def _loss_frontier(
-    context: EvalContext,
-    settings: Settings,
-    model: HookedRootModule,
-    sae: SAE[Any],
-    latents: Latents,
-    metrics: dict[str, float | None],
-    details: dict[str, Any],
-) -> None:
+def _loss_frontier(trial: Trial) -> Outcome:
     """Settings are chosen on training text and read on held-out text."""
-    paths = _paths(settings, latents)
-    coarse = _sweep(paths, settings, latents)
-    train = [c.train[: settings.n_choose_contexts] for c in context.corpora]
-    gain, cost = (
-        _loss_increase(context, settings, model, sae, contexts, coarse, f"Choosing on {c.domain}")
-        for c, contexts in zip(context.corpora, train, strict=True)
-    )
-    chosen = _promising(coarse, cost.mean(1), gain.mean(1), RETAIN_COSTS)
-    fine = [_relative(p, paths[p], s, latents) for p, s in sorted(chosen)]
-    held_out = [c.held_out[: settings.n_contexts] for c in context.corpora]
-    gain, cost = (
-        _loss_increase(context, settings, model, sae, contexts, fine, f"Clamping on {c.domain}")
-        for c, contexts in zip(context.corpora, held_out, strict=True)
-    )
-    found = _frontier(cost, gain, fine, LOSS_BUDGETS, settings)
+    settings, (forget, retain) = trial.settings, trial.context.corpora
+
+    def increase(part: str, n: int, sweep: list[Setting]) -> list[Tensor]:
+        found = []
+        for corpus in (forget, retain):
+            contexts = getattr(corpus, part)[:n]
+            desc = f"Clamping on {corpus.domain}, {part}"
+            before, after = trial.measure(contexts, sweep, per_context_loss(contexts), desc)
+            found.append(after - before)
+        return found
+
+    gain, cost = increase("train", settings.n_choose_contexts, trial.coarse)
+    chosen = _promising(trial.coarse, cost.mean(1), gain.mean(1), RETAIN_COSTS)
+    fine = [trial.at(*setting) for setting in sorted(chosen)]
+    gain, cost = increase("held_out", settings.n_contexts, fine)
+    found = trial.frontier(cost, gain, fine, LOSS_BUDGETS)
+    metrics: dict[str, float | None] = {}
+    replicates = {}
     for budget in RETAIN_COSTS:
         key = f"loss/forget_damage_at_{budget:.2f}"
-        metrics[key], replicates = found.at(budget)
-        metrics[f"{key}_halfwidth"] = _halfwidth(replicates)
-        details["replicates"][key] = _rounded(replicates)
-    metrics["loss/area"], replicates = found.area(0, RETAIN_COSTS[-1])
-    details["replicates"]["loss/area"] = _rounded(replicates)
-    details["frontiers"]["loss"] = _plain_frontier(found.budgets, found.gain, found.band())
-    details["points"]["loss"] = torch.stack([cost.mean(1), gain.mean(1)], 1).tolist()
-    details["n_passages"] = {
-        c.domain: len(h) for c, h in zip(context.corpora, held_out, strict=True)
-    }
-
-
-def _loss_increase(
-    context: EvalContext,
-    settings: Settings,
-    model: HookedRootModule,
-    sae: SAE[Any],
-    contexts: Int[Tensor, "n context"],
-    sweep: list[Setting],
-    desc: str,
-) -> Float[Tensor, "n_settings n"]:
-    before, after = measure_clamps(
-        model,
-        sae,
-        contexts,
-        [s.clamp for s in sweep],
-        per_context_loss(contexts),
-        settings.batch_size_prompts,
-        f"{desc} ({context.release})",
+        metrics[key], replicates[key] = found.at(budget)
+        metrics[f"{key}_halfwidth"] = _halfwidth(replicates[key])
+    metrics["loss/area"], replicates["loss/area"] = found.area(0, RETAIN_COSTS[-1])
+    return Outcome(
+        metrics,
+        {
+            "frontiers": {"loss": _plain_frontier(found.budgets, found.gain, found.band())},
+            "points": {"loss": torch.stack([cost.mean(1), gain.mean(1)], 1).tolist()},
+            "replicates": {key: _rounded(values) for key, values in replicates.items()},
+            "n_passages": {"forget": gain.shape[1], "retain": cost.shape[1]},
+        },
     )
-    return after - before
 
 
 def _promising(
@@ -307,47 +308,34 @@ def _meeting(strengths: list[float], cost: Float[Tensor, " n"], budget: float) -
 # ------------------------------------------------------------ multiple choice
 
 
-def _mcq_frontier(
-    context: EvalContext,
-    settings: Settings,
-    model: HookedRootModule,
-    sae: SAE[Any],
-    latents: Latents,
-    metrics: dict[str, float | None],
-    details: dict[str, Any],
-) -> None:
+def _mcq_frontier(trial: Trial) -> Outcome:
     """Accuracy on the questions the model knows, under clamps relative and published.
 
     Raises:
         QuestionError: there are no questions, or the model knows too few.
     """
-    known = _known(context, settings, model)
-    paths = _paths(settings, latents)
-    coarse = _sweep(paths, settings, latents)
-    published = list(_published_sweep(latents))
+    known = _known(trial)
 
     def right(sweep: list[Setting], orders: list[tuple[int, ...]]) -> dict[str, Tensor]:
-        return {
-            domain: _right(context, settings, model, sae, sweep, domain, asked, orders)
-            for domain, asked in known.items()
-        }
+        return {domain: _right(trial, sweep, domain, q, orders) for domain, q in known.items()}
 
-    as_given = right([*coarse, *published], mcq.CYCLIC_ORDERS[:1])
+    coarse = trial.coarse
+    as_given = right([*coarse, *_published_sweep(trial)], mcq.CYCLIC_ORDERS[:1])
     wrong = {domain: 1 - r[: len(coarse)].mean(1) for domain, r in as_given.items()}
     budgets = [1 - a for a in RETAIN_ACCURACIES]
     chosen = _promising(coarse, wrong["retain"], wrong["forget"], budgets)
-    fine = [_relative(p, paths[p], s, latents) for p, s in sorted(chosen)]
+    fine = [trial.at(*setting) for setting in sorted(chosen)]
     wrong = {domain: 1 - r for domain, r in right(fine, mcq.CYCLIC_ORDERS).items()}
-    found = _frontier(wrong["retain"], wrong["forget"], fine, MCQ_BUDGETS, settings)
+    found = trial.frontier(wrong["retain"], wrong["forget"], fine, MCQ_BUDGETS)
+    metrics: dict[str, float | None] = {}
+    replicates = {}
     for accuracy in RETAIN_ACCURACIES:
         key = f"mcq/forget_accuracy_at_{accuracy:.2f}"
-        gain, replicates = found.at(1 - accuracy)
-        metrics[key] = 1 - gain
-        metrics[f"{key}_halfwidth"] = _halfwidth(replicates)
-        details["replicates"][key] = _rounded(1 - replicates)
-    gain, replicates = found.area(0, 1 - RETAIN_ACCURACIES[-1])
-    metrics["mcq/area"] = 1 - gain
-    details["replicates"]["mcq/area"] = _rounded(1 - replicates)
+        gain, values = found.at(1 - accuracy)
+        metrics[key], replicates[key] = 1 - gain, 1 - values
+        metrics[f"{key}_halfwidth"] = _halfwidth(values)
+    gain, values = found.area(0, 1 - RETAIN_ACCURACIES[-1])
+    metrics["mcq/area"], replicates["mcq/area"] = 1 - gain, 1 - values
     metrics |= {
         "mcq/original_forget_accuracy": 1.0,  # known questions are those it gets right
         "mcq/original_retain_accuracy": 1.0,
@@ -355,46 +343,39 @@ def _mcq_frontier(
         "mcq/n_forget_questions": float(len(known["forget"])),
         "mcq/n_retain_questions": float(len(known["retain"])),
     }
-    details["frontiers"]["mcq"] = _plain_frontier(
-        1 - found.budgets, 1 - found.gain, (1 - found.band()).flip(0)
-    )
     accuracies = [1 - wrong[d].mean(1) for d in ("retain", "forget")]
-    details["points"]["mcq"] = torch.stack(accuracies, 1).tolist()
+    frontier = _plain_frontier(1 - found.budgets, 1 - found.gain, (1 - found.band()).flip(0))
+    details: dict[str, Any] = {
+        "frontiers": {"mcq": frontier},
+        "points": {"mcq": torch.stack(accuracies, 1).tolist()},
+        "replicates": {key: _rounded(values) for key, values in replicates.items()},
+        "verdict": f"The model knows {len(known['forget'])} forget and {len(known['retain'])} "
+        "retain questions (right under all 24 orders of the choices).",
+    }
     accuracy = {domain: r[len(coarse) :].mean(1) for domain, r in as_given.items()}
-    _score(context, settings, model, accuracy, metrics, details)
-    details["verdict"] = (
-        f"The model knows {len(known['forget'])} forget and {len(known['retain'])} retain "
-        "questions (right under all 24 orders of the choices)."
-    )
+    metrics["score"], file = _score(trial, accuracy, frontier)
+    if file is not None:
+        details["sae_bench_file"] = file
+    return Outcome(metrics, details)
 
 
 def _right(
-    context: EvalContext,
-    settings: Settings,
-    model: HookedRootModule,
-    sae: SAE[Any],
+    trial: Trial,
     sweep: list[Setting],
     domain: str,
     asked: list[Question],
     orders: list[tuple[int, ...]],
 ) -> Float[Tensor, "n_settings n_questions"]:
     """Share of the orders in which each question is answered right under each setting."""
-    prompts = mcq.make_prompts(asked, orders, settings.template, model)
-    _, after = measure_clamps(
-        model,
-        sae,
-        prompts.tokens,
-        [s.clamp for s in sweep],
-        prompts.right(),
-        settings.batch_size_prompts,
-        f"Asking {domain} questions ({context.release})",
-    )
+    prompts = mcq.make_prompts(asked, orders, trial.settings.template, trial.model)
+    desc = f"Asking {domain} questions"
+    _, after = trial.measure(prompts.tokens, sweep, prompts.right(), desc)
     return after.view(len(sweep), len(asked), len(orders)).mean(2)
 
 
-def _published_sweep(latents: Latents) -> Iterator[Setting]:
+def _published_sweep(trial: Trial) -> Iterator[Setting]:
     """SAEBench's own thresholds, counts and multipliers; values are absolute."""
-    by_threshold = [latents.rankings[f"retain < {t:g}"] for t in PUBLISHED_THRESHOLDS]
+    by_threshold = [trial.rankings[f"retain < {t:g}"] for t in PUBLISHED_THRESHOLDS]
     for path, (ranking, count) in enumerate(itertools.product(by_threshold, PUBLISHED_COUNTS)):
         chosen = ranking[:count]
         for multiplier in PUBLISHED_MULTIPLIERS:
@@ -403,34 +384,25 @@ def _published_sweep(latents: Latents) -> Iterator[Setting]:
 
 
 def _score(
-    context: EvalContext,
-    settings: Settings,
-    model: HookedRootModule,
-    accuracy: dict[str, Float[Tensor, " n_settings"]],
-    metrics: dict[str, float | None],
-    details: dict[str, Any],
-) -> None:
-    """SAEBench's score: by SAEBench itself where it can, else by its formula
+    trial: Trial, accuracy: dict[str, Float[Tensor, " n_settings"]], frontier: dict[str, Any]
+) -> tuple[float, str | None]:
+    """SAEBench's score, and the name of the file kept: by SAEBench itself where it can, else
 
     1 - min { forget accuracy : retain accuracy >= .99 }, 0 if no setting qualifies.
     """
-    if published_unlearning.applies(model):
-        score, details["sae_bench_file"] = published_unlearning.run(context, model)
-    else:
-        allowed = accuracy["retain"] >= PUBLISHED_RETAIN_ACCURACY
-        score = 1 - float(accuracy["forget"][allowed].min()) if allowed.any() else 0.0
-        output = published_unlearning.as_output(
-            context, score, {"frontiers": details["frontiers"], "settings": vars(settings)}
-        )
-        if output is not None:
-            details["sae_bench_file"] = keep_result(context, "unlearning", output)
-    metrics["score"] = score
+    context = trial.context
+    if published_unlearning.applies(trial.model):
+        return published_unlearning.run(context, trial.model)
+    allowed = accuracy["retain"] >= PUBLISHED_RETAIN_ACCURACY
+    score = 1 - float(accuracy["forget"][allowed].min()) if allowed.any() else 0.0
+    unstructured = {"frontiers": {"mcq": frontier}, "settings": vars(trial.settings)}
+    output = published_unlearning.as_output(context, score, unstructured)
+    return score, None if output is None else keep_result(context, "unlearning", output)
 
 
-def _known(
-    context: EvalContext, settings: Settings, model: HookedRootModule
-) -> dict[str, list[Question]]:
+def _known(trial: Trial) -> dict[str, list[Question]]:
     """The questions of each domain that the model knows; found once per model and questions."""
+    context, settings, model = trial.context, trial.settings, trial.model
     source = _question_source(context, settings)
     asked = mcq.load_questions(source)
     template = mcq.resolve_template(settings.template, model.tokenizer)
@@ -475,18 +447,6 @@ def _question_source(context: EvalContext, settings: Settings) -> str:
 
 
 # ---------------------------------------------------------------------- shared
-
-
-def _frontier(
-    cost: Float[Tensor, "n_settings n_cost"],
-    gain: Float[Tensor, "n_settings n_gain"],
-    sweep: list[Setting],
-    budgets: Float[Tensor, " n"],
-    settings: Settings,
-) -> Frontier:
-    paths = torch.tensor([s.path for s in sweep])
-    # The seed is the same for every SAE, so that replicates can be subtracted one by one.
-    return frontiers.frontier(cost, gain, paths, budgets, settings.replicates, SEED)
 
 
 def _halfwidth(replicates: Float[Tensor, " b"]) -> float:
