@@ -18,21 +18,22 @@ import pandas as pd
 
 from saelens_adaptive_ortho import hub
 from saelens_adaptive_ortho.bench.patches import replaced
-from saelens_adaptive_ortho.bench.scr_and_tpp import (
-    CAVEAT,
-    TEXTS,
+from saelens_adaptive_ortho.bench.scr_and_tpp import CAVEAT, OWN_SIZES, n_values, run_eval
+from saelens_adaptive_ortho.bench.session import prepared_sae, session
+from saelens_adaptive_ortho.bench.tasks import (
+    AUTO,
+    PUBLISHED,
+    Texts,
     context_length,
-    n_values,
-    run_eval,
+    published_datasets,
     sizes,
 )
-from saelens_adaptive_ortho.bench.session import prepared_sae, session
-from saelens_adaptive_ortho.bench.tasks import AUTO, PUBLISHED, Texts
 from saelens_adaptive_ortho.demo.world import World, sentence
 from saelens_adaptive_ortho.evaluation import SEED, EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.models import DEMO_MODEL, local_model_dir
 
 DEMO = "demo:crossed"
+TEXTS = "texts"  # name of the data set when the texts are not published
 DEMO_TOPICS, DEMO_VALUES, DEMO_SENTENCES = ("geography", "sport"), ("colour", "place"), 3
 
 Pair = tuple[str, str]
@@ -95,17 +96,17 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     values = n_values(sae)
     published = ScrAndTppEvalConfig().dataset_names
     source = _resolve_source(context, settings.source, published)
-    is_published = source == PUBLISHED or source in published
-    train_size, test_size = sizes(settings, is_published)
-    crossed = None if is_published else _crossed(source, settings, train_size, test_size)
+    datasets = published_datasets(source, published)
+    train_size, test_size = sizes(settings, datasets is not None, OWN_SIZES)
+    crossed = _crossed(source, settings, train_size, test_size) if datasets is None else None
     texts = None if crossed is None else (crossed.train, crossed.test)
     config = ScrAndTppEvalConfig(
         random_seed=settings.seed,
-        dataset_names=[TEXTS] if crossed else published if source == PUBLISHED else [source],
+        dataset_names=datasets or [TEXTS],
         perform_scr=True,
         train_set_size=2 * train_size,
         test_set_size=2 * test_size,
-        context_length=context_length(context, settings, texts),
+        context_length=context_length(context, settings.context_length, texts),
         sae_batch_size=settings.sae_batch_size,
         llm_batch_size=settings.llm_batch_size,
         llm_dtype=context.bench.dtype,

@@ -10,37 +10,15 @@ from sae_lens.saes.sae import SAE
 
 from saelens_adaptive_ortho.bench.patches import replaced
 from saelens_adaptive_ortho.bench.session import keep_output
-from saelens_adaptive_ortho.bench.tasks import Texts, made_once
+from saelens_adaptive_ortho.bench.tasks import made_once
 from saelens_adaptive_ortho.evaluation import EvalContext, EvaluationError
 
-# Texts of each class, for training and for testing. SAEBench's own sizes count two classes.
-PUBLISHED_SIZES, OWN_SIZES = (2000, 500), (300, 100)
-TEXTS = "texts"  # name of the data set when the texts are not published
+OWN_SIZES = (300, 100)  # training and test texts of each class
 N_VALUES = (2, 5, 10, 20, 50, 100, 500)  # numbers of ablated latents in SAEBench's results
 CAVEAT = (
     "'Are Sparse Autoencoder Benchmarks Reliable?' (arXiv 2605.18229) found that TPP and SCR "
     "should not be used to evaluate SAEs; they are shown for completeness."
 )
-
-
-def sizes(settings: Any, is_published: bool) -> tuple[int, int]:
-    """Training and test texts of each class, by the settings of TPP or SCR."""
-    train, test = PUBLISHED_SIZES if is_published else OWN_SIZES
-    return settings.train_size or train, settings.test_size or test
-
-
-def context_length(context: EvalContext, settings: Any, texts: tuple[Texts, Texts] | None) -> int:
-    """Tokens that every text is cut or padded to: at most as many as the longest text has.
-
-    SAEBench encodes padding too, and ablates latents that fire on it. Its published data sets
-    (``texts`` None) are padded as it does.
-    """
-    model: Any = context.model
-    length = min(settings.context_length, model.cfg.n_ctx)
-    if texts is None:
-        return length
-    every = [text for part in texts for of_class in part.values() for text in of_class]
-    return min(length, max(map(len, model.tokenizer(every)["input_ids"])))
 
 
 def n_values(sae: SAE[Any]) -> list[int]:

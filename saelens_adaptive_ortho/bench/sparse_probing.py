@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,14 +23,9 @@ from saelens_adaptive_ortho.bench.patches import replaced
 from saelens_adaptive_ortho.bench.session import keep_output, prepared_sae, session
 from saelens_adaptive_ortho.bench.tasks import (
     AUTO,
-    CORPUS,
-    DEMO,
-    PUBLISHED,
-    Texts,
-    class_texts,
-    classes_served,
-    load_failures_explained,
-    resolve_source,
+    Task,
+    context_length,
+    labelled_task,
     shared_artifacts,
 )
 from saelens_adaptive_ortho.evaluation import SEED, EvalContext, EvaluationError, Outcome
@@ -38,9 +33,7 @@ from saelens_adaptive_ortho.storage import write_json
 
 K_VALUES = (1, 2, 5, 10, 20, 50, 100)  # those that SAEBench's result has fields for
 PCA_FILE = "pca.json"
-# Texts of each class, for training and for testing.
-PUBLISHED_SIZES, OWN_SIZES = (2000, 500), (300, 200)
-SERVED_NAMES = {DEMO: "demo_topics", CORPUS: "forget_or_retain"}
+OWN_SIZES = (300, 200)  # training and test texts of each class
 
 Activations = dict[str, Tensor]  # by class
 Accuracies = dict[str, dict[str, float]]  # by metric, then class
@@ -58,7 +51,7 @@ class Settings:
         k_values: numbers of latents a probe may use, of 1, 2, 5, 10, 20, 50, 100.
         train_size: training texts of each class; by default 2000 published ones, 300 others.
         test_size: test texts of each class; by default 500 published ones, 200 others.
-        context_length: at most so many tokens of a text; never more than a context.
+        context_length: at most so many tokens of a text; never more than the model sees.
         llm_batch_size: texts per forward pass.
         sae_batch_size: texts encoded at a time.
         seed: of the choice of texts and of every probe.
@@ -83,10 +76,13 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     Raises:
         EvaluationError: no labelled texts, too few, or settings that SAEBench has no place for.
     """
+    from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
+
     unknown = set(settings.k_values) - set(K_VALUES)
     if unknown or not settings.k_values:
         raise EvaluationError(f"k_values must be some of {list(K_VALUES)}, not {settings.k_values}")
-    task = _task(context, settings)
+    published = SparseProbingEvalConfig().dataset_names
+    task = labelled_task(context, settings, published, OWN_SIZES)
     by_dataset, file = _run_eval(context, settings, task)
     means = [{m: _mean(v.values()) for m, v in a.items()} for a in by_dataset.values()]
     details = {
@@ -104,32 +100,8 @@ def _mean(values: Iterable[float]) -> float:
     return sum(numbers) / len(numbers)
 
 
-class _Task(NamedTuple):
-    """What to tell apart: data sets by name, and the texts of the one that is not published."""
-
-    source: str
-    datasets: list[str]
-    train_size: int
-    test_size: int
-    texts: tuple[Texts, Texts] | None = None
-
-
-def _task(context: EvalContext, settings: Settings) -> _Task:
-    from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
-
-    source = resolve_source(context, settings.source)
-    published = SparseProbingEvalConfig().dataset_names
-    is_published = source == PUBLISHED or source in published
-    train, test = PUBLISHED_SIZES if is_published else OWN_SIZES
-    train, test = settings.train_size or train, settings.test_size or test
-    if is_published:
-        return _Task(source, published if source == PUBLISHED else [source], train, test)
-    texts = class_texts(context, source, train, test, settings.seed)
-    return _Task(source, [SERVED_NAMES.get(source, Path(source).stem)], train, test, texts)
-
-
 def _run_eval(
-    context: EvalContext, settings: Settings, task: _Task
+    context: EvalContext, settings: Settings, task: Task
 ) -> tuple[dict[str, Accuracies], str]:
     """Accuracies by data set, and the name of SAEBench's result file."""
     from sae_bench.evals.sparse_probing import main, probe_training
@@ -142,7 +114,7 @@ def _run_eval(
         # SAEBench counts the texts of a binary task: two classes.
         probe_train_set_size=2 * task.train_size,
         probe_test_set_size=2 * task.test_size,
-        context_length=_length(context, settings, task),
+        context_length=context_length(context, settings.context_length, task.texts),
         sae_batch_size=settings.sae_batch_size,
         llm_batch_size=settings.llm_batch_size,
         llm_dtype=context.bench.dtype,
@@ -152,14 +124,11 @@ def _run_eval(
     sae = prepared_sae(context)
     parts = (dataclasses.asdict(config), task.texts)
     train = _seeded(probe_training.train_probe_on_activations, settings.seed)
-    served = (
-        classes_served(*task.texts, task.datasets[0]) if task.texts else load_failures_explained()
-    )
     with (
         session(context) as folder,
         warnings.catch_warnings(),
         replaced(probe_training, "train_probe_on_activations", train),
-        served,
+        task.served(),
         shared_artifacts(
             context, "sparse_probing", sae.cfg.metadata.hook_name, *parts
         ) as artifacts,
@@ -184,16 +153,6 @@ def _run_eval(
         }
         for name in task.datasets
     }, file
-
-
-def _length(context: EvalContext, settings: Settings, task: _Task) -> int:
-    """Tokens of a text, no more than the longest has: SAEBench pads all texts to this length."""
-    limit = min(settings.context_length, context.bench.context_size)
-    if task.texts is None:
-        return limit
-    tokenizer: Any = context.model.tokenizer
-    texts = [text for part in task.texts for by_class in part.values() for text in by_class]
-    return min(limit, max(len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]))
 
 
 def _seeded(train: Callable[..., Any], seed: int) -> Callable[..., Any]:

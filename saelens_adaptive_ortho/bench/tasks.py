@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,8 +37,82 @@ DOCUMENT_CHARACTERS = 20_000  # no more of a document is looked at
 MANIFEST = "files.json"
 SAMPLE = "A sample of 12 words: Ünder (the) bridge, they're quick\n and brown."  # shows a tokenizer
 MIN_TOKENS = 8  # shorter pieces (headings, tails of documents) are left out
+PUBLISHED_SIZES = (2000, 500)  # texts of each class; SAEBench's own sizes count two classes
+SERVED_NAMES = {DEMO: "demo_topics", CORPUS: "forget_or_retain"}
 
 Texts = dict[str, list[str]]
+
+
+class Task(NamedTuple):
+    """What to tell apart.
+
+    Args:
+        source: where texts and labels come from.
+        datasets: names under which SAEBench knows them.
+        train_size: training texts of each class.
+        test_size: test texts of each class.
+        texts: training and test texts of the one data set that is not published.
+    """
+
+    source: str
+    datasets: list[str]
+    train_size: int
+    test_size: int
+    texts: tuple[Texts, Texts] | None = None
+
+    def served(self) -> AbstractContextManager[None]:
+        """Inside, SAEBench finds the data sets, or says why a published one cannot be loaded."""
+        if self.texts is None:
+            return load_failures_explained()
+        return classes_served(*self.texts, self.datasets[0])
+
+
+def labelled_task(
+    context: EvalContext, settings: Any, published: list[str], own_sizes: tuple[int, int]
+) -> Task:
+    """The task of an evaluation whose settings have source, train_size, test_size and seed.
+
+    Args:
+        published: SAEBench's names of the evaluation's data sets.
+        own_sizes: training and test texts of each class if the texts are not published.
+
+    Raises:
+        EvaluationError: as :func:`class_texts`.
+    """
+    source = resolve_source(context, settings.source)
+    datasets = published_datasets(source, published)
+    train, test = sizes(settings, datasets is not None, own_sizes)
+    if datasets is not None:
+        return Task(source, datasets, train, test)
+    texts = class_texts(context, source, train, test, settings.seed)
+    return Task(source, [SERVED_NAMES.get(source, Path(source).stem)], train, test, texts)
+
+
+def published_datasets(source: str, published: list[str]) -> list[str] | None:
+    """The published data sets that a source means, None if it means other texts."""
+    if source == PUBLISHED:
+        return published
+    return [source] if source in published else None
+
+
+def sizes(settings: Any, is_published: bool, own: tuple[int, int]) -> tuple[int, int]:
+    """Training and test texts of each class: the settings', else SAEBench's or ``own``."""
+    train, test = PUBLISHED_SIZES if is_published else own
+    return settings.train_size or train, settings.test_size or test
+
+
+def context_length(context: EvalContext, limit: int, texts: tuple[Texts, Texts] | None) -> int:
+    """Tokens that every text is cut or padded to: at most as many as the longest text has.
+
+    SAEBench encodes padding too, and ablates latents that fire on it. Its published data sets
+    (``texts`` None) are padded as it does.
+    """
+    model: Any = context.model
+    length = min(limit, model.cfg.n_ctx)
+    if texts is None:
+        return length
+    every = [text for part in texts for of_class in part.values() for text in of_class]
+    return min(length, max(map(len, model.tokenizer(every, verbose=False)["input_ids"])))
 
 
 def resolve_source(context: EvalContext, source: str) -> str:

@@ -4,23 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saelens_adaptive_ortho.bench.scr_and_tpp import (
-    CAVEAT,
-    TEXTS,
-    context_length,
-    n_values,
-    run_eval,
-    sizes,
-)
+from saelens_adaptive_ortho.bench.scr_and_tpp import CAVEAT, OWN_SIZES, n_values, run_eval
 from saelens_adaptive_ortho.bench.session import prepared_sae, session
-from saelens_adaptive_ortho.bench.tasks import (
-    AUTO,
-    PUBLISHED,
-    class_texts,
-    classes_served,
-    load_failures_explained,
-    resolve_source,
-)
+from saelens_adaptive_ortho.bench.tasks import AUTO, Task, context_length, labelled_task
 from saelens_adaptive_ortho.evaluation import SEED, EvalContext, EvaluationError, Outcome
 
 FIELDS = {
@@ -71,33 +57,22 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
 
     sae = prepared_sae(context)
     values = n_values(sae)
-    source = resolve_source(context, settings.source)
-    published = ScrAndTppEvalConfig().dataset_names
-    is_published = source == PUBLISHED or source in published
-    train_size, test_size = sizes(settings, is_published)
-    if is_published:
-        texts = None
-        names = published if source == PUBLISHED else [source]
-        served = load_failures_explained()
-    else:
-        texts = class_texts(context, source, train_size, test_size, settings.seed)
-        names = [TEXTS]
-        served = classes_served(*texts, TEXTS)
-        _check_classes(source, len(texts[0]))
+    task = labelled_task(context, settings, ScrAndTppEvalConfig().dataset_names, OWN_SIZES)
+    _check_classes(task)
     config = ScrAndTppEvalConfig(
         random_seed=settings.seed,
-        dataset_names=names,
+        dataset_names=task.datasets,
         perform_scr=False,
-        train_set_size=2 * train_size,
-        test_set_size=2 * test_size,
-        context_length=context_length(context, settings, texts),
+        train_set_size=2 * task.train_size,
+        test_set_size=2 * task.test_size,
+        context_length=context_length(context, settings.context_length, task.texts),
         sae_batch_size=settings.sae_batch_size,
         llm_batch_size=settings.llm_batch_size,
         llm_dtype=context.bench.dtype,
         model_name=context.bench.model_label,
     )
-    with session(context) as folder, served:
-        result, accuracies, kept = run_eval(context, config, sae, folder, TppEvalOutput, texts)
+    with session(context) as folder, task.served():
+        result, accuracies, kept = run_eval(context, config, sae, folder, TppEvalOutput, task.texts)
     scores = result["eval_result_metrics"]["tpp_metrics"]
     return Outcome(
         {
@@ -106,7 +81,7 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
             for suffix, field in FIELDS.items()
         },
         {
-            "source": source,
+            "source": task.source,
             "classes": result["eval_result_unstructured"],
             "probe_accuracy": accuracies,
             "caveat": CAVEAT,
@@ -115,10 +90,10 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     )
 
 
-def _check_classes(source: str, n_classes: int) -> None:
-    if n_classes < 3:
+def _check_classes(task: Task) -> None:
+    if task.texts is not None and len(task.texts[0]) < 3:
         raise EvaluationError(
-            f"{source} has {n_classes} classes and TPP needs three: the probes of two classes read "
-            "the same difference, so that no ablation hurts one and spares the other. Set source "
-            "to a .jsonl file with the fields text and label"
+            f"{task.source} has {len(task.texts[0])} classes and TPP needs three: the probes of "
+            "two classes read the same difference, so that no ablation hurts one and spares the "
+            "other. Set source to a .jsonl file with the fields text and label"
         )

@@ -81,6 +81,8 @@ class Settings:
         n_select_contexts: training contexts per corpus for firing rates.
         n_choose_contexts: training contexts per corpus on which settings are chosen.
         n_contexts: held-out contexts per corpus on which the loss frontier is read.
+        loss_every: losses are read at every n-th position. Passages differ more than the
+            positions of one do, so more passages at fewer positions make narrower intervals.
         batch_size_prompts: contexts per forward pass.
         replicates: of the bootstrap.
     """
@@ -89,11 +91,12 @@ class Settings:
     template: str = "auto"
     model_name: str | None = None
     counts: list[int] = field(default_factory=lambda: [5, 10, 20, 40])
-    strengths: list[float] = field(default_factory=lambda: [2.0, 4.0, 8.0, 16.0, 32.0])
+    strengths: list[float] = field(default_factory=lambda: [2.0, 8.0, 32.0])
     specificities: list[float] = field(default_factory=lambda: [9.0, 3.0])
     n_select_contexts: int = 256
     n_choose_contexts: int = 32
-    n_contexts: int = 512
+    n_contexts: int = 2048
+    loss_every: int = 2
     batch_size_prompts: int = 32
     replicates: int = 400
 
@@ -232,7 +235,8 @@ def _loss_frontier(trial: Trial) -> Outcome:
         for corpus in (forget, retain):
             contexts = getattr(corpus, part)[:n]
             desc = f"Clamping on {corpus.domain}, {part}"
-            before, after = trial.measure(contexts, sweep, per_context_loss(contexts), desc)
+            loss = per_context_loss(contexts, settings.loss_every)
+            before, after = trial.measure(contexts, sweep, loss, desc)
             found.append(after - before)
         return found
 
@@ -295,13 +299,18 @@ def _promising(
 
 
 def _meeting(strengths: list[float], cost: Float[Tensor, " n"], budget: float) -> float:
-    """The strength at which a path's cost first exceeds the budget, between measured ones."""
-    previous = (0.0, 0.0)
+    """The strength at which a path's cost first exceeds the budget.
+
+    Between measured strengths the cost is taken as a power of the strength.
+    """
+    before, cost_before = 0.0, 0.0
     for strength, at in zip(strengths, cost.tolist(), strict=True):
         if at > budget:
-            share = (budget - previous[1]) / (at - previous[1])
-            return max(previous[0] + share * (strength - previous[0]), strengths[0] / 4)
-        previous = (strength, at)
+            if cost_before <= 0 or budget <= 0:
+                return max(strength * budget / at, strengths[0] / 4)
+            share = math.log(budget / cost_before) / math.log(at / cost_before)
+            return before * (strength / before) ** share
+        before, cost_before = strength, at
     return strengths[-1]
 
 

@@ -20,8 +20,21 @@ from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 from transformer_lens.HookedTransformer import HookedRootModule
 
-Measure = Callable[[Tensor, Tensor], Tensor]
-"""Logits [batch, context, d_vocab] and the rows of the input they belong to -> a number each."""
+
+class Measure(NamedTuple):
+    """A number for each context, read off the logits at some of its positions.
+
+    Args:
+        positions: of each context.
+        read: from the logits at those positions, and the rows of ``positions`` they belong to.
+    """
+
+    positions: Int[Tensor, "n p"]
+    read: Callable[[Float[Tensor, "batch p d_vocab"], Int[Tensor, " batch"]], Tensor]
+
+    def of(self, logits: Float[Tensor, "batch context d_vocab"], rows: Tensor) -> Tensor:
+        """From the logits at every position."""
+        return self.read(_at(logits, self.positions[rows.cpu()]), rows)
 
 
 class FiringStatistics(NamedTuple):
@@ -150,7 +163,8 @@ def measure_clamps(
     for tokens, x in hooked_batches(model, sae, contexts, batch_size, desc):
         numbers = torch.arange(start, start + len(tokens), device=x.device)
         start += len(tokens)
-        before = measure(_logits(model, sae, tokens, x), numbers)
+        positions = measure.positions[numbers.cpu()]
+        before = measure.read(_logits(model, sae, tokens, x, positions), numbers)
         after = before.repeat(len(clamps), 1)
         acts = _code(sae, x)
         for number, (clamp, rows) in enumerate(zip(clamps, rows_of, strict=True)):
@@ -164,8 +178,8 @@ def measure_clamps(
             else:
                 change = (clamp.values.to(chosen) - chosen[touched]) * active[touched]
                 edited = x[touched] + change @ rows
-            logits = _logits(model, sae, tokens[touched], edited)
-            after[number, touched] = measure(logits, numbers[touched])
+            logits = _logits(model, sae, tokens[touched], edited, positions[touched.cpu()])
+            after[number, touched] = measure.read(logits, numbers[touched])
         plain.append(before)
         changed.append(after)
     return torch.cat(plain).cpu(), torch.cat(changed, dim=1).cpu()
@@ -197,17 +211,37 @@ def hooked_batches(
 
 
 def _logits(
-    model: HookedRootModule, sae: SAE[Any], tokens: Tensor, x: Tensor
-) -> Float[Tensor, "batch context d_vocab"]:
-    """The model's logits with ``x`` in place of the activations at the hook."""
+    model: HookedRootModule,
+    sae: SAE[Any],
+    tokens: Int[Tensor, "batch context"],
+    x: Float[Tensor, "batch context d_in"],
+    positions: Int[Tensor, "batch p"],
+) -> Float[Tensor, "batch p d_vocab"]:
+    """The model's logits at ``positions`` with ``x`` in place of the activations at the hook."""
     hook = sae.cfg.metadata.hook_name
     x = x.to(next(model.parameters()).dtype)
-    if _is_resid_post(model, hook):
-        return model(x, start_at_layer=_layer(hook) + 1, return_type="logits")
-    replace = (hook, lambda _x, hook: x)  # noqa: ARG005
+    if not _is_resid_post(model, hook):
+        replace = (hook, lambda _x, hook: x)  # noqa: ARG005
+        logits = model.run_with_hooks(
+            tokens, fwd_hooks=[replace], prepend_bos=False, return_type="logits"
+        )
+        return _at(logits, positions)
+    # The unembedding is the largest matrix of a small model: only for the positions asked for.
+    cfg: Any = model.cfg
+    last, layer = cfg.n_layers - 1, _layer(hook)
+    pick = (f"blocks.{last}.hook_resid_post", lambda x, hook: _at(x, positions))  # noqa: ARG005
     return model.run_with_hooks(
-        tokens, fwd_hooks=[replace], prepend_bos=False, return_type="logits"
+        _at(x, positions) if layer == last else x,
+        start_at_layer=layer + 1,
+        fwd_hooks=[pick] if layer < last else [],
+        return_type="logits",
     )
+
+
+def _at(
+    x: Float[Tensor, "batch context d"], positions: Int[Tensor, "batch p"]
+) -> Float[Tensor, "batch p d"]:
+    return x[torch.arange(len(x), device=x.device)[:, None], positions.to(x.device)]
 
 
 def _is_resid_post(model: HookedRootModule, hook: str) -> bool:
@@ -219,14 +253,15 @@ def _layer(hook: str) -> int:
     return int(hook.split(".")[1])
 
 
-def per_context_loss(tokens: Int[Tensor, "n context"]) -> Measure:
-    """Mean next-token cross-entropy of each context, in nats."""
+def per_context_loss(tokens: Int[Tensor, "n context"], every: int = 1) -> Measure:
+    """Mean next-token cross-entropy of each context, in nats, over every ``every``-th position."""
+    n, context = tokens.shape
+    positions = torch.arange(0, context - 1, every).expand(n, -1)
+    targets = tokens.cpu()[:, 1::every].long()
 
-    def measure(logits: Tensor, rows: Tensor) -> Tensor:
-        targets = tokens[rows.cpu()].long().to(logits.device)
-        # All positions, flat, and the last one dropped afterwards: slices would be copied.
-        targets = targets.roll(-1, 1)
-        losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        return losses.view(targets.shape)[:, :-1].float().mean(1)
+    def read(logits: Tensor, rows: Tensor) -> Tensor:
+        wanted = targets[rows.cpu()].to(logits.device)
+        losses = cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+        return losses.view(wanted.shape).float().mean(1)
 
-    return measure
+    return Measure(positions, read)

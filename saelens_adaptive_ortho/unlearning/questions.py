@@ -74,16 +74,14 @@ class Prompts:
     letters: Int[Tensor, "4 forms"]
 
     def right(self) -> Measure:
-        """Measures 1 where the right letter has the largest logit, else 0."""
+        """Measures 1 where the right letter has the largest logit at the end, else 0."""
 
-        def measure(logits: Tensor, rows: Tensor) -> Tensor:
-            rows = rows.cpu()
-            at = torch.arange(len(rows), device=logits.device)
-            ends = logits[at, self.last[rows].to(logits.device)].float()
-            best = ends[:, self.letters.to(logits.device)].amax(-1)
-            return (best.argmax(-1) == self.answers[rows].to(logits.device)).float()
+        def read(logits: Tensor, rows: Tensor) -> Tensor:
+            letters = logits[:, 0, self.letters.to(logits.device)]
+            best = letters.float().amax(-1).argmax(-1)
+            return (best == self.answers[rows.cpu()].to(logits.device)).float()
 
-        return measure
+        return Measure(self.last[:, None], read)
 
 
 def load_questions(source: str) -> list[Question]:
@@ -236,5 +234,5 @@ def known_questions(
         # Columns that are padding in every row of the batch are cut off.
         tokens = prompts.tokens[batch, : int(prompts.last[batch].max()) + 1]
         logits = model(tokens.long().to(device), prepend_bos=False, return_type="logits")
-        right.append(measure(logits, batch).cpu())
+        right.append(measure.of(logits, batch).cpu())
     return torch.cat(right).view(len(questions), len(ALL_ORDERS)).bool().all(1)

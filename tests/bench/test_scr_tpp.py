@@ -191,8 +191,10 @@ def test_tpp_is_high_for_a_latent_per_class_and_low_for_random_ones(filled: Fill
         for n in (2, 5, 10, 20):
             difference = metrics[f"threshold_{n}_intended"] - metrics[f"threshold_{n}_unintended"]
             assert metrics[f"threshold_{n}"] == pytest.approx(difference)
-    assert set(good.details["classes"]["texts"]) == set(CLASSES)
-    assert set(good.details["probe_accuracy"]["texts"].values()) == {1.0}
+    (classes,) = good.details["classes"].values()
+    (accuracies,) = good.details["probe_accuracy"].values()
+    assert set(classes) == set(CLASSES)
+    assert set(accuracies.values()) == {1.0}
 
 
 def test_scr_is_one_for_a_latent_per_word_and_low_for_random_ones(filled: Filled) -> None:

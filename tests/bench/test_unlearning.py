@@ -188,6 +188,45 @@ def test_measuring_equals_running_the_whole_model_with_a_hook(
     assert (changed[0] > plain).any()
 
 
+def test_a_loss_at_some_positions_is_the_mean_of_the_losses_there(
+    model: Any, corpora: list[Any]
+) -> None:
+    sae, tokens = build_sae(), corpora[0].held_out[:3]
+    clamp = Clamp(torch.tensor([1, 5, 9]), torch.tensor([-3.0, 0.0, -20.0]))
+    measure = intervention.per_context_loss(tokens, every=3)
+    plain, changed = intervention.measure_clamps(model, sae, tokens, [clamp], measure, 2, "")
+
+    def edit(x: Tensor, hook: object) -> Tensor:
+        return intervention.clamped(sae, x, clamp)
+
+    with torch.no_grad():
+        for found, hooks in ((plain, []), (changed[0], [(HOOK, edit)])):
+            losses = model.run_with_hooks(
+                tokens.long(),
+                fwd_hooks=hooks,
+                return_type="loss",
+                loss_per_token=True,
+                prepend_bos=False,
+            )
+            torch.testing.assert_close(found, losses[:, ::3].mean(1), atol=1e-4, rtol=1e-4)
+
+
+def test_an_sae_behind_the_last_block_is_measured_too(model: Any, corpora: list[Any]) -> None:
+    sae, tokens = build_sae(), corpora[0].held_out[:3]
+    hook = sae.cfg.metadata.hook_name = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    clamp = Clamp(torch.arange(20), -4 * torch.ones(20))
+    measure = intervention.per_context_loss(tokens, every=2)
+    _, changed = intervention.measure_clamps(model, sae, tokens, [clamp], measure, 2, "")
+
+    def edit(x: Tensor, hook: object) -> Tensor:
+        return intervention.clamped(sae, x, clamp)
+
+    with torch.no_grad():
+        logits = model.run_with_hooks(tokens.long(), fwd_hooks=[(hook, edit)], prepend_bos=False)
+    expected = measure.of(logits, torch.arange(3))
+    torch.testing.assert_close(changed[0], expected, atol=1e-4, rtol=1e-4)
+
+
 def test_a_latent_that_never_fires_changes_nothing_to_the_bit(
     model: Any, corpora: list[Any]
 ) -> None:
@@ -216,7 +255,9 @@ def test_the_short_cut_for_affine_decoders_is_taken_only_where_it_is_right(
 
     with torch.no_grad():
         logits = model.run_with_hooks(tokens.long(), fwd_hooks=[(HOOK, edit)], prepend_bos=False)
-        torch.testing.assert_close(quick[0], measure(logits, torch.arange(4)), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            quick[0], measure.of(logits, torch.arange(4)), atol=1e-4, rtol=1e-4
+        )
 
 
 def test_a_hook_inside_a_layer_is_measured_too(model: Any, corpora: list[Any]) -> None:
@@ -227,9 +268,27 @@ def test_a_hook_inside_a_layer_is_measured_too(model: Any, corpora: list[Any]) -
     measure = intervention.per_context_loss(tokens)
     plain, changed = intervention.measure_clamps(model, sae, tokens, [clamp], measure, 4, "")
     with torch.no_grad():
-        expected = measure(model(tokens.long(), prepend_bos=False), torch.arange(4))
+        expected = measure.of(model(tokens.long(), prepend_bos=False), torch.arange(4))
     torch.testing.assert_close(plain, expected, atol=1e-5, rtol=1e-5)
     assert not torch.equal(plain, changed[0])
+
+
+def test_settings_lie_on_both_sides_of_each_budget_on_the_path_that_is_best_there() -> None:
+    latents = torch.arange(3)
+    clamp = Clamp(latents, -torch.ones(3))
+    strengths = [2.0, 8.0, 32.0]
+    sweep = [unlearning.Setting(p, s, clamp) for p in (0, 1) for s in strengths]
+    s = torch.tensor(strengths)
+    # Path 0 is better at small costs, path 1 at large ones; costs grow as s^2 and s^1.5.
+    cost = torch.cat([1e-3 * s**2, 1e-3 * s**1.5])
+    gain = torch.cat([0.2 * s**0.5, 0.05 * s])
+    chosen = unlearning._promising(sweep, cost, gain, (0.01, 0.1))
+    by_path = {p: sorted(k for q, k in chosen if q == p) for p in (0, 1)}
+    meeting = (0.01 / 1e-3) ** 0.5, (0.1 / 1e-3) ** (1 / 1.5)
+    for path, at in enumerate(meeting):
+        assert by_path[path][0] < at < by_path[path][-1]
+        assert by_path[path][0] > at / 2.1
+        assert by_path[path][-1] < at * 2.1
 
 
 # ------------------------------------------------------------------ questions
@@ -282,7 +341,7 @@ def test_always_saying_one_letter_scores_chance_over_the_cyclic_orders(model: An
     prompts = mcq.make_prompts(questions, mcq.CYCLIC_ORDERS, "plain", model)
     logits = torch.zeros(20, prompts.tokens.shape[1], model.cfg.d_vocab)
     logits[..., prompts.letters[2]] = 1.0
-    right = prompts.right()(logits, torch.arange(20))
+    right = prompts.right().of(logits, torch.arange(20))
     assert right.view(5, 4).mean(1).tolist() == [unlearning.CHANCE] * 5
 
 
