@@ -7,11 +7,8 @@ letter, plus one of its own if the word is to be absorbed.
 from __future__ import annotations
 
 import json
-import os
-import random
 import shutil
 import string
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +18,12 @@ import pytest
 import torch
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
-from tokenizers import Regex, Tokenizer
-from tokenizers.models import WordLevel
+from support import files_of, make_context, process_state, word_model
+from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from saelens_adaptive_ortho.bench import absorption
-from saelens_adaptive_ortho.evaluation import EVALS, EvalContext, EvaluationError, Workbench
+from saelens_adaptive_ortho.evaluation import EVALS, EvalContext, EvaluationError
 from saelens_adaptive_ortho.models import DEMO_MODEL, load_language_model
 
 sae_bench = pytest.importorskip("sae_bench")
@@ -38,6 +34,7 @@ WORDS = [f"{a}{b}x" for a in LETTERS for b in LETTERS[:20]]
 ABSORBED = [word for word in WORDS if word[0] in "abcdef" and word[1] < "f"]
 WIDTH, SCALE = 64, 5.0
 QUICK = {"max_k": 1}
+NAME = "spelling"
 
 
 def direction(word: str) -> torch.Tensor:
@@ -51,38 +48,13 @@ def direction(word: str) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("spelling")
-    special = ["<|endoftext|>", "<|pad|>", "<|unknown|>", "\n", ":"]
     words = [f" {a.upper()}" for a in LETTERS] + " has| the| first| letter".split("|") + WORDS
-    vocabulary = {token: i for i, token in enumerate(special + words)}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=special[2]))
-    tokenizer.pre_tokenizer = Split(Regex(" ?[A-Za-z]+|\n|:"), "isolated")  # type: ignore
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=special[0],
-        eos_token=special[0],
-        pad_token=special[1],
-        unk_token=special[2],
-    ).save_pretrained(folder)
-    cfg = GPTNeoXConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=WIDTH,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        max_position_embeddings=128,
-        bos_token_id=0,
-        eos_token_id=0,
+    return word_model(
+        tmp_path_factory.mktemp("spelling"),
+        {word: SCALE * direction(word) for word in words},
+        Split(Regex(" ?[A-Za-z]+|\n|:"), "isolated"),
+        others=("\n", ":"),
     )
-    network = GPTNeoXForCausalLM(cfg)
-    with torch.no_grad():
-        for parameter in network.gpt_neox.layers.parameters():
-            parameter.zero_()
-        network.gpt_neox.embed_in.weight.zero_()
-        for word in words:
-            network.gpt_neox.embed_in.weight[vocabulary[word]] = SCALE * direction(word)
-    network.save_pretrained(folder)
-    return load_language_model(str(folder))
 
 
 def spelling_sae(absorbing: bool, hook_name: str = HOOK) -> StandardSAE:
@@ -107,20 +79,6 @@ def spelling_sae(absorbing: bool, hook_name: str = HOOK) -> StandardSAE:
     return sae
 
 
-def make_context(
-    model: Any, folder: Path, sae: Callable[[], StandardSAE], name: str = "spelling"
-) -> EvalContext:
-    bench = Workbench(
-        model=model,
-        model_name=name,
-        corpora=[],
-        texts={},
-        context_size=128,
-        cache=folder / "cache",
-    )
-    return EvalContext(bench=bench, load=sae, variant="sae", seed=0, raw_dir=folder / "raw")
-
-
 def evaluate(context: EvalContext, **settings: Any) -> Any:
     return EVALS["absorption"].run(context, QUICK | settings)
 
@@ -133,16 +91,12 @@ def plain() -> StandardSAE:
     return spelling_sae(absorbing=False)
 
 
-def files_of(folder: Path) -> set[Path]:
-    return {f for f in folder.rglob("*") if f.suffix != ".pyc" and f.name != "__pycache__"}
-
-
 @pytest.fixture(scope="module")
 def filled(model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
     """A folder with a cache, and the outcomes of both SAEs."""
     folder = tmp_path_factory.mktemp("filled")
-    first = evaluate(make_context(model, folder, absorbing))
-    return folder, first, evaluate(make_context(model, folder, plain))
+    first = evaluate(make_context(model, folder, absorbing, NAME))
+    return folder, first, evaluate(make_context(model, folder, plain, NAME))
 
 
 def test_full_absorption_is_the_share_of_words_whose_letter_another_latent_carries(
@@ -176,14 +130,14 @@ def test_an_sae_gets_the_same_numbers_whatever_ran_before(
 ) -> None:
     folder, first, second = filled
     torch.rand(7)  # someone else's random numbers
-    assert evaluate(make_context(model, folder, absorbing)) == first
-    assert evaluate(make_context(model, tmp_path, plain)) == second
-    assert evaluate(make_context(model, tmp_path, absorbing)) == first
+    assert evaluate(make_context(model, folder, absorbing, NAME)) == first
+    assert evaluate(make_context(model, tmp_path, plain, NAME)) == second
+    assert evaluate(make_context(model, tmp_path, absorbing, NAME)) == first
 
 
 def test_the_words_are_in_one_order_though_the_vocabulary_is_not(model: Any) -> None:
     words, position = absorption._words_and_position(
-        make_context(model, Path(), absorbing), "{word} has the first letter:"
+        make_context(model, Path(), absorbing, NAME), "{word} has the first letter:"
     )
     assert words == sorted(words)
     assert set(WORDS) < set(words)
@@ -196,7 +150,7 @@ def test_damaged_probes_are_made_again(
     shutil.copytree(filled[0] / "cache", tmp_path / "cache")
     (probe,) = (tmp_path / "cache").rglob("probe.pth")
     probe.write_bytes(probe.read_bytes()[:100])
-    assert evaluate(make_context(model, tmp_path, absorbing)) == filled[1]
+    assert evaluate(make_context(model, tmp_path, absorbing, NAME)) == filled[1]
 
 
 def test_a_killed_run_leaves_no_probes(
@@ -209,7 +163,7 @@ def test_a_killed_run_leaves_no_probes(
 
     monkeypatch.setattr(common, "save_probe_and_data", killed)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(make_context(model, tmp_path, absorbing))
+        evaluate(make_context(model, tmp_path, absorbing, NAME))
     assert files_of(tmp_path) == {tmp_path / "cache", tmp_path / "cache" / "absorption"}
 
 
@@ -223,26 +177,19 @@ def test_it_leaves_no_trace(
 ) -> None:
     from sae_bench.evals.absorption import common, feature_absorption, main, probing
 
-    def process() -> tuple[Any, ...]:
-        modules = [dict(vars(m)) for m in (common, feature_absorption, main, probing)]
-        numpy_state = np.random.get_state()[1].tolist()  # type: ignore[union-attr]
-        generators = torch.get_rng_state().tolist(), random.getstate(), numpy_state
-        package = files_of(Path(sae_bench.__file__).parent)
-        return (
-            package, os.getcwd(), torch.is_grad_enabled(), model.cfg.model_name,
-            modules, generators,
-        )  # fmt: skip
-
+    modules = (common, feature_absorption, main, probing)
+    name = model.cfg.model_name
     monkeypatch.chdir(tmp_path)
     with torch.no_grad():
-        before = process()
-        context = make_context(model, filled[0], absorbing)
+        before = process_state(*modules)
+        context = make_context(model, filled[0], absorbing, NAME)
         if fails:
             with pytest.raises(EvaluationError):
                 evaluate(context, min_probe_f1=1.0)
         else:
             evaluate(context)
-        assert process() == before
+        assert process_state(*modules) == before
+        assert model.cfg.model_name == name
     assert not files_of(tmp_path)
 
 
@@ -261,7 +208,7 @@ def test_the_result_file_of_sae_bench_is_kept(filled: tuple[Path, Any, Any]) -> 
 def test_too_few_readable_letters_is_a_reason_with_their_scores(
     model: Any, tmp_path: Path, filled: tuple[Path, Any, Any]
 ) -> None:
-    context = make_context(model, filled[0], absorbing)
+    context = make_context(model, filled[0], absorbing, NAME)
     with pytest.raises(EvaluationError, match=r"^0 first letters .* 20 are needed.* a 1\.00"):
         evaluate(context, min_probe_f1=1.0)
 
@@ -285,7 +232,7 @@ def test_settings_that_cannot_work_are_refused(
     model: Any, tmp_path: Path, settings: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(EvaluationError, match=reason):
-        evaluate(make_context(model, tmp_path, absorbing), **settings)
+        evaluate(make_context(model, tmp_path, absorbing, NAME), **settings)
 
 
 def test_an_sae_inside_a_block_is_refused(model: Any, tmp_path: Path) -> None:
@@ -293,4 +240,4 @@ def test_an_sae_inside_a_block_is_refused(model: Any, tmp_path: Path) -> None:
         return spelling_sae(absorbing=True, hook_name="blocks.0.hook_mlp_out")
 
     with pytest.raises(EvaluationError, match="hook_resid_post.* not blocks.0.hook_mlp_out"):
-        evaluate(make_context(model, tmp_path, inside))
+        evaluate(make_context(model, tmp_path, inside, NAME))

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import re
 import shutil
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -16,21 +13,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import support
 import torch
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
+from support import process_state
 from torch import Tensor
 
 from saelens_adaptive_ortho import demo
 from saelens_adaptive_ortho.bench import sae_probes, sparse_probing, tasks
-from saelens_adaptive_ortho.data import CorpusConfig, TokenisedCorpus
+from saelens_adaptive_ortho.data import CorpusConfig
 from saelens_adaptive_ortho.demo.world import TOPICS, World, jsonl, probing_records
 from saelens_adaptive_ortho.evaluation import (
     EVALS,
     EvalContext,
     EvaluationError,
     Outcome,
-    Workbench,
 )
 from saelens_adaptive_ortho.models import DEMO_MODEL, load_language_model
 
@@ -69,16 +67,6 @@ def make_context(
     texts: dict[str, CorpusConfig] | None = None,
     name: str = DEMO_MODEL,
 ) -> EvalContext:
-    """A context for an SAE, with its cache in ``folder``."""
-    texts = texts or {}
-    bench = Workbench(
-        model=model,
-        model_name=name,
-        corpora=[TokenisedCorpus(d, torch.empty(0), torch.empty(0), d) for d in texts],
-        texts=texts,
-        context_size=128,
-        cache=folder / "cache",
-    )
     state = (random_sae(sae) if isinstance(sae, int) else sae).state_dict()
 
     def load() -> StandardSAE:
@@ -86,7 +74,7 @@ def make_context(
         fresh.load_state_dict(state)
         return fresh
 
-    return EvalContext(bench=bench, load=load, variant="sae", seed=0, raw_dir=folder / "raw")
+    return support.make_context(model, folder, load, name, texts)
 
 
 @pytest.fixture
@@ -159,46 +147,6 @@ def test_metrics_have_the_names_the_report_expects(
 # -------------------------------------------------------------------- no trace
 
 
-def snapshot() -> dict[str, Any]:
-    """Whatever an evaluation could leave changed in this process."""
-    import jaxtyping
-    from sae_bench.evals.scr_and_tpp import main as scr_and_tpp
-    from sae_bench.evals.sparse_probing import probe_training
-    from sae_bench.sae_bench_utils import dataset_info, dataset_utils
-    from transformer_lens import HookedTransformer
-
-    return {
-        "patched": (
-            probe_training.train_probe_on_activations,
-            dataset_utils.get_multi_label_train_test_data,
-            vars(HookedTransformer)["from_pretrained_no_processing"],
-        ),
-        "entries": (
-            dict(dataset_info.chosen_classes_per_dataset),
-            dict(scr_and_tpp.COLUMN2_VALS_LOOKUP),
-        ),
-        "cwd": os.getcwd(),
-        "grad": torch.is_grad_enabled(),
-        "torch": torch.get_rng_state().tolist(),
-        "numpy": np.random.get_state()[1].tolist(),  # type: ignore[union-attr]
-        "python": random.getstate(),
-        "warnings": list(warnings.filters),
-        "jaxtyping": jaxtyping.config.jaxtyping_disable,
-    }
-
-
-def installed_files() -> dict[str, tuple[int, int]]:
-    import sae_bench
-
-    root = Path(sae_bench.__file__).parents[1]
-    files = (f for p in ("sae_bench", "sae_probes") for f in (root / p).rglob("*"))
-    return {
-        str(f): (f.stat().st_size, f.stat().st_mtime_ns)
-        for f in files
-        if f.is_file() and "__pycache__" not in f.parts
-    }
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_leaks(
@@ -211,7 +159,12 @@ def test_nothing_leaks(
 ) -> None:
     pytest.importorskip("sae_bench")
     import sae_probes as package
+    from sae_bench.evals.scr_and_tpp import main as scr_and_tpp
     from sae_bench.evals.sparse_probing import main as sparse
+    from sae_bench.evals.sparse_probing import probe_training
+    from sae_bench.sae_bench_utils import dataset_info, dataset_utils
+
+    modules = (sparse, probe_training, dataset_utils, dataset_info, scr_and_tpp)
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("broken")
@@ -221,7 +174,7 @@ def test_nothing_leaks(
         monkeypatch.setattr(sparse, "run_eval", fail)
         monkeypatch.setattr(package, "run_baseline_evals", fail)  # after the activations
     sides = model.tokenizer.truncation_side, model.tokenizer.padding_side
-    before, files = snapshot(), installed_files()
+    before = process_state(*modules)
     here = sorted(Path.cwd().iterdir())
     if fails:
         with pytest.raises(RuntimeError, match="broken"):
@@ -229,8 +182,7 @@ def test_nothing_leaks(
         assert not list(context.bench.cache.rglob("*.pt")), "an unfinished cache was left"
     else:
         evaluate(name, context)
-    assert snapshot() == before
-    assert installed_files() == files
+    assert process_state(*modules) == before
     assert sorted(Path.cwd().iterdir()) == here
     assert (model.tokenizer.truncation_side, model.tokenizer.padding_side) == sides
 
@@ -525,9 +477,11 @@ def test_the_default_data_sets_exist() -> None:
 def test_served_classes_reach_sae_bench_and_leave_again() -> None:
     pytest.importorskip("sae_bench")
     from sae_bench.evals.scr_and_tpp import dataset_creation
+    from sae_bench.evals.scr_and_tpp import main as scr_and_tpp
     from sae_bench.sae_bench_utils import dataset_info, dataset_utils
 
-    before = snapshot()
+    modules = (dataset_creation, dataset_info, dataset_utils, scr_and_tpp)
+    before = process_state(*modules)
     train, test = {"a": ["x", "y"], "b": ["z", "w"]}, {"a": ["p"], "b": ["q"]}
     with tasks.classes_served(train, test, "ours"):
         assert dataset_utils.get_multi_label_train_test_data("ours", 4, 2, 0) == (train, test)
@@ -535,10 +489,10 @@ def test_served_classes_reach_sae_bench_and_leave_again() -> None:
         assert dataset_info.chosen_classes_per_dataset["ours"] == ["a", "b"]
         with pytest.raises(ValueError, match="not supported"):
             dataset_utils.get_multi_label_train_test_data("theirs", 4, 2, 0)
-    assert snapshot() == before
+    assert process_state(*modules) == before
     with pytest.raises(ZeroDivisionError), tasks.classes_served(train, test, "ours"):
         raise ZeroDivisionError
-    assert snapshot() == before
+    assert process_state(*modules) == before
 
 
 def test_a_published_data_set_out_of_reach_is_explained(

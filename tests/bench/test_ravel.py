@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import support
 import torch
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
+from support import files_of, process_state
 
 from saelens_adaptive_ortho.bench import ravel
 from saelens_adaptive_ortho.demo import MODEL_DIR
@@ -22,7 +21,6 @@ from saelens_adaptive_ortho.evaluation import (
     EvalContext,
     EvaluationError,
     Outcome,
-    Workbench,
 )
 from saelens_adaptive_ortho.models import DEMO_MODEL, load_language_model
 
@@ -70,23 +68,11 @@ def model() -> Any:
 def make_context(
     model: Any, folder: Path, sae: Callable[[], StandardSAE] = copying, name: str = DEMO_MODEL
 ) -> EvalContext:
-    bench = Workbench(
-        model=model,
-        model_name=name,
-        corpora=[],
-        texts={},
-        context_size=128,
-        cache=folder / "cache",
-    )
-    return EvalContext(bench=bench, load=sae, variant="sae", seed=0, raw_dir=folder / "raw")
+    return support.make_context(model, folder, sae, name)
 
 
 def evaluate(context: EvalContext, **settings: Any) -> Outcome:
     return EVALS["ravel"].run(context, QUICK | settings)
-
-
-def files_of(folder: Path) -> set[Path]:
-    return {f for f in folder.rglob("*") if f.suffix != ".pyc" and f.name != "__pycache__"}
 
 
 @pytest.fixture(scope="module")
@@ -158,22 +144,16 @@ def test_it_leaves_no_trace(
     from sae_bench.evals.ravel import generation, main, mdbm
     from sae_bench.sae_bench_utils import activation_collection
 
-    def process() -> tuple[Any, ...]:
-        modules = [dict(vars(m)) for m in (generation, main, mdbm, activation_collection)]
-        numpy_state = np.random.get_state()[1].tolist()  # type: ignore[union-attr]
-        generators = torch.get_rng_state().tolist(), random.getstate(), numpy_state
-        package = files_of(Path(sae_bench.__file__).parent)
-        return package, os.getcwd(), torch.is_grad_enabled(), repr(modules), generators
-
+    modules = (generation, main, mdbm, activation_collection)
     monkeypatch.chdir(tmp_path)
     with torch.no_grad():
-        before = process()
+        before = process_state(*modules)
         if fails:
             with pytest.raises(EvaluationError):
                 evaluate(make_context(model, filled[0]), llm_batch_size=500)
         else:
             evaluate(make_context(model, filled[0]))
-        assert process() == before
+        assert process_state(*modules) == before
     assert not files_of(tmp_path)
 
 

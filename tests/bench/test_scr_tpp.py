@@ -6,33 +6,28 @@ The model passes words on as they are: each has a direction of its own, fillers 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import support
 import torch
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from support import files_of, process_state, word_model
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from saelens_adaptive_ortho.bench import scr
-from saelens_adaptive_ortho.data import CorpusConfig, TokenisedCorpus
+from saelens_adaptive_ortho.data import CorpusConfig
 from saelens_adaptive_ortho.evaluation import (
     EVALS,
     EvalContext,
     EvaluationError,
     Outcome,
-    Workbench,
 )
-from saelens_adaptive_ortho.models import load_language_model
 
 sae_bench = pytest.importorskip("sae_bench")
 
@@ -46,38 +41,13 @@ SMALL = {"train_size": 160, "test_size": 40}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("words")
-    special = ["<|endoftext|>", "<|pad|>", "<|unknown|>"]
-    vocabulary = {token: i for i, token in enumerate(special + WORDS)}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=special[2]))
-    tokenizer.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=special[0],
-        eos_token=special[0],
-        pad_token=special[1],
-        unk_token=special[2],
-    ).save_pretrained(folder)
-    cfg = GPTNeoXConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=WIDTH,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        max_position_embeddings=32,
-        bos_token_id=0,
-        eos_token_id=0,
+    eye = torch.eye(WIDTH)
+    sizes = [4.0 if word in FILLERS else 20.0 for word in WORDS]
+    return word_model(
+        tmp_path_factory.mktemp("words"),
+        {word: size * eye[i] for i, (word, size) in enumerate(zip(WORDS, sizes, strict=True))},
+        WhitespaceSplit(),
     )
-    network = GPTNeoXForCausalLM(cfg)
-    with torch.no_grad():
-        for parameter in network.gpt_neox.layers.parameters():
-            parameter.zero_()
-        network.gpt_neox.embed_in.weight.zero_()
-        for i, word in enumerate(WORDS):
-            size = 4.0 if word in FILLERS else 20.0
-            network.gpt_neox.embed_in.weight[vocabulary[word], i] = size
-    network.save_pretrained(folder)
-    return load_language_model(str(folder))
 
 
 def sae_of(encoder: torch.Tensor) -> StandardSAE:
@@ -107,15 +77,8 @@ def at_random() -> StandardSAE:
 def make_context(
     model: Any, folder: Path, sae: Callable[[], StandardSAE], corpora: tuple[str, ...] = ()
 ) -> EvalContext:
-    bench = Workbench(
-        model=model,
-        model_name="./words",
-        corpora=[TokenisedCorpus(d, torch.empty(0), torch.empty(0), d) for d in corpora],
-        texts={d: CorpusConfig(path=str(folder / f"{d}.jsonl")) for d in corpora},
-        context_size=16,
-        cache=folder / "cache",
-    )
-    return EvalContext(bench=bench, load=sae, variant="sae", seed=0, raw_dir=folder / "raw")
+    texts = {d: CorpusConfig(path=str(folder / f"{d}.jsonl")) for d in corpora}
+    return support.make_context(model, folder, sae, "./words", texts)
 
 
 def write_jsonl(path: Path, rows: Iterator[dict[str, str]]) -> str:
@@ -153,10 +116,6 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
         "scr": SMALL
         | {"source": write_jsonl(folder / "crossed.jsonl", crossed()), "columns": ["job", "mood"]},
     }
-
-
-def files_of(folder: Path) -> set[Path]:
-    return {f for f in folder.rglob("*") if f.suffix != ".pyc" and f.name != "__pycache__"}
 
 
 NAMES = ("tpp", "scr")
@@ -268,15 +227,9 @@ def test_it_leaves_no_trace(
     from sae_bench.evals.scr_and_tpp import dataset_creation, main
     from sae_bench.sae_bench_utils import dataset_info, dataset_utils
 
-    def process() -> tuple[Any, ...]:
-        modules = [dict(vars(m)) for m in (dataset_creation, main, dataset_info, dataset_utils)]
-        numpy_state = np.random.get_state()[1].tolist()  # type: ignore[union-attr]
-        generators = torch.get_rng_state().tolist(), random.getstate(), numpy_state
-        package = files_of(Path(sae_bench.__file__).parent)
-        return package, os.getcwd(), torch.is_grad_enabled(), repr(modules), generators
-
+    modules = (dataset_creation, main, dataset_info, dataset_utils)
     monkeypatch.chdir(tmp_path)
-    before = process()
+    before = process_state(*modules)
     if fails:
 
         def breaks() -> StandardSAE:
@@ -288,7 +241,7 @@ def test_it_leaves_no_trace(
             EVALS[name].run(make_context(model, filled[name][0], breaks), texts[name])
     else:
         EVALS[name].run(make_context(model, filled[name][0], one_per_word), texts[name])
-    assert process() == before
+    assert process_state(*modules) == before
     assert not files_of(tmp_path)
 
 
