@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import tempfile
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens.saes.sae import SAE, TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 
 from saelens_adaptive_ortho.architectures import PREFIX
@@ -27,6 +28,7 @@ from saelens_adaptive_ortho.experiment import (
 )
 from saelens_adaptive_ortho.synthetic.metrics import feature_metrics
 from saelens_adaptive_ortho.synthetic.pool import Batches, Pool, load_pool
+from saelens_adaptive_ortho.synthetic.selectivity import domain_metrics
 from saelens_adaptive_ortho.synthetic.worlds import WORLDS, World
 from saelens_adaptive_ortho.training import NonFiniteLossError
 
@@ -237,7 +239,17 @@ def execute(run: Run, cache: str | Path) -> dict[str, Any]:
         **feature_metrics(sae, pool, run.train.batch_size),
         "training_seconds": seconds,
     }
+    if run.world.n_domains == 2:
+        metrics, details = domain_metrics(exported(sae), pool)
+        result |= {**metrics, "domains": details}
     return {**result, "settings": run.settings()}
+
+
+def exported(sae: TrainingSAE[Any]) -> SAE[Any]:
+    """The inference SAE that plain SAELens would load."""
+    with tempfile.TemporaryDirectory() as folder:
+        sae.save_inference_model(folder)
+        return SAE.load_from_disk(folder)
 
 
 def _sae_config(
@@ -264,9 +276,10 @@ def _sae_config(
         ]
     if base == "jumprelu":
         defaults |= {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": float(k)}
+    cfg = construct_sae(PREFIX + base, {**defaults, **given}, "")
     if world.n_domains == 2:
-        defaults["ortho_forget_rows"] = train.forget_rows
-    return construct_sae(PREFIX + base, {**defaults, **given}, "")
+        cfg = dataclasses.replace(cfg, ortho_forget_rows=train.forget_rows)
+    return cfg
 
 
 def _d_in(world: World) -> int:

@@ -290,11 +290,11 @@ class DomainsWorld(World):
     name: ClassVar[str] = "domains"
     n_domains: ClassVar[int] = 2
 
-    forget: int = 64
-    retain: int = 64
+    forget: int = 48
+    retain: int = 48
     shared: int = 64
-    hidden_dim: int = 64
-    pairs: int = 32
+    hidden_dim: int = 96
+    pairs: int = 24
     cosine: float = 0.5
     max_prob: float = 0.25
     exponent: float = 0.5
