@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import sae_lens
 import torch
@@ -132,7 +132,9 @@ class Batches(Iterator[Tensor]):
     def __init__(self, pool: Pool, batch_size: int, seed: int, forget_rows: int = 0) -> None:
         self.pool = pool
         self.seed = seed
-        self.sizes = [batch_size] if len(pool.train) == 1 else [forget_rows, batch_size - forget_rows]
+        self.sizes = (
+            [batch_size] if len(pool.train) == 1 else [forget_rows, batch_size - forget_rows]
+        )
         self.position = 0
         self._orders: dict[int, tuple[int, Tensor]] = {}
 
@@ -214,14 +216,14 @@ def draw_pool(world: World, train_samples: int, held_out: int) -> Pool:
             parts[name] = []
             for domain in range(n):
                 share = size // n + (domain < size % n)
-                chunks = []
+                chunks: list[Rows] = []
                 for start in range(0, share, CHUNK):
                     # SAELens's generators know only the global random state.
                     with torch.random.fork_rng(devices=[]):
                         torch.manual_seed(_mix(world.seed, part, domain, start // CHUNK))
-                        chunks.append(source.draw(CHUNK, domain)[: share - start])
-                    bar.update(len(chunks[-1]))
-                    chunks[-1] = _compress(chunks[-1])
+                        features = source.draw(CHUNK, domain)[: share - start]
+                    chunks.append(_compress(features))
+                    bar.update(len(features))
                 parts[name].append(_join(chunks))
     return Pool(source.directions, source.bias, source.groups, parts[TRAIN], parts[HELD_OUT])
 

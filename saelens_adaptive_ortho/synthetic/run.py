@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass, fields
@@ -26,6 +27,7 @@ from saelens_adaptive_ortho.experiment import (
     construct_sae,
     reject_unknown,
 )
+from saelens_adaptive_ortho.storage import atomic_directory, write_json
 from saelens_adaptive_ortho.synthetic.metrics import feature_metrics
 from saelens_adaptive_ortho.synthetic.pool import Batches, Pool, load_pool
 from saelens_adaptive_ortho.synthetic.selectivity import domain_metrics
@@ -34,6 +36,7 @@ from saelens_adaptive_ortho.training import NonFiniteLossError
 
 BASES = ("standard", "topk", "batchtopk", "jumprelu", "matryoshka_batchtopk")
 MODES = ("off", "fixed", "gram", "adaptive")
+CHECKPOINT_FILE = "synthetic_run.json"
 GROUPS = ("world", "train", "pool")
 """Settings that do not belong to the SAE have one of these names and a dot before theirs."""
 
@@ -160,7 +163,9 @@ def build_run(
     parts = {name: given.pop(name, {}) for name in GROUPS}
     for name, part in parts.items():
         if not isinstance(part, dict):
-            raise reject(name, part, f"must be a mapping; set its fields, as in {name}.FIELD=VALUE.")
+            raise reject(
+                name, part, f"must be a mapping; set its fields, as in {name}.FIELD=VALUE."
+            )
     built: World = _construct(WORLDS[world], parts["world"], "world.")
     defaults = dict(built.training)
     train = _construct(
@@ -192,18 +197,27 @@ def parse_settings(overrides: list[str]) -> dict[str, Any]:
     return tree
 
 
-def train_sae(run: Run, pool: Pool) -> tuple[TrainingSAE[Any], float]:
+def train_sae(
+    run: Run, pool: Pool, checkpoints: Path | None = None, checkpoint_every: int = 5000
+) -> tuple[TrainingSAE[Any], float]:
     """Train the SAE of a run on a pool; returns it and the seconds of the training loop.
 
-    The loop is SAELens's own. A function of the run and the pool, to the bit.
+    The loop is SAELens's own. The SAE is a function of the run and the pool, to the bit, whether
+    or not training was interrupted.
+
+    Args:
+        checkpoints: folder for a checkpoint, renewed every ``checkpoint_every`` steps, from which
+            a killed run of the same settings continues; removed at the end. None for none.
 
     Raises:
         NonFiniteLossError: training diverged.
+        StorageError: a checkpoint could not be written.
     """
     train = run.train
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         sae = get_sae_training_class(PREFIX + run.base)[0](run.sae)
+    batches = Batches(pool, train.batch_size, run.seed, train.forget_rows)
     trainer = SAETrainer(
         cfg=SAETrainerConfig(
             total_training_samples=train.steps * train.batch_size,
@@ -212,15 +226,29 @@ def train_sae(run: Run, pool: Pool) -> tuple[TrainingSAE[Any], float]:
             lr_end=0.0 if train.lr_decay_steps else train.lr,
             lr_warm_up_steps=train.lr_warm_up_steps,
             lr_decay_steps=train.lr_decay_steps,
-            # The window of an aux loss must fit into a short run several times.
+            # A latent must be able to die and be revived several times in a short run.
             dead_feature_window=min(1000, max(1, train.steps // 3)),
             n_batches_for_norm_estimate=min(100, train.steps),
+            n_checkpoints=0 if checkpoints is None else (train.steps - 1) // checkpoint_every,
             logger=LoggingConfig(log_to_wandb=False),
         ),
         sae=sae,
-        data_provider=Batches(pool, train.batch_size, run.seed, train.forget_rows),
+        data_provider=batches,
     )
-    started = time.perf_counter()
+    seconds = 0.0
+    if checkpoints is not None:
+        seconds = _resume(trainer, checkpoints, run.digest())
+        trainer.checkpoint_thresholds = [
+            n for n in trainer.checkpoint_thresholds if n > trainer.n_training_samples
+        ]
+        batches.seek(trainer.n_training_steps)
+    started = time.perf_counter() - seconds
+
+    def save(checkpoint_path: Path | None) -> None:  # noqa: ARG001  # SAELens's signature
+        assert checkpoints is not None
+        _save(trainer, checkpoints, run.digest(), time.perf_counter() - started)
+
+    trainer.save_checkpoint_fn = save
     trainer.fit()
     seconds = time.perf_counter() - started
     if not all(bool(p.isfinite().all()) for p in sae.parameters()):
@@ -231,10 +259,43 @@ def train_sae(run: Run, pool: Pool) -> tuple[TrainingSAE[Any], float]:
     return sae, seconds
 
 
-def execute(run: Run, cache: str | Path) -> dict[str, Any]:
-    """Train and judge; returns what a result file holds."""
+def _save(trainer: SAETrainer[Any, Any], folder: Path, digest: str, seconds: float) -> None:
+    with atomic_directory(folder, "The checkpoint before is intact.") as temporary:
+        trainer.sae.save_model(temporary)
+        # SAELens counts a step after it has offered to save a checkpoint of it.
+        trainer.n_training_steps += 1
+        trainer.save_trainer_state(temporary)
+        trainer.n_training_steps -= 1
+        write_json(temporary / CHECKPOINT_FILE, {"digest": digest, "seconds": seconds})
+
+
+def _resume(trainer: SAETrainer[Any, Any], folder: Path, digest: str) -> float:
+    """Load a checkpoint of these settings, if there is one; returns the seconds it has trained."""
+    state = folder / CHECKPOINT_FILE
+    if not state.is_file():
+        return 0.0
+    saved = json.loads(state.read_text())
+    if saved["digest"] != digest:
+        return 0.0
+    trainer.load_trainer_state(folder)
+    trainer.sae.load_weights_from_checkpoint(folder)
+    return float(saved["seconds"])
+
+
+def execute(
+    run: Run, cache: str | Path, checkpoints: Path | None = None, checkpoint_every: int = 5000
+) -> dict[str, Any]:
+    """Train and judge; returns what a result file holds.
+
+    Metrics as in :func:`metrics.feature_metrics`, in a world of two domains also those of
+    :func:`selectivity.domain_metrics`, ``training_seconds``, and the settings.
+
+    Raises:
+        NonFiniteLossError: training diverged.
+        StorageError: the pool or a checkpoint could not be written.
+    """
     pool = load_pool(run.world, cache, **dataclasses.asdict(run.pool))
-    sae, seconds = train_sae(run, pool)
+    sae, seconds = train_sae(run, pool, checkpoints, checkpoint_every)
     result: dict[str, Any] = {
         **feature_metrics(sae, pool, run.train.batch_size),
         "training_seconds": seconds,
@@ -242,6 +303,8 @@ def execute(run: Run, cache: str | Path) -> dict[str, Any]:
     if run.world.n_domains == 2:
         metrics, details = domain_metrics(exported(sae), pool)
         result |= {**metrics, "domains": details}
+    if checkpoints is not None:
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return {**result, "settings": run.settings()}
 
 

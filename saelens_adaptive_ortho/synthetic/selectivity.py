@@ -161,8 +161,7 @@ def domain_metrics(sae: SAE[Any], pool: Pool) -> tuple[dict[str, float | None], 
                 for s, f in zip(second, second_codes, strict=True)
             ]
             skill = [
-                probe_skill(p, e, s.fires)
-                for p, e, s in zip(fitted, edited, second, strict=True)
+                probe_skill(p, e, s.fires) for p, e, s in zip(fitted, edited, second, strict=True)
             ]
             loss = {name: _losses(clean, skill, kept[name]) for name in kept}
             interventions.append(
@@ -175,17 +174,13 @@ def domain_metrics(sae: SAE[Any], pool: Pool) -> tuple[dict[str, float | None], 
                         f"explained_variance_{DOMAIN_NAMES[d]}": _explained(second[d].x, edited[d])
                         for d in DOMAINS
                     },
-                    **{
-                        f"accuracy_{n}": 0.5 + _mean(_of(skill, kept[n])) / 2 for n in kept
-                    },
+                    **{f"accuracy_{n}": 0.5 + _mean(_of(skill, kept[n])) / 2 for n in kept},
                 }
             )
             gains.append(loss["forget"])
             costs.append(torch.cat([loss["retain"], loss["shared"]]))
             paths.append(number)
-    curve = frontier(
-        torch.stack(costs), torch.stack(gains), torch.tensor(paths), BUDGETS.double()
-    )
+    curve = frontier(torch.stack(costs), torch.stack(gains), torch.tensor(paths), BUDGETS.double())
     area, replicates = curve.area(*AREA)
     band = curve.band()
     metrics: dict[str, float | None] = {
@@ -217,9 +212,7 @@ def _halves(pool: Pool) -> tuple[list[Sample], list[Sample]]:
     halves: tuple[list[Sample], list[Sample]] = ([], [])
     for rows in pool.held_out:
         middle = rows.n_samples // 2
-        for half, at in enumerate(
-            (torch.arange(middle), torch.arange(middle, rows.n_samples))
-        ):
+        for half, at in enumerate((torch.arange(middle), torch.arange(middle, rows.n_samples))):
             part = rows.take(at)
             halves[half].append(Sample(pool.activations(part), part.dense(pool.n_features) > 0))
     return halves
@@ -281,18 +274,14 @@ def _geometry(
         }
         angles: list[float] = []
         if len(groups["forget"]) and len(groups["retain"]):
-            angles = subspace.principal_angles(
-                groups["forget"], groups["retain"], ENERGY
-            ).tolist()
+            angles = subspace.principal_angles(groups["forget"], groups["retain"], ENERGY).tolist()
         geometry[which] = {
             "sizes": {name: len(part) for name, part in groups.items()},
             "condition_numbers": numbers,
             "principal_angles_deg": [round(a, 3) for a in angles],
         }
         prefix = "" if which == "found" else "true_"
-        metrics[f"{prefix}principal_angle_mean_deg"] = (
-            sum(angles) / len(angles) if angles else None
-        )
+        metrics[f"{prefix}principal_angle_mean_deg"] = sum(angles) / len(angles) if angles else None
         metrics[f"{prefix}principal_angle_min_deg"] = angles[0] if angles else None
         for name in groups:
             metrics[f"{prefix}condition_number_{name}"] = numbers[name]

@@ -43,7 +43,7 @@ class Source(NamedTuple):
     directions: Float[Tensor, "n_features d"]
     bias: Float[Tensor, " d"]
     groups: Int[Tensor, " n_features"]
-    """Which domain a feature belongs to (``grouping.FORGET`` and so on); SHARED in a world of one."""
+    """The domain of each feature (``grouping.FORGET`` and so on); SHARED in a world of one."""
     draw: Callable[[int, int], Float[Tensor, "n n_features"]]
 
 
