@@ -296,7 +296,7 @@ class DomainsWorld(World):
     hidden_dim: int = 96
     pairs: int = 24
     cosine: float = 0.5
-    max_prob: float = 0.25
+    max_prob: float = 0.15
     exponent: float = 0.5
     leak: float = 0.02
     std_magnitude: float = 0.15
@@ -313,7 +313,7 @@ class DomainsWorld(World):
     @property
     def training(self) -> dict[str, Any]:
         n = self.forget + self.retain + self.shared
-        return {"d_sae": 2 * n // 3, "k": 6, "steps": 3000, "lr": 8e-4}
+        return {"d_sae": 4 * n // 5, "k": 4, "steps": 3000, "lr": 8e-4}
 
     def paired(self) -> Int[Tensor, " pairs"]:
         """Ranks (from 0) of the paired features, the same in both sets."""

@@ -1,0 +1,34 @@
+"""Figures of the synthetic sweep and the table of its final stage, from the committed results.
+
+python evals/synthetic/figures.py [--results DIR] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from saelens_adaptive_ortho.report.plots import save_figure
+from saelens_adaptive_ortho.report.synthetic import figures, synthetic_table
+from saelens_adaptive_ortho.synthetic.sweep import load_results
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Draw, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=HERE / "plots")
+    args = parser.parse_args()
+    stages = [load_results(args.results / stage) for stage in ("coarse", "final", "width")]
+    for name, figure in figures(*stages).items():
+        for path in save_figure(figure, args.out / name):
+            if path.suffix == ".svg":  # a reader of the repository needs one of the two
+                path.unlink()
+        print(args.out / f"{name}.png")
+    print(synthetic_table(stages[1]))
+
+
+if __name__ == "__main__":
+    main()
