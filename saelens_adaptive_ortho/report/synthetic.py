@@ -33,6 +33,7 @@ METRICS = {
     "selectivity_area": "selectivity",
 }
 TRADEOFF = ("f1", "mcc")
+TABLE_BEGIN, TABLE_END = "<!-- final results -->", "<!-- end -->"
 _EVERYWHERE = ("f1", "mcc", "explained_variance")
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -166,37 +166,47 @@ class Batches(Iterator[Tensor]):
         return self._orders[domain][1]
 
 
-def load_pool(
-    world: World, cache: str | Path, train_samples: int = 600_000, held_out: int = 61_440
-) -> Pool:
+@dataclass(frozen=True, kw_only=True)
+class PoolSettings:
+    """How many samples a pool holds, over all domains (which get equal shares).
+
+    Args:
+        train_samples: to train on, in as many epochs as it takes.
+        held_out: to evaluate on.
+    """
+
+    train_samples: int = 600_000
+    held_out: int = 61_440
+
+    def __post_init__(self) -> None:
+        for name in ("train_samples", "held_out"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 4:
+                raise reject(f"pool.{name}", value, "must be a whole number of at least 4.")
+
+
+def load_pool(world: World, cache: str | Path, settings: PoolSettings | None = None) -> Pool:
     """The pool of a world, from ``cache`` or drawn and left there.
 
     Args:
         cache: folder; a pool is keyed by all parameters of the world and both sizes.
-        train_samples, held_out: over all domains, which get equal shares.
 
     Raises:
-        ConfigError: a size that is no positive whole number.
         StorageError: the pool could not be written.
     """
-    for name, value in {"train_samples": train_samples, "held_out": held_out}.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < world.n_domains:
-            raise reject(
-                f"pool.{name}", value, f"must be a whole number of at least {world.n_domains}."
-            )
+    settings = settings or PoolSettings()
     key = {
         "format": FORMAT,
         "sae_lens": sae_lens.__version__,
         "world": world.settings(),
-        "train_samples": train_samples,
-        "held_out": held_out,
+        **asdict(settings),
     }
     text = json.dumps(key, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     path = Path(cache) / f"{world.name}-seed{world.seed}-{digest[:12]}.safetensors"
     pool = _read(path, text, world.n_domains)
     if pool is None:
-        pool = draw_pool(world, train_samples, held_out)
+        pool = draw_pool(world, settings.train_samples, settings.held_out)
         _write(path, text, pool)
     return pool
 

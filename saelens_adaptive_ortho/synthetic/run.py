@@ -29,7 +29,7 @@ from saelens_adaptive_ortho.experiment import (
 )
 from saelens_adaptive_ortho.storage import atomic_directory, write_json
 from saelens_adaptive_ortho.synthetic.metrics import feature_metrics
-from saelens_adaptive_ortho.synthetic.pool import Batches, Pool, load_pool
+from saelens_adaptive_ortho.synthetic.pool import Batches, Pool, PoolSettings, load_pool
 from saelens_adaptive_ortho.synthetic.selectivity import domain_metrics
 from saelens_adaptive_ortho.synthetic.worlds import WORLDS, World
 from saelens_adaptive_ortho.training import NonFiniteLossError
@@ -85,14 +85,6 @@ class TrainSettings:
     def forget_rows(self) -> int:
         """Rows of a batch that come from the forget domain; at least one, and not all."""
         return min(max(round(self.batch_size * self.forget_share), 1), self.batch_size - 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolSettings:
-    """Samples drawn once: see :func:`pool.load_pool`."""
-
-    train_samples: int = 600_000
-    held_out: int = 61_440
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +286,7 @@ def execute(
         NonFiniteLossError: training diverged.
         StorageError: the pool or a checkpoint could not be written.
     """
-    pool = load_pool(run.world, cache, **dataclasses.asdict(run.pool))
+    pool = load_pool(run.world, cache, run.pool)
     sae, seconds = train_sae(run, pool, checkpoints, checkpoint_every)
     result: dict[str, Any] = {
         **feature_metrics(sae, pool, run.train.batch_size),

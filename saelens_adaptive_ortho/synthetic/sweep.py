@@ -8,7 +8,6 @@ seeds and worlds of several seeds. The best coefficient is read from the coarse 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -260,7 +259,7 @@ def run_jobs(
     # Here, and one after the other: two workers would draw the same pool twice.
     worlds = {(j.run.world, j.run.pool): j.run for j in pending.values()}
     for run in worlds.values():
-        load_pool(run.world, cache, **dataclasses.asdict(run.pool))
+        load_pool(run.world, cache, run.pool)
     failed: dict[str, str] = {}
     with tqdm(total=len(unique), initial=len(unique) - len(pending), desc="Runs") as bar:
         for name, error in _outcomes(pending, out, cache, workers):
