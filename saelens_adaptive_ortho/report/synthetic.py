@@ -267,6 +267,20 @@ def synthetic_table(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
+def update_page(text: str, runs: Sequence[Run]) -> str:
+    """A markdown page with the table of ``runs`` between its two marker lines.
+
+    Raises:
+        ValueError: the page lacks the markers.
+    """
+    before, begin, rest = text.partition(TABLE_BEGIN)
+    _, end, after = rest.partition(TABLE_END)
+    if not begin or not end:
+        raise ValueError(f"The page needs the lines {TABLE_BEGIN} and {TABLE_END}.")
+    table = f"\n{synthetic_table(runs)}\n\n" if runs else "\n"
+    return f"{before}{begin}\n{table}{end}{after}"
+
+
 def figures(coarse: Sequence[Run], final: Sequence[Run], width: Sequence[Run]) -> dict[str, Figure]:
     """Every figure the results allow, by file name stem."""
     made = {
