@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import NullFormatter
 
 from .formatting import estimate, number, spread_decimals
 from .plots import _INK, _MUTED, _STYLE, _grid, _legend, variant_styles
@@ -113,12 +113,15 @@ def _setting_figure(
     if not worlds:
         return None
     bases = _bases(pick(runs, where=swept))
-    panels = [(world, metric) for world in worlds for metric in metrics_of(world)]
+    panels = _panels(worlds)
     shown = [m for m in METHODS if m in {*methods, "baseline"}]
     styles = variant_styles(shown)
     with matplotlib.rc_context(_STYLE):
         figure, grid = _grid(len(panels), height=2.3, columns=len(panels) // len(worlds))
         for axes, (world, metric) in zip(grid, panels, strict=True):
+            if metric is None:
+                axes.remove()
+                continue
             for base, dashes in zip(bases, ("-", (0, (4, 2)), ":", "-."), strict=False):
                 level = spread(pick(runs, world, base, "baseline"), metric).mean
                 if level is not None:
@@ -212,10 +215,13 @@ def width_figure(runs: Sequence[Run]) -> Figure | None:
         return None
     methods = _methods(runs)
     styles = variant_styles(methods)
-    panels = [(world, metric) for world in worlds for metric in metrics_of(world)]
+    panels = _panels(worlds)
     with matplotlib.rc_context(_STYLE):
         figure, grid = _grid(len(panels), height=2.3, columns=len(panels) // len(worlds))
         for axes, (world, metric) in zip(grid, panels, strict=True):
+            if metric is None:
+                axes.remove()
+                continue
             for base, dashes in zip(bases, ("-", (0, (4, 2)), ":", "-."), strict=False):
                 for method in methods:
                     points = [
@@ -224,8 +230,10 @@ def width_figure(runs: Sequence[Run]) -> Figure | None:
                         if run.get(metric) is not None
                     ]
                     _line(axes, points, styles[method], dashes)
-            axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            widths = sorted({r["settings"]["sae"]["d_sae"] for r in pick(runs, world)})
+            axes.set_xscale("log")
+            axes.set_xticks(widths, [str(width) for width in widths])
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_title(f"{world}: {METRICS[metric]}")
             axes.set_xlabel("d_sae")
         _legend(figure, methods, styles)
@@ -294,6 +302,16 @@ def figures(coarse: Sequence[Run], final: Sequence[Run], width: Sequence[Run]) -
 
 
 # ---------------------------------------------------------------------- parts
+
+
+def _panels(worlds: Sequence[str]) -> list[tuple[str, str | None]]:
+    """A row for each world, filled up with None where another world has more metrics."""
+    columns = max(len(metrics_of(world)) for world in worlds)
+    return [
+        (world, metric)
+        for world in worlds
+        for metric in (*metrics_of(world), *[None] * (columns - len(metrics_of(world))))
+    ]
 
 
 def _bases(runs: Iterable[Run]) -> list[str]:
