@@ -122,7 +122,7 @@ def test_the_scaled_benchmark_keeps_the_shape_of_the_published_one() -> None:
     full, scaled = SynthSAEBenchWorld(scale=1).training, SynthSAEBenchWorld(scale=16).training
     assert (full["d_sae"], full["k"], full["lr"]) == (4096, 25, 3e-4)
     assert full["steps"] == 200_000_000 // 1024
-    assert scaled["d_sae"] == 256
+    assert (scaled["d_sae"], scaled["k"]) == (256, 6)
     source = SynthSAEBenchWorld(scale=32).build()
     assert source.directions.shape == (512, 24)
     assert float(source.bias.norm()) == pytest.approx(0.5)
