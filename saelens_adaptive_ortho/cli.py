@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from saelens_adaptive_ortho.report import ResultError
 
     errors: tuple[type[Exception], ...] = (ConfigError, ResultError)
-    if args.command in {"compare", "train", "check", "eval"}:
+    if args.command in {"compare", "train", "check", "eval", "synth"}:
         from saelens_adaptive_ortho.data import NonFiniteActivationsError
         from saelens_adaptive_ortho.storage import StorageError
         from saelens_adaptive_ortho.training import NonFiniteLossError
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = {
             "compare": "The same command continues.",
             "eval": "The same command continues.",
+            "synth": "The same command continues at the last checkpoint, if there is one.",
             "train": "Continue with --set resume_from_checkpoint=FOLDER.",
         }.get(args.command, "")
         print(f"adaptive-ortho: {message}. {hint}", file=sys.stderr)
@@ -93,6 +94,37 @@ def train(args: argparse.Namespace) -> int:
     cfg = load_experiment(args.config, args.set).runner
     AdaptiveOrthoRunner(cfg).run()
     _say(f"Saved: {cfg.output_path}/sae")
+    return 0
+
+
+def synth(args: argparse.Namespace) -> int:
+    """Train one SAE on a synthetic world and measure what it found of the true features."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from saelens_adaptive_ortho.storage import check_writable, write_json
+    from saelens_adaptive_ortho.synthetic.run import build_run, execute, parse_settings
+
+    settings = parse_settings(args.set)
+    for value, field in ((args.alpha, "ortho_alpha"), (args.coefficient, "ortho_coefficient")):
+        if value is not None:
+            settings[field] = value
+    for value, field in ((args.world_seed, "seed"), (args.scale, "scale")):
+        if value is not None:
+            settings.setdefault("world", {})[field] = value
+    run = build_run(args.world, args.base, args.mode, args.seed, settings)
+    out = Path(args.json)
+    check_writable("--json", out.parent)
+    check_writable("--cache", args.cache)
+    checkpoints = out.with_name(f"{out.name}.checkpoint")
+    result = execute(run, args.cache, checkpoints, args.checkpoint_every)
+    write_json(out, result)
+    table = Table("metric", "value")
+    for name, value in result.items():
+        if isinstance(value, float):
+            table.add_row(name, f"{value:.4g}")
+    Console().print(table)
+    _say(f"Saved: {out}")
     return 0
 
 
@@ -203,6 +235,32 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="a setting of an evaluation, e.g. --set core.n_contexts=64 (repeatable)",
+    )
+    sub = add("synth", synth)
+    sub.add_argument("--world", required=True, help="hierarchy, cluster, domains, synthsaebench16k")
+    sub.add_argument(
+        "--base",
+        default="batchtopk",
+        help="standard, topk, batchtopk, jumprelu, matryoshka_batchtopk (default: batchtopk)",
+    )
+    sub.add_argument("--mode", default="adaptive", help="off, fixed, gram, adaptive (default)")
+    sub.add_argument("--alpha", type=float, help="ortho_alpha, the sharing allowed")
+    sub.add_argument("--coefficient", type=float, help="ortho_coefficient, lambda")
+    sub.add_argument("--seed", type=int, default=0, help="of weights and order of samples")
+    sub.add_argument("--world-seed", type=int, help="of the world and its samples")
+    sub.add_argument("--scale", type=int, help="divide synthsaebench16k by this")
+    sub.add_argument("--json", required=True, metavar="OUT", help="file for the metrics")
+    sub.add_argument(
+        "--cache", default="runs/synthetic_pools", help="folder of sample pools, drawn once each"
+    )
+    sub.add_argument("--checkpoint-every", type=int, default=5000, metavar="STEPS")
+    sub.add_argument(
+        "--set",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="a field of the SAE, or world.FIELD, train.FIELD, pool.FIELD, e.g. --set k=8 "
+        "--set ortho_affinity=overlap --set world.cosine=.6 --set train.steps=1000 (repeatable)",
     )
     add("check", check, config=True).add_argument(
         "--offline", action="store_true", help="check the settings only"

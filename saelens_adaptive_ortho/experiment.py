@@ -146,7 +146,7 @@ def build_experiment(tree: dict[str, Any], name: str = "experiment") -> Experime
     """
     tree = dict(tree)
     runner_fields = _init_fields(AdaptiveOrthoRunnerConfig)
-    _reject_unknown(tree, [*runner_fields, *EXPERIMENT_KEYS], "")
+    reject_unknown(tree, [*runner_fields, *EXPERIMENT_KEYS], "")
     variants = tree.pop("variants", DEFAULT_VARIANTS)
     seeds = tree.pop("seeds", [0])
     evals = tree.pop("evals", DEFAULT_EVALS)
@@ -173,7 +173,7 @@ def _build_runner(tree: dict[str, Any]) -> AdaptiveOrthoRunnerConfig:
     logger = tree.pop("logger", {"log_to_wandb": False})
     if not isinstance(logger, dict):
         raise reject("logger", logger, "must be a mapping of SAELens LoggingConfig fields.")
-    _reject_unknown(logger, _init_fields(LoggingConfig), "logger.")
+    reject_unknown(logger, _init_fields(LoggingConfig), "logger.")
     for key in ("model_name", "hook_name"):
         if not isinstance(tree.get(key), str) or not tree[key]:
             raise reject(key, tree.get(key), "must be given.")
@@ -183,7 +183,7 @@ def _build_runner(tree: dict[str, Any]) -> AdaptiveOrthoRunnerConfig:
     if not isinstance(corpora, dict):
         raise reject("ortho_corpora", corpora, "must map forget and retain to corpora.")
     tree["ortho_corpora"] = corpora
-    _check_types(tree, AdaptiveOrthoRunnerConfig, "")
+    check_types(tree, AdaptiveOrthoRunnerConfig, "")
     try:
         return AdaptiveOrthoRunnerConfig(
             sae=sae_cfg, logger=LoggingConfig(**{"log_to_wandb": False, **logger}), **tree
@@ -203,17 +203,17 @@ def _build_sae(sae: dict[str, Any]) -> Any:
         raise reject(
             "sae.architecture", architecture, f"must be one of {', '.join(ARCHITECTURES)}.{hint}"
         )
-    return _construct_sae(architecture, sae, "sae.")
+    return construct_sae(architecture, sae, "sae.")
 
 
-def _construct_sae(architecture: str, sae: dict[str, Any], prefix: str) -> Any:
+def construct_sae(architecture: str, sae: dict[str, Any], prefix: str) -> Any:
     config_class = get_sae_training_class(architecture)[1]
-    _reject_unknown(sae, _init_fields(config_class), prefix)
+    reject_unknown(sae, _init_fields(config_class), prefix)
     for key in ("d_in", "d_sae"):
         value = sae.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise reject(f"{prefix}{key}", value, "must be a positive whole number.")
-    _check_types(sae, config_class, prefix)
+    check_types(sae, config_class, prefix)
     try:
         return config_class(**sae)
     except ConfigError as error:
@@ -236,8 +236,8 @@ def _check_variants(variants: object, runner: AdaptiveOrthoRunnerConfig) -> None
         if architecture not in ARCHITECTURES:
             raise reject(f"{where}.architecture", architecture, f"known: {list(ARCHITECTURES)}.")
         config_class = get_sae_training_class(architecture)[1]
-        _reject_unknown(changes, ["architecture", *_init_fields(config_class)], f"{where}.")
-        _check_types(changes, config_class, f"{where}.")
+        reject_unknown(changes, ["architecture", *_init_fields(config_class)], f"{where}.")
+        check_types(changes, config_class, f"{where}.")
         for shared in ("d_in", "normalize_activations"):
             if shared in changes and changes[shared] != getattr(runner.sae, shared):
                 raise reject(
@@ -268,8 +268,8 @@ def _check_evals(evals: object) -> dict[str, dict[str, Any]]:
         if not isinstance(settings, dict):
             raise reject(f"evals.{name}", settings, "must be a mapping of its settings.")
         known = {f.name: f for f in fields(EVALS[name].settings)}
-        _reject_unknown(settings, list(known), f"evals.{name}.")
-        _check_types(settings, EVALS[name].settings, f"evals.{name}.")
+        reject_unknown(settings, list(known), f"evals.{name}.")
+        check_types(settings, EVALS[name].settings, f"evals.{name}.")
         checked[name] = settings
     return checked
 
@@ -283,7 +283,7 @@ def _init_fields(cls: type) -> list[str]:
     ]
 
 
-def _reject_unknown(tree: dict[str, Any], known: list[str], prefix: str) -> None:
+def reject_unknown(tree: dict[str, Any], known: list[str], prefix: str) -> None:
     for key, value in tree.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
@@ -291,7 +291,7 @@ def _reject_unknown(tree: dict[str, Any], known: list[str], prefix: str) -> None
             raise reject(f"{prefix}{key}", value, f"unknown key. {hint}")
 
 
-def _check_types(tree: dict[str, Any], cls: type, prefix: str) -> None:
+def check_types(tree: dict[str, Any], cls: type, prefix: str) -> None:
     hints = typing.get_type_hints(cls)
     for key, value in tree.items():
         if key in hints and not _matches(value, hints[key]):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-PURE_MODULES = (
+SHAPED_MODULES = (
     "penalty",
     "neighbours",
     "coactivation",
@@ -17,11 +17,14 @@ PURE_MODULES = (
     "schedule",
     "subspace",
     "unlearning.frontier",
+    "synthetic.worlds",
+    "synthetic.pool",
+    "synthetic.selectivity",
 )
 
 # Before anything imports them: the shapes in their signatures are enforced by every test.
 install_import_hook(
-    [f"saelens_adaptive_ortho.{name}" for name in PURE_MODULES],
+    [f"saelens_adaptive_ortho.{name}" for name in SHAPED_MODULES],
     # An int is a fine float: configs say `ortho_alpha: 1`.
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )

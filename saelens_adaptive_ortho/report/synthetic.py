@@ -1,0 +1,362 @@
+"""Figures and the table of the synthetic sweep, from its result files (no torch).
+
+A result is the JSON of one run (see ``synthetic.sweep``): metrics at the top, ``settings`` with
+everything that decided them, and ``method`` and ``axis``, its place in the sweep. Differences are
+paired by seed and world seed; intervals are 95% t-intervals over those pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+from matplotlib.ticker import NullFormatter
+
+from .formatting import estimate, number, spread_decimals
+from .plots import _INK, _MUTED, _STYLE, _grid, _legend, variant_styles
+from .summary import Spread
+
+Run = Mapping[str, Any]
+
+METHODS = ("baseline", "fixed", "adaptive", "gram")
+WORLDS = ("hierarchy", "cluster", "domains", "synthsaebench16k")
+METRICS = {
+    "f1": "F1",
+    "mcc": "MCC",
+    "explained_variance": "explained variance",
+    "uniqueness": "uniqueness",
+    "selectivity_area": "selectivity",
+}
+TRADEOFF = ("f1", "mcc")
+TABLE_BEGIN, TABLE_END = "<!-- final results -->", "<!-- end -->"
+_EVERYWHERE = ("f1", "mcc", "explained_variance")
+
+
+def metrics_of(world: str) -> tuple[str, ...]:
+    """The metrics shown for a world."""
+    return (*_EVERYWHERE, "selectivity_area") if world == "domains" else _EVERYWHERE
+
+
+def pair(run: Run) -> tuple[int, int]:
+    """World seed and seed: what paired runs have in common."""
+    return run["settings"]["world"]["seed"], run["settings"]["seed"]
+
+
+def pick(
+    runs: Iterable[Run],
+    world: str | None = None,
+    base: str | None = None,
+    method: str | None = None,
+    where: Callable[[Run], bool] = lambda _run: True,
+) -> list[Run]:
+    """The runs of a world, base and method for which ``where`` holds."""
+    return [
+        run
+        for run in runs
+        if world in (None, run["settings"]["world"]["name"])
+        and base in (None, run["settings"]["base"])
+        and method in (None, run["method"])
+        and where(run)
+    ]
+
+
+def spread(runs: Iterable[Run], metric: str) -> Spread:
+    """Mean, deviation and interval of a metric over runs."""
+    values = [run[metric] for run in runs if run.get(metric) is not None]
+    return Spread.of(dict(enumerate(values)))
+
+
+def difference(runs: Sequence[Run], reference: Sequence[Run], metric: str) -> Spread:
+    """The same of ``runs`` minus ``reference``, paired by :func:`pair`."""
+    left, right = (
+        {pair(run): run[metric] for run in group if run.get(metric) is not None}
+        for group in (runs, reference)
+    )
+    common = sorted(set(left) & set(right))
+    return Spread.of({i: left[key] - right[key] for i, key in enumerate(common)})
+
+
+# -------------------------------------------------------------------- figures
+
+
+def alpha_figure(runs: Sequence[Run]) -> Figure | None:
+    """What alpha does: adaptive at each alpha beside baseline and fixed, by world and metric."""
+    return _setting_figure(
+        runs, "alpha", "ortho_alpha", ("adaptive",), "alpha, the sharing allowed", log=False
+    )
+
+
+def lambda_figure(runs: Sequence[Run]) -> Figure | None:
+    """What the coefficient does to fixed, gram and adaptive, by world and metric."""
+    return _setting_figure(
+        runs,
+        "lambda",
+        "ortho_coefficient",
+        ("fixed", "gram", "adaptive"),
+        "lambda, the coefficient",
+        log=True,
+    )
+
+
+def _setting_figure(
+    runs: Sequence[Run], axis: str, field: str, methods: Sequence[str], label: str, log: bool
+) -> Figure | None:
+    def swept(run: Run) -> bool:
+        return run["axis"].startswith(f"{axis}=")
+
+    worlds = [w for w in WORLDS if pick(runs, w, where=swept)]
+    if not worlds:
+        return None
+    bases = _bases(pick(runs, where=swept))
+    panels = _panels(worlds)
+    shown = [m for m in METHODS if m in {*methods, "baseline"}]
+    styles = variant_styles(shown)
+    with matplotlib.rc_context(_STYLE):
+        figure, grid = _grid(len(panels), height=2.3, columns=len(panels) // len(worlds))
+        for axes, (world, metric) in zip(grid, panels, strict=True):
+            if metric is None:
+                axes.remove()
+                continue
+            for base, dashes in zip(bases, ("-", (0, (4, 2)), ":", "-."), strict=False):
+                level = spread(pick(runs, world, base, "baseline"), metric).mean
+                if level is not None:
+                    axes.axhline(level, color=styles["baseline"][0], ls=dashes, lw=1.2)
+                for method in methods:
+                    points = [
+                        (run["settings"]["sae"][field], run[metric])
+                        for run in pick(runs, world, base, method, swept)
+                        if run.get(metric) is not None
+                    ]
+                    _line(axes, points, styles[method], dashes)
+            if log:
+                axes.set_xscale("log")
+                axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_title(f"{world}: {METRICS[metric]}")
+            axes.set_xlabel(label)
+        _legend(figure, shown, styles)
+        if len(bases) > 1:
+            names = f"solid: {bases[0]}   dashed: {bases[1]}"
+            figure.text(0.99, 0.99, names, ha="right", va="top", fontsize=8, color=_MUTED)
+    return figure
+
+
+def tradeoff_figure(
+    runs: Sequence[Run], worlds: tuple[str, str] = ("cluster", "hierarchy")
+) -> Figure | None:
+    """The plane of two worlds that pull in opposite directions, each method a cloud.
+
+    A dot is a seed and world seed; the cross is the mean with its intervals, the ellipse twice
+    the deviation in either direction. Best is the upper right corner.
+    """
+    bases = [b for b in _bases(runs) if all(pick(runs, w, b) for w in worlds)]
+    if not bases:
+        return None
+    methods = _methods(runs)
+    styles = variant_styles(methods)
+    panels = [(base, metric) for base in bases for metric in TRADEOFF]
+    with matplotlib.rc_context(_STYLE):
+        figure, grid = _grid(len(panels), height=3.3, columns=2)
+        for axes, (base, metric) in zip(grid, panels, strict=True):
+            for method in methods:
+                groups = [pick(runs, world, base, method) for world in worlds]
+                values = [{pair(r): r[metric] for r in group} for group in groups]
+                common = sorted(set(values[0]) & set(values[1]))
+                if common:
+                    x, y = (np.array([v[key] for key in common]) for v in values)
+                    _cloud(axes, x, y, styles[method])
+            axes.set_title(f"{base}: {METRICS[metric]}")
+            axes.set_xlabel(f"{worlds[0]} world")
+            axes.set_ylabel(f"{worlds[1]} world")
+        _legend(figure, methods, styles)
+    return figure
+
+
+def selectivity_figure(runs: Sequence[Run]) -> Figure | None:
+    """The frontier of the domains world: forgotten against lost elsewhere, mean and interval."""
+    runs = [run for run in runs if "domains" in run]
+    bases = _bases(runs)
+    if not bases:
+        return None
+    methods = _methods(runs)
+    styles = variant_styles(methods)
+    with matplotlib.rc_context(_STYLE):
+        figure, grid = _grid(len(bases), height=3.2, columns=2)
+        for axes, base in zip(grid, bases, strict=True):
+            for method in methods:
+                curves = [r["domains"]["frontier"] for r in pick(runs, None, base, method)]
+                if not curves:
+                    continue
+                budgets = curves[0]["budgets"]
+                gains = np.array([c["gain"] for c in curves])
+                colour = styles[method][0]
+                axes.plot(budgets, gains.mean(0), color=colour, lw=2)
+                if len(curves) > 1:
+                    at = [Spread.of(dict(enumerate(column))) for column in gains.T.tolist()]
+                    low, high = np.array([s.ci95 for s in at]).T
+                    axes.fill_between(budgets, low, high, color=colour, alpha=0.18, lw=0)
+            axes.set_ylim(0, 1)
+            axes.set_title(base)
+            axes.set_xlabel("probe skill lost on retain and shared features, at most")
+            axes.set_ylabel("probe skill lost on forget features")
+        _legend(figure, methods, styles, markers=False)
+    return figure
+
+
+def width_figure(runs: Sequence[Run]) -> Figure | None:
+    """Metrics against the number of latents, by world: mean and interval of each method."""
+    worlds = [w for w in WORLDS if pick(runs, w)]
+    bases = _bases(runs)
+    if not worlds or not bases:
+        return None
+    methods = _methods(runs)
+    styles = variant_styles(methods)
+    panels = _panels(worlds)
+    with matplotlib.rc_context(_STYLE):
+        figure, grid = _grid(len(panels), height=2.3, columns=len(panels) // len(worlds))
+        for axes, (world, metric) in zip(grid, panels, strict=True):
+            if metric is None:
+                axes.remove()
+                continue
+            for base, dashes in zip(bases, ("-", (0, (4, 2)), ":", "-."), strict=False):
+                for method in methods:
+                    points = [
+                        (run["settings"]["sae"]["d_sae"], run[metric])
+                        for run in pick(runs, world, base, method)
+                        if run.get(metric) is not None
+                    ]
+                    _line(axes, points, styles[method], dashes)
+            widths = sorted({r["settings"]["sae"]["d_sae"] for r in pick(runs, world)})
+            axes.set_xscale("log")
+            axes.set_xticks(widths, [str(width) for width in widths])
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.set_title(f"{world}: {METRICS[metric]}")
+            axes.set_xlabel("d_sae")
+        _legend(figure, methods, styles)
+    return figure
+
+
+# ---------------------------------------------------------------------- table
+
+
+def synthetic_table(runs: Sequence[Run]) -> str:
+    """Markdown: every world, base and metric; mean and deviation of each method, and differences
+    from baseline and from fixed with their intervals."""
+    methods = [m for m in ("baseline", "fixed", "adaptive") if pick(runs, method=m)]
+    pairs = [
+        (a, b)
+        for a, b in (("fixed", "baseline"), ("adaptive", "baseline"), ("adaptive", "fixed"))
+        if a in methods and b in methods
+    ]
+    head = ["world", "SAE", "metric", *methods, *(f"{a} − {b}" for a, b in pairs), "n"]
+    lines = ["| " + " | ".join(head) + " |"]
+    lines.append("| --- | --- | --- |" + " ---: |" * (len(head) - 3))
+    for world in WORLDS:
+        for base in _bases(pick(runs, world)):
+            for metric in metrics_of(world):
+                groups = {m: pick(runs, world, base, m) for m in methods}
+                spreads = {m: spread(groups[m], metric) for m in methods}
+                decimals = spread_decimals(
+                    [s.mean for s in spreads.values() if s.mean is not None],
+                    [s.std for s in spreads.values() if s.std is not None],
+                )
+                cells = [_plus_minus(spreads[m], decimals) for m in methods]
+                for a, b in pairs:
+                    found = difference(groups[a], groups[b], metric)
+                    cells.append(
+                        "–" if found.mean is None else " ".join(estimate(found.mean, found.ci95))
+                    )
+                n = str(max(s.n for s in spreads.values()))
+                lines.append("| " + " | ".join([world, base, METRICS[metric], *cells, n]) + " |")
+    return "\n".join(lines)
+
+
+def update_page(text: str, runs: Sequence[Run]) -> str:
+    """A markdown page with the table of ``runs`` between its two marker lines.
+
+    Raises:
+        ValueError: the page lacks the markers.
+    """
+    before, begin, rest = text.partition(TABLE_BEGIN)
+    _, end, after = rest.partition(TABLE_END)
+    if not begin or not end:
+        raise ValueError(f"The page needs the lines {TABLE_BEGIN} and {TABLE_END}.")
+    table = f"\n{synthetic_table(runs)}\n\n" if runs else "\n"
+    return f"{before}{begin}\n{table}{end}{after}"
+
+
+def figures(coarse: Sequence[Run], final: Sequence[Run], width: Sequence[Run]) -> dict[str, Figure]:
+    """Every figure the results allow, by file name stem."""
+    made = {
+        "alpha": alpha_figure(coarse),
+        "lambda": lambda_figure(coarse),
+        "tradeoff": tradeoff_figure(final),
+        "selectivity": selectivity_figure(final),
+        "d_sae": width_figure(width),
+    }
+    return {name: figure for name, figure in made.items() if figure is not None}
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def _panels(worlds: Sequence[str]) -> list[tuple[str, str | None]]:
+    """A row for each world, filled up with None where another world has more metrics."""
+    columns = max(len(metrics_of(world)) for world in worlds)
+    return [
+        (world, metric)
+        for world in worlds
+        for metric in (*metrics_of(world), *[None] * (columns - len(metrics_of(world))))
+    ]
+
+
+def _bases(runs: Iterable[Run]) -> list[str]:
+    return sorted({run["settings"]["base"] for run in runs})
+
+
+def _methods(runs: Iterable[Run]) -> list[str]:
+    present = {run["method"] for run in runs}
+    return [method for method in METHODS if method in present]
+
+
+def _plus_minus(values: Spread, decimals: int) -> str:
+    text = number(values.mean, decimals)
+    return text if values.std is None else f"{text} ± {number(values.std, decimals)}"
+
+
+def _line(
+    axes: Axes, points: Sequence[tuple[float, float]], style: tuple[str, str], dashes: Any
+) -> None:
+    """Mean over runs at each x, with its interval where there are several."""
+    if not points:
+        return
+    at = sorted({x for x, _ in points})
+    means = [Spread.of(dict(enumerate(y for x, y in points if x == where))) for where in at]
+    colour, marker = style
+    y = np.array([s.mean for s in means], dtype=float)
+    axes.plot(at, y, color=colour, marker=marker, markersize=4, ls=dashes, lw=1.5)
+    for x, s in zip(at, means, strict=True):
+        if s.ci95 is not None:
+            axes.plot([x, x], s.ci95, color=colour, lw=2.2, alpha=0.35)
+
+
+def _cloud(axes: Axes, x: np.ndarray, y: np.ndarray, style: tuple[str, str]) -> None:
+    colour, marker = style
+    axes.scatter(x, y, s=14, color=colour, alpha=0.55, linewidths=0)
+    sx, sy = (Spread.of(dict(enumerate(v.tolist()))) for v in (x, y))
+    assert sx.mean is not None
+    assert sy.mean is not None
+    if sx.ci95 is not None and sy.ci95 is not None:
+        axes.plot(sx.ci95, [sy.mean, sy.mean], color=colour, lw=1.8)
+        axes.plot([sx.mean, sx.mean], sy.ci95, color=colour, lw=1.8)
+        width, height = 4 * (sx.std or 0.0), 4 * (sy.std or 0.0)
+        axes.add_patch(
+            Ellipse((sx.mean, sy.mean), width, height, facecolor=colour, alpha=0.08, lw=0)
+        )
+    axes.plot(
+        [sx.mean], [sy.mean], marker=marker, color=colour, markersize=8, markeredgecolor=_INK, lw=0
+    )

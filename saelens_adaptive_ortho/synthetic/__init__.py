@@ -1,0 +1,1 @@
+"""Ground truth: synthetic worlds whose true features are known, and what an SAE makes of them."""

@@ -1,0 +1,297 @@
+"""A pool of samples, drawn once per world and read by every run.
+
+Drawing a batch costs more than training on it. The pool holds the true feature activations in
+compressed rows (a sample fires a handful of features); activations are their exact sum, formed
+batch by batch. Sample ``i`` is a function of the world and ``i`` alone: a larger pool begins with
+the smaller one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import sae_lens
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+from tqdm.auto import tqdm
+
+from saelens_adaptive_ortho.config import reject
+from saelens_adaptive_ortho.storage import write_failures_named
+from saelens_adaptive_ortho.synthetic.worlds import World
+
+FORMAT = 1
+CHUNK = 4096
+TRAIN, HELD_OUT = "train", "held_out"
+
+
+class Rows(NamedTuple):
+    """Feature activations of samples, in compressed rows: row i is ``starts[i]:starts[i + 1]``."""
+
+    starts: Int[Tensor, " n_plus_1"]
+    indices: Int[Tensor, " nnz"]
+    values: Float[Tensor, " nnz"]
+
+    @property
+    def n_samples(self) -> int:
+        """How many rows there are."""
+        return self.starts.shape[0] - 1
+
+    def take(self, rows: Int[Tensor, " n"]) -> Rows:
+        """The given rows, in the given order."""
+        begin = self.starts[rows]
+        lengths = self.starts[rows + 1] - begin
+        starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        # Position in the old arrays of every entry: where its row began, plus its rank in it.
+        at = torch.arange(int(starts[-1])) + (begin - starts[:-1]).repeat_interleave(lengths)
+        return Rows(starts, self.indices[at], self.values[at])
+
+    def activations(
+        self, directions: Float[Tensor, "n_features d"], bias: Float[Tensor, " d"]
+    ) -> Float[Tensor, "n d"]:
+        """``x = sum_j f_j D_j + b`` for every row."""
+        summed = embedding_bag(
+            self.indices.long(),
+            directions,
+            self.starts[:-1],
+            mode="sum",
+            per_sample_weights=self.values,
+        )
+        return summed + bias
+
+    def dense(self, n_features: int) -> Float[Tensor, "n n_features"]:
+        """The activations as a matrix."""
+        rows = torch.arange(self.n_samples).repeat_interleave(self.starts.diff())
+        out = torch.zeros(self.n_samples, n_features)
+        out[rows, self.indices.long()] = self.values
+        return out
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Samples of a world.
+
+    Args:
+        directions, bias, groups: of the world; see :class:`worlds.Source`.
+        train: training samples, one entry per domain.
+        held_out: samples for evaluation, likewise.
+    """
+
+    directions: Float[Tensor, "n_features d"]
+    bias: Float[Tensor, " d"]
+    groups: Int[Tensor, " n_features"]
+    train: list[Rows]
+    held_out: list[Rows]
+
+    @property
+    def n_features(self) -> int:
+        return self.directions.shape[0]
+
+    @property
+    def d_in(self) -> int:
+        return self.directions.shape[1]
+
+    def activations(self, rows: Rows) -> Float[Tensor, "n d"]:
+        """Activations of some of its rows."""
+        return rows.activations(self.directions, self.bias)
+
+    def held_out_batches(
+        self, batch_size: int
+    ) -> Iterator[tuple[Float[Tensor, "batch d"], Float[Tensor, "batch n_features"]]]:
+        """Activations and true features; with two domains each batch has the forget rows first,
+        in the domains' share of the samples."""
+        total = sum(r.n_samples for r in self.held_out)
+        for start in range(0, total, batch_size):
+            stop = min(start + batch_size, total)
+            parts = [
+                r.take(torch.arange(start * r.n_samples // total, stop * r.n_samples // total))
+                for r in self.held_out
+            ]
+            yield (
+                torch.cat([self.activations(p) for p in parts]),
+                torch.cat([p.dense(self.n_features) for p in parts]),
+            )
+
+
+class Batches(Iterator[Tensor]):
+    """Endless training batches; batch ``t`` is a function of the pool, ``seed`` and ``t``.
+
+    Every epoch goes through each domain's samples in an order of its own. With two domains a batch
+    holds ``forget_rows`` rows of the forget domain, then rows of the retain domain.
+    """
+
+    def __init__(self, pool: Pool, batch_size: int, seed: int, forget_rows: int = 0) -> None:
+        self.pool = pool
+        self.seed = seed
+        self.sizes = (
+            [batch_size] if len(pool.train) == 1 else [forget_rows, batch_size - forget_rows]
+        )
+        self.position = 0
+        self._orders: dict[int, tuple[int, Tensor]] = {}
+
+    def seek(self, position: int) -> None:
+        """Continue at batch ``position``."""
+        self.position = position
+
+    def __next__(self) -> Float[Tensor, "batch d"]:
+        parts = []
+        for domain, (rows, size) in enumerate(zip(self.pool.train, self.sizes, strict=True)):
+            start = self.position * size
+            wanted = torch.arange(start, start + size)
+            epochs = wanted // rows.n_samples
+            at = torch.cat(
+                [
+                    self._order(domain, int(e))[wanted[epochs == e] % rows.n_samples]
+                    for e in epochs.unique()
+                ]
+            )
+            parts.append(self.pool.activations(rows.take(at)))
+        self.position += 1
+        return torch.cat(parts)
+
+    def _order(self, domain: int, epoch: int) -> Int[Tensor, " n"]:
+        if domain not in self._orders or self._orders[domain][0] != epoch:
+            generator = torch.Generator().manual_seed(_mix(self.seed, domain, epoch))
+            order = torch.randperm(self.pool.train[domain].n_samples, generator=generator)
+            self._orders[domain] = (epoch, order)
+        return self._orders[domain][1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSettings:
+    """How many samples a pool holds, over all domains (which get equal shares).
+
+    Args:
+        train_samples: to train on, in as many epochs as it takes.
+        held_out: to evaluate on.
+    """
+
+    train_samples: int = 600_000
+    held_out: int = 61_440
+
+    def __post_init__(self) -> None:
+        for name in ("train_samples", "held_out"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 4:
+                raise reject(f"pool.{name}", value, "must be a whole number of at least 4.")
+
+
+def load_pool(world: World, cache: str | Path, settings: PoolSettings | None = None) -> Pool:
+    """The pool of a world, from ``cache`` or drawn and left there.
+
+    Args:
+        cache: folder; a pool is keyed by all parameters of the world and both sizes.
+
+    Raises:
+        StorageError: the pool could not be written.
+    """
+    settings = settings or PoolSettings()
+    key = {
+        "format": FORMAT,
+        "sae_lens": sae_lens.__version__,
+        "world": world.settings(),
+        **asdict(settings),
+    }
+    text = json.dumps(key, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    path = Path(cache) / f"{world.name}-seed{world.seed}-{digest[:12]}.safetensors"
+    pool = _read(path, text, world.n_domains)
+    if pool is None:
+        pool = draw_pool(world, settings.train_samples, settings.held_out)
+        _write(path, text, pool)
+    return pool
+
+
+def draw_pool(world: World, train_samples: int, held_out: int) -> Pool:
+    """Draw a pool; a function of its arguments."""
+    source = world.build()
+    n = world.n_domains
+    parts: dict[str, list[Rows]] = {}
+    with tqdm(
+        total=train_samples + held_out,
+        desc=f"Drawing the {world.name} pool",
+        unit=" samples",
+        unit_scale=True,
+    ) as bar:
+        for part, (name, size) in enumerate({TRAIN: train_samples, HELD_OUT: held_out}.items()):
+            parts[name] = []
+            for domain in range(n):
+                share = size // n + (domain < size % n)
+                chunks: list[Rows] = []
+                for start in range(0, share, CHUNK):
+                    # SAELens's generators know only the global random state.
+                    with torch.random.fork_rng(devices=[]):
+                        torch.manual_seed(_mix(world.seed, part, domain, start // CHUNK))
+                        features = source.draw(CHUNK, domain)[: share - start]
+                    chunks.append(_compress(features))
+                    bar.update(len(features))
+                parts[name].append(_join(chunks))
+    return Pool(source.directions, source.bias, source.groups, parts[TRAIN], parts[HELD_OUT])
+
+
+def _compress(features: Float[Tensor, "n n_features"]) -> Rows:
+    counts = (features > 0).sum(1)
+    rows, columns = (features > 0).nonzero(as_tuple=True)
+    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return Rows(starts, columns.int(), features[rows, columns])
+
+
+def _join(chunks: list[Rows]) -> Rows:
+    counts = torch.cat([c.starts.diff() for c in chunks])
+    return Rows(
+        torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+        torch.cat([c.indices for c in chunks]),
+        torch.cat([c.values for c in chunks]),
+    )
+
+
+def _write(path: Path, key: str, pool: Pool) -> None:
+    tensors = {"directions": pool.directions, "bias": pool.bias, "groups": pool.groups}
+    for name, domains in {TRAIN: pool.train, HELD_OUT: pool.held_out}.items():
+        for domain, rows in enumerate(domains):
+            for field, value in rows._asdict().items():
+                tensors[f"{name}.{domain}.{field}"] = value
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with write_failures_named(path, "Pools drawn before are intact."):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(tensors, temporary, metadata={"key": key})
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path, key: str, n_domains: int) -> Pool | None:
+    """The pool of a file; None where there is none, or not a whole one of these settings."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return None
+
+            def rows(name: str, domain: int) -> Rows:
+                return Rows(*(file.get_tensor(f"{name}.{domain}.{f}") for f in Rows._fields))
+
+            return Pool(
+                *(file.get_tensor(name) for name in ("directions", "bias", "groups")),
+                train=[rows(TRAIN, d) for d in range(n_domains)],
+                held_out=[rows(HELD_OUT, d) for d in range(n_domains)],
+            )
+    except SafetensorError:  # truncated: draw it again
+        return None
+
+
+def _mix(*numbers: int) -> int:
+    """One seed from several numbers, without the collisions of a sum."""
+    digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
+    return int.from_bytes(digest[:7], "big")

@@ -1,0 +1,347 @@
+"""One run: a world, a base architecture, a mode and a seed -> one SAE and its metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.sae import SAE, TrainingSAE
+from sae_lens.training.sae_trainer import SAETrainer
+
+from saelens_adaptive_ortho.architectures import PREFIX
+from saelens_adaptive_ortho.config import reject
+from saelens_adaptive_ortho.experiment import (
+    apply_override,
+    check_types,
+    construct_sae,
+    reject_unknown,
+)
+from saelens_adaptive_ortho.storage import atomic_directory, write_json
+from saelens_adaptive_ortho.synthetic.metrics import feature_metrics
+from saelens_adaptive_ortho.synthetic.pool import Batches, Pool, PoolSettings, load_pool
+from saelens_adaptive_ortho.synthetic.selectivity import domain_metrics
+from saelens_adaptive_ortho.synthetic.worlds import WORLDS, World
+from saelens_adaptive_ortho.training import NonFiniteLossError
+
+BASES = ("standard", "topk", "batchtopk", "jumprelu", "matryoshka_batchtopk")
+MODES = ("off", "fixed", "gram", "adaptive")
+CHECKPOINT_FILE = "synthetic_run.json"
+GROUPS = ("world", "train", "pool")
+"""Settings that do not belong to the SAE have one of these names and a dot before theirs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How SAEs of a world are trained; Adam, constant learning rate, float32.
+
+    Args:
+        steps: training steps.
+        batch_size: samples per step.
+        lr: learning rate.
+        lr_warm_up_steps, lr_decay_steps: linear, at the start and at the end.
+        forget_share: share of every batch that comes from the forget domain, in (0, 1); no
+            meaning in a world of one domain.
+    """
+
+    steps: int
+    lr: float
+    batch_size: int = 1024
+    lr_warm_up_steps: int = 0
+    lr_decay_steps: int = 0
+    forget_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, low in {
+            "steps": 1,
+            "batch_size": 2,
+            "lr_warm_up_steps": 0,
+            "lr_decay_steps": 0,
+        }.items():
+            if getattr(self, name) < low:
+                raise reject(f"train.{name}", getattr(self, name), f"must be at least {low}.")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise reject("train.lr", self.lr, "must be a positive number.")
+        if not 0 < self.forget_share < 1:
+            raise reject("train.forget_share", self.forget_share, "must lie in (0, 1).")
+        if self.lr_warm_up_steps + self.lr_decay_steps > self.steps:
+            raise reject(
+                "train.lr_decay_steps",
+                self.lr_decay_steps,
+                f"warm-up and decay do not fit into {self.steps} steps.",
+            )
+
+    @property
+    def forget_rows(self) -> int:
+        """Rows of a batch that come from the forget domain; at least one, and not all."""
+        return min(max(round(self.batch_size * self.forget_share), 1), self.batch_size - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that decides the outcome of a run. Build one with :func:`build_run`."""
+
+    world: World
+    base: str
+    mode: str
+    seed: int
+    sae: Any
+    train: TrainSettings
+    pool: PoolSettings
+
+    def settings(self) -> dict[str, Any]:
+        """All settings as JSON, defaults included."""
+        sae = {
+            f.name: getattr(self.sae, f.name)
+            for f in fields(self.sae)
+            if f.init and f.name not in {"metadata", "device", "dtype"}
+        }
+        return {
+            "world": self.world.settings(),
+            "base": self.base,
+            "mode": self.mode,
+            "seed": self.seed,
+            "sae": json.loads(json.dumps(sae)),
+            "train": dataclasses.asdict(self.train),
+            "pool": dataclasses.asdict(self.pool),
+        }
+
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that identify the settings."""
+        text = json.dumps(self.settings(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def build_run(
+    world: str,
+    base: str = "batchtopk",
+    mode: str = "adaptive",
+    seed: int = 0,
+    settings: dict[str, Any] | None = None,
+) -> Run:
+    """Check all settings and fill in the defaults.
+
+    Args:
+        world: a name of ``WORLDS``.
+        base: the stock architecture.
+        mode: ``ortho_mode``.
+        seed: of initial weights, order of samples, and the penalty's own draws.
+        settings: fields of the SAE config by name, and under ``world``, ``train`` and ``pool``
+            fields of those. What is not given: d_sae, k, steps and learning rate by world; all
+            ``ortho_*`` fields as everywhere else.
+
+    Raises:
+        ConfigError: an unknown name or a value that cannot work, before any work.
+    """
+    if world not in WORLDS:
+        raise reject("world", world, f"must be one of {', '.join(WORLDS)}.")
+    if base not in BASES:
+        raise reject("base", base, f"must be one of {', '.join(BASES)}.")
+    if mode not in MODES:
+        raise reject("mode", mode, f"must be one of {', '.join(MODES)}.")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise reject("seed", seed, "must be a whole number of at least 0.")
+    given = dict(settings or {})
+    parts = {name: given.pop(name, {}) for name in GROUPS}
+    for name, part in parts.items():
+        if not isinstance(part, dict):
+            raise reject(
+                name, part, f"must be a mapping; set its fields, as in {name}.FIELD=VALUE."
+            )
+    built: World = _construct(WORLDS[world], parts["world"], "world.")
+    defaults = dict(built.training)
+    train = _construct(
+        TrainSettings,
+        {"steps": defaults["steps"], "lr": defaults["lr"], **parts["train"]},
+        "train.",
+    )
+    sae = _sae_config(built, base, mode, seed, given, train)
+    return Run(
+        world=built,
+        base=base,
+        mode=mode,
+        seed=seed,
+        sae=sae,
+        train=train,
+        pool=_construct(PoolSettings, parts["pool"], "pool."),
+    )
+
+
+def parse_settings(overrides: list[str]) -> dict[str, Any]:
+    """``field=value`` texts (values are YAML) to the tree :func:`build_run` takes.
+
+    Raises:
+        ConfigError: a text without ``=``.
+    """
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(tree, override.removeprefix("sae."))
+    return tree
+
+
+def train_sae(
+    run: Run, pool: Pool, checkpoints: Path | None = None, checkpoint_every: int = 5000
+) -> tuple[TrainingSAE[Any], float]:
+    """Train the SAE of a run on a pool; returns it and the seconds of the training loop.
+
+    The loop is SAELens's own. The SAE is a function of the run and the pool, to the bit, whether
+    or not training was interrupted.
+
+    Args:
+        checkpoints: folder for a checkpoint, renewed every ``checkpoint_every`` steps, from which
+            a killed run of the same settings continues; removed at the end. None for none.
+
+    Raises:
+        NonFiniteLossError: training diverged.
+        StorageError: a checkpoint could not be written.
+    """
+    train = run.train
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        sae = get_sae_training_class(PREFIX + run.base)[0](run.sae)
+    batches = Batches(pool, train.batch_size, run.seed, train.forget_rows)
+    trainer = SAETrainer(
+        cfg=SAETrainerConfig(
+            total_training_samples=train.steps * train.batch_size,
+            train_batch_size_samples=train.batch_size,
+            lr=train.lr,
+            lr_end=0.0 if train.lr_decay_steps else train.lr,
+            lr_warm_up_steps=train.lr_warm_up_steps,
+            lr_decay_steps=train.lr_decay_steps,
+            # A latent must be able to die and be revived several times in a short run.
+            dead_feature_window=min(1000, max(1, train.steps // 3)),
+            n_batches_for_norm_estimate=min(100, train.steps),
+            n_checkpoints=0 if checkpoints is None else (train.steps - 1) // checkpoint_every,
+            logger=LoggingConfig(log_to_wandb=False),
+        ),
+        sae=sae,
+        data_provider=batches,
+    )
+    seconds = 0.0
+    if checkpoints is not None:
+        seconds = _resume(trainer, checkpoints, run.digest())
+        trainer.checkpoint_thresholds = [
+            n for n in trainer.checkpoint_thresholds if n > trainer.n_training_samples
+        ]
+        batches.seek(trainer.n_training_steps)
+    started = time.perf_counter() - seconds
+
+    def save(checkpoint_path: Path | None) -> None:  # noqa: ARG001  # SAELens's signature
+        assert checkpoints is not None
+        _save(trainer, checkpoints, run.digest(), time.perf_counter() - started)
+
+    trainer.save_checkpoint_fn = save
+    trainer.fit()
+    seconds = time.perf_counter() - started
+    if not all(bool(p.isfinite().all()) for p in sae.parameters()):
+        raise NonFiniteLossError(
+            f"Training diverged (mode {run.mode}, {run.world.name} world): weights are not finite. "
+            "Lower train.lr or ortho_coefficient."
+        )
+    return sae, seconds
+
+
+def _save(trainer: SAETrainer[Any, Any], folder: Path, digest: str, seconds: float) -> None:
+    with atomic_directory(folder, "The checkpoint before is intact.") as temporary:
+        trainer.sae.save_model(temporary)
+        # SAELens counts a step after it has offered to save a checkpoint of it.
+        trainer.n_training_steps += 1
+        trainer.save_trainer_state(temporary)
+        trainer.n_training_steps -= 1
+        write_json(temporary / CHECKPOINT_FILE, {"digest": digest, "seconds": seconds})
+
+
+def _resume(trainer: SAETrainer[Any, Any], folder: Path, digest: str) -> float:
+    """Load a checkpoint of these settings, if there is one; returns the seconds it has trained."""
+    state = folder / CHECKPOINT_FILE
+    if not state.is_file():
+        return 0.0
+    saved = json.loads(state.read_text())
+    if saved["digest"] != digest:
+        return 0.0
+    trainer.load_trainer_state(folder)
+    trainer.sae.load_weights_from_checkpoint(folder)
+    return float(saved["seconds"])
+
+
+def execute(
+    run: Run, cache: str | Path, checkpoints: Path | None = None, checkpoint_every: int = 5000
+) -> dict[str, Any]:
+    """Train and judge; returns what a result file holds.
+
+    Metrics as in :func:`metrics.feature_metrics`, in a world of two domains also those of
+    :func:`selectivity.domain_metrics`, ``training_seconds``, and the settings.
+
+    Raises:
+        NonFiniteLossError: training diverged.
+        StorageError: the pool or a checkpoint could not be written.
+    """
+    pool = load_pool(run.world, cache, run.pool)
+    sae, seconds = train_sae(run, pool, checkpoints, checkpoint_every)
+    result: dict[str, Any] = {
+        **feature_metrics(sae, pool, run.train.batch_size),
+        "training_seconds": seconds,
+    }
+    if run.world.n_domains == 2:
+        metrics, details = domain_metrics(exported(sae), pool)
+        result |= {**metrics, "domains": details}
+    if checkpoints is not None:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return {**result, "settings": run.settings()}
+
+
+def exported(sae: TrainingSAE[Any]) -> SAE[Any]:
+    """The inference SAE that plain SAELens would load."""
+    with tempfile.TemporaryDirectory() as folder:
+        sae.save_inference_model(folder)
+        return SAE.load_from_disk(folder)
+
+
+def _sae_config(
+    world: World, base: str, mode: str, seed: int, given: dict[str, Any], train: TrainSettings
+) -> Any:
+    """The config of the plugin's architecture, with the world's defaults where none are given."""
+    for name in ("d_in", "ortho_mode", "architecture", "device", "dtype"):
+        if name in given:
+            remedy = {"ortho_mode": "use --mode.", "architecture": "use --base."}
+            raise reject(name, given[name], remedy.get(name, "is not to be set here."))
+    defaults: dict[str, Any] = {
+        "d_in": _d_in(world),
+        "d_sae": world.training["d_sae"],
+        "ortho_mode": mode,
+        "ortho_seed": seed,
+    }
+    d_sae, k = given.get("d_sae", defaults["d_sae"]), world.training["k"]
+    if "topk" in base:
+        defaults["k"] = k if "batchtopk" in base else round(k)
+    if base == "matryoshka_batchtopk" and isinstance(d_sae, int):
+        # The shares of SynthSAEBench's Matryoshka (128, 512, 2048 of 4,096).
+        defaults["matryoshka_widths"] = [
+            width for width in (d_sae // 32, d_sae // 8, d_sae // 2, d_sae) if width > 0
+        ]
+    if base == "jumprelu":
+        defaults |= {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": float(k)}
+    cfg = construct_sae(PREFIX + base, {**defaults, **given}, "")
+    if world.n_domains == 2:
+        cfg = dataclasses.replace(cfg, ortho_forget_rows=train.forget_rows)
+    return cfg
+
+
+def _d_in(world: World) -> int:
+    return int(getattr(world, "hidden_dim", 0)) or 768 // int(getattr(world, "scale", 1))
+
+
+def _construct(cls: type, values: dict[str, Any], prefix: str) -> Any:
+    reject_unknown(values, [f.name for f in fields(cls)], prefix)
+    check_types(values, cls, prefix)
+    return cls(**values)

@@ -1,0 +1,401 @@
+"""The synthetic worlds: true features, when they fire, and the activations they add up to.
+
+An activation is ``x = sum_j f_j D_j + b`` with unit directions ``D_j`` and non-negative ``f``. A
+world is a frozen dataclass of parameters; ``build()`` draws its directions from ``seed`` and
+returns a :class:`Source` of samples. Units are arbitrary: a feature fires with magnitude near 1
+(near 4.5 in ``synthsaebench16k``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from sae_lens.synthetic import (
+    FoldedNormalMagnitudeConfig,
+    HierarchyConfig,
+    LinearMagnitudeConfig,
+    LowRankCorrelationConfig,
+    OrthogonalizationConfig,
+    SyntheticModel,
+    SyntheticModelConfig,
+    ZipfianFiringProbabilityConfig,
+)
+from torch import Tensor
+
+from saelens_adaptive_ortho.config import reject
+from saelens_adaptive_ortho.grouping import FORGET, RETAIN, SHARED
+
+
+class Source(NamedTuple):
+    """A world that has been built.
+
+    ``draw(n, domain)`` returns ``n`` rows of feature activations [n, n_features] from torch's
+    global random state; ``domain`` is 0 in a world of one domain.
+    """
+
+    directions: Float[Tensor, "n_features d"]
+    bias: Float[Tensor, " d"]
+    groups: Int[Tensor, " n_features"]
+    """The domain of each feature (``grouping.FORGET`` and so on); SHARED in a world of one."""
+    draw: Callable[[int, int], Float[Tensor, "n n_features"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class World(ABC):
+    """Parameters of a world.
+
+    Args:
+        seed: of directions and structure, and of the samples.
+    """
+
+    name: ClassVar[str]
+    n_domains: ClassVar[int] = 1
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            _check(field.name, value, field.type)
+
+    @property
+    @abstractmethod
+    def training(self) -> dict[str, Any]:
+        """What an SAE of this world is trained with by default: d_sae, k, steps, lr."""
+
+    @abstractmethod
+    def build(self) -> Source:
+        """Draw the directions; a function of the parameters alone."""
+
+    def settings(self) -> dict[str, Any]:
+        """Name and parameters, as JSON."""
+        return {"name": self.name, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierarchyWorld(World):
+    """A forest: a child fires only where its parent does, and siblings exclude each other.
+
+    SAELens's generator; the structure in which SAEs absorb a general feature into specific ones.
+
+    Args:
+        num_features: true features.
+        hidden_dim: d_in.
+        roots, branching_factor, depth: of the trees.
+        exponent, max_prob, min_prob: firing probabilities, Zipf over feature rank.
+        std_magnitude: of a firing feature's magnitude, mean 1.
+        correlation_rank, correlation_scale: low-rank correlation of firing.
+    """
+
+    name: ClassVar[str] = "hierarchy"
+
+    num_features: int = 1024
+    hidden_dim: int = 128
+    roots: int = 8
+    branching_factor: int = 4
+    depth: int = 3
+    exponent: float = 0.5
+    max_prob: float = 0.4
+    min_prob: float = 2e-3
+    std_magnitude: float = 0.15
+    correlation_rank: int = 8
+    correlation_scale: float = 0.1
+
+    @property
+    def training(self) -> dict[str, Any]:
+        return {"d_sae": 256, "k": 6, "steps": 3000, "lr": 8e-4}
+
+    def build(self) -> Source:
+        return _sae_lens_source(
+            SyntheticModelConfig(
+                num_features=self.num_features,
+                hidden_dim=self.hidden_dim,
+                firing_probability=ZipfianFiringProbabilityConfig(
+                    exponent=self.exponent, max_prob=self.max_prob, min_prob=self.min_prob
+                ),
+                hierarchy=HierarchyConfig(
+                    total_root_nodes=self.roots,
+                    branching_factor=self.branching_factor,
+                    max_depth=self.depth,
+                    mutually_exclusive_portion=1.0,
+                    compensate_probabilities=True,
+                ),
+                orthogonalization=OrthogonalizationConfig(num_steps=100, lr=0.01),
+                correlation=LowRankCorrelationConfig(
+                    rank=self.correlation_rank, correlation_scale=self.correlation_scale
+                ),
+                std_firing_magnitudes=self.std_magnitude,
+                bias=False,
+                seed=self.seed,
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthSAEBenchWorld(World):
+    """SynthSAEBench-16k (arXiv 2602.14687), built from its published configuration.
+
+    Args:
+        scale: features, dimensions, trees and latents are divided by it (1 is the standard
+            itself, which wants a GPU); firing probabilities and magnitudes are kept.
+    """
+
+    name: ClassVar[str] = "synthsaebench16k"
+
+    seed: int = 42
+    scale: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale not in (1, 2, 4, 8, 16, 32):
+            raise reject("world.scale", self.scale, "must be one of 1, 2, 4, 8, 16, 32.")
+
+    @property
+    def training(self) -> dict[str, Any]:
+        # The standard: 4,096 latents, L0 25, 200M samples, lr 3e-4. A scaled world has as many
+        # times fewer features to find. As the Zipf law keeps the frequent ones, the number that
+        # fire per sample falls only with about the root (11 at scale 8).
+        return {
+            "d_sae": 4096 // self.scale,
+            "k": round(25 / self.scale**0.5),
+            "steps": 200_000_000 // 1024 // self.scale,
+            "lr": 3e-4,
+        }
+
+    def build(self) -> Source:
+        return _sae_lens_source(
+            SyntheticModelConfig(
+                num_features=16_384 // self.scale,
+                hidden_dim=768 // self.scale,
+                firing_probability=ZipfianFiringProbabilityConfig(
+                    exponent=0.5, max_prob=0.4, min_prob=5e-4
+                ),
+                hierarchy=HierarchyConfig(
+                    total_root_nodes=128 // self.scale,
+                    branching_factor=4,
+                    max_depth=3,
+                    mutually_exclusive_portion=1.0,
+                    mutually_exclusive_min_depth=0,
+                    compensate_probabilities=True,
+                    scale_children_by_parent=True,
+                ),
+                orthogonalization=OrthogonalizationConfig(num_steps=100, lr=3e-4),
+                correlation=LowRankCorrelationConfig(rank=25, correlation_scale=0.1),
+                mean_firing_magnitudes=LinearMagnitudeConfig(start=5.0, end=4.0),
+                std_firing_magnitudes=FoldedNormalMagnitudeConfig(mean=0.5, std=0.5),
+                bias=0.5,
+                seed=self.seed,
+            )
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterWorld(World):
+    """Features that fire together truly share a direction.
+
+    Direction of feature j of cluster k: ``normalise(sqrt(cosine) C_k + sqrt(1 - cosine) O_kj)``
+    with random unit C and O, so that the cosine within a cluster is ``cosine`` on average.
+    Cluster k (from 1) is active with probability ``cluster_prob / k^cluster_exponent``, and its
+    feature j then fires with ``feature_prob / j^feature_exponent``.
+
+    Args:
+        clusters, cluster_size: their product is the number of true features.
+        hidden_dim: d_in.
+        cosine: within a cluster.
+        cluster_prob, cluster_exponent, feature_prob, feature_exponent: see above.
+        std_magnitude: of a firing feature's magnitude, mean 1.
+    """
+
+    name: ClassVar[str] = "cluster"
+
+    clusters: int = 32
+    cluster_size: int = 8
+    hidden_dim: int = 96
+    cosine: float = 0.4
+    cluster_prob: float = 0.25
+    cluster_exponent: float = 0.5
+    feature_prob: float = 0.6
+    feature_exponent: float = 0.7
+    std_magnitude: float = 0.15
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cosine > 1:
+            raise reject("world.cosine", self.cosine, "a cosine is at most 1.")
+
+    @property
+    def training(self) -> dict[str, Any]:
+        return {"d_sae": 256, "k": 6, "steps": 2000, "lr": 8e-4}
+
+    def firing_probabilities(self) -> Float[Tensor, " n_features"]:
+        """``P(f_j > 0)`` of each feature, cluster by cluster."""
+        cluster, feature = self._probabilities()
+        return (cluster[:, None] * feature).flatten()
+
+    def build(self) -> Source:
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (self.clusters, self.cluster_size, self.hidden_dim)
+        centres = _unit(torch.randn(shape[0], 1, shape[2], generator=generator))
+        own = _unit(torch.randn(shape, generator=generator))
+        directions = _unit(math.sqrt(self.cosine) * centres + math.sqrt(1 - self.cosine) * own)
+        cluster, feature = self._probabilities()
+
+        def draw(n: int, _domain: int) -> Tensor:
+            active = torch.rand(n, self.clusters, 1) < cluster[:, None]
+            fires = active & (torch.rand(n, *shape[:2]) < feature)
+            return (fires * _magnitudes(self.std_magnitude, n, *shape[:2])).flatten(1)
+
+        return Source(
+            directions.flatten(0, 1),
+            torch.zeros(self.hidden_dim),
+            torch.full((shape[0] * shape[1],), SHARED),
+            draw,
+        )
+
+    def _probabilities(self) -> tuple[Tensor, Tensor]:
+        return (
+            _zipf(self.clusters, self.cluster_prob, self.cluster_exponent),
+            _zipf(self.cluster_size, self.feature_prob, self.feature_exponent),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainsWorld(World):
+    """Two domains with features of their own, similar across the border, and shared features.
+
+    A sample comes from the forget domain or the retain domain. Shared features fire in both alike;
+    a forget feature fires in the forget domain, and ``leak`` times as often in the retain domain;
+    a retain feature the other way round. Within each of the three sets, the feature of rank r
+    (from 1) fires in its domain with probability ``max_prob / r^exponent``. Of ``pairs`` forget
+    features, evenly spread over the ranks, each has the cosine ``cosine`` (exactly) with the
+    retain feature of its rank; an SAE with fewer latents than there are features is tempted to
+    serve such a pair with one latent, which can then not be forgotten without loss.
+
+    Args:
+        forget, retain, shared: number of features of each set.
+        hidden_dim: d_in.
+        pairs: forget/retain pairs that share a direction.
+        cosine: of such a pair.
+        max_prob, exponent: firing probabilities, see above.
+        leak: see above, in [0, 1].
+        std_magnitude: of a firing feature's magnitude, mean 1.
+    """
+
+    name: ClassVar[str] = "domains"
+    n_domains: ClassVar[int] = 2
+
+    forget: int = 48
+    retain: int = 48
+    shared: int = 64
+    hidden_dim: int = 96
+    pairs: int = 24
+    cosine: float = 0.5
+    max_prob: float = 0.15
+    exponent: float = 0.5
+    leak: float = 0.02
+    std_magnitude: float = 0.15
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        most = min(self.forget, self.retain)
+        if self.pairs > most:
+            raise reject("world.pairs", self.pairs, f"there are only {most} features to pair.")
+        for name in ("cosine", "leak"):
+            if getattr(self, name) > 1:
+                raise reject(f"world.{name}", getattr(self, name), "must lie in [0, 1].")
+
+    @property
+    def training(self) -> dict[str, Any]:
+        n = self.forget + self.retain + self.shared
+        return {"d_sae": 4 * n // 5, "k": 4, "steps": 3000, "lr": 8e-4}
+
+    def paired(self) -> Int[Tensor, " pairs"]:
+        """Ranks (from 0) of the paired features, the same in both sets."""
+        step = min(self.forget, self.retain) / max(self.pairs, 1)
+        return (torch.arange(self.pairs) * step).long()
+
+    def firing_probabilities(self, domain: int) -> Float[Tensor, " n_features"]:
+        """``P(f_j > 0 | domain)``: forget features, then retain, then shared ones."""
+        rates = [_zipf(n, self.max_prob, self.exponent) for n in self._sizes()]
+        rates[RETAIN if domain == FORGET else FORGET] *= self.leak
+        return torch.cat(rates)
+
+    def build(self) -> Source:
+        generator = torch.Generator().manual_seed(self.seed)
+        forget, retain, shared = (
+            _unit(torch.randn(n, self.hidden_dim, generator=generator)) for n in self._sizes()
+        )
+        at = self.paired()
+        partner, own = forget[at], retain[at]
+        own = _unit(own - (own * partner).sum(-1, keepdim=True) * partner)
+        retain[at] = self.cosine * partner + math.sqrt(1 - self.cosine**2) * own
+        groups = torch.tensor([FORGET, RETAIN, SHARED]).repeat_interleave(
+            torch.tensor(self._sizes())
+        )
+        rates = [self.firing_probabilities(domain) for domain in (FORGET, RETAIN)]
+
+        def draw(n: int, domain: int) -> Tensor:
+            fires = torch.rand(n, len(groups)) < rates[domain]
+            return fires * _magnitudes(self.std_magnitude, n, len(groups))
+
+        return Source(
+            torch.cat([forget, retain, shared]), torch.zeros(self.hidden_dim), groups, draw
+        )
+
+    def _sizes(self) -> list[int]:
+        return [self.forget, self.retain, self.shared]
+
+
+WORLDS: dict[str, type[World]] = {
+    world.name: world for world in (HierarchyWorld, ClusterWorld, DomainsWorld, SynthSAEBenchWorld)
+}
+
+
+def _sae_lens_source(cfg: SyntheticModelConfig) -> Source:
+    try:
+        model = SyntheticModel(cfg)
+    except ValueError as error:
+        raise reject("world", cfg.to_dict(), f"SAELens refuses it: {error}") from error
+    features = model.feature_dict
+
+    def draw(n: int, _domain: int) -> Tensor:
+        return model.activation_generator.sample(n)
+
+    return Source(
+        features.feature_vectors.detach().clone(),
+        features.bias.detach().clone(),
+        torch.full((cfg.num_features,), SHARED),
+        draw,
+    )
+
+
+def _check(name: str, value: Any, annotation: Any) -> None:
+    """Counts are positive whole numbers; everything else is a non-negative number."""
+    if str(annotation) == "int":
+        low = 0 if name in {"seed", "pairs", "correlation_rank"} else 1
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise reject(f"world.{name}", value, f"must be a whole number of at least {low}.")
+        return
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    high = 1.0 if name.endswith("prob") else math.inf
+    if not number or not math.isfinite(value) or not 0 <= value <= high:
+        raise reject(f"world.{name}", value, f"must be a number in [0, {high:g}].")
+
+
+def _zipf(n: int, first: float, exponent: float) -> Float[Tensor, " n"]:
+    return first / torch.arange(1, n + 1, dtype=torch.float32) ** exponent
+
+
+def _unit(x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def _magnitudes(std: float, *shape: int) -> Tensor:
+    return (1 + std * torch.randn(shape)).clamp(min=0)
