@@ -16,6 +16,7 @@ SHAPED_MODULES = (
     "grouping",
     "schedule",
     "subspace",
+    "switches",
     "unlearning.frontier",
     "synthetic.worlds",
     "synthetic.pool",
