@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sae_lens.registry import get_sae_class
 from sae_lens.saes.sae import SAEConfig, TrainStepInput, TrainStepOutput
+from sae_lens.saes.topk_sae import calculate_topk_aux_acts
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from saelens_adaptive_ortho import switches
 from saelens_adaptive_ortho.errors import reject
-from saelens_adaptive_ortho.switch_config import SKIP_EXPORTS, needs_own_loop
+from saelens_adaptive_ortho.switch_config import (
+    SKIP_EXPORTS,
+    UNDONE_NORMALISATIONS,
+    needs_own_loop,
+)
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainingSAE
@@ -261,6 +266,33 @@ class SwitchMixin(_Base):
         if self._ortho_step is None:
             self._ortho_skipped = None  # one input, one output
         return out + skipped
+
+    def calculate_topk_aux_loss(
+        self,
+        sae_in: Tensor,
+        sae_out: Tensor,
+        hidden_pre: Tensor,
+        dead_neuron_mask: Tensor | None,
+    ) -> Tensor:
+        kind = self.cfg.normalize_activations
+        if kind not in UNDONE_NORMALISATIONS:
+            return super().calculate_topk_aux_loss(sae_in, sae_out, hidden_pre, dead_neuron_mask)  # type: ignore[misc]
+        # The host refuses these as soon as a latent dies, because dead latents decode into
+        # normalised units and the residual is in the activations'. So scale the former back.
+        if dead_neuron_mask is None or (num_dead := int(dead_neuron_mask.sum())) == 0:
+            return sae_out.new_tensor(0.0)
+        half = sae_in.shape[-1] // 2
+        k_aux = min(half, num_dead)
+        acts = calculate_topk_aux_acts(k_aux, hidden_pre, dead_neuron_mask)
+        if self.cfg.rescale_acts_by_decoder_norm:
+            acts = acts / self.W_dec.norm(dim=-1)
+        if kind == "layer_norm":
+            unit = (sae_in - sae_in.mean(-1, keepdim=True)).std(-1, keepdim=True)
+        else:
+            unit = sae_in.norm(dim=-1, keepdim=True) / self.cfg.d_in**0.5
+        error = acts @ self.W_dec * unit - (sae_in - sae_out).detach()
+        scale = self.cfg.aux_loss_coefficient * min(num_dead / half, 1.0)
+        return scale * error.square().sum(-1).mean()
 
     # ------------------------------------------------------- folds and export
 

@@ -365,8 +365,8 @@ def test_locked_latents_are_silent_unmoved_and_not_counted_as_dead(
     outputs = train(trainer_of(sae), make_batches(3))
     assert int(outputs[-1].metrics["ortho_unlocked"]) == 16
     for output in outputs:
-        assert float(output.feature_acts[:, 16:].abs().max()) == 0
-        assert float(output.feature_acts[:, :16].abs().max()) > 0
+        assert float(output.feature_acts[:, 16:].detach().abs().max()) == 0
+        assert float(output.feature_acts[:, :16].detach().abs().max()) > 0
     for key in ("W_dec", "W_enc", "b_enc", "threshold"):
         if key in initial:
             now, then = sae.state_dict()[key], initial[key]
@@ -450,7 +450,7 @@ def test_a_start_from_data_happens_once_and_lies_in_the_span_of_the_first_batch(
     x = make_batches(1)
     x[..., 8:] = 0  # half of the dimensions are never used
     train(trainer_of(sae, lr=0.0), x)
-    assert float(sae.W_dec[:, 8:].abs().max()) == 0
+    assert float(sae.W_dec[:, 8:].detach().abs().max()) == 0
     torch.testing.assert_close(sae.b_dec.detach(), x[0].mean(0))
     before = sae.W_dec.detach().clone()
     train(trainer_of(sae, lr=0.0), make_batches(2)[1:])  # a new trainer begins at step 0 again
@@ -485,3 +485,31 @@ def test_a_switch_still_learns_the_planted_features(
     explained = 1 - float(error / (x - x.mean(0)).square().sum())
     assert math.isfinite(explained)
     assert explained > 0.6
+
+
+@pytest.mark.parametrize("base", ["topk", "batchtopk"])
+@pytest.mark.parametrize("kind", ["layer_norm", "constant_norm_rescale"])
+def test_dead_latents_are_revived_under_a_normalisation_that_is_undone_afterwards(
+    build_sae: Build, make_batches: Build, train: Build, base: str, kind: str
+) -> None:
+    x = make_batches(STEPS) + 1
+    sae = build_sae(f"{PREFIX}{base}", ortho_mode="off", normalize_activations=kind)
+    trainer = trainer_of(sae, dead_feature_window=1)
+    trainer.n_forward_passes_since_fired += 10
+    (output,) = train(trainer, x[:1])
+    assert float(output.losses["auxiliary_reconstruction_loss"].detach()) > 0
+    # On activations of one norm and mean the loss is that without any normalisation, in their
+    # own units: the revived reconstruction is scaled back before it meets the residual.
+    losses = []
+    for norm in ("none", kind):
+        twin = build_sae(f"{PREFIX}{base}", ortho_mode="off", normalize_activations=norm)
+        rows = x[0] - x[0].mean(-1, keepdim=True)
+        rows = rows / rows.std(-1, keepdim=True)  # normalised already
+        dead = torch.ones(64, dtype=torch.bool)
+        _, pre = twin.encode_with_hidden_pre(rows)
+        losses.append(twin.calculate_topk_aux_loss(rows, 0.5 * rows, pre, dead).detach())
+    torch.testing.assert_close(losses[0], losses[1], rtol=0.1, atol=0)
+    scaled = build_sae(f"{PREFIX}{base}", ortho_mode="off", normalize_activations=kind)
+    _, pre = scaled.encode_with_hidden_pre(300 * rows)
+    large = scaled.calculate_topk_aux_loss(300 * rows, 150 * rows, pre, dead).detach()
+    torch.testing.assert_close(large, 300**2 * losses[1], rtol=1e-3, atol=0)
