@@ -503,7 +503,8 @@ def test_dead_latents_are_revived_under_a_normalisation_that_is_undone_afterward
     losses = []
     for norm in ("none", kind):
         twin = build_sae(f"{PREFIX}{base}", ortho_mode="off", normalize_activations=norm)
-        rows = x[0] - x[0].mean(-1, keepdim=True)
+        rows = torch.randn(BATCH, 16, generator=torch.Generator().manual_seed(0))
+        rows = rows - rows.mean(-1, keepdim=True)
         rows = rows / rows.std(-1, keepdim=True)  # normalised already
         dead = torch.ones(64, dtype=torch.bool)
         _, pre = twin.encode_with_hidden_pre(rows)
