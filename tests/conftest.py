@@ -17,6 +17,7 @@ SHAPED_MODULES = (
     "schedule",
     "subspace",
     "switches",
+    "candidates",
     "unlearning.frontier",
     "synthetic.worlds",
     "synthetic.pool",
