@@ -259,7 +259,7 @@ def _candidates(sae: SAE[Any], bench: Workbench, options: AnalyseOptions) -> _Fo
 
     lift = candidates.lifts(seen.counts, pairs.indices)
     metrics: dict[str, float | None] = {
-        "similar_pairs": float(len(pairs.indices)),
+        "similar_pairs_examined": float(len(pairs.indices)),
         "absorption_candidates": float(len(kept)),
     }
     details: dict[str, Any] = {

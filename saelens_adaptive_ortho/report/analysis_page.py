@@ -69,7 +69,7 @@ def _group_figure(
             key.removeprefix(prefix)
             for result in results
             for key, value in result.metrics.items()
-            if key.startswith(prefix) and value is not None
+            if key.startswith(prefix) and value is not None and "coactivation_groups" not in key
         )
     )
     if not groups:
@@ -155,7 +155,7 @@ def render_analysis(results: Sequence[Result], figures: dict[str, Figure] | None
         for name, figure in figures.items()
     )
     return _PAGE.substitute(
-        title=escape("Subspace analysis: " + ", ".join(_name(r) for r in results)),
+        title=escape("Subspace analysis: " + "; ".join(_name(r) for r in results)),
         table=_html_table(results),
         figures=drawn,
         pairs="\n".join(_pairs(r) for r in results),
@@ -212,8 +212,7 @@ def _name(result: Result) -> str:
 
 
 def _label(key: str) -> str:
-    info = describe(f"subspace/{key}")
-    return f"{info.label}, {info.qualifier}" if info.qualifier else info.label
+    return describe(f"subspace/{key}").label
 
 
 def _text(value: float | None) -> str:
