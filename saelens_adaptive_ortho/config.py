@@ -4,7 +4,8 @@ Flat, because SAELens writes SAE configs with ``asdict`` and reads them back fie
 nested dataclass would come back as a dict.
 """
 
-from __future__ import annotations
+# No postponed annotations: SAELens's command line resolves those of a dataclass in the module of
+# one of its bases only, where the names of the other's would be missing.
 
 import math
 from dataclasses import dataclass, fields

@@ -3,7 +3,8 @@
 Every default is *off*, and off is bit-identical to the stock architecture.
 """
 
-from __future__ import annotations
+# No postponed annotations: SAELens's command line resolves those of a dataclass in the module of
+# one of its bases only, where the names of the other's would be missing.
 
 import math
 from dataclasses import dataclass
