@@ -11,8 +11,9 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 OrthoMode = Literal["off", "gram", "fixed", "adaptive"]
-OrthoAffinity = Literal["lift", "overlap", "group"]
+OrthoAffinity = Literal["lift", "overlap", "facilitation", "group"]
 OrthoOrdering = Literal["frequency", "symmetric"]
+OrthoWeighting = Literal["uniform", "energy"]
 
 
 class ConfigError(ValueError):
@@ -46,8 +47,11 @@ class OrthoConfig:
         ortho_fade_start_step: step at which lambda starts to fall to 0; none by default.
         ortho_fade_end_step: step from which lambda is 0.
         ortho_alpha: controlled sharing in [0, 1]; pair weight ``1 - alpha * s_ij``.
-        ortho_affinity: ``s_ij`` from co-activation: ``lift``, ``overlap``, or ``group`` (1 in the
-            same co-activation group, else 0).
+        ortho_affinity: ``s_ij`` from co-activation: ``lift``, ``overlap``, ``facilitation``
+            (lift, where each latent is also stronger in the other's company), or ``group`` (1 in
+            the same co-activation group, else 0).
+        ortho_weighting: ``uniform`` averages over latents; ``energy`` sums, each pair weighted by
+            the variance that its weaker latent contributes.
         ortho_ordering: ``frequency`` pushes only the rarer latent of a pair, ``symmetric`` both.
         ortho_neighbours: m, candidates per latent.
         ortho_refresh_every: steps between refreshes of neighbour lists, groups and domains.
@@ -73,6 +77,7 @@ class OrthoConfig:
     ortho_fade_end_step: int | None = None
     ortho_alpha: float = 0.5
     ortho_affinity: OrthoAffinity = "lift"
+    ortho_weighting: OrthoWeighting = "uniform"
     ortho_ordering: OrthoOrdering = "frequency"
     ortho_neighbours: int = 16
     ortho_refresh_every: int = 100
@@ -99,6 +104,7 @@ def validate_ortho(cfg: Any) -> None:
     """
     _one_of(cfg, "ortho_mode", OrthoMode)
     _one_of(cfg, "ortho_affinity", OrthoAffinity)
+    _one_of(cfg, "ortho_weighting", OrthoWeighting)
     _one_of(cfg, "ortho_ordering", OrthoOrdering)
     _number(cfg, "ortho_coefficient", 0.0)
     _number(cfg, "ortho_curriculum_start", 0.0)
