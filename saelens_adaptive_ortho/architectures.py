@@ -36,6 +36,7 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
 from saelens_adaptive_ortho.config import OrthoConfig
 from saelens_adaptive_ortho.mixin import AdaptiveOrthoMixin
+from saelens_adaptive_ortho.switch_mixin import inference_config
 
 PREFIX = "adaptive_ortho_"
 
@@ -49,7 +50,7 @@ class AdaptiveOrthoStandardConfig(OrthoConfig, StandardTrainingSAEConfig):
         return "adaptive_ortho_standard"
 
     def get_inference_config_class(self) -> type[SAEConfig]:
-        return StandardSAEConfig
+        return inference_config(self, StandardSAEConfig)
 
 
 @dataclass
@@ -61,7 +62,7 @@ class AdaptiveOrthoTopKConfig(OrthoConfig, TopKTrainingSAEConfig):
         return "adaptive_ortho_topk"
 
     def get_inference_config_class(self) -> type[SAEConfig]:
-        return TopKSAEConfig
+        return inference_config(self, TopKSAEConfig)
 
 
 @dataclass
@@ -73,7 +74,7 @@ class AdaptiveOrthoBatchTopKConfig(OrthoConfig, BatchTopKTrainingSAEConfig):
         return "adaptive_ortho_batchtopk"
 
     def get_inference_config_class(self) -> type[SAEConfig]:
-        return JumpReLUSAEConfig
+        return inference_config(self, JumpReLUSAEConfig)
 
 
 @dataclass
@@ -85,7 +86,7 @@ class AdaptiveOrthoJumpReLUConfig(OrthoConfig, JumpReLUTrainingSAEConfig):
         return "adaptive_ortho_jumprelu"
 
     def get_inference_config_class(self) -> type[SAEConfig]:
-        return JumpReLUSAEConfig
+        return inference_config(self, JumpReLUSAEConfig)
 
 
 @dataclass
@@ -97,7 +98,7 @@ class AdaptiveOrthoGatedConfig(OrthoConfig, GatedTrainingSAEConfig):
         return "adaptive_ortho_gated"
 
     def get_inference_config_class(self) -> type[SAEConfig]:
-        return GatedSAEConfig
+        return inference_config(self, GatedSAEConfig)
 
 
 @dataclass
@@ -109,7 +110,7 @@ class AdaptiveOrthoMatryoshkaBatchTopKConfig(OrthoConfig, MatryoshkaBatchTopKTra
         return "adaptive_ortho_matryoshka_batchtopk"
 
     def get_inference_config_class(self) -> type[SAEConfig]:
-        return JumpReLUSAEConfig
+        return inference_config(self, JumpReLUSAEConfig)
 
 
 @final

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from saelens_adaptive_ortho.report import ResultError
 
     errors: tuple[type[Exception], ...] = (ConfigError, ResultError)
-    if args.command in {"compare", "train", "check", "eval", "synth"}:
+    if args.command in {"compare", "train", "check", "eval", "analyse", "synth"}:
         from saelens_adaptive_ortho.data import NonFiniteActivationsError
         from saelens_adaptive_ortho.storage import StorageError
         from saelens_adaptive_ortho.training import NonFiniteLossError
@@ -84,6 +84,36 @@ def evaluate(args: argparse.Namespace) -> int:
     results = run_suite(args.saes, options, say=_say)
     Console().print(report.terminal_table(report.summarise(results)))
     return 0 if all(r.ok for r in results) else 1
+
+
+def analyse(args: argparse.Namespace) -> int:
+    """Geometry of finished SAEs: conditioning, angles and cosines of groups, similar pairs."""
+    from rich.console import Console
+
+    from saelens_adaptive_ortho import report
+    from saelens_adaptive_ortho.analyse import AnalyseOptions
+    from saelens_adaptive_ortho.analyse import analyse as run
+    from saelens_adaptive_ortho.data import CorpusConfig
+
+    given = {d: getattr(args, d) for d in ("forget", "retain") if getattr(args, d) is not None}
+    corpora = {d: CorpusConfig.parse(f"--{d}", text) for d, text in given.items()}
+    if len(corpora) == 1:
+        corpora = {"corpus": next(iter(corpora.values()))}
+    options = AnalyseOptions(
+        out=Path(args.out),
+        model_name=args.model,
+        corpora=corpora or None,
+        context_size=args.context_size,
+        n_contexts=args.contexts,
+        min_cosine=args.min_cosine,
+        max_lift=args.max_lift,
+        n_candidates=args.candidates,
+        n_texts=args.texts,
+        device=args.device,
+        dtype=args.dtype,
+    )
+    Console().print(report.analysis_table(run(args.saes, options, say=_say)))
+    return 0
 
 
 def train(args: argparse.Namespace) -> int:
@@ -236,6 +266,20 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="a setting of an evaluation, e.g. --set core.n_contexts=64 (repeatable)",
     )
+    sub = add("analyse", analyse)
+    sub.add_argument("saes", nargs="+", metavar="SAE", help="[NAME=]DIRECTORY or release:sae_id")
+    sub.add_argument("--out", required=True, help="folder for the JSON, the page and the plots")
+    sub.add_argument("--model", help="hub name or directory, if not the one in the SAE's metadata")
+    sub.add_argument("--forget", metavar="CORPUS", help="file, directory, or hub data set[:name]")
+    sub.add_argument("--retain", metavar="CORPUS", help="likewise; default: those of the training")
+    sub.add_argument("--context-size", type=int, help="tokens in a context")
+    sub.add_argument("--contexts", type=int, default=256, help="contexts read of each corpus")
+    sub.add_argument("--min-cosine", type=float, default=0.3, help="of a pair that is looked at")
+    sub.add_argument("--max-lift", type=float, default=0.25, help="of an absorption candidate")
+    sub.add_argument("--candidates", type=int, default=20, help="candidates shown per SAE")
+    sub.add_argument("--texts", type=int, default=3, help="texts shown per latent")
+    sub.add_argument("--device", default="cpu")
+    sub.add_argument("--dtype", default="float32")
     sub = add("synth", synth)
     sub.add_argument("--world", required=True, help="hierarchy, cluster, domains, synthsaebench16k")
     sub.add_argument(

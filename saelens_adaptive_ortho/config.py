@@ -4,11 +4,17 @@ Flat, because SAELens writes SAE configs with ``asdict`` and reads them back fie
 nested dataclass would come back as a dict.
 """
 
-from __future__ import annotations
+# No postponed annotations: SAELens's command line resolves those of a dataclass in the module of
+# one of its bases only, where the names of the other's would be missing.
 
 import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
+
+from saelens_adaptive_ortho.errors import ConfigError, reject
+from saelens_adaptive_ortho.switch_config import SwitchConfig, validate_switches
+
+__all__ = ["ConfigError", "OrthoConfig", "ortho_field_names", "reject", "validate_ortho"]
 
 OrthoMode = Literal["off", "gram", "fixed", "adaptive"]
 OrthoAffinity = Literal["lift", "overlap", "facilitation", "group"]
@@ -16,17 +22,8 @@ OrthoOrdering = Literal["frequency", "symmetric"]
 OrthoWeighting = Literal["uniform", "energy"]
 
 
-class ConfigError(ValueError):
-    """A setting that cannot work: names the field, the value and the remedy."""
-
-
-def reject(field: str, value: object, rule: str) -> ConfigError:
-    """A :class:`ConfigError` in the one form used everywhere."""
-    return ConfigError(f"{field}={value!r}: {rule}")
-
-
 @dataclass(kw_only=True)
-class OrthoConfig:
+class OrthoConfig(SwitchConfig):
     """Fields that an adaptive-orthogonal training SAE has on top of its stock architecture.
 
     The loss is ``L_total = L_sae + lambda(t) * scale * L_ortho``; see
@@ -93,6 +90,7 @@ class OrthoConfig:
 
     def __post_init__(self) -> None:
         validate_ortho(self)
+        validate_switches(self)
         super().__post_init__()  # type: ignore[misc]  # the stock config beside us in the MRO
 
 

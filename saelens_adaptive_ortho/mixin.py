@@ -1,4 +1,4 @@
-"""The one place that touches SAELens's seams.
+"""The penalty at SAELens's seams (the switches are at theirs in :mod:`.switch_mixin`).
 
 A leaf class puts :class:`AdaptiveOrthoMixin` before a stock ``TrainingSAE``; every method calls
 ``super()`` and adds only what the stock class does not know about.
@@ -7,7 +7,7 @@ A leaf class puts :class:`AdaptiveOrthoMixin` before a stock ``TrainingSAE``; ev
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
@@ -17,19 +17,13 @@ from saelens_adaptive_ortho import coactivation, grouping, neighbours, penalty, 
 from saelens_adaptive_ortho.coactivation import CoactivationState
 from saelens_adaptive_ortho.config import reject
 from saelens_adaptive_ortho.grouping import GroupSummary
-
-if TYPE_CHECKING:
-    from sae_lens.saes.sae import TrainingSAE
-
-    _Base = TrainingSAE[Any]
-else:
-    _Base = object
+from saelens_adaptive_ortho.switch_mixin import SwitchMixin
 
 STATE_FIELDS = CoactivationState._fields
 SCALE_DECAY = 0.99
 
 
-class AdaptiveOrthoMixin(_Base):
+class AdaptiveOrthoMixin(SwitchMixin):
     """Adds ``lambda(t) * scale * L_ortho`` to a stock training SAE.
 
     State lives in persistent buffers of fixed shape named ``ortho_*``, so that SAELens's own
@@ -73,6 +67,7 @@ class AdaptiveOrthoMixin(_Base):
         return coefficients
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        step_input = self.ortho_begin_step(step_input)
         if self.cfg.ortho_mode == "off":
             return super().training_forward_pass(step_input)
         # Like the penalty, neighbour search and sketches need full precision under autocast.

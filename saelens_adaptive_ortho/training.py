@@ -38,6 +38,7 @@ from tqdm.auto import tqdm
 from saelens_adaptive_ortho.config import ConfigError, reject
 from saelens_adaptive_ortho.data import StratifiedActivationsStore
 from saelens_adaptive_ortho.storage import atomic_directory, write_json
+from saelens_adaptive_ortho.switch_trainer import build_trainer
 
 STATE_FILE = "lockstep_state.json"
 RNG_FILE = "rng_state.pt"
@@ -109,8 +110,7 @@ class LockstepTrainer:
             logger=LoggingConfig(log_to_wandb=False),
         )
         self.trainers = {
-            name: SAETrainer(cfg=inner, sae=sae, data_provider=iter(()))
-            for name, sae in saes.items()
+            name: build_trainer(inner, sae, data_provider=iter(())) for name, sae in saes.items()
         }
         self.n_steps = -(-cfg.total_training_samples // cfg.train_batch_size_samples)
         self.checkpoint_steps = {
@@ -157,6 +157,7 @@ class LockstepTrainer:
                     where = f"; saved {saved}" if saved else " (checkpoints are off)"
                     raise Interrupted(f"stopped at step {step} of {self.n_steps}{where}")
         for name, trainer in self.trainers.items():
+            trainer.sae.ortho_project()
             self._fold(name, trainer)
             trainer.set_final_sae_metadata()
         return self.saes

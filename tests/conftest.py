@@ -16,6 +16,8 @@ SHAPED_MODULES = (
     "grouping",
     "schedule",
     "subspace",
+    "switches",
+    "candidates",
     "unlearning.frontier",
     "synthetic.worlds",
     "synthetic.pool",

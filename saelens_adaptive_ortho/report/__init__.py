@@ -3,6 +3,7 @@
 Nothing here imports torch or SAELens, so a finished run can be read anywhere.
 """
 
+from .analysis_page import analysis_table, write_analysis
 from .evaluations import EVALUATIONS, EvaluationInfo, evaluation, headline_keys
 from .metrics import METRICS, MetricInfo, describe
 from .page import render_page, write_report, write_summary
@@ -63,6 +64,7 @@ __all__ = [
     "ResultError",
     "Spread",
     "Summary",
+    "analysis_table",
     "angles_figure",
     "cosine_figure",
     "counts_figure",
@@ -89,6 +91,7 @@ __all__ = [
     "terminal_table",
     "training_figure",
     "update_tables",
+    "write_analysis",
     "write_report",
     "write_result",
     "write_summary",

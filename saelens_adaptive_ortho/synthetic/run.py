@@ -28,6 +28,7 @@ from saelens_adaptive_ortho.experiment import (
     reject_unknown,
 )
 from saelens_adaptive_ortho.storage import atomic_directory, write_json
+from saelens_adaptive_ortho.switch_trainer import build_trainer
 from saelens_adaptive_ortho.synthetic.metrics import feature_metrics
 from saelens_adaptive_ortho.synthetic.pool import Batches, Pool, PoolSettings, load_pool
 from saelens_adaptive_ortho.synthetic.selectivity import domain_metrics
@@ -210,7 +211,7 @@ def train_sae(
         torch.manual_seed(run.seed)
         sae = get_sae_training_class(PREFIX + run.base)[0](run.sae)
     batches = Batches(pool, train.batch_size, run.seed, train.forget_rows)
-    trainer = SAETrainer(
+    trainer = build_trainer(
         cfg=SAETrainerConfig(
             total_training_samples=train.steps * train.batch_size,
             train_batch_size_samples=train.batch_size,

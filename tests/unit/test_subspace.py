@@ -10,6 +10,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from saelens_adaptive_ortho import subspace
 from saelens_adaptive_ortho.subspace import (
     condition_number,
     cosine_histogram,
@@ -170,3 +171,42 @@ def test_a_group_without_latents_is_an_error() -> None:
             measure(empty)
     with pytest.raises(ValueError, match="A group without latents"):
         principal_angles(torch.eye(4), empty)
+
+
+# ------------------------------------------------------- many rows: by the Gram matrix
+
+
+@pytest.fixture
+def few_exact_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the path of large groups at eight rows."""
+    monkeypatch.setattr(subspace, "EXACT_ROWS", 8)
+
+
+@pytest.mark.usefixtures("few_exact_rows")
+@pytest.mark.parametrize(("n", "d"), [(30, 6), (9, 12), (12, 12)])
+def test_large_groups_get_the_same_numbers_from_the_gram_matrix(n: int, d: int) -> None:
+    D = torch.randn(n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = torch.linalg.svdvals(D)
+    torch.testing.assert_close(singular_values(D), exact, rtol=1e-9, atol=0)
+    assert condition_number(D) == pytest.approx(float(exact[0] / exact[-1]), rel=1e-8)
+    p = exact / exact.sum()
+    assert effective_rank(D) == pytest.approx(float((-(p * p.log()).sum()).exp()))
+
+
+@pytest.mark.usefixtures("few_exact_rows")
+def test_dependent_rows_of_a_large_group_are_infinitely_ill_conditioned() -> None:
+    D = with_spectrum([3.0, 2.0, 1.0], 12, 6)
+    assert condition_number(D) == math.inf
+    assert row_space(D).shape == (6, 3)
+
+
+@pytest.mark.usefixtures("few_exact_rows")
+@pytest.mark.parametrize("energy", [1.0, 0.8])
+def test_angles_between_large_groups_are_those_of_the_exact_bases(
+    monkeypatch: pytest.MonkeyPatch, energy: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    A, B = (torch.randn(20, 30, generator=generator).double() for _ in range(2))
+    by_gram = principal_angles(A, B, energy)
+    monkeypatch.setattr(subspace, "EXACT_ROWS", 4096)
+    torch.testing.assert_close(by_gram, principal_angles(A, B, energy), rtol=1e-6, atol=1e-6)

@@ -1,0 +1,12 @@
+"""The one form of every error about a setting."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work: names the field, the value and the remedy."""
+
+
+def reject(field: str, value: object, rule: str) -> ConfigError:
+    """A :class:`ConfigError` in the one form used everywhere."""
+    return ConfigError(f"{field}={value!r}: {rule}")
