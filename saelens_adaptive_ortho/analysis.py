@@ -77,9 +77,9 @@ def measure_firing(
                 if acts.ndim > 3:
                     acts = acts[:, :, head] if head is not None else acts.flatten(2)
                 rows = acts.flatten(0, 1).to(sae.device, sae.dtype)
-                active = sae.encode(rows) > 0
+                fires = sae.encode(rows)
                 signs = coactivation.random_signs(len(rows), SKETCH_SIZE, number, step)
-                state = coactivation.update(state, active, empty, signs.to(sae.device), decay=1.0)
+                state = coactivation.update(state, fires, empty, signs.to(sae.device), decay=1.0)
                 bar.update()
             states.append(state)
     rates = torch.stack([coactivation.firing_rates(s) for s in states])

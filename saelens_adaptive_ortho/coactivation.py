@@ -1,4 +1,4 @@
-"""Which latents fire together, per corpus: statistics as a pure ``state -> state`` update.
+"""Which latents fire together, and how strongly: statistics as a pure ``state -> state`` update.
 
 Memory is linear in d_sae: joint counts are kept for the candidate pairs of the neighbour list
 ([d_sae, m]) and a random sketch of each latent's firing pattern ([d_sae, r]) stands in for the
@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelens_adaptive_ortho.neighbours import carry_over
 
 # Firings whose neighbours are looked up at a time: half of a dense SAE's latents fire at first.
 FIRINGS_PER_BLOCK = 2**18
+PSEUDO_FIRINGS = 3.0
 
 
 class CoactivationState(NamedTuple):
@@ -31,6 +32,10 @@ class CoactivationState(NamedTuple):
         sketch: ``sum_b F[b, i] * R[b]`` with random signs ``R[b]`` in {-1, 1}^r, so that
             ``<sketch_i, sketch_j> / r`` estimates the joint count of *any* pair.
         sketch_total: ``sum_b R[b]``, to centre the sketch.
+        total: summed activations ``a_i`` of each latent, with decoder rows of unit norm.
+        squares: summed ``a_i^2``.
+        joint_own: ``a_i`` summed over the firings that ``joint`` counts.
+        joint_other: ``a_j`` of the a-th neighbour, summed over the same.
     """
 
     samples: Float[Tensor, " n_domains"]
@@ -39,6 +44,10 @@ class CoactivationState(NamedTuple):
     joint_samples: Float[Tensor, "d_sae m"]
     sketch: Float[Tensor, "d_sae r"]
     sketch_total: Float[Tensor, " r"]
+    total: Float[Tensor, " d_sae"]
+    squares: Float[Tensor, " d_sae"]
+    joint_own: Float[Tensor, "d_sae m"]
+    joint_other: Float[Tensor, "d_sae m"]
 
 
 def empty_state(
@@ -60,6 +69,10 @@ def empty_state(
         joint_samples=zeros(d_sae, m),
         sketch=zeros(d_sae, sketch_size),
         sketch_total=zeros(sketch_size),
+        total=zeros(d_sae),
+        squares=zeros(d_sae),
+        joint_own=zeros(d_sae, m),
+        joint_other=zeros(d_sae, m),
     )
 
 
@@ -72,7 +85,7 @@ def random_signs(n: int, r: int, seed: int, step: int) -> Float[Tensor, "n r"]:
 @torch.no_grad()
 def update(
     state: CoactivationState,
-    active: Bool[Tensor, "batch d_sae"],
+    acts: Float[Tensor, "batch d_sae"],
     neighbours: Int[Tensor, "d_sae m"],
     signs: Float[Tensor, "batch r"],
     decay: float,
@@ -81,14 +94,16 @@ def update(
     """Count one batch of firing patterns.
 
     Args:
-        active: which latent fired in which row.
+        acts: activations, with decoder rows of unit norm; a latent fires where its is positive.
         neighbours: candidate pairs, as in the state.
         signs: :func:`random_signs` of this batch.
         decay: factor on everything counted before, in (0, 1].
         forget_rows: rows ``[0:forget_rows]`` come from the forget corpus, the rest from the
             retain corpus; ignored when the state has a single domain.
     """
-    n = active.shape[0]
+    acts = acts.float().clamp(min=0)
+    n = acts.shape[0]
+    active = acts > 0
     fires = active.float()
     two_domains = state.samples.shape[0] == 2
     bounds = [(0, forget_rows), (forget_rows, n)] if two_domains else [(0, n)]
@@ -96,12 +111,14 @@ def update(
         [stop - start for start, stop in bounds], dtype=torch.float32, device=fires.device
     )
     new_fired = torch.stack([fires[start:stop].sum(0) for start, stop in bounds])
-    # Whole numbers into zeros: their sum is exact, so the order in which a GPU adds is immaterial.
-    new_joint = torch.zeros_like(state.joint)
+    new_joint, new_own, new_other = (torch.zeros_like(state.joint) for _ in range(3))
     for firings in active.nonzero().split(FIRINGS_PER_BLOCK):
         rows, latents = firings.unbind(1)
-        together = active[rows.unsqueeze(1), neighbours[latents]]
-        new_joint.index_add_(0, latents, together.float())
+        others = acts[rows.unsqueeze(1), neighbours[latents]]
+        together = (others > 0).float()
+        new_joint.index_add_(0, latents, together)
+        new_own.index_add_(0, latents, acts[rows, latents].unsqueeze(1) * together)
+        new_other.index_add_(0, latents, others)
     return CoactivationState(
         samples=state.samples * decay + new_samples,
         fired=state.fired * decay + new_fired,
@@ -109,6 +126,10 @@ def update(
         joint_samples=state.joint_samples * decay + n,
         sketch=state.sketch * decay + fires.T @ signs,
         sketch_total=state.sketch_total * decay + signs.sum(0),
+        total=state.total * decay + acts.sum(0),
+        squares=state.squares * decay + acts.square().sum(0),
+        joint_own=state.joint_own * decay + new_own,
+        joint_other=state.joint_other * decay + new_other,
     )
 
 
@@ -116,10 +137,8 @@ def retarget(
     state: CoactivationState, old: Int[Tensor, "d_sae m"], new: Int[Tensor, "d_sae m"]
 ) -> CoactivationState:
     """Carry pair counts over to a refreshed neighbour list; new pairs start uncounted."""
-    return state._replace(
-        joint=carry_over(state.joint, old, new),
-        joint_samples=carry_over(state.joint_samples, old, new),
-    )
+    pairs = ("joint", "joint_samples", "joint_own", "joint_other")
+    return state._replace(**{p: carry_over(getattr(state, p), old, new) for p in pairs})
 
 
 def firing_rates(state: CoactivationState) -> Float[Tensor, " d_sae"]:
@@ -130,6 +149,11 @@ def firing_rates(state: CoactivationState) -> Float[Tensor, " d_sae"]:
 def domain_rates(state: CoactivationState) -> Float[Tensor, "n_domains d_sae"]:
     """``P(i | domain)``; zeros before the first update."""
     return state.fired / state.samples.clamp(min=1.0).unsqueeze(1)
+
+
+def energies(state: CoactivationState) -> Float[Tensor, " d_sae"]:
+    """``E[a_i^2]`` over all rows, in squared units of the activations; zero if it never fired."""
+    return state.squares / state.samples.sum().clamp(min=1.0)
 
 
 def lift_affinity(
@@ -158,6 +182,48 @@ def overlap_affinity(
     rates = firing_rates(state)
     rarer = state.joint_samples * torch.minimum(rates.unsqueeze(1), rates[neighbours])
     return (state.joint / (rarer + 1.0)).clamp(max=1.0)
+
+
+def facilitation_affinity(
+    state: CoactivationState, neighbours: Int[Tensor, "d_sae m"], margin: float = 0.1
+) -> Float[Tensor, "d_sae m"]:
+    """``s_ij = lift_ij * clip((min(r_ij, r_ji) - 1) / margin, 0, 1)``.
+
+    ``r_ij = E[a_i | i and j fire] / E[a_i | i fires, j does not]``: is latent i stronger in the
+    company of j? Features that truly share a direction add up along it, so each lifts the other's
+    activation; where one latent has taken over part of another's direction, the other is weaker
+    in its company. Shrunk towards 1 by :data:`PSEUDO_FIRINGS`, so pairs without evidence compete.
+    """
+    counted = state.joint_samples / state.samples.sum().clamp(min=1.0)
+    own, other = (
+        _strengthening(counted * fired, counted * total, state.joint, joint)
+        for fired, total, joint in (
+            (_rows(state.fired.sum(0)), _rows(state.total), state.joint_own),
+            (state.fired.sum(0)[neighbours], state.total[neighbours], state.joint_other),
+        )
+    )
+    facilitation = ((torch.minimum(own, other) - 1.0) / margin).clamp(0.0, 1.0)
+    return lift_affinity(state, neighbours) * facilitation
+
+
+def _rows(per_latent: Float[Tensor, " d_sae"]) -> Float[Tensor, "d_sae 1"]:
+    return per_latent.unsqueeze(1)
+
+
+def _strengthening(
+    fired: Float[Tensor, "d_sae m"],
+    total: Float[Tensor, "d_sae m"],
+    joint: Float[Tensor, "d_sae m"],
+    joint_total: Float[Tensor, "d_sae m"],
+) -> Float[Tensor, "d_sae m"]:
+    """Mean activation in company over the one alone; 1 where nothing is known."""
+    alone = fired - joint
+    mean = total / fired.clamp(min=1e-8)
+    # A latent that is never alone is compared with itself.
+    known = alone > PSEUDO_FIRINGS
+    mean_alone = torch.where(known, (total - joint_total) / alone.clamp(min=1e-8), mean)
+    shrunk = (joint_total + PSEUDO_FIRINGS * mean_alone) / (joint + PSEUDO_FIRINGS)
+    return torch.where(mean_alone > 0, shrunk / mean_alone.clamp(min=1e-8), 1.0)
 
 
 def sketch_directions(state: CoactivationState) -> Float[Tensor, "d_sae r"]:

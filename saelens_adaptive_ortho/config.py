@@ -17,8 +17,9 @@ from saelens_adaptive_ortho.switch_config import SwitchConfig, validate_switches
 __all__ = ["ConfigError", "OrthoConfig", "ortho_field_names", "reject", "validate_ortho"]
 
 OrthoMode = Literal["off", "gram", "fixed", "adaptive"]
-OrthoAffinity = Literal["lift", "overlap", "group"]
+OrthoAffinity = Literal["lift", "overlap", "facilitation", "group"]
 OrthoOrdering = Literal["frequency", "symmetric"]
+OrthoWeighting = Literal["uniform", "energy"]
 
 
 @dataclass(kw_only=True)
@@ -43,8 +44,11 @@ class OrthoConfig(SwitchConfig):
         ortho_fade_start_step: step at which lambda starts to fall to 0; none by default.
         ortho_fade_end_step: step from which lambda is 0.
         ortho_alpha: controlled sharing in [0, 1]; pair weight ``1 - alpha * s_ij``.
-        ortho_affinity: ``s_ij`` from co-activation: ``lift``, ``overlap``, or ``group`` (1 in the
-            same co-activation group, else 0).
+        ortho_affinity: ``s_ij`` from co-activation: ``lift``, ``overlap``, ``facilitation``
+            (lift, where each latent is also stronger in the other's company), or ``group`` (1 in
+            the same co-activation group, else 0).
+        ortho_weighting: ``uniform`` averages over latents; ``energy`` sums, each pair weighted by
+            the variance that its weaker latent contributes.
         ortho_ordering: ``frequency`` pushes only the rarer latent of a pair, ``symmetric`` both.
         ortho_neighbours: m, candidates per latent.
         ortho_refresh_every: steps between refreshes of neighbour lists, groups and domains.
@@ -70,6 +74,7 @@ class OrthoConfig(SwitchConfig):
     ortho_fade_end_step: int | None = None
     ortho_alpha: float = 0.5
     ortho_affinity: OrthoAffinity = "lift"
+    ortho_weighting: OrthoWeighting = "uniform"
     ortho_ordering: OrthoOrdering = "frequency"
     ortho_neighbours: int = 16
     ortho_refresh_every: int = 100
@@ -97,6 +102,7 @@ def validate_ortho(cfg: Any) -> None:
     """
     _one_of(cfg, "ortho_mode", OrthoMode)
     _one_of(cfg, "ortho_affinity", OrthoAffinity)
+    _one_of(cfg, "ortho_weighting", OrthoWeighting)
     _one_of(cfg, "ortho_ordering", OrthoOrdering)
     _number(cfg, "ortho_coefficient", 0.0)
     _number(cfg, "ortho_curriculum_start", 0.0)

@@ -139,7 +139,14 @@ class AdaptiveOrthoMixin(SwitchMixin):
             self.ortho_neighbours,
             penalty.pair_weights(self.ortho_affinities(), cfg.ortho_alpha),
             firing_rates=rates if cfg.ortho_ordering == "frequency" else None,
+            energies=self._energies() if cfg.ortho_weighting == "energy" else None,
         )
+
+    @torch.no_grad()
+    def _energies(self) -> Tensor:
+        """Share of the activations' total variance that each latent contributes."""
+        variance = self.ortho_scale[0] / self.ortho_scale[1]
+        return coactivation.energies(self.ortho_state) / variance
 
     # ------------------------------------------------- statistics and groups
 
@@ -161,6 +168,8 @@ class AdaptiveOrthoMixin(SwitchMixin):
             affinity = coactivation.lift_affinity(state, candidates)
         elif self.cfg.ortho_affinity == "overlap":
             affinity = coactivation.overlap_affinity(state, candidates)
+        elif self.cfg.ortho_affinity == "facilitation":
+            affinity = coactivation.facilitation_affinity(state, candidates)
         else:
             same = self.ortho_group_ids.unsqueeze(1) == self.ortho_group_ids[candidates]
             affinity = same.float()
@@ -193,32 +202,36 @@ class AdaptiveOrthoMixin(SwitchMixin):
             return
         if step_input.n_training_steps % cfg.ortho_statistics_every == 0:
             acts = output.feature_acts
-            active = (acts.to_dense() if acts.is_sparse else acts) > 0
-            self._count(active.reshape(-1, active.shape[-1]), step_input.n_training_steps)
+            acts = acts.to_dense() if acts.is_sparse else acts
+            self._count(acts.reshape(-1, acts.shape[-1]), step_input.n_training_steps)
         if self._ortho_groups is not None:
             for name, value in self._ortho_groups._asdict().items():
                 output.metrics[f"ortho_groups/{name}"] = value
 
-    def _count(self, active: Tensor, step: int) -> None:
+    def _count(self, acts: Tensor, step: int) -> None:
         cfg = self.cfg
-        if cfg.ortho_forget_rows >= active.shape[0]:
+        if cfg.ortho_forget_rows >= acts.shape[0]:
             raise reject(
                 "ortho_forget_rows",
                 cfg.ortho_forget_rows,
-                f"a batch has only {active.shape[0]} rows and needs some from the retain corpus. "
+                f"a batch has only {acts.shape[0]} rows and needs some from the retain corpus. "
                 "Leave it 0 unless batches are domain-stratified (the project's runner sets it).",
             )
         signs = coactivation.random_signs(
-            active.shape[0], cfg.ortho_sketch_size, cfg.ortho_seed, step
+            acts.shape[0], cfg.ortho_sketch_size, cfg.ortho_seed, step
         )
         self.ortho_state = coactivation.update(
             self.ortho_state,
-            active,
+            acts.detach() if self._unit_rows() else acts.detach() * self.W_dec.norm(dim=-1),
             self.ortho_neighbours,
-            signs.to(active.device),
+            signs.to(acts.device),
             cfg.ortho_statistics_decay,
             cfg.ortho_forget_rows,
         )
+
+    def _unit_rows(self) -> bool:
+        """Whether activations are those of a decoder with unit rows."""
+        return getattr(self.cfg, "rescale_acts_by_decoder_norm", False)
 
     @torch.no_grad()
     def ortho_refresh(self) -> None:

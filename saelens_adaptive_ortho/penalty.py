@@ -87,9 +87,12 @@ def adaptive_penalty(
     neighbours: Int[Tensor, "d_sae m"],
     weights: Float[Tensor, "d_sae m"],
     firing_rates: Float[Tensor, " d_sae"] | None = None,
+    energies: Float[Tensor, " d_sae"] | None = None,
     block_size: int = 2048,
 ) -> Float[Tensor, ""]:
-    """``mean_i max_{j in N(i)} (w_ij * relu(c_ij))^2`` over a neighbour list.
+    """``mean_i (w_ij * relu(c_ij))^2`` with ``j`` the latent of ``N(i)`` where that is largest.
+
+    With energies, ``sum_i min(e_i, e_j) (w_ij * relu(c_ij))^2`` instead.
 
     Args:
         directions: unit decoder directions.
@@ -98,6 +101,9 @@ def adaptive_penalty(
         firing_rates: with it the penalty is *frequency-ordered*: of the chosen pair the
             latent that fires more often is held fixed (no gradient) and only the rarer one is
             pushed away; ties push both. Without it both are pushed (symmetric).
+        energies: ``e_i``, share of the activations' variance that a latent contributes. A pair
+            then costs what its weaker latent contributes along the other's direction, so that
+            rare latents are bent no more than they matter, and silent ones not at all.
         block_size: latents whose candidates are compared at a time (bounds the memory to
             ``block_size * m * d_in``).
 
@@ -115,7 +121,10 @@ def adaptive_penalty(
         d_i = torch.where((firing_rates > rate_j).unsqueeze(-1), d_i.detach(), d_i)
         d_j = torch.where((rate_j > firing_rates).unsqueeze(-1), d_j.detach(), d_j)
     cosine = (d_i * d_j).sum(-1)
-    return (weight * cosine.relu()).square().mean()
+    cost = (weight * cosine.relu()).square()
+    if energies is None:
+        return cost.mean()
+    return (torch.minimum(energies, energies[chosen]) * cost).sum()
 
 
 @torch.no_grad()

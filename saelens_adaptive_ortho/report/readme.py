@@ -1,22 +1,27 @@
 """Keep result tables inside a markdown file equal to the JSON they come from.
 
-A table sits between two markers, each on a line of its own; PATH is a run's folder::
+A table sits between two markers, each on a line of its own; PATH is a run's folder, or the file
+of measured costs::
 
     <!-- results: PATH -->
     <!-- /results -->
+
+    <!-- costs: PATH -->
+    <!-- /costs -->
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 from .results import ResultError, load_results, write_text_atomic
 from .summary import summarise
-from .tables import markdown_table, markdown_verdicts
+from .tables import markdown_costs, markdown_table, markdown_verdicts
 
-_OPEN = re.compile(r"^<!--[ \t]*results:[ \t]*(?P<path>.+?)[ \t]*-->[ \t]*$")
-_CLOSE = re.compile(r"^<!--[ \t]*/results[ \t]*-->[ \t]*$")
+_OPEN = re.compile(r"^<!--[ \t]*(?P<kind>results|costs):[ \t]*(?P<path>.+?)[ \t]*-->[ \t]*$")
+_CLOSE = re.compile(r"^<!--[ \t]*/(?P<kind>results|costs)[ \t]*-->[ \t]*$")
 
 
 def update_tables(
@@ -41,7 +46,7 @@ def update_tables(
     root = markdown_path.parent if root is None else Path(root)
     old = markdown_path.read_text(encoding="utf-8")
     lines: list[str] = []
-    opened: str | None = None
+    opened: re.Match[str] | None = None
     fence = ""
     for count, line in enumerate(old.split("\n"), start=1):
         where = f"{markdown_path}:{count}"
@@ -52,15 +57,18 @@ def update_tables(
                 fence = "" if fence else mark
             begin = None if fence else _OPEN.match(line)
             if begin is not None:
-                path = opened = str(begin["path"])
-                lines += ["", _table(root, path, where), ""]
-        elif _CLOSE.match(line):
+                opened = begin
+                lines += ["", _RENDER[begin["kind"]](root, begin["path"], where), ""]
+        elif (close := _CLOSE.match(line)) and close["kind"] == opened["kind"]:
             lines.append(line)
             opened = None
-        elif _OPEN.match(line):
-            raise ResultError(f"{where}: results marker inside the one for {opened}")
+        elif begin := _OPEN.match(line):
+            raise ResultError(
+                f"{where}: {begin['kind']} marker inside the one for {opened['path']}"
+            )
     if opened is not None:
-        raise ResultError(f"{markdown_path}: no <!-- /results --> after results: {opened}")
+        kind = opened["kind"]
+        raise ResultError(f"{markdown_path}: no <!-- /{kind} --> after {kind}: {opened['path']}")
     new = "\n".join(lines)
     if new == old:
         return False
@@ -75,3 +83,14 @@ def _table(root: Path, path: str, where: str) -> str:
         raise ResultError(f"{where}: results folder {path} does not exist under {root}")
     summary = summarise(load_results(folder))
     return f"{markdown_table(summary)}\n{markdown_verdicts(summary).rstrip()}"
+
+
+def _costs(root: Path, path: str, where: str) -> str:
+    file = root / path
+    try:
+        return markdown_costs(json.loads(file.read_text(encoding="utf-8"))).rstrip()
+    except (OSError, ValueError, KeyError) as error:
+        raise ResultError(f"{where}: {path} holds no measured costs ({error!r})") from error
+
+
+_RENDER = {"results": _table, "costs": _costs}

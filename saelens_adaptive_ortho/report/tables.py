@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -225,3 +226,19 @@ def _note(summary: Summary) -> str:
             "corrected for the number of metrics)."
         )
     return note
+
+
+def markdown_costs(costs: dict[str, Any]) -> str:
+    """What ``evals/cost.py`` measured, as a table and a sentence."""
+    rows = [
+        [f"`{name}`", f"{cost['seconds']:.0f}", f"{cost['peak_mib'] / 1024:.2f}"]
+        for name, cost in costs["evaluations"].items()
+    ]
+    head = ["| evaluation | wall time (s) | peak memory (GiB) |", "| --- | ---: | ---: |"]
+    found = costs["overhead"]
+    sentence = (
+        f"Our driver over SAEBench called directly (core, {found['repeats']} alternating pairs in "
+        f"one process): {found['ratio']:.3f} of its time "
+        f"(lowest pair {found['ratio_low']:.3f}, highest {found['ratio_high']:.3f})."
+    )
+    return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in rows), "", sentence, ""])

@@ -17,12 +17,18 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from tqdm.auto import tqdm
 
-from saelens_adaptive_ortho.config import ConfigError, reject
+from saelens_adaptive_ortho.config import (
+    ConfigError,
+    OrthoAffinity,
+    OrthoOrdering,
+    OrthoWeighting,
+    reject,
+)
 from saelens_adaptive_ortho.storage import StorageError, check_writable, write_json
 from saelens_adaptive_ortho.synthetic.pool import load_pool
 from saelens_adaptive_ortho.synthetic.run import BASES, Run, build_run, execute, parse_settings
@@ -31,6 +37,11 @@ from saelens_adaptive_ortho.synthetic.worlds import WORLDS
 ALPHAS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 LAMBDAS = (0.01, 0.03, 0.1, 0.3, 1.0)
 WIDTH_FACTORS = (0.5, 1.0, 2.0)
+CHOICES = {
+    "affinity": OrthoAffinity,
+    "weighting": OrthoWeighting,
+    "ordering": OrthoOrdering,
+}
 DEFAULT_WORLDS = ("hierarchy", "cluster", "domains")
 DEFAULT_BASES = ("batchtopk", "matryoshka_batchtopk")
 SEEDS = (0, 1, 2, 3, 4)
@@ -74,7 +85,8 @@ def coarse_jobs(
     seed: int = 0,
     settings: dict[str, Any] | None = None,
 ) -> list[Job]:
-    """Every mode; lambda of each; alpha, affinity, ordering and schedule of adaptive."""
+    """Every mode; lambda of each; each choice, alpha and schedule of adaptive, one at a time; and
+    energies with both kinds of lift."""
     jobs = []
     for world in worlds:
         for base in bases:
@@ -91,13 +103,21 @@ def coarse_jobs(
             for method in ("fixed", "gram", "adaptive"):
                 jobs += [job(method, f"lambda={x:g}", ortho_coefficient=x) for x in LAMBDAS]
             jobs += [job("adaptive", f"alpha={x:g}", ortho_alpha=x) for x in ALPHAS]
+            for axis, choices in CHOICES.items():
+                field = f"ortho_{axis}"
+                jobs += [job("adaptive", f"{axis}={x}", **{field: x}) for x in get_args(choices)]
+            # Energies sum where the mean divides by d_sae: their lambda is on a scale of its own.
             jobs += [
-                job("adaptive", f"affinity={x}", ortho_affinity=x)
-                for x in ("lift", "overlap", "group")
-            ]
-            jobs += [
-                job("adaptive", f"ordering={x}", ortho_ordering=x)
-                for x in ("frequency", "symmetric")
+                job(
+                    "adaptive",
+                    f"energy={affinity},lambda={x:g}",
+                    ortho_weighting="energy",
+                    ortho_affinity=affinity,
+                    ortho_alpha=1.0,
+                    ortho_coefficient=x,
+                )
+                for affinity in ("lift", "facilitation")
+                for x in LAMBDAS
             ]
             coefficient = job("adaptive").run.sae.ortho_coefficient
             schedules: dict[str, dict[str, Any]] = {

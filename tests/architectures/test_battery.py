@@ -482,6 +482,28 @@ def test_planted_groups_and_domains_are_found_by_a_training_sae_and_weigh_its_pa
     assert (s[:6, 6:] <= 0.5).all()
 
 
+@pytest.mark.parametrize("name", ["adaptive_ortho_standard", "adaptive_ortho_batchtopk"])
+def test_energies_are_those_of_the_outputs_contributions(
+    build_sae: Build, make_batches: Build, name: str
+) -> None:
+    sae = build_sae(name, ortho_weighting="energy", ortho_statistics_every=1)
+    with torch.no_grad():
+        sae.W_dec *= torch.linspace(0.5, 2.0, len(sae.W_dec)).unsqueeze(1)
+        (x,) = make_batches(1)
+        sae.training_forward_pass(step_input(sae, x, 0))
+        acts = sae.training_forward_pass(step_input(sae, x, 1)).feature_acts
+        # What one latent adds to the output, squared and averaged over rows.
+        expected = torch.zeros(sae.cfg.d_sae)
+        nothing = sae.decode(torch.zeros_like(acts))
+        for i in range(sae.cfg.d_sae):
+            alone = torch.zeros_like(acts)
+            alone[:, i] = acts[:, i]
+            expected[i] = (sae.decode(alone) - nothing).square().sum(1).mean()
+        variance = (x - x.mean(0)).square().sum(1).mean()
+    torch.testing.assert_close(sae._energies() * variance, expected, rtol=1e-3, atol=1e-6)
+    assert expected.max() > 0
+
+
 @every_architecture
 def test_an_sae_built_from_its_config_dict_is_the_same_architecture(
     build_cfg: Build, name: str

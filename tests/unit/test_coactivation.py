@@ -11,6 +11,8 @@ from saelens_adaptive_ortho.coactivation import (
     CoactivationState,
     domain_rates,
     empty_state,
+    energies,
+    facilitation_affinity,
     firing_rates,
     lift_affinity,
     overlap_affinity,
@@ -24,7 +26,9 @@ N, D, M, R = 10, 6, 3, 4
 
 
 def random_batch(seed: int, n: int = N, d: int = D) -> Tensor:
-    return torch.rand(n, d, generator=torch.Generator().manual_seed(seed)) < 0.4
+    """Activations: of four in ten, between 1 and 2."""
+    draw = torch.rand(n, d, generator=torch.Generator().manual_seed(seed))
+    return torch.where(draw < 0.4, 1 + draw / 0.4, 0.0)
 
 
 def ring_neighbours(d: int = D, m: int = M) -> Tensor:
@@ -59,22 +63,33 @@ def test_update_agrees_with_counting_in_a_double_loop(
         state = update(state, batch, neighbours, signs, decay, forget_rows)
 
     samples, fired = torch.zeros(n_domains), torch.zeros(n_domains, D)
-    joint, sketch, total = torch.zeros(D, M), torch.zeros(D, R), torch.zeros(R)
+    joint, sketch, sketch_total = torch.zeros(D, M), torch.zeros(D, R), torch.zeros(R)
+    total, squares = torch.zeros(D), torch.zeros(D)
+    own, other = torch.zeros(D, M), torch.zeros(D, M)
     for step, batch in enumerate(batches):
         weight, signs = decay ** (len(batches) - 1 - step), random_signs(N, R, 0, step)
         for row in range(N):
             domain = int(n_domains == 2 and row >= forget_rows)
             samples[domain] += weight
-            total += weight * signs[row]
+            sketch_total += weight * signs[row]
             for i in range(D):
                 if not batch[row, i]:
                     continue
                 fired[domain, i] += weight
                 sketch[i] += weight * signs[row]
+                total[i] += weight * batch[row, i]
+                squares[i] += weight * batch[row, i] ** 2
                 for slot in range(M):
-                    joint[i, slot] += weight * batch[row, neighbours[i, slot]]
+                    a_j = batch[row, neighbours[i, slot]]
+                    if a_j > 0:
+                        joint[i, slot] += weight
+                        own[i, slot] += weight * batch[row, i]
+                        other[i, slot] += weight * a_j
 
-    expected = CoactivationState(samples, fired, joint, samples.sum().expand(D, M), sketch, total)
+    rows = samples.sum().expand(D, M)
+    expected = CoactivationState(
+        samples, fired, joint, rows, sketch, sketch_total, total, squares, own, other
+    )
     for name, slow in expected._asdict().items():
         torch.testing.assert_close(
             getattr(state, name), slow, msg=lambda m, name=name: f"{name} {m}"
@@ -90,10 +105,8 @@ def test_forget_rows_are_ignored_by_a_state_of_one_domain() -> None:
 
 
 def test_decay_halves_every_old_count_at_each_update() -> None:
-    state = update(
-        empty_state(D, M, R), torch.ones(N, D).bool(), ring_neighbours(), torch.ones(N, R), 1
-    )
-    silent = update(state, torch.zeros(N, D).bool(), ring_neighbours(), torch.zeros(N, R), 0.5)
+    state = update(empty_state(D, M, R), torch.ones(N, D), ring_neighbours(), torch.ones(N, R), 1)
+    silent = update(state, torch.zeros(N, D), ring_neighbours(), torch.zeros(N, R), 0.5)
     assert torch.equal(silent.samples, torch.tensor([N * 1.5]))
     assert torch.equal(silent.fired, state.fired / 2)
     assert torch.equal(silent.joint, torch.full((D, M), N / 2))
@@ -117,7 +130,7 @@ def test_neither_update_nor_retarget_touches_its_inputs() -> None:
 def test_counts_are_float32_and_exact_where_bf16_would_lose_them() -> None:
     state = empty_state(D, M, R)
     for step in range(3):
-        batch = torch.ones(333, D).bool()
+        batch = torch.ones(333, D)
         state = update(state, batch, ring_neighbours(), random_signs(333, R, 0, step), 1.0)
     assert state.samples.item() == 999
     assert torch.equal(state.joint, torch.full((D, M), 999.0))
@@ -160,6 +173,8 @@ def test_rates_and_affinities_are_zero_before_the_first_update() -> None:
         domain_rates(state),
         lift_affinity(state, PAIR),
         overlap_affinity(state, PAIR),
+        facilitation_affinity(state, PAIR),
+        energies(state),
         sketch_directions(state),
     ):
         assert torch.equal(value, torch.zeros_like(value))
@@ -197,6 +212,46 @@ def test_overlap_is_the_share_of_the_rarer_latents_firings(
     torch.testing.assert_close(affinity, torch.full((2, 1), expected))
 
 
+@pytest.mark.parametrize(
+    ("in_company", "alone", "expected"),
+    [
+        ((1.0, 1.0), (1.0, 1.0), 0.0),  # indifferent to each other
+        ((2.0, 2.0), (1.0, 1.0), 1.0),  # each is stronger with the other
+        ((2.0, 1.0), (1.0, 1.0), 0.0),  # only one of them is
+        ((0.5, 2.0), (1.0, 1.0), 0.0),  # one is weaker
+        ((1.05, 2.0), (1.0, 1.0), 0.05 * 60 / 63 / 0.1),  # a little, less by three pseudo-firings
+    ],
+)
+def test_facilitation_asks_whether_each_is_stronger_in_the_others_company(
+    in_company: tuple[float, float], alone: tuple[float, float], expected: float
+) -> None:
+    joint, fired, samples = 60.0, (160.0, 260.0), 400.0  # lift: 60 / (104 + 1)
+    own = torch.tensor([[joint * a] for a in in_company])
+    state = hand_state(joint, fired, samples)._replace(
+        total=torch.tensor(
+            [joint * a + (f - joint) * b for a, b, f in zip(in_company, alone, fired, strict=True)]
+        ),
+        joint_own=own,
+        joint_other=own.flip(0),
+    )
+    found = facilitation_affinity(state, PAIR)
+    torch.testing.assert_close(found, torch.full((2, 1), expected * 60 / 105))
+
+
+def test_a_latent_never_seen_alone_is_compared_with_itself_and_shares_nothing() -> None:
+    own = torch.full((2, 1), 100.0)
+    state = hand_state(50.0, (50.0, 50.0), 400.0)._replace(
+        total=torch.full((2,), 100.0), joint_own=own, joint_other=own
+    )
+    assert torch.equal(facilitation_affinity(state, PAIR), torch.zeros(2, 1))
+
+
+def test_energy_is_the_mean_square_over_all_rows() -> None:
+    batch = random_batch(3)
+    state = update(empty_state(D, M, R), batch, ring_neighbours(), torch.ones(N, R), 1.0)
+    torch.testing.assert_close(energies(state), batch.square().mean(0))
+
+
 def test_a_pair_that_entered_late_is_compared_over_the_rows_it_has_seen() -> None:
     state = hand_state(10.0, (500.0, 500.0), 1000.0)._replace(
         joint_samples=torch.full((2, 1), 76.0)
@@ -207,13 +262,13 @@ def test_a_pair_that_entered_late_is_compared_over_the_rows_it_has_seen() -> Non
 
 def test_the_sketch_estimates_the_phi_correlation_of_any_pair() -> None:
     r, steps = 1024, 4
-    common = random_batch(1, 400 * steps, 1)
-    noise = random_batch(2, 400 * steps, 6)
+    common = random_batch(1, 400 * steps, 1) > 0
+    noise = random_batch(2, 400 * steps, 6) > 0
     active = torch.cat(
         [common, common | noise[:, :1], common & noise[:, 1:2], ~common, noise], dim=1
     )
     state = empty_state(10, M, r)
-    for step, batch in enumerate(active.split(400)):
+    for step, batch in enumerate(active.float().split(400)):
         state = update(state, batch, ring_neighbours(10), random_signs(400, r, 0, step), 1.0)
     X = sketch_directions(state)
     phi = torch.corrcoef(active.T.float())
@@ -224,7 +279,7 @@ def test_the_sketch_estimates_the_phi_correlation_of_any_pair() -> None:
 
 def test_a_latent_that_fires_always_or_never_has_no_sketch_direction() -> None:
     active = random_batch(5)
-    active[:, 0], active[:, 1] = True, False
+    active[:, 0], active[:, 1] = 1.0, 0.0
     state = empty_state(D, M, R, n_domains=2)
     for step in range(20):
         state = update(state, active, ring_neighbours(), random_signs(N, R, 0, step), 0.99, 4)
@@ -237,13 +292,11 @@ def test_lift_is_taken_within_domains_so_sharing_a_corpus_is_not_sharing() -> No
     # Forget is 100 of 400 rows. Both latents fire in 40 of those 100 and nowhere else:
     # independent firing within forget gives 0.4 * 0.4 * 100 = 16 joint firings.
     def affinity(joint: float) -> float:
-        state = CoactivationState(
+        state = empty_state(2, 1, 1, n_domains=2)._replace(
             samples=torch.tensor([100.0, 300.0]),
             fired=torch.tensor([[40.0, 40.0], [0.0, 0.0]]),
             joint=torch.full((2, 1), joint),
             joint_samples=torch.full((2, 1), 400.0),
-            sketch=torch.zeros(2, 1),
-            sketch_total=torch.zeros(1),
         )
         return float(lift_affinity(state, PAIR)[0, 0])
 

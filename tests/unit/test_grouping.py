@@ -177,7 +177,7 @@ def firing_patterns(n: int, seed: int) -> Tensor:
         correlation_matrix=create_correlation_matrix_from_correlations(N_FEATURES, links),
     )
     torch.manual_seed(seed)
-    return generator.sample(n) > 0
+    return (generator.sample(n) > 0).float()
 
 
 def statistics(order: Tensor | None = None, sketch_size: int = 512) -> CoactivationState:
@@ -222,9 +222,9 @@ def test_planted_forget_retain_and_shared_features_are_recovered_from_stratified
     state, forget_rows = empty_state(N_FEATURES, 2, 8, n_domains=2), 150
     for step in range(8):
         active = firing_patterns(500, seed=step)
-        active[forget_rows:, FORGET_FEATURES] = False
-        active[:forget_rows, RETAIN_FEATURES] = False
-        active[:, DEAD_FEATURES] = False
+        active[forget_rows:, FORGET_FEATURES] = 0.0
+        active[:forget_rows, RETAIN_FEATURES] = 0.0
+        active[:, DEAD_FEATURES] = 0.0
         signs = random_signs(500, 8, seed=0, step=step)
         state = update(state, active, neighbours, signs, 0.99, forget_rows)
     expected = [SHARED] * N_FEATURES

@@ -56,7 +56,11 @@ def naive_fixed(W: Tensor, chunks: list[list[int]]) -> Tensor:
 
 
 def naive_adaptive(
-    W: Tensor, neighbours: Tensor, weights: Tensor, rates: Tensor | None = None
+    W: Tensor,
+    neighbours: Tensor,
+    weights: Tensor,
+    rates: Tensor | None = None,
+    energies: Tensor | None = None,
 ) -> Tensor:
     terms = []
     for i in range(len(W)):
@@ -68,7 +72,11 @@ def naive_adaptive(
             if rates is not None and rates[j] > rates[i]:
                 d_j = d_j.detach()
             pairs.append((weights[i, slot] * cosine(d_i, d_j).relu()) ** 2)
-        terms.append(torch.stack(pairs).max())
+        strongest = torch.stack(pairs).argmax()
+        share = 1.0
+        if energies is not None:
+            share = float(len(W) * torch.minimum(energies[i], energies[neighbours[i, strongest]]))
+        terms.append(share * pairs[strongest])
     return torch.stack(terms).mean()
 
 
@@ -256,6 +264,26 @@ def test_adaptive_agrees_with_a_double_loop_when_frequency_ordered() -> None:
     assert_same_loss(fast, naive_adaptive(W, neighbours, weights, rates), W)
 
 
+def test_adaptive_agrees_with_a_double_loop_when_weighted_by_energy() -> None:
+    W = random_decoder().requires_grad_()
+    neighbours, weights = random_neighbours(12, 5), random_weights((12, 5))
+    energies = random_weights((12,), seed=5)
+    energies[3] = 0.0
+    fast = adaptive_penalty(decoder_directions(W), neighbours, weights, energies=energies)
+    assert_same_loss(fast, naive_adaptive(W, neighbours, weights, energies=energies), W)
+
+
+def test_a_latent_without_energy_is_not_pushed() -> None:
+    W = random_decoder().requires_grad_()
+    neighbours, weights = random_neighbours(12, 11), torch.ones(12, 11, dtype=torch.float64)
+    energies = torch.ones(12, dtype=torch.float64)
+    energies[4] = 0.0
+    loss = adaptive_penalty(decoder_directions(W), neighbours, weights, energies=energies)
+    rows = value_and_gradient(loss, W)[1].norm(dim=1)
+    assert rows[4] == 0
+    assert rows.max() > 0
+
+
 def test_adaptive_over_all_neighbours_is_the_dense_maximum() -> None:
     W = random_decoder().requires_grad_()
     neighbours, _ = top_similar(decoder_directions(W), 11)
@@ -344,6 +372,7 @@ def penalties(W: Tensor, order: Tensor | None = None) -> Tensor:
             fixed_penalty(D, permutation, chunk_size=4),
             adaptive_penalty(D, neighbours, weights),
             adaptive_penalty(D, neighbours, weights, rates),
+            adaptive_penalty(D, neighbours, weights, rates, rates),
         ]
     )
 
@@ -356,7 +385,7 @@ def random_rotation(d: int, seed: int) -> Tensor:
 @examples
 def test_orthonormal_rows_cost_nothing(seed: int) -> None:
     values = penalties(random_rotation(8, seed))
-    torch.testing.assert_close(values, torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-14)
+    torch.testing.assert_close(values, torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-14)
 
 
 @given(seeds)

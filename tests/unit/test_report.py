@@ -533,6 +533,24 @@ def test_numbers_show_what_their_uncertainty_supports() -> None:
 # Tables inside a markdown file
 
 
+def test_measured_costs_are_a_table_and_a_file_without_them_is_named(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- costs: cost.json -->\nold\n<!-- /costs -->\n")
+    with pytest.raises(ResultError, match=r"README\.md:1: cost\.json holds no measured costs"):
+        update_tables(readme)
+    costs = {
+        "evaluations": {"core": {"seconds": 12.4, "peak_mib": 1536.0}},
+        "overhead": {"ratio": 1.0123, "ratio_low": 0.99, "ratio_high": 1.03, "repeats": 5},
+    }
+    (tmp_path / "cost.json").write_text(json.dumps(costs))
+    assert update_tables(readme)
+    text = readme.read_text()
+    assert "| `core` | 12 | 1.50 |" in text
+    assert "5 alternating pairs in one process): 1.012 of its time" in text
+    assert "old" not in text
+    assert not update_tables(readme)
+
+
 def test_updating_a_readme_is_idempotent_and_checkable(tmp_path: Path) -> None:
     full_run(tmp_path / "runs" / "a")
     readme = tmp_path / "README.md"

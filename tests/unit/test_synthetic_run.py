@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from saelens_adaptive_ortho.config import ConfigError
+from saelens_adaptive_ortho.config import ConfigError, OrthoAffinity
 from saelens_adaptive_ortho.report import synthetic as figures
 from saelens_adaptive_ortho.synthetic import run as runs
 from saelens_adaptive_ortho.synthetic import sweep
@@ -215,7 +215,10 @@ def test_the_stages_hold_the_runs_they_promise() -> None:
     coarse = sweep.coarse_jobs(["cluster"], ["batchtopk"], settings=TINY)
     assert {j.run.mode for j in coarse} == {"off", "fixed", "gram", "adaptive"}
     assert {j.run.sae.ortho_alpha for j in coarse if j.axis.startswith("alpha")} == {*sweep.ALPHAS}
-    assert {j.run.sae.ortho_affinity for j in coarse} == {"lift", "overlap", "group"}
+    assert {j.run.sae.ortho_affinity for j in coarse} == set(get_args(OrthoAffinity))
+    energies = [j.run.sae for j in coarse if j.axis.startswith("energy=facilitation")]
+    assert {s.ortho_coefficient for s in energies} == {*sweep.LAMBDAS}
+    assert {(s.ortho_weighting, s.ortho_alpha) for s in energies} == {("energy", 1.0)}
     final = sweep.final_jobs(
         sweep.DEFAULT_WORLDS, sweep.DEFAULT_BASES, lambda *_: 0.1, sweep.SEEDS, sweep.WORLD_SEEDS
     )
