@@ -33,6 +33,7 @@ METRICS = {
     "selectivity_area": "selectivity",
 }
 TRADEOFF = ("f1", "mcc")
+DASHES = ("-", (0, (4, 2)), ":", "-.")  # by base
 TABLE_BEGIN, TABLE_END = "<!-- final results -->", "<!-- end -->"
 _EVERYWHERE = ("f1", "mcc", "explained_variance")
 
@@ -113,16 +114,12 @@ def _setting_figure(
     if not worlds:
         return None
     bases = _bases(pick(runs, where=swept))
-    panels = _panels(worlds)
     shown = [m for m in METHODS if m in {*methods, "baseline"}]
     styles = variant_styles(shown)
     with matplotlib.rc_context(_STYLE):
-        figure, grid = _grid(len(panels), height=2.3, columns=len(panels) // len(worlds))
-        for axes, (world, metric) in zip(grid, panels, strict=True):
-            if metric is None:
-                axes.remove()
-                continue
-            for base, dashes in zip(bases, ("-", (0, (4, 2)), ":", "-."), strict=False):
+        figure, shown_panels = _world_panels(worlds)
+        for axes, world, metric in shown_panels:
+            for base, dashes in zip(bases, DASHES, strict=False):
                 level = spread(pick(runs, world, base, "baseline"), metric).mean
                 if level is not None:
                     axes.axhline(level, color=styles["baseline"][0], ls=dashes, lw=1.2)
@@ -207,6 +204,21 @@ def selectivity_figure(runs: Sequence[Run]) -> Figure | None:
     return figure
 
 
+def _world_panels(worlds: Sequence[str]) -> tuple[Figure, list[tuple[Axes, str, str]]]:
+    """A row of panels for each world, one for each metric that the world has."""
+    columns = max(len(metrics_of(world)) for world in worlds)
+    figure, grid = _grid(columns * len(worlds), height=2.3, columns=columns)
+    cells = iter(grid)
+    shown = []
+    for world in worlds:
+        row = [next(cells) for _ in range(columns)]
+        metrics = metrics_of(world)
+        shown += [(axes, world, metric) for axes, metric in zip(row, metrics, strict=False)]
+        for axes in row[len(metrics) :]:
+            axes.remove()
+    return figure, shown
+
+
 def width_figure(runs: Sequence[Run]) -> Figure | None:
     """Metrics against the number of latents, by world: mean and interval of each method."""
     worlds = [w for w in WORLDS if pick(runs, w)]
@@ -215,14 +227,10 @@ def width_figure(runs: Sequence[Run]) -> Figure | None:
         return None
     methods = _methods(runs)
     styles = variant_styles(methods)
-    panels = _panels(worlds)
     with matplotlib.rc_context(_STYLE):
-        figure, grid = _grid(len(panels), height=2.3, columns=len(panels) // len(worlds))
-        for axes, (world, metric) in zip(grid, panels, strict=True):
-            if metric is None:
-                axes.remove()
-                continue
-            for base, dashes in zip(bases, ("-", (0, (4, 2)), ":", "-."), strict=False):
+        figure, shown_panels = _world_panels(worlds)
+        for axes, world, metric in shown_panels:
+            for base, dashes in zip(bases, DASHES, strict=False):
                 for method in methods:
                     points = [
                         (run["settings"]["sae"]["d_sae"], run[metric])
@@ -302,16 +310,6 @@ def figures(coarse: Sequence[Run], final: Sequence[Run], width: Sequence[Run]) -
 
 
 # ---------------------------------------------------------------------- parts
-
-
-def _panels(worlds: Sequence[str]) -> list[tuple[str, str | None]]:
-    """A row for each world, filled up with None where another world has more metrics."""
-    columns = max(len(metrics_of(world)) for world in worlds)
-    return [
-        (world, metric)
-        for world in worlds
-        for metric in (*metrics_of(world), *[None] * (columns - len(metrics_of(world))))
-    ]
 
 
 def _bases(runs: Iterable[Run]) -> list[str]:
