@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from sae_lens.saes.sae import SAE
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 
 from saelens_adaptive_ortho import analysis, candidates, grouping, report
@@ -108,7 +107,6 @@ def survey(
     batch_size: int = 32,
 ) -> Survey:
     """Firings of all latents, co-firings of pairs, top activations of ``latents``."""
-    hook, head = sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_head_index
     d_sae, device = sae.cfg.d_sae, sae.device
     counts = PairCounts(
         0,
@@ -125,27 +123,20 @@ def survey(
         for half, start, end in ((0, 0, middle), (1, middle, len(contexts))):
             for first in range(start, end, batch_size):
                 tokens = contexts[first : min(first + batch_size, end)]
-                acts = bench.model.run_with_cache(
-                    tokens.long().to(next(bench.model.parameters()).device),
-                    names_filter=[hook],
-                    stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook),
-                    prepend_bos=False,
-                )[1][hook][:, slice(*bench.seqpos_slice)]
-                if acts.ndim > 3:
-                    acts = acts[:, :, head] if head is not None else acts.flatten(2)
-                encoded = sae.encode(acts.flatten(0, 1).to(device, sae.dtype))
+                rows = analysis.hooked_rows(sae, bench.model, tokens, bench.seqpos_slice)
+                encoded = sae.encode(rows)
                 active = encoded > 0
                 counts = candidates.count_pairs(counts, active, pairs.indices)
                 fired[half, number] += active.sum(0)
                 seen[half, number] += len(active)
                 if not n_texts or not len(latents):
                     continue
-                values, rows = encoded[:, latents].float().topk(min(n_texts, len(active)), dim=0)
+                values, tops = encoded[:, latents].float().topk(min(n_texts, len(active)), dim=0)
                 place = torch.stack(
                     [
-                        torch.full_like(rows, number),
-                        first + rows // len(positions),
-                        positions[rows % len(positions)],
+                        torch.full_like(tops, number),
+                        first + tops // len(positions),
+                        positions[tops % len(positions)],
                     ],
                     -1,
                 )

@@ -48,6 +48,26 @@ class Firing(NamedTuple):
 
 
 @torch.no_grad()
+def hooked_rows(
+    sae: SAE[Any],
+    model: HookedRootModule,
+    tokens: Int[Tensor, "batch context"],
+    seqpos_slice: tuple[int | None, ...] = (None,),
+) -> Float[Tensor, "n d_in"]:
+    """Activations at the SAE's hook, context by context, for the positions of ``seqpos_slice``."""
+    hook, head = sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_head_index
+    acts = model.run_with_cache(
+        tokens.long().to(next(model.parameters()).device),
+        names_filter=[hook],
+        stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook),
+        prepend_bos=False,
+    )[1][hook][:, slice(*seqpos_slice)]
+    if acts.ndim > 3:
+        acts = acts[:, :, head] if head is not None else acts.flatten(2)
+    return acts.flatten(0, 1).to(sae.device, sae.dtype)
+
+
+@torch.no_grad()
 def measure_firing(
     sae: SAE[Any],
     model: HookedRootModule,
@@ -59,8 +79,6 @@ def measure_firing(
 
     Every token position in ``seqpos_slice`` counts, including special tokens.
     """
-    hook, head = sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_head_index
-    device = next(model.parameters()).device
     states = []
     empty = torch.empty(sae.cfg.d_sae, 0, dtype=torch.int64, device=sae.device)
     n_batches = sum(-(-len(c) // batch_size) for c in corpora)
@@ -68,15 +86,7 @@ def measure_firing(
         for number, contexts in enumerate(corpora):
             state = coactivation.empty_state(sae.cfg.d_sae, 0, SKETCH_SIZE, device=sae.device)
             for step, tokens in enumerate(contexts.split(batch_size)):
-                acts = model.run_with_cache(
-                    tokens.long().to(device),
-                    names_filter=[hook],
-                    stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook),
-                    prepend_bos=False,
-                )[1][hook][:, slice(*seqpos_slice)]
-                if acts.ndim > 3:
-                    acts = acts[:, :, head] if head is not None else acts.flatten(2)
-                rows = acts.flatten(0, 1).to(sae.device, sae.dtype)
+                rows = hooked_rows(sae, model, tokens, seqpos_slice)
                 fires = sae.encode(rows)
                 signs = coactivation.random_signs(len(rows), SKETCH_SIZE, number, step)
                 state = coactivation.update(state, fires, empty, signs.to(sae.device), decay=1.0)

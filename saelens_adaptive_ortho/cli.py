@@ -8,7 +8,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # loads slowly: commands import what they need
+    from saelens_adaptive_ortho.data import CorpusConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,19 +67,14 @@ def evaluate(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from saelens_adaptive_ortho import report
-    from saelens_adaptive_ortho.data import CorpusConfig
     from saelens_adaptive_ortho.experiment import eval_settings
     from saelens_adaptive_ortho.suite import SuiteOptions, run_suite
 
-    given = {d: getattr(args, d) for d in ("forget", "retain") if getattr(args, d) is not None}
-    corpora = {d: CorpusConfig.parse(f"--{d}", text) for d, text in given.items()}
-    if len(corpora) == 1:
-        corpora = {"corpus": next(iter(corpora.values()))}
     options = SuiteOptions(
         evals=eval_settings(args.evals.split(","), args.set),
         out=Path(args.out),
         model_name=args.model,
-        corpora=corpora or None,
+        corpora=_corpora(args),
         context_size=args.context_size,
         device=args.device,
         dtype=args.dtype,
@@ -93,16 +91,11 @@ def analyse(args: argparse.Namespace) -> int:
     from saelens_adaptive_ortho import report
     from saelens_adaptive_ortho.analyse import AnalyseOptions
     from saelens_adaptive_ortho.analyse import analyse as run
-    from saelens_adaptive_ortho.data import CorpusConfig
 
-    given = {d: getattr(args, d) for d in ("forget", "retain") if getattr(args, d) is not None}
-    corpora = {d: CorpusConfig.parse(f"--{d}", text) for d, text in given.items()}
-    if len(corpora) == 1:
-        corpora = {"corpus": next(iter(corpora.values()))}
     options = AnalyseOptions(
         out=Path(args.out),
         model_name=args.model,
-        corpora=corpora or None,
+        corpora=_corpora(args),
         context_size=args.context_size,
         n_contexts=args.contexts,
         min_cosine=args.min_cosine,
@@ -114,6 +107,17 @@ def analyse(args: argparse.Namespace) -> int:
     )
     Console().print(report.analysis_table(run(args.saes, options, say=_say)))
     return 0
+
+
+def _corpora(args: argparse.Namespace) -> dict[str, CorpusConfig] | None:
+    """Those of --forget and --retain; one alone is a corpus without a part to play."""
+    from saelens_adaptive_ortho.data import CorpusConfig
+
+    given = {d: getattr(args, d) for d in ("forget", "retain") if getattr(args, d) is not None}
+    corpora = {d: CorpusConfig.parse(f"--{d}", text) for d, text in given.items()}
+    if len(corpora) == 1:
+        corpora = {"corpus": next(iter(corpora.values()))}
+    return corpora or None
 
 
 def train(args: argparse.Namespace) -> int:
