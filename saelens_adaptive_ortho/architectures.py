@@ -7,6 +7,7 @@ pair in ``ARCHITECTURES``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -33,9 +34,11 @@ from sae_lens import (
     register_sae_training_class,
 )
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from torch import Tensor
 
 from saelens_adaptive_ortho.config import OrthoConfig
 from saelens_adaptive_ortho.mixin import AdaptiveOrthoMixin
+from saelens_adaptive_ortho.selection import SampledBatchTopK
 from saelens_adaptive_ortho.switch_mixin import inference_config
 
 PREFIX = "adaptive_ortho_"
@@ -127,6 +130,9 @@ class AdaptiveOrthoTopKSAE(AdaptiveOrthoMixin, TopKTrainingSAE):
 class AdaptiveOrthoBatchTopKSAE(AdaptiveOrthoMixin, BatchTopKTrainingSAE):
     """SAELens's BatchTopK training SAE with the penalty; exports as a stock SAE."""
 
+    def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
+        return SampledBatchTopK(self.cfg.k)
+
 
 @final
 class AdaptiveOrthoJumpReLUSAE(AdaptiveOrthoMixin, JumpReLUTrainingSAE):
@@ -141,6 +147,9 @@ class AdaptiveOrthoGatedSAE(AdaptiveOrthoMixin, GatedTrainingSAE):
 @final
 class AdaptiveOrthoMatryoshkaBatchTopKSAE(AdaptiveOrthoMixin, MatryoshkaBatchTopKTrainingSAE):
     """SAELens's Matryoshka BatchTopK training SAE with the penalty; exports as a stock SAE."""
+
+    def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
+        return SampledBatchTopK(self.cfg.k)
 
 
 ARCHITECTURES: dict[str, tuple[type[TrainingSAE[Any]], type[TrainingSAEConfig]]] = {

@@ -14,12 +14,23 @@ from typing import Any, Literal, get_args
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.switch_config import SwitchConfig, validate_switches
 
-__all__ = ["ConfigError", "OrthoConfig", "ortho_field_names", "reject", "validate_ortho"]
+__all__ = [
+    "DEFAULT_COEFFICIENTS",
+    "ConfigError",
+    "OrthoConfig",
+    "ortho_coefficient",
+    "ortho_field_names",
+    "reject",
+    "validate_ortho",
+]
 
 OrthoMode = Literal["off", "gram", "fixed", "adaptive"]
 OrthoAffinity = Literal["lift", "overlap", "facilitation", "group"]
 OrthoOrdering = Literal["frequency", "symmetric"]
 OrthoWeighting = Literal["uniform", "energy"]
+
+
+DEFAULT_COEFFICIENTS: dict[str, float] = {"uniform": 0.05, "energy": 1.0}
 
 
 @dataclass(kw_only=True)
@@ -33,8 +44,9 @@ class OrthoConfig(SwitchConfig):
         ortho_mode: ``off`` (bit-identical to the stock architecture), ``gram`` (mean squared
             cosine), ``fixed`` (OrtSAE) or ``adaptive`` (affinity-weighted pairs). OrtSAE as
             published: ``fixed``, coefficient 0.25, not scale-free, every step or every 5th.
-        ortho_coefficient: lambda. Scale-free unless ``ortho_scale_free`` is off: 0.05 means that
-            a dictionary of duplicated directions costs as much as 0.05 of explained variance.
+        ortho_coefficient: lambda; None for the default of the penalty, see
+            :func:`ortho_coefficient`. Scale-free unless ``ortho_scale_free`` is off: 0.05 means
+            that a dictionary of duplicated directions costs as much as 0.05 of explained variance.
         ortho_scale_free: multiply by a running estimate of the activations' total variance, so
             that one lambda serves activations of any norm.
         ortho_warm_up_steps: steps over which lambda rises linearly from 0.
@@ -65,7 +77,7 @@ class OrthoConfig(SwitchConfig):
     """
 
     ortho_mode: OrthoMode = "adaptive"
-    ortho_coefficient: float = 0.05
+    ortho_coefficient: float | None = None
     ortho_scale_free: bool = True
     ortho_warm_up_steps: int = 0
     ortho_curriculum_start: float | None = None
@@ -158,6 +170,18 @@ def validate_ortho(cfg: Any) -> None:
         )
 
 
+def ortho_coefficient(cfg: Any) -> float:
+    """lambda of an SAE config: its own, or by default that of :data:`DEFAULT_COEFFICIENTS`.
+
+    Two defaults, as ``uniform`` penalties are means over latents and ``energy`` sums shares of the
+    variance. Looked up when used, so that a variant of another mode gets its own default.
+    """
+    if cfg.ortho_coefficient is not None:
+        return cfg.ortho_coefficient
+    weighting = cfg.ortho_weighting if cfg.ortho_mode == "adaptive" else "uniform"
+    return DEFAULT_COEFFICIENTS[weighting]
+
+
 def ortho_field_names() -> list[str]:
     """Names of the SAE-level ``ortho_*`` fields, in order."""
     return [f.name for f in fields(OrthoConfig)]
@@ -174,7 +198,7 @@ def _number(
     cfg: Any, name: str, low: float, high: float = math.inf, open_low: bool = False
 ) -> None:
     value: Any = getattr(cfg, name)
-    if value is None and name == "ortho_curriculum_start":
+    if value is None and name in {"ortho_curriculum_start", "ortho_coefficient"}:
         return
     # Anything that is not a number becomes NaN, which no bound admits.
     x = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else value

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saelens_adaptive_ortho import coactivation, grouping, neighbours, penalty, schedule
 from saelens_adaptive_ortho.coactivation import CoactivationState
-from saelens_adaptive_ortho.config import reject
+from saelens_adaptive_ortho.config import ortho_coefficient, reject
 from saelens_adaptive_ortho.grouping import GroupSummary
 from saelens_adaptive_ortho.switch_mixin import SwitchMixin
 
@@ -62,7 +62,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
         coefficients = dict(super().get_coefficients())  # pyright: ignore[reportAbstractUsage]
         if self.cfg.ortho_mode != "off":
             coefficients["ortho"] = TrainCoefficientConfig(
-                value=self.cfg.ortho_coefficient, warm_up_steps=self.cfg.ortho_warm_up_steps
+                value=ortho_coefficient(self.cfg), warm_up_steps=self.cfg.ortho_warm_up_steps
             )
         return coefficients
 
@@ -94,7 +94,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
         )
         if not isinstance(losses, dict):  # the host allows a bare tensor
             losses = {"aux_loss": losses}
-        if self.cfg.ortho_mode == "off" or self.cfg.ortho_coefficient == 0:
+        if self.cfg.ortho_mode == "off" or ortho_coefficient(self.cfg) == 0:
             return losses
         coefficient = self._coefficient(step_input)
         if coefficient == 0:
@@ -109,10 +109,11 @@ class AdaptiveOrthoMixin(SwitchMixin):
         cfg, step = self.cfg, step_input.n_training_steps
         value = step_input.coefficients["ortho"]
         if cfg.ortho_curriculum_start is not None:
+            end = ortho_coefficient(cfg)
             value *= schedule.curriculum(
-                step, cfg.ortho_curriculum_start, cfg.ortho_coefficient, cfg.ortho_curriculum_steps
+                step, cfg.ortho_curriculum_start, end, cfg.ortho_curriculum_steps
             )
-            value /= cfg.ortho_coefficient
+            value /= end
         if cfg.ortho_fade_start_step is not None:
             value *= schedule.fade_out(step, cfg.ortho_fade_start_step, cfg.ortho_fade_end_step)
         if cfg.ortho_mode == "fixed":

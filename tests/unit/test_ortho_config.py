@@ -24,7 +24,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("ortho_ordering", "rate", "must be one of frequency, symmetric"),
     *[("ortho_alpha", bad, UNIT) for bad in (-0.01, 1.01, NAN, INF, True, "0.5", None)],
     *[("ortho_group_threshold", bad, UNIT) for bad in (-1, 1.5, NAN, False, "x")],
-    *[("ortho_coefficient", bad, NOT_NEGATIVE) for bad in (-1e-9, NAN, INF, True, "0.1", None)],
+    *[("ortho_coefficient", bad, NOT_NEGATIVE) for bad in (-1e-9, NAN, INF, True, "0.1")],
     *[("ortho_curriculum_start", bad, NOT_NEGATIVE) for bad in (-1.0, NAN, True, "0.1")],
     *[("ortho_statistics_decay", bad, r"in \(0, 1\]") for bad in (0, 0.0, 1.001, NAN, True, "1")],
     *[("ortho_domain_ratio", bad, r"in \(1, inf\)") for bad in (1, 0.5, NAN, INF, True, "9")],

@@ -1,0 +1,54 @@
+"""BatchTopK's selection without sorting the batch: the same output to the bit, faster on a CPU.
+
+SAELens asks ``torch.topk`` for the ``k * batch`` largest of all ``batch * d_sae`` pre-activations,
+a partial sort that on a CPU takes about a third of a small SAE's training step. A threshold
+estimated from a sample leaves few candidates to select among.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from sae_lens.saes.batchtopk_sae import BatchTopK
+from torch import Tensor
+
+# Of every so many values one is looked at; odd, so that no few latents make up the sample.
+STRIDE = 17
+SMALLEST = 2**15
+# Standard deviations by which the sampled rank is lowered: a miss costs only the time.
+MARGIN = 4.0
+
+
+class SampledBatchTopK(BatchTopK):
+    """SAELens's BatchTopK, bit-identical, values and gradients.
+
+    The shortcut is taken on a CPU only (it reads counts, which would stall a GPU), and only where
+    exactly ``k * batch`` values reach the k-th one; ties are left to the stock selection.
+    """
+
+    def forward(self, x: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_sae"]:
+        count = int(self.k * x.shape[:-1].numel())
+        if x.device.type == "cpu" and x.numel() >= SMALLEST and 0 < 4 * count <= x.numel():
+            acts = x.relu()
+            threshold = _kth_largest(acts.detach().flatten(), count)
+            if threshold is not None:
+                chosen = ~(acts.detach() < threshold)  # a NaN counts, and so is not hidden
+                if int(chosen.count_nonzero()) == count:
+                    return torch.where(chosen, acts, 0.0)
+        return super().forward(x)
+
+
+def _kth_largest(values: Float[Tensor, " n"], count: int) -> Float[Tensor, ""] | None:
+    """The ``count``-th largest value if positive and the sample did not mislead, else None."""
+    sample = values[::STRIDE]
+    expected = count / STRIDE
+    rank = min(int(expected + MARGIN * math.sqrt(expected)) + 1, len(sample))
+    bound = sample.kthvalue(len(sample) - rank + 1).values
+    if not bound > 0:
+        return None
+    candidates = values[values >= bound]
+    if len(candidates) < count:
+        return None
+    return candidates.kthvalue(len(candidates) - count + 1).values
