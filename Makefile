@@ -38,6 +38,7 @@ lint: install
 tables: install
 	$(BIN)/adaptive-ortho tables README.md
 	$(BIN)/adaptive-ortho tables evals/README.md
+	$(BIN)/adaptive-ortho tables evals/synthetic/README.md
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis

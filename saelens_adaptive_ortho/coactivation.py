@@ -184,33 +184,35 @@ def overlap_affinity(
     return (state.joint / (rarer + 1.0)).clamp(max=1.0)
 
 
-def facilitation_affinity(
-    state: CoactivationState, neighbours: Int[Tensor, "d_sae m"], margin: float = 0.1
+def unsuppressed_affinity(
+    state: CoactivationState, neighbours: Int[Tensor, "d_sae m"], tolerance: float = 0.1
 ) -> Float[Tensor, "d_sae m"]:
-    """``s_ij = lift_ij * clip((min(r_ij, r_ji) - 1) / margin, 0, 1)``.
+    """``s_ij = lift_ij * clip(1 - (1 - min(r_ij, r_ji)) / tolerance, 0, 1)``.
 
-    ``r_ij = E[a_i | i and j fire] / E[a_i | i fires, j does not]``: is latent i stronger in the
-    company of j? Features that truly share a direction add up along it, so each lifts the other's
-    activation; where one latent has taken over part of another's direction, the other is weaker
-    in its company. Shrunk towards 1 by :data:`PSEUDO_FIRINGS`, so pairs without evidence compete.
+    ``r_ij = E[a_i | i and j fire] / E[a_i | i fires, j does not]``: does latent i keep its strength
+    in the company of j? Features that truly share a direction add up along it, and neither
+    weakens the other. Where a latent has taken over part of another's direction (absorption,
+    hedging), the other is weaker in its company: such a pair competes, however often it
+    fires together. Shrunk towards 1 by :data:`PSEUDO_FIRINGS`.
     """
     counted = state.joint_samples / state.samples.sum().clamp(min=1.0)
     own, other = (
-        _strengthening(counted * fired, counted * total, state.joint, joint)
+        _kept_strength(counted * fired, counted * total, state.joint, joint)
         for fired, total, joint in (
             (_rows(state.fired.sum(0)), _rows(state.total), state.joint_own),
             (state.fired.sum(0)[neighbours], state.total[neighbours], state.joint_other),
         )
     )
-    facilitation = ((torch.minimum(own, other) - 1.0) / margin).clamp(0.0, 1.0)
-    return lift_affinity(state, neighbours) * facilitation
+    kept = torch.minimum(own, other)
+    unsuppressed = (1.0 - (1.0 - kept) / tolerance).clamp(0.0, 1.0)
+    return lift_affinity(state, neighbours) * unsuppressed
 
 
 def _rows(per_latent: Float[Tensor, " d_sae"]) -> Float[Tensor, "d_sae 1"]:
     return per_latent.unsqueeze(1)
 
 
-def _strengthening(
+def _kept_strength(
     fired: Float[Tensor, "d_sae m"],
     total: Float[Tensor, "d_sae m"],
     joint: Float[Tensor, "d_sae m"],

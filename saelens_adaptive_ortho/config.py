@@ -25,12 +25,12 @@ __all__ = [
 ]
 
 OrthoMode = Literal["off", "gram", "fixed", "adaptive"]
-OrthoAffinity = Literal["lift", "overlap", "facilitation", "group"]
+OrthoAffinity = Literal["unsuppressed", "lift", "overlap", "group"]
 OrthoOrdering = Literal["frequency", "symmetric"]
-OrthoWeighting = Literal["uniform", "energy"]
+OrthoWeighting = Literal["energy", "uniform"]
 
 
-DEFAULT_COEFFICIENTS: dict[str, float] = {"uniform": 0.05, "energy": 1.0}
+DEFAULT_COEFFICIENTS: dict[str, float] = {"uniform": 0.05, "energy": 0.3}
 
 
 @dataclass(kw_only=True)
@@ -56,11 +56,11 @@ class OrthoConfig(SwitchConfig):
         ortho_fade_start_step: step at which lambda starts to fall to 0; none by default.
         ortho_fade_end_step: step from which lambda is 0.
         ortho_alpha: controlled sharing in [0, 1]; pair weight ``1 - alpha * s_ij``.
-        ortho_affinity: ``s_ij`` from co-activation: ``lift``, ``overlap``, ``facilitation``
-            (lift, where each latent is also stronger in the other's company), or ``group`` (1 in
-            the same co-activation group, else 0).
-        ortho_weighting: ``uniform`` averages over latents; ``energy`` sums, each pair weighted by
-            the variance that its weaker latent contributes.
+        ortho_affinity: ``s_ij`` from co-activation: ``unsuppressed`` (lift, where neither latent
+            is weaker in the other's company), ``lift``, ``overlap``, or ``group`` (1 in the same
+            co-activation group, else 0).
+        ortho_weighting: ``energy`` sums over latents, each pair weighted by the share of the
+            variance that its weaker latent contributes; ``uniform`` averages over latents.
         ortho_ordering: ``frequency`` pushes only the rarer latent of a pair, ``symmetric`` both.
         ortho_neighbours: m, candidates per latent.
         ortho_refresh_every: steps between refreshes of neighbour lists, groups and domains.
@@ -84,9 +84,9 @@ class OrthoConfig(SwitchConfig):
     ortho_curriculum_steps: int = 0
     ortho_fade_start_step: int | None = None
     ortho_fade_end_step: int | None = None
-    ortho_alpha: float = 0.5
-    ortho_affinity: OrthoAffinity = "lift"
-    ortho_weighting: OrthoWeighting = "uniform"
+    ortho_alpha: float = 1.0
+    ortho_affinity: OrthoAffinity = "unsuppressed"
+    ortho_weighting: OrthoWeighting = "energy"
     ortho_ordering: OrthoOrdering = "frequency"
     ortho_neighbours: int = 16
     ortho_refresh_every: int = 100

@@ -165,12 +165,12 @@ class AdaptiveOrthoMixin(SwitchMixin):
     def ortho_affinities(self) -> Tensor:
         """``s_ij`` [d_sae, m] of the current candidate pairs, domains included."""
         state, candidates = self.ortho_state, self.ortho_neighbours
-        if self.cfg.ortho_affinity == "lift":
+        if self.cfg.ortho_affinity == "unsuppressed":
+            affinity = coactivation.unsuppressed_affinity(state, candidates)
+        elif self.cfg.ortho_affinity == "lift":
             affinity = coactivation.lift_affinity(state, candidates)
         elif self.cfg.ortho_affinity == "overlap":
             affinity = coactivation.overlap_affinity(state, candidates)
-        elif self.cfg.ortho_affinity == "facilitation":
-            affinity = coactivation.facilitation_affinity(state, candidates)
         else:
             same = self.ortho_group_ids.unsqueeze(1) == self.ortho_group_ids[candidates]
             affinity = same.float()

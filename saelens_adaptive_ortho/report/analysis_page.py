@@ -18,14 +18,14 @@ from rich.table import Table
 from .formatting import DASH
 from .metrics import describe
 from .plots import (
-    _STYLE,
-    _grid,
-    _legend,
+    STYLE,
     angles_figure,
     cosine_figure,
     figure_svg,
     firing_figure,
+    panel_grid,
     save_figure,
+    shared_legend,
     variant_styles,
 )
 from .results import Result, order_variants, write_text_atomic
@@ -76,8 +76,8 @@ def _group_figure(
         return None
     variants = order_variants(r.variant for r in results)
     styles = variant_styles(variants)
-    with matplotlib.rc_context(_STYLE):
-        figure, (axes,) = _grid(1, height=0.45 * len(groups) + 1.2, width=7.2)
+    with matplotlib.rc_context(STYLE):
+        figure, (axes,) = panel_grid(1, height=0.45 * len(groups) + 1.2, width=7.2)
         for result in results:
             colour, marker = styles[result.variant]
             offset = 0.5 * (variants.index(result.variant) + 0.5) / len(variants) - 0.25
@@ -95,7 +95,7 @@ def _group_figure(
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.set_title(title)
         axes.set_xlabel(label)
-        _legend(figure, variants, styles)
+        shared_legend(figure, variants, styles)
     return figure
 
 
@@ -108,8 +108,8 @@ def _pairs_figure(results: Sequence[Result]) -> Figure | None:
     if not chosen:
         return None
     styles = variant_styles(order_variants(r.variant for r in results))
-    with matplotlib.rc_context(_STYLE):
-        figure, grid = _grid(len(chosen), height=3.0)
+    with matplotlib.rc_context(STYLE):
+        figure, grid = panel_grid(len(chosen), height=3.0)
         for axes, (variant, pairs) in zip(grid, chosen.items(), strict=True):
             # Lift 0 has no logarithm: symlog shows it on the axis.
             axes.set_yscale("symlog", linthresh=0.1)

@@ -33,10 +33,10 @@ PALETTE = ("#5F6B7A", "#E07B00", "#0072B2", "#009E73", "#CC79A7", "#A0522D", "#5
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 _FIXED_STYLE = {"baseline": 0, "fixed": 1, "adaptive": 2}
 
-_INK, _MUTED, _RULE = "#1F2933", "#66727F", "#E3E8EE"
+INK, MUTED, RULE = "#1F2933", "#66727F", "#E3E8EE"
 _GOOD, _BAD = "#00704F", "#B3261E"
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "figure.facecolor": "white",
@@ -44,29 +44,29 @@ _STYLE: dict[Any, Any] = {
     "axes.facecolor": "white",
     "axes.edgecolor": "#B8C2CC",
     "axes.linewidth": 0.8,
-    "axes.labelcolor": _MUTED,
+    "axes.labelcolor": MUTED,
     "axes.labelsize": 8.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.titlecolor": _INK,
+    "axes.titlecolor": INK,
     "axes.axisbelow": True,
     "axes.grid": True,
-    "grid.color": _RULE,
+    "grid.color": RULE,
     "grid.linewidth": 0.8,
     "xtick.color": "#B8C2CC",
     "ytick.color": "#B8C2CC",
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "xtick.major.size": 3,
     "ytick.major.size": 3,
     "legend.frameon": False,
     "legend.fontsize": 9,
-    "legend.labelcolor": _INK,
+    "legend.labelcolor": INK,
     # Text as outlines looks the same everywhere; the salt makes equal figures equal files.
     "svg.fonttype": "path",
     "svg.hashsalt": "saelens-adaptive-ortho",
@@ -151,7 +151,7 @@ def _dots_figure(summary: Summary, keys: Sequence[str]) -> Figure | None:
     gap = 0.32 + title
     panel = (height - head - title - foot - 0.3 - (rows - 1) * gap) / rows
     legend = _dots_legend(summary)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = _figure(width, height)
         figure.subplots_adjust(
             left=(0.3 + 0.085 * max(len(v) for v in summary.variants)) / width,
@@ -173,7 +173,7 @@ def _dots_figure(summary: Summary, keys: Sequence[str]) -> Figure | None:
             f"{names}, over {n} seed{'' if n == 1 else 's'}",
             fontsize=12.5,
             fontweight="bold",
-            color=_INK,
+            color=INK,
             va="top",
         )
         figure.text(
@@ -182,7 +182,7 @@ def _dots_figure(summary: Summary, keys: Sequence[str]) -> Figure | None:
             # About 17 characters of this size fit into an inch.
             textwrap.fill(legend, int(17 * width)),
             fontsize=7.8,
-            color=_MUTED,
+            color=MUTED,
             va="bottom",
         )
     return figure
@@ -248,7 +248,7 @@ def _dot_panel(
                 (left + right) / 2,
                 row,
                 "no value",
-                color=_MUTED,
+                color=MUTED,
                 fontsize=8,
                 va="center",
                 ha="center",
@@ -324,14 +324,14 @@ def _dot_panel(
         direction.get(info.direction or "", "no better side"),
         transform=axes.transAxes,
         fontsize=7.8,
-        color=_MUTED,
+        color=MUTED,
         va="bottom",
     )
     focus = summary.focus
     difference = metric.difference(focus, summary.variants[0]) if focus else None
     if difference is not None and difference.verdict is not None:
         word = difference.verdict.removesuffix(" at 95%")
-        colour = {BETTER: _GOOD, WORSE: _BAD}.get(word, _MUTED)
+        colour = {BETTER: _GOOD, WORSE: _BAD}.get(word, MUTED)
         axes.text(
             1,
             1.0,
@@ -378,8 +378,8 @@ def _curve_figure(
     variants = order_variants(r.variant for r in results)
     styles = variant_styles(variants)
     drawn = [v for v in variants if any(v in by_variant for by_variant in series.values())]
-    with matplotlib.rc_context(_STYLE):
-        figure, grid = _grid(len(keys), height=2.45)
+    with matplotlib.rc_context(STYLE):
+        figure, grid = panel_grid(len(keys), height=2.45)
         for axes, key in zip(grid, keys, strict=True):
             for variant, width in zip(drawn, _widths(len(drawn)), strict=True):
                 curves = series[key].get(variant, [])
@@ -400,7 +400,7 @@ def _curve_figure(
             axes.set_xlabel("training samples (tokens)" if sampled else "training step")
             axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-        _legend(figure, drawn, styles, markers=False)
+        shared_legend(figure, drawn, styles, markers=False)
     return figure
 
 
@@ -454,8 +454,8 @@ def angles_figure(results: Sequence[Result]) -> Figure | None:
     if not spectra:
         return None
     styles = variant_styles(order_variants(r.variant for r in results))
-    with matplotlib.rc_context(_STYLE):
-        figure, (axes,) = _grid(1, height=3.3, width=7.2)
+    with matplotlib.rc_context(STYLE):
+        figure, (axes,) = panel_grid(1, height=3.3, width=7.2)
         for variant, lists in spectra.items():
             colour, marker = styles[variant]
             if len(lists) > 1:
@@ -478,7 +478,7 @@ def angles_figure(results: Sequence[Result]) -> Figure | None:
         axes.set_title("Principal angles between forget and retain decoder directions")
         axes.set_xlabel("rank of the angle")
         axes.set_ylabel("principal angle (degrees)")
-        _legend(figure, list(spectra), styles, markers=False)
+        shared_legend(figure, list(spectra), styles, markers=False)
     return figure
 
 
@@ -500,8 +500,8 @@ def cosine_figure(results: Sequence[Result]) -> Figure | None:
     if not densities:
         return None
     styles = variant_styles(order_variants(r.variant for r in results))
-    with matplotlib.rc_context(_STYLE):
-        figure, (axes,) = _grid(1, height=3.3, width=7.2)
+    with matplotlib.rc_context(STYLE):
+        figure, (axes,) = panel_grid(1, height=3.3, width=7.2)
         for variant, curves in densities.items():
             first = curves[0][0]
             same = all(np.array_equal(first, edges) for edges, _ in curves)
@@ -521,7 +521,7 @@ def cosine_figure(results: Sequence[Result]) -> Figure | None:
         axes.set_title("Cosines between decoder directions")
         axes.set_xlabel("cosine")
         axes.set_ylabel("density (log scale)")
-        _legend(figure, list(densities), styles, markers=False)
+        shared_legend(figure, list(densities), styles, markers=False)
     return figure
 
 
@@ -547,8 +547,8 @@ def firing_figure(results: Sequence[Result]) -> Figure | None:
     styles = variant_styles(order_variants(r.variant for r in results))
     smallest, largest = float(positive.min()), float(positive.max())
     margin = smallest / 2.5
-    with matplotlib.rc_context(_STYLE):
-        figure, grid = _grid(len(chosen), height=3.15)
+    with matplotlib.rc_context(STYLE):
+        figure, grid = panel_grid(len(chosen), height=3.15)
         for axes, (variant, (seed, forget, retain)) in zip(grid, chosen.items(), strict=True):
             axes.set_xscale("log")
             axes.set_yscale("log")
@@ -618,8 +618,10 @@ def frontier_figure(summary: Summary, results: Sequence[Result]) -> Figure | Non
         return None
     styles = variant_styles(summary.variants)
     drawn = [v for v in summary.variants if any(by_variant[v] for by_variant in found.values())]
-    with matplotlib.rc_context(_STYLE):
-        figure, grid = _grid(len(found), 3.9, width=5.6 * len(found) if len(found) > 1 else 7.2)
+    with matplotlib.rc_context(STYLE):
+        figure, grid = panel_grid(
+            len(found), 3.9, width=5.6 * len(found) if len(found) > 1 else 7.2
+        )
         for axes, (part, by_variant) in zip(grid, found.items(), strict=True):
             title, better, xlabel, ylabel = _FRONTIERS[part]
             curves: list[_Curve] = []
@@ -629,11 +631,11 @@ def frontier_figure(summary: Summary, results: Sequence[Result]) -> Figure | Non
             _reference_lines(axes, summary, part, curves)
             axes.set_title(title, pad=16)
             axes.text(
-                0, 1.01, better, transform=axes.transAxes, fontsize=7.8, color=_MUTED, va="bottom"
+                0, 1.01, better, transform=axes.transAxes, fontsize=7.8, color=MUTED, va="bottom"
             )
             axes.set_xlabel(xlabel)
             axes.set_ylabel(ylabel)
-        _legend(figure, drawn, styles, markers=False)
+        shared_legend(figure, drawn, styles, markers=False)
     return figure
 
 
@@ -683,10 +685,10 @@ def _reference_lines(axes: Axes, summary: Summary, part: str, curves: Sequence[_
     if part == "mcq" and (xs >= _LEAST_ACCURACY).any():
         xs, ys = xs[xs >= _LEAST_ACCURACY], ys[xs >= _LEAST_ACCURACY]
     left, right, bottom, top = xs.min(), xs.max(), ys.min(), ys.max()
-    style = {"color": _MUTED, "lw": 1.0, "zorder": 1}
+    style = {"color": MUTED, "lw": 1.0, "zorder": 1}
     if part == "loss":
         axes.plot([left, right], [left, right], ls=(0, (5, 3)), label="equal damage", **style)
-        axes.legend(fontsize=7.8, labelcolor=_MUTED, loc="best")
+        axes.legend(fontsize=7.8, labelcolor=MUTED, loc="best")
     else:
         for name, (label, dashes) in _LEVELS.items():
             level = _mean(summary, f"unlearning/mcq/{name}")
@@ -698,7 +700,7 @@ def _reference_lines(axes: Axes, summary: Summary, part: str, curves: Sequence[_
                     (4, 2),
                     textcoords="offset points",
                     fontsize=7.8,
-                    color=_MUTED,
+                    color=MUTED,
                 )
                 bottom, top = min(bottom, level), max(top, level)
     margin = 0.05 * ((top - bottom) or 1.0)
@@ -749,8 +751,8 @@ def counts_figure(summary: Summary, eval: str) -> Figure | None:
     if not series:
         return None
     styles = variant_styles(summary.variants)
-    with matplotlib.rc_context(_STYLE):
-        figure, grid = _grid(len(series), height=3.0, width=None if len(series) > 1 else 7.2)
+    with matplotlib.rc_context(STYLE):
+        figure, grid = panel_grid(len(series), height=3.0, width=None if len(series) > 1 else 7.2)
         for axes, (name, metrics) in zip(grid, series.items(), strict=True):
             counts = list(metrics)
             axes.set_xscale("log")
@@ -776,8 +778,8 @@ def counts_figure(summary: Summary, eval: str) -> Figure | None:
             axes.set_title(panels[name])
             axes.set_xlabel(xlabel)
         if grid[0].get_legend_handles_labels()[0]:
-            grid[0].legend(fontsize=7.8, labelcolor=_MUTED, loc="best")
-        _legend(figure, summary.variants, styles)
+            grid[0].legend(fontsize=7.8, labelcolor=MUTED, loc="best")
+        shared_legend(figure, summary.variants, styles)
     return figure
 
 
@@ -798,7 +800,7 @@ def _probe_lines(axes: Axes, summary: Summary, template: str) -> None:
         return
     level = _mean(summary, template.replace("sae_top_{n}", "llm"))
     if level is not None:
-        axes.axhline(level, color=_INK, lw=1.2, ls=(0, (5, 3)), label="whole residual stream")
+        axes.axhline(level, color=INK, lw=1.2, ls=(0, (5, 3)), label="whole residual stream")
     for name, (label, colour, dashes) in _PROBES.items():
         metrics = _by_count(summary, template.replace("sae_top_{n}", name))
         points = [(n, _mean(summary, metric.info.key)) for n, metric in metrics.items()]
@@ -837,7 +839,7 @@ def figure_svg(figure: Figure, prefix: str) -> str:
     glyphs; XML prolog and metadata, which name outside addresses, are left out.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :].rstrip()
@@ -855,7 +857,7 @@ def save_figure(figure: Figure, stem: str | Path, dpi: int = 160) -> list[Path]:
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(paths[0], format="svg", metadata={"Date": None})
         figure.savefig(paths[1], format="png", dpi=dpi)
     return paths
@@ -889,9 +891,10 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _grid(
+def panel_grid(
     panels: int, height: float, width: float | None = None, columns: int = 3
 ) -> tuple[Figure, list[Axes]]:
+    """An empty figure and its panels, row by row; sizes in inches, height of one row."""
     columns = min(columns, panels)
     rows = math.ceil(panels / columns)
     figure = _figure(width or max(7.2, 3.7 * columns), rows * height + 0.5)
@@ -899,12 +902,13 @@ def _grid(
     return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
 
 
-def _legend(
+def shared_legend(
     figure: Figure,
     variants: Sequence[str],
     styles: Mapping[str, tuple[str, str]],
     markers: bool = True,
 ) -> None:
+    """One legend above all panels: the colour and marker of each variant."""
     handles = [
         Line2D([], [], color=styles[v][0], lw=2.4, marker=styles[v][1] if markers else "", label=v)
         for v in variants

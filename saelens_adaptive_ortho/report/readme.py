@@ -1,27 +1,30 @@
 """Keep result tables inside a markdown file equal to the JSON they come from.
 
-A table sits between two markers, each on a line of its own; PATH is a run's folder, or the file
-of measured costs::
+A table sits between two markers, each on a line of its own::
 
     <!-- results: PATH -->
     <!-- /results -->
 
-    <!-- costs: PATH -->
-    <!-- /costs -->
+PATH is the folder or file the table is made of, and the word before it says what is in it:
+``results`` of a comparison, ``costs`` of evaluations, or a stage of the synthetic sweep
+(``synthetic-final``, ``synthetic-bars``, ``synthetic-ablation``, ``synthetic-transfer``).
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from . import synthetic
 from .results import ResultError, load_results, write_text_atomic
 from .summary import summarise
 from .tables import markdown_costs, markdown_table, markdown_verdicts
 
-_OPEN = re.compile(r"^<!--[ \t]*(?P<kind>results|costs):[ \t]*(?P<path>.+?)[ \t]*-->[ \t]*$")
-_CLOSE = re.compile(r"^<!--[ \t]*/(?P<kind>results|costs)[ \t]*-->[ \t]*$")
+_KIND = r"(?P<kind>results|costs|synthetic-(?:final|bars|ablation|transfer))"
+_OPEN = re.compile(rf"^<!--[ \t]*{_KIND}:[ \t]*(?P<path>.+?)[ \t]*-->[ \t]*$")
+_CLOSE = re.compile(rf"^<!--[ \t]*/{_KIND}[ \t]*-->[ \t]*$")
 
 
 def update_tables(
@@ -93,4 +96,25 @@ def _costs(root: Path, path: str, where: str) -> str:
         raise ResultError(f"{where}: {path} holds no measured costs ({error!r})") from error
 
 
-_RENDER = {"results": _table, "costs": _costs}
+def _synthetic(render: Callable[[Sequence[synthetic.Run]], str]) -> Callable[..., str]:
+    def table(root: Path, path: str, where: str) -> str:
+        try:
+            runs = [
+                json.loads(file.read_text(encoding="utf-8"))
+                for file in sorted((root / path).glob("*.json"))
+            ]
+            return render(runs) if runs else "No results yet."
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ResultError(f"{where}: {path} holds no synthetic results ({error!r})") from error
+
+    return table
+
+
+_RENDER = {
+    "results": _table,
+    "costs": _costs,
+    "synthetic-final": _synthetic(synthetic.final_table),
+    "synthetic-bars": _synthetic(synthetic.bars_table),
+    "synthetic-ablation": _synthetic(synthetic.ablation_table),
+    "synthetic-transfer": _synthetic(synthetic.transfer_table),
+}

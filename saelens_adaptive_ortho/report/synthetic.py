@@ -1,4 +1,4 @@
-"""Figures and the table of the synthetic sweep, from its result files (no torch).
+"""Tables of the synthetic sweep, from its result files (no torch).
 
 A result is the JSON of one run (see ``synthetic.sweep``): metrics at the top, ``settings`` with
 everything that decided them, and ``method`` and ``axis``, its place in the sweep. Differences are
@@ -7,23 +7,19 @@ paired by seed and world seed; intervals are 95% t-intervals over those pairs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import matplotlib
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Ellipse
-from matplotlib.ticker import NullFormatter
-
-from .formatting import estimate, number, spread_decimals
-from .plots import _INK, _MUTED, _STYLE, _grid, _legend, variant_styles
+from .formatting import DASH, estimate, number, signed, spread_decimals
 from .summary import Spread
 
 Run = Mapping[str, Any]
 
-METHODS = ("baseline", "fixed", "adaptive", "gram")
+METHODS = ("baseline", "fixed", "fixed_one", "adaptive", "gram")
+NAMES = {"fixed": "fixed, own λ", "fixed_one": "fixed, one λ"}
+"""How the final stage's tables call a method, where not by its name."""
+ONE_WORLD = "hierarchy"  # fixed_one's coefficient is fixed's there
 WORLDS = ("hierarchy", "cluster", "domains", "synthsaebench16k")
 METRICS = {
     "f1": "F1",
@@ -31,10 +27,8 @@ METRICS = {
     "explained_variance": "explained variance",
     "uniqueness": "uniqueness",
     "selectivity_area": "selectivity",
+    "dead_share": "dead latents",
 }
-TRADEOFF = ("f1", "mcc")
-DASHES = ("-", (0, (4, 2)), ":", "-.")  # by base
-TABLE_BEGIN, TABLE_END = "<!-- final results -->", "<!-- end -->"
 _EVERYWHERE = ("f1", "mcc", "explained_variance")
 
 
@@ -66,295 +60,214 @@ def pick(
     ]
 
 
+def value(run: Run, metric: str) -> float | None:
+    """A metric of a run, None if it has none; ``dead_share`` is dead latents over d_sae."""
+    if metric == "dead_share":
+        return run["dead_latents"] / run["settings"]["sae"]["d_sae"]
+    return run.get(metric)
+
+
 def spread(runs: Iterable[Run], metric: str) -> Spread:
     """Mean, deviation and interval of a metric over runs."""
-    values = [run[metric] for run in runs if run.get(metric) is not None]
+    values = [v for v in (value(run, metric) for run in runs) if v is not None]
     return Spread.of(dict(enumerate(values)))
 
 
 def difference(runs: Sequence[Run], reference: Sequence[Run], metric: str) -> Spread:
     """The same of ``runs`` minus ``reference``, paired by :func:`pair`."""
     left, right = (
-        {pair(run): run[metric] for run in group if run.get(metric) is not None}
+        {pair(run): v for run in group if (v := value(run, metric)) is not None}
         for group in (runs, reference)
     )
     common = sorted(set(left) & set(right))
     return Spread.of({i: left[key] - right[key] for i, key in enumerate(common)})
 
 
-# -------------------------------------------------------------------- figures
+def bases_of(runs: Iterable[Run]) -> list[str]:
+    return sorted({run["settings"]["base"] for run in runs})
 
 
-def alpha_figure(runs: Sequence[Run]) -> Figure | None:
-    """What alpha does: adaptive at each alpha beside baseline and fixed, by world and metric."""
-    return _setting_figure(
-        runs, "alpha", "ortho_alpha", ("adaptive",), "alpha, the sharing allowed", log=False
-    )
+def of_method(runs: Iterable[Run], world: str, base: str, method: str) -> list[Run]:
+    """The runs of a method; of ``fixed_one`` in :data:`ONE_WORLD` those of ``fixed``."""
+    same = method == "fixed_one" and world == ONE_WORLD
+    return pick(runs, world, base, "fixed" if same else method)
 
 
-def lambda_figure(runs: Sequence[Run]) -> Figure | None:
-    """What the coefficient does to fixed, gram and adaptive, by world and metric."""
-    return _setting_figure(
-        runs,
-        "lambda",
-        "ortho_coefficient",
-        ("fixed", "gram", "adaptive"),
-        "lambda, the coefficient",
-        log=True,
-    )
-
-
-def _setting_figure(
-    runs: Sequence[Run], axis: str, field: str, methods: Sequence[str], label: str, log: bool
-) -> Figure | None:
-    def swept(run: Run) -> bool:
-        return run["axis"].startswith(f"{axis}=")
-
-    worlds = [w for w in WORLDS if pick(runs, w, where=swept)]
-    if not worlds:
-        return None
-    bases = _bases(pick(runs, where=swept))
-    shown = [m for m in METHODS if m in {*methods, "baseline"}]
-    styles = variant_styles(shown)
-    with matplotlib.rc_context(_STYLE):
-        figure, shown_panels = _world_panels(worlds)
-        for axes, world, metric in shown_panels:
-            for base, dashes in zip(bases, DASHES, strict=False):
-                level = spread(pick(runs, world, base, "baseline"), metric).mean
-                if level is not None:
-                    axes.axhline(level, color=styles["baseline"][0], ls=dashes, lw=1.2)
-                for method in methods:
-                    points = [
-                        (run["settings"]["sae"][field], run[metric])
-                        for run in pick(runs, world, base, method, swept)
-                        if run.get(metric) is not None
-                    ]
-                    _line(axes, points, styles[method], dashes)
-            if log:
-                axes.set_xscale("log")
-                axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_title(f"{world}: {METRICS[metric]}")
-            axes.set_xlabel(label)
-        _legend(figure, shown, styles)
-        if len(bases) > 1:
-            names = f"solid: {bases[0]}   dashed: {bases[1]}"
-            figure.text(0.99, 0.99, names, ha="right", va="top", fontsize=8, color=_MUTED)
-    return figure
-
-
-def tradeoff_figure(
-    runs: Sequence[Run], worlds: tuple[str, str] = ("cluster", "hierarchy")
-) -> Figure | None:
-    """The plane of two worlds that pull in opposite directions, each method a cloud.
-
-    A dot is a seed and world seed; the cross is the mean with its intervals, the ellipse twice
-    the deviation in either direction. Best is the upper right corner.
-    """
-    bases = [b for b in _bases(runs) if all(pick(runs, w, b) for w in worlds)]
-    if not bases:
-        return None
-    methods = _methods(runs)
-    styles = variant_styles(methods)
-    panels = [(base, metric) for base in bases for metric in TRADEOFF]
-    with matplotlib.rc_context(_STYLE):
-        figure, grid = _grid(len(panels), height=3.3, columns=2)
-        for axes, (base, metric) in zip(grid, panels, strict=True):
-            for method in methods:
-                groups = [pick(runs, world, base, method) for world in worlds]
-                values = [{pair(r): r[metric] for r in group} for group in groups]
-                common = sorted(set(values[0]) & set(values[1]))
-                if common:
-                    x, y = (np.array([v[key] for key in common]) for v in values)
-                    _cloud(axes, x, y, styles[method])
-            axes.set_title(f"{base}: {METRICS[metric]}")
-            axes.set_xlabel(f"{worlds[0]} world")
-            axes.set_ylabel(f"{worlds[1]} world")
-        _legend(figure, methods, styles)
-    return figure
-
-
-def selectivity_figure(runs: Sequence[Run]) -> Figure | None:
-    """The frontier of the domains world: forgotten against lost elsewhere, mean and interval."""
-    runs = [run for run in runs if "domains" in run]
-    bases = _bases(runs)
-    if not bases:
-        return None
-    methods = _methods(runs)
-    styles = variant_styles(methods)
-    with matplotlib.rc_context(_STYLE):
-        figure, grid = _grid(len(bases), height=3.2, columns=2)
-        for axes, base in zip(grid, bases, strict=True):
-            for method in methods:
-                curves = [r["domains"]["frontier"] for r in pick(runs, None, base, method)]
-                if not curves:
-                    continue
-                budgets = curves[0]["budgets"]
-                gains = np.array([c["gain"] for c in curves])
-                colour = styles[method][0]
-                axes.plot(budgets, gains.mean(0), color=colour, lw=2)
-                if len(curves) > 1:
-                    at = [Spread.of(dict(enumerate(column))) for column in gains.T.tolist()]
-                    low, high = np.array([s.ci95 for s in at]).T
-                    axes.fill_between(budgets, low, high, color=colour, alpha=0.18, lw=0)
-            axes.set_ylim(0, 1)
-            axes.set_title(base)
-            axes.set_xlabel("probe skill lost on retain and shared features, at most")
-            axes.set_ylabel("probe skill lost on forget features")
-        _legend(figure, methods, styles, markers=False)
-    return figure
-
-
-def _world_panels(worlds: Sequence[str]) -> tuple[Figure, list[tuple[Axes, str, str]]]:
-    """A row of panels for each world, one for each metric that the world has."""
-    columns = max(len(metrics_of(world)) for world in worlds)
-    figure, grid = _grid(columns * len(worlds), height=2.3, columns=columns)
-    cells = iter(grid)
-    shown = []
-    for world in worlds:
-        row = [next(cells) for _ in range(columns)]
-        metrics = metrics_of(world)
-        shown += [(axes, world, metric) for axes, metric in zip(row, metrics, strict=False)]
-        for axes in row[len(metrics) :]:
-            axes.remove()
-    return figure, shown
-
-
-def width_figure(runs: Sequence[Run]) -> Figure | None:
-    """Metrics against the number of latents, by world: mean and interval of each method."""
-    worlds = [w for w in WORLDS if pick(runs, w)]
-    bases = _bases(runs)
-    if not worlds or not bases:
-        return None
-    methods = _methods(runs)
-    styles = variant_styles(methods)
-    with matplotlib.rc_context(_STYLE):
-        figure, shown_panels = _world_panels(worlds)
-        for axes, world, metric in shown_panels:
-            for base, dashes in zip(bases, DASHES, strict=False):
-                for method in methods:
-                    points = [
-                        (run["settings"]["sae"]["d_sae"], run[metric])
-                        for run in pick(runs, world, base, method)
-                        if run.get(metric) is not None
-                    ]
-                    _line(axes, points, styles[method], dashes)
-            widths = sorted({r["settings"]["sae"]["d_sae"] for r in pick(runs, world)})
-            axes.set_xscale("log")
-            axes.set_xticks(widths, [str(width) for width in widths])
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.set_title(f"{world}: {METRICS[metric]}")
-            axes.set_xlabel("d_sae")
-        _legend(figure, methods, styles)
-    return figure
+def methods_of(runs: Iterable[Run]) -> list[str]:
+    present = {run["method"] for run in runs}
+    return [method for method in METHODS if method in present]
 
 
 # ---------------------------------------------------------------------- table
 
 
-def synthetic_table(runs: Sequence[Run]) -> str:
+def final_table(runs: Sequence[Run]) -> str:
     """Markdown: every world, base and metric; mean and deviation of each method, and differences
     from baseline and from fixed with their intervals."""
-    methods = [m for m in ("baseline", "fixed", "adaptive") if pick(runs, method=m)]
-    pairs = [
-        (a, b)
-        for a, b in (("fixed", "baseline"), ("adaptive", "baseline"), ("adaptive", "fixed"))
-        if a in methods and b in methods
-    ]
-    head = ["world", "SAE", "metric", *methods, *(f"{a} − {b}" for a, b in pairs), "n"]
-    lines = ["| " + " | ".join(head) + " |"]
-    lines.append("| --- | --- | --- |" + " ---: |" * (len(head) - 3))
+    methods = [m for m in methods_of(runs) if m != "gram"]
+    pairs = [("adaptive", m) for m in methods if m != "adaptive"]
+    names = [NAMES.get(m, m) for m in methods]
+    less = [f"{a} − {NAMES.get(b, b)}" for a, b in pairs]
+    head = ["world", "SAE", "metric", *names, *less, "n"]
+    rows = []
     for world in WORLDS:
-        for base in _bases(pick(runs, world)):
-            for metric in metrics_of(world):
-                groups = {m: pick(runs, world, base, m) for m in methods}
+        for base in bases_of(pick(runs, world)):
+            for metric in (*metrics_of(world), "dead_share"):
+                groups = {m: of_method(runs, world, base, m) for m in methods}
                 spreads = {m: spread(groups[m], metric) for m in methods}
                 decimals = spread_decimals(
                     [s.mean for s in spreads.values() if s.mean is not None],
                     [s.std for s in spreads.values() if s.std is not None],
                 )
                 cells = [_plus_minus(spreads[m], decimals) for m in methods]
-                for a, b in pairs:
-                    found = difference(groups[a], groups[b], metric)
-                    cells.append(
-                        "–" if found.mean is None else " ".join(estimate(found.mean, found.ci95))
-                    )
+                cells += [_difference(difference(groups[a], groups[b], metric)) for a, b in pairs]
                 n = str(max(s.n for s in spreads.values()))
-                lines.append("| " + " | ".join([world, base, METRICS[metric], *cells, n]) + " |")
-    return "\n".join(lines)
+                rows.append([world, base, METRICS[metric], *cells, n])
+    return _markdown(head, rows, text_columns=3)
 
 
-def update_page(text: str, runs: Sequence[Run]) -> str:
-    """A markdown page with the table of ``runs`` between its two marker lines.
+class Bar(NamedTuple):
+    """What is asked of ``adaptive`` in the final stage: a mean difference of at least a bound."""
 
-    Raises:
-        ValueError: the page lacks the markers.
-    """
-    before, begin, rest = text.partition(TABLE_BEGIN)
-    _, end, after = rest.partition(TABLE_END)
-    if not begin or not end:
-        raise ValueError(f"The page needs the lines {TABLE_BEGIN} and {TABLE_END}.")
-    table = f"\n{synthetic_table(runs)}\n\n" if runs else "\n"
-    return f"{before}{begin}\n{table}{end}{after}"
+    world: str  # "" for every world
+    metric: str
+    reference: str
+    bound: float | None  # None: more than two standard errors above 0
 
 
-def figures(coarse: Sequence[Run], final: Sequence[Run], width: Sequence[Run]) -> dict[str, Figure]:
-    """Every figure the results allow, by file name stem."""
-    made = {
-        "alpha": alpha_figure(coarse),
-        "lambda": lambda_figure(coarse),
-        "tradeoff": tradeoff_figure(final),
-        "selectivity": selectivity_figure(final),
-        "d_sae": width_figure(width),
-    }
-    return {name: figure for name, figure in made.items() if figure is not None}
+# Never worse than fixed where directions are orthogonal, never worse than baseline where they are
+# shared, clearly better than the other one, and free of charge.
+BARS = (
+    Bar("hierarchy", "f1", "fixed", -0.005),
+    Bar("hierarchy", "mcc", "fixed", -0.005),
+    Bar("hierarchy", "f1", "baseline", 0.02),
+    Bar("cluster", "f1", "baseline", -0.005),
+    Bar("cluster", "mcc", "baseline", -0.005),
+    Bar("cluster", "f1", "fixed", 0.02),
+    Bar("cluster", "mcc", "fixed", 0.02),
+    Bar("cluster", "f1", "fixed_one", 0.02),
+    Bar("cluster", "mcc", "fixed_one", 0.02),
+    Bar("domains", "selectivity_area", "baseline", None),
+    Bar("domains", "selectivity_area", "fixed", None),
+    Bar("", "explained_variance", "baseline", -0.005),
+    Bar("", "dead_share", "baseline", -0.02),
+)
+LESS_IS_BETTER = {"dead_share"}
 
 
-# ---------------------------------------------------------------------- parts
+def bars_table(runs: Sequence[Run]) -> str:
+    """Markdown: each :data:`BARS` entry, measured and judged, by world and base."""
+    rows = []
+    for bar in BARS:
+        for world in WORLDS if not bar.world else (bar.world,):
+            for base in bases_of(pick(runs, world)):
+                both = ("adaptive", bar.reference)
+                ours, theirs = (of_method(runs, world, base, m) for m in both)
+                found = difference(ours, theirs, bar.metric)
+                if found.mean is None:
+                    continue
+                gain = -found.mean if bar.metric in LESS_IS_BETTER else found.mean
+                if bar.bound is not None:
+                    met = gain >= bar.bound
+                    less = bar.metric in LESS_IS_BETTER
+                    asked = f"at {'most' if less else 'least'} "
+                    asked += signed(-bar.bound if less else bar.bound, 3)
+                else:
+                    error = (found.std or 0.0) / math.sqrt(found.n)
+                    met = gain > 2 * error > 0
+                    asked = "above 0 by two standard errors"
+                name = (
+                    f"{METRICS[bar.metric]}, adaptive − {NAMES.get(bar.reference, bar.reference)}"
+                )
+                rows.append([world, base, name, asked, _difference(found), "yes" if met else "no"])
+    return _markdown(["world", "SAE", "", "asked", "found", "met"], rows, text_columns=4)
 
 
-def _bases(runs: Iterable[Run]) -> list[str]:
-    return sorted({run["settings"]["base"] for run in runs})
+def ablation_table(runs: Sequence[Run]) -> str:
+    """Markdown: one setting changed at a time, from the coarse stage, as differences from
+    baseline; of the base on which every setting was tried."""
+    tried = pick(runs, method="adaptive", where=lambda r: "=" in r["axis"])
+    bases = [b for b in bases_of(tried) if pick(tried, base=b, where=_is_choice)]
+    if not bases:
+        return "No results yet."
+    base = bases[0]
+    worlds = [w for w in WORLDS if pick(tried, w, base)]
+    lines = [("adaptive", "")]
+    lines += [("adaptive", r["axis"]) for r in pick(tried, worlds[0], base)]
+    lines += [("fixed", r["axis"]) for r in pick(runs, worlds[0], base, "fixed")]
+    lines += [("gram", r["axis"]) for r in pick(runs, worlds[0], base, "gram")]
+    columns = [(w, m) for w in worlds for m in metrics_of(w)]
+    head = ["", *(f"{w}: {METRICS[m]}" for w, m in columns)]
+    start = ["baseline"]
+    for world, metric in columns:
+        start.append(number(spread(pick(runs, world, base, "baseline"), metric).mean, 3))
+    rows = [start]
+    for method, axis in lines:
+        row = [f"{method}, {axis.replace('=', ' ')}" if axis else f"{method} (default)"]
+        for world, metric in columns:
+            chosen = [r for r in pick(runs, world, base, method) if r["axis"] == axis]
+            found = difference(chosen, pick(runs, world, base, "baseline"), metric)
+            row.append(signed(found.mean, 3))
+        rows.append(row)
+    return _markdown(head, rows, text_columns=1)
 
 
-def _methods(runs: Iterable[Run]) -> list[str]:
-    present = {run["method"] for run in runs}
-    return [method for method in METHODS if method in present]
+def transfer_table(runs: Sequence[Run]) -> str:
+    """Markdown: the methods in worlds with other parameters, and in how many of those the order
+    is that of the final stage's bars (ties within .005)."""
+    methods = ("baseline", "fixed", "adaptive")
+    rows, held = [], []
+    for world in WORLDS:
+        for base in bases_of(pick(runs, world)):
+            for change in dict.fromkeys(r["axis"] for r in pick(runs, world, base)):
+                group = [r for r in pick(runs, world, base) if r["axis"] == change]
+                means = {
+                    metric: {m: spread(pick(group, method=m), metric).mean for m in methods}
+                    for metric in metrics_of(world)
+                }
+                if any(v is None for by_method in means.values() for v in by_method.values()):
+                    continue
+                held.append(_order_holds(world, means))
+                cells = [
+                    " / ".join(number(means[metric][m], 3) for m in methods)
+                    if metric in means
+                    else DASH
+                    for metric in (*_EVERYWHERE, "selectivity_area")
+                ]
+                rows.append([world, base, change, *cells, "yes" if held[-1] else "no"])
+    metrics = [METRICS[m] for m in (*_EVERYWHERE, "selectivity_area")]
+    table = _markdown(["world", "SAE", "changed", *metrics, "order holds"], rows, text_columns=3)
+    return f"{table}\n\nThe order holds in {sum(held)} of {len(held)} cases." if held else table
+
+
+def _order_holds(world: str, means: Mapping[str, Mapping[str, Any]]) -> bool:
+    def no_worse(metric: str, reference: str) -> bool:
+        return means[metric]["adaptive"] >= means[metric][reference] - 0.005
+
+    def better(metric: str, reference: str) -> bool:
+        return means[metric]["adaptive"] > means[metric][reference]
+
+    if world == "hierarchy":
+        return no_worse("f1", "fixed") and no_worse("mcc", "fixed") and better("f1", "baseline")
+    if world == "cluster":
+        return no_worse("f1", "baseline") and no_worse("mcc", "baseline") and better("mcc", "fixed")
+    return better("selectivity_area", "baseline") and better("selectivity_area", "fixed")
+
+
+def _is_choice(run: Run) -> bool:
+    return not run["axis"].startswith("lambda=")
+
+
+def _difference(found: Spread) -> str:
+    return DASH if found.mean is None else " ".join(estimate(found.mean, found.ci95))
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
+    lines = ["| " + " | ".join(head) + " |"]
+    lines.append("|" + " --- |" * text_columns + " ---: |" * (len(head) - text_columns))
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def _plus_minus(values: Spread, decimals: int) -> str:
     text = number(values.mean, decimals)
     return text if values.std is None else f"{text} ± {number(values.std, decimals)}"
-
-
-def _line(
-    axes: Axes, points: Sequence[tuple[float, float]], style: tuple[str, str], dashes: Any
-) -> None:
-    """Mean over runs at each x, with its interval where there are several."""
-    if not points:
-        return
-    at = sorted({x for x, _ in points})
-    means = [Spread.of(dict(enumerate(y for x, y in points if x == where))) for where in at]
-    colour, marker = style
-    y = np.array([s.mean for s in means], dtype=float)
-    axes.plot(at, y, color=colour, marker=marker, markersize=4, ls=dashes, lw=1.5)
-    for x, s in zip(at, means, strict=True):
-        if s.ci95 is not None:
-            axes.plot([x, x], s.ci95, color=colour, lw=2.2, alpha=0.35)
-
-
-def _cloud(axes: Axes, x: np.ndarray, y: np.ndarray, style: tuple[str, str]) -> None:
-    colour, marker = style
-    axes.scatter(x, y, s=14, color=colour, alpha=0.55, linewidths=0)
-    sx, sy = (Spread.of(dict(enumerate(v.tolist()))) for v in (x, y))
-    assert sx.mean is not None
-    assert sy.mean is not None
-    if sx.ci95 is not None and sy.ci95 is not None:
-        axes.plot(sx.ci95, [sy.mean, sy.mean], color=colour, lw=1.8)
-        axes.plot([sx.mean, sx.mean], sy.ci95, color=colour, lw=1.8)
-        width, height = 4 * (sx.std or 0.0), 4 * (sy.std or 0.0)
-        axes.add_patch(
-            Ellipse((sx.mean, sy.mean), width, height, facecolor=colour, alpha=0.08, lw=0)
-        )
-    axes.plot(
-        [sx.mean], [sy.mean], marker=marker, color=colour, markersize=8, markeredgecolor=_INK, lw=0
-    )

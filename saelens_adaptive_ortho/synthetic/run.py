@@ -20,7 +20,7 @@ from sae_lens.saes.sae import SAE, TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 
 from saelens_adaptive_ortho.architectures import PREFIX
-from saelens_adaptive_ortho.config import reject
+from saelens_adaptive_ortho.config import ortho_coefficient, reject
 from saelens_adaptive_ortho.experiment import (
     apply_override,
     check_types,
@@ -51,6 +51,8 @@ class TrainSettings:
         batch_size: samples per step.
         lr: learning rate.
         lr_warm_up_steps, lr_decay_steps: linear, at the start and at the end.
+        dead_feature_window: steps without firing after which a latent is dead, and the auxiliary
+            loss revives it.
         forget_share: share of every batch that comes from the forget domain, in (0, 1); no
             meaning in a world of one domain.
     """
@@ -60,6 +62,7 @@ class TrainSettings:
     batch_size: int = 1024
     lr_warm_up_steps: int = 0
     lr_decay_steps: int = 0
+    dead_feature_window: int = 1000
     forget_share: float = 0.5
 
     def __post_init__(self) -> None:
@@ -68,6 +71,7 @@ class TrainSettings:
             "batch_size": 2,
             "lr_warm_up_steps": 0,
             "lr_decay_steps": 0,
+            "dead_feature_window": 1,
         }.items():
             if getattr(self, name) < low:
                 raise reject(f"train.{name}", getattr(self, name), f"must be at least {low}.")
@@ -107,6 +111,7 @@ class Run:
             for f in fields(self.sae)
             if f.init and f.name not in {"metadata", "device", "dtype"}
         }
+        sae["ortho_coefficient"] = ortho_coefficient(self.sae)
         return {
             "world": self.world.settings(),
             "base": self.base,
@@ -161,11 +166,8 @@ def build_run(
             )
     built: World = _construct(WORLDS[world], parts["world"], "world.")
     defaults = dict(built.training)
-    train = _construct(
-        TrainSettings,
-        {"steps": defaults["steps"], "lr": defaults["lr"], **parts["train"]},
-        "train.",
-    )
+    own = {f.name: defaults[f.name] for f in fields(TrainSettings) if f.name in defaults}
+    train = _construct(TrainSettings, {**own, **parts["train"]}, "train.")
     sae = _sae_config(built, base, mode, seed, given, train)
     return Run(
         world=built,
@@ -219,8 +221,7 @@ def train_sae(
             lr_end=0.0 if train.lr_decay_steps else train.lr,
             lr_warm_up_steps=train.lr_warm_up_steps,
             lr_decay_steps=train.lr_decay_steps,
-            # A latent must be able to die and be revived several times in a short run.
-            dead_feature_window=min(1000, max(1, train.steps // 3)),
+            dead_feature_window=train.dead_feature_window,
             n_batches_for_norm_estimate=min(100, train.steps),
             n_checkpoints=0 if checkpoints is None else (train.steps - 1) // checkpoint_every,
             logger=LoggingConfig(log_to_wandb=False),

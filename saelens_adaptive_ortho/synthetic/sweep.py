@@ -1,13 +1,15 @@
 """Many runs: one JSON file each, skipping the finished, over one or several processes.
 
-Stages: ``coarse`` looks at every setting with one seed; ``width`` at the number of latents;
-``final`` compares baseline, fixed at its own best coefficient, and adaptive at its defaults, over
-seeds and worlds of several seeds. The best coefficient is read from the coarse results.
+Stages: ``coarse`` looks at every setting with one seed; ``final`` compares baseline, fixed at its
+own best coefficient, and adaptive at its defaults, over seeds and worlds of several seeds; so do
+``transfer``, in worlds with other parameters, and ``width``, with other numbers of latents. The
+best coefficient is read from the coarse results.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -27,6 +29,7 @@ from saelens_adaptive_ortho.config import (
     OrthoAffinity,
     OrthoOrdering,
     OrthoWeighting,
+    ortho_coefficient,
     reject,
 )
 from saelens_adaptive_ortho.storage import StorageError, check_writable, write_json
@@ -35,14 +38,37 @@ from saelens_adaptive_ortho.synthetic.run import BASES, Run, build_run, execute,
 from saelens_adaptive_ortho.synthetic.worlds import WORLDS
 
 ALPHAS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-LAMBDAS = (0.01, 0.03, 0.1, 0.3, 1.0)
+LAMBDAS = {
+    "fixed": (0.003, 0.01, 0.03, 0.1, 0.3),
+    "gram": (0.1, 1.0, 10.0),  # a mean over all pairs, most of them nearly orthogonal
+    "adaptive": (0.1, 0.3, 1.0, 3.0),
+}
 WIDTH_FACTORS = (0.5, 1.0, 2.0)
 CHOICES = {
     "affinity": OrthoAffinity,
     "weighting": OrthoWeighting,
     "ordering": OrthoOrdering,
 }
+TRANSFER: dict[str, tuple[dict[str, Any], ...]] = {
+    "hierarchy": ({"world": {"exponent": 0.3}}, {"world": {"exponent": 0.8}}, {"k": 4}, {"k": 9}),
+    "cluster": (
+        {"world": {"cosine": 0.2}},
+        {"world": {"cosine": 0.6}},
+        {"world": {"feature_exponent": 0.3}},
+        {"k": 4},
+        {"k": 9},
+    ),
+    "domains": (
+        {"world": {"cosine": 0.25}},
+        {"world": {"cosine": 0.75}},
+        {"world": {"exponent": 0.2}},
+        {"k": 3},
+        {"k": 6},
+    ),
+}
+TRANSFER_WORLD_SEED = 10  # of no other stage
 DEFAULT_WORLDS = ("hierarchy", "cluster", "domains")
+ONE_WORLD = "hierarchy"
 DEFAULT_BASES = ("batchtopk", "matryoshka_batchtopk")
 SEEDS = (0, 1, 2, 3, 4)
 WORLD_SEEDS = (0, 1, 2)
@@ -54,7 +80,7 @@ class Job:
 
     Args:
         run: what to run.
-        method: the line it belongs to in figures: baseline, fixed, gram, adaptive.
+        method: the line it belongs to in figures: baseline, fixed, fixed_one, gram, adaptive.
         axis: the one setting that differs from the method's defaults, or "".
     """
 
@@ -85,8 +111,8 @@ def coarse_jobs(
     seed: int = 0,
     settings: dict[str, Any] | None = None,
 ) -> list[Job]:
-    """Every mode; lambda of each; each choice, alpha and schedule of adaptive, one at a time; and
-    energies with both kinds of lift."""
+    """Every mode and lambda of each; for the first base also each choice, alpha and schedule of
+    adaptive, one at a time. A choice that is the default is not run twice."""
     jobs = []
     for world in worlds:
         for base in bases:
@@ -98,41 +124,38 @@ def coarse_jobs(
                 run = build_run(world, base, mode, seed, {**(settings or {}), **sae})
                 return Job(run, method, axis)
 
-            steps = job("baseline").run.train.steps
-            jobs += [job(m) for m in ("baseline", "fixed", "gram", "adaptive")]
-            for method in ("fixed", "gram", "adaptive"):
-                jobs += [job(method, f"lambda={x:g}", ortho_coefficient=x) for x in LAMBDAS]
-            jobs += [job("adaptive", f"alpha={x:g}", ortho_alpha=x) for x in ALPHAS]
-            for axis, choices in CHOICES.items():
-                field = f"ortho_{axis}"
-                jobs += [job("adaptive", f"{axis}={x}", **{field: x}) for x in get_args(choices)]
-            # Energies sum where the mean divides by d_sae: their lambda is on a scale of its own.
-            jobs += [
-                job(
-                    "adaptive",
-                    f"energy={affinity},lambda={x:g}",
-                    ortho_weighting="energy",
-                    ortho_affinity=affinity,
-                    ortho_alpha=1.0,
-                    ortho_coefficient=x,
-                )
-                for affinity in ("lift", "facilitation")
-                for x in LAMBDAS
+            default = job("adaptive")
+            jobs += [job("baseline"), default]
+            some = [
+                job(method, f"lambda={x:g}", ortho_coefficient=x)
+                for method, grid in LAMBDAS.items()
+                for x in grid
             ]
-            coefficient = job("adaptive").run.sae.ortho_coefficient
-            schedules: dict[str, dict[str, Any]] = {
-                "warm_up": {"ortho_warm_up_steps": steps // 5},
-                "curriculum": {
-                    "ortho_curriculum_start": coefficient / 10,
-                    "ortho_curriculum_steps": steps // 2,
-                },
-                "fade": {
-                    "ortho_fade_start_step": 2 * steps // 5,
-                    "ortho_fade_end_step": 3 * steps // 5,
-                },
-            }
-            jobs += [job("adaptive", f"schedule={n}", **sae) for n, sae in schedules.items()]
+            if base == bases[0]:
+                some += [job("adaptive", f"alpha={x:g}", ortho_alpha=x) for x in ALPHAS]
+                for axis, choices in CHOICES.items():
+                    field = f"ortho_{axis}"
+                    some += [
+                        job("adaptive", f"{axis}={x}", **{field: x}) for x in get_args(choices)
+                    ]
+                some += [
+                    job("adaptive", f"schedule={name}", **sae)
+                    for name, sae in _schedules(default.run).items()
+                ]
+            jobs += [j for j in some if j.run.digest() != default.run.digest()]
     return jobs
+
+
+def _schedules(run: Run) -> dict[str, dict[str, Any]]:
+    steps, coefficient = run.train.steps, ortho_coefficient(run.sae)
+    return {
+        "warm_up": {"ortho_warm_up_steps": steps // 5},
+        "curriculum": {
+            "ortho_curriculum_start": coefficient / 10,
+            "ortho_curriculum_steps": steps // 2,
+        },
+        "fade": {"ortho_fade_start_step": steps // 2, "ortho_fade_end_step": 4 * steps // 5},
+    }
 
 
 def final_jobs(
@@ -143,13 +166,21 @@ def final_jobs(
     world_seeds: Sequence[int] = WORLD_SEEDS,
     settings: dict[str, Any] | None = None,
 ) -> list[Job]:
-    """Baseline, fixed at ``best(world, base)``, adaptive at its defaults; seeds x world seeds."""
+    """Baseline, fixed at ``best(world, base)``, adaptive at its defaults; seeds x world seeds.
+
+    In the other worlds also ``fixed_one``: fixed with the coefficient that is best in
+    :data:`ONE_WORLD`, as somebody has to use it who does not know which world theirs is.
+    """
     jobs = []
     for world in worlds:
         for base in bases:
             for world_seed in world_seeds:
                 for seed in seeds:
                     jobs += _methods(world, base, best(world, base), seed, world_seed, settings)
+                    if world != ONE_WORLD:
+                        one = {**(settings or {}), "ortho_coefficient": best(ONE_WORLD, base)}
+                        one["world"] = {**one.get("world", {}), "seed": world_seed}
+                        jobs.append(Job(build_run(world, base, "fixed", seed, one), "fixed_one"))
     return jobs
 
 
@@ -169,6 +200,32 @@ def width_jobs(
                 for seed in seeds:
                     sae = {**(settings or {}), "d_sae": int(default * factor)}
                     jobs += _methods(world, base, best(world, base), seed, None, sae)
+    return jobs
+
+
+def transfer_jobs(
+    worlds: Sequence[str],
+    bases: Sequence[str],
+    best: Callable[[str, str], float],
+    seeds: Sequence[int] = SEEDS[:2],
+    settings: dict[str, Any] | None = None,
+) -> list[Job]:
+    """The three methods, as tuned in the world itself, where its parameters are others."""
+    jobs = []
+    for world in worlds:
+        for change in TRANSFER.get(world, ()):
+            label = ",".join(
+                f"{k}={v}" for k, v in {**change, **change.get("world", {})}.items() if k != "world"
+            )
+            for base in bases:
+                for seed in seeds:
+                    changed = {**(settings or {}), **change}
+                    jobs += [
+                        dataclasses.replace(job, axis=label)
+                        for job in _methods(
+                            world, base, best(world, base), seed, TRANSFER_WORLD_SEED, changed
+                        )
+                    ]
     return jobs
 
 
@@ -347,7 +404,7 @@ def _run_one(job: Job, out: Path, cache: str | Path) -> str | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Exit status: 0 done, 1 runs failed, 2 bad input, 130 interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["coarse", "width", "final"])
+    parser.add_argument("stage", choices=["coarse", "final", "transfer", "width"])
     parser.add_argument("--out", default="evals/synthetic/results", help="results go to OUT/STAGE")
     parser.add_argument("--cache", default="runs/synthetic_pools")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
@@ -395,9 +452,10 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
             return args.fixed_coefficient
         return best_coefficient(coarse, world, base)
 
-    if args.stage == "width":
-        seeds = _numbers("--seeds", args.seeds or ",".join(map(str, SEEDS[:3])))
-        return width_jobs(worlds, bases, best, seeds, settings)
+    for stage, jobs, count in (("width", width_jobs, 3), ("transfer", transfer_jobs, 2)):
+        if args.stage == stage:
+            seeds = _numbers("--seeds", args.seeds or ",".join(map(str, SEEDS[:count])))
+            return jobs(worlds, bases, best, seeds, settings)
     seeds = _numbers("--seeds", args.seeds or ",".join(map(str, SEEDS)))
     world_seeds = _numbers("--world-seeds", args.world_seeds)
     return final_jobs(worlds, bases, best, seeds, world_seeds, settings)

@@ -17,7 +17,11 @@ from torch import Tensor
 
 import saelens_adaptive_ortho
 from saelens_adaptive_ortho import ARCHITECTURES, architectures, coactivation, register
-from saelens_adaptive_ortho.config import ConfigError, ortho_field_names
+from saelens_adaptive_ortho.config import (
+    DEFAULT_COEFFICIENTS,
+    ConfigError,
+    ortho_field_names,
+)
 from saelens_adaptive_ortho.mixin import AdaptiveOrthoMixin
 from saelens_adaptive_ortho.neighbours import top_similar
 from saelens_adaptive_ortho.penalty import decoder_directions, fixed_penalty, gram_penalty
@@ -176,7 +180,14 @@ def test_the_penalty_leaves_the_global_rng_alone_and_lowers_the_mean_max_cosine(
     mode: str,
 ) -> None:
     stock, rng_state = stock_run(name)
-    ours = build_sae(name, ortho_mode=mode, ortho_coefficient=2.0, ortho_chunk_size=32)
+    ours = build_sae(
+        name,
+        ortho_mode=mode,
+        ortho_coefficient=2.0,
+        ortho_chunk_size=32,
+        # By energy, latents that hardly fire in 50 steps are hardly pushed.
+        ortho_weighting="uniform",
+    )
     outputs = train(make_trainer(ours), make_batches(50))
     assert all(output.loss.isfinite() for output in outputs)
     assert torch.equal(torch.get_rng_state(), rng_state)
@@ -212,6 +223,7 @@ def test_the_gradient_reaches_only_decoder_rows_of_live_pairs(
     if fields["ortho_mode"] == "adaptive":
         sae.ortho_samples += 100
         sae.ortho_fired[0, :2] += torch.tensor([20.0, 10.0])
+        sae.ortho_squares += 1.0  # every latent contributes alike
     output = sae.training_forward_pass(step_input(sae, make_batches(1)[0]))
     output.losses["ortho_loss"].backward()
     for parameter_name, parameter in sae.named_parameters():
@@ -318,7 +330,8 @@ def test_a_scale_free_penalty_grows_with_the_activations_as_the_reconstruction_e
     losses = []
     for norm in (1.0, 300.0):
         sae = build_sae("adaptive_ortho_batchtopk", ortho_mode=mode)
-        output = sae.training_forward_pass(step_input(sae, norm * batch))
+        sae.training_forward_pass(step_input(sae, norm * batch))  # counts the energies
+        output = sae.training_forward_pass(step_input(sae, norm * batch, 1))
         losses.append(float(output.losses["ortho_loss"].detach()))
     assert losses[1] / losses[0] == pytest.approx(300.0**2, rel=1e-4)
 
@@ -446,7 +459,7 @@ def test_logged_metrics_are_finite_numbers(
     fields = ("n_groups", "largest", "grouped", "churn", "forget", "retain", "shared")
     ours = ["metrics/ortho_scale", *(f"metrics/ortho_groups/{field}" for field in fields)]
     assert all(math.isfinite(log[key]) for key in [*ours, "losses/ortho_loss"])
-    assert log["details/ortho_coefficient"] == 0.05
+    assert log["details/ortho_coefficient"] == DEFAULT_COEFFICIENTS["energy"]
 
 
 @pytest.mark.parametrize("affinity", ["lift", "overlap", "group"])

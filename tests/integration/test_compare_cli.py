@@ -212,8 +212,11 @@ def test_a_new_variant_is_trained_beside_the_finished_ones(
     ("override", "difference"),
     [
         ("lr=0.005", "lr was 0.01, is 0.005"),
-        ("sae.ortho_alpha=0.25", "sae.ortho_alpha was 0.5, is 0.25"),
-        ("variants.adaptive.ortho_affinity=overlap", "ortho_affinity was 'lift', is 'overlap'"),
+        ("sae.ortho_alpha=0.25", "sae.ortho_alpha was 1.0, is 0.25"),
+        (
+            "variants.adaptive.ortho_affinity=overlap",
+            "ortho_affinity was 'unsuppressed', is 'overlap'",
+        ),
         ("ortho_forget_fraction=0.25", "ortho_forget_fraction was 0.5, is 0.25"),
     ],
 )

@@ -12,13 +12,13 @@ from saelens_adaptive_ortho.coactivation import (
     domain_rates,
     empty_state,
     energies,
-    facilitation_affinity,
     firing_rates,
     lift_affinity,
     overlap_affinity,
     random_signs,
     retarget,
     sketch_directions,
+    unsuppressed_affinity,
     update,
 )
 
@@ -173,7 +173,7 @@ def test_rates_and_affinities_are_zero_before_the_first_update() -> None:
         domain_rates(state),
         lift_affinity(state, PAIR),
         overlap_affinity(state, PAIR),
-        facilitation_affinity(state, PAIR),
+        unsuppressed_affinity(state, PAIR),
         energies(state),
         sketch_directions(state),
     ):
@@ -215,14 +215,18 @@ def test_overlap_is_the_share_of_the_rarer_latents_firings(
 @pytest.mark.parametrize(
     ("in_company", "alone", "expected"),
     [
-        ((1.0, 1.0), (1.0, 1.0), 0.0),  # indifferent to each other
+        ((1.0, 1.0), (1.0, 1.0), 1.0),  # indifferent to each other
         ((2.0, 2.0), (1.0, 1.0), 1.0),  # each is stronger with the other
-        ((2.0, 1.0), (1.0, 1.0), 0.0),  # only one of them is
-        ((0.5, 2.0), (1.0, 1.0), 0.0),  # one is weaker
-        ((1.05, 2.0), (1.0, 1.0), 0.05 * 60 / 63 / 0.1),  # a little, less by three pseudo-firings
+        ((0.5, 2.0), (1.0, 1.0), 0.0),  # one has taken over the other's direction
+        ((2.0, 0.5), (1.0, 1.0), 0.0),  # the other way round
+        (
+            (0.95, 2.0),
+            (1.0, 1.0),
+            1 - 0.05 * 60 / 63 / 0.1,
+        ),  # a little weaker, less 3 pseudo-firings
     ],
 )
-def test_facilitation_asks_whether_each_is_stronger_in_the_others_company(
+def test_unsuppressed_asks_whether_one_is_weaker_in_the_others_company(
     in_company: tuple[float, float], alone: tuple[float, float], expected: float
 ) -> None:
     joint, fired, samples = 60.0, (160.0, 260.0), 400.0  # lift: 60 / (104 + 1)
@@ -234,16 +238,21 @@ def test_facilitation_asks_whether_each_is_stronger_in_the_others_company(
         joint_own=own,
         joint_other=own.flip(0),
     )
-    found = facilitation_affinity(state, PAIR)
+    found = unsuppressed_affinity(state, PAIR)
     torch.testing.assert_close(found, torch.full((2, 1), expected * 60 / 105))
 
 
-def test_a_latent_never_seen_alone_is_compared_with_itself_and_shares_nothing() -> None:
-    own = torch.full((2, 1), 100.0)
-    state = hand_state(50.0, (50.0, 50.0), 400.0)._replace(
-        total=torch.full((2,), 100.0), joint_own=own, joint_other=own
+def test_a_latent_never_seen_alone_is_compared_with_itself() -> None:
+    own, weaker = torch.full((2, 1), 100.0), torch.tensor([[100.0], [50.0]])
+    state = hand_state(50.0, (50.0, 100.0), 400.0)._replace(
+        total=torch.tensor([100.0, 200.0]), joint_own=own, joint_other=own
     )
-    assert torch.equal(facilitation_affinity(state, PAIR), torch.zeros(2, 1))
+    assert torch.equal(unsuppressed_affinity(state, PAIR), torch.ones(2, 1))
+    # The first is never alone; the second is half as strong in its company.
+    state = state._replace(
+        total=torch.tensor([100.0, 150.0]), joint_own=weaker, joint_other=weaker.flip(0)
+    )
+    assert torch.equal(unsuppressed_affinity(state, PAIR), torch.zeros(2, 1))
 
 
 def test_energy_is_the_mean_square_over_all_rows() -> None:

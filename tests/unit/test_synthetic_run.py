@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from saelens_adaptive_ortho.config import ConfigError, OrthoAffinity
-from saelens_adaptive_ortho.report import synthetic as figures
+from saelens_adaptive_ortho.report import synthetic as tables
+from saelens_adaptive_ortho.report import synthetic_plots as figures
+from saelens_adaptive_ortho.report.readme import update_tables
 from saelens_adaptive_ortho.synthetic import run as runs
 from saelens_adaptive_ortho.synthetic import sweep
 from saelens_adaptive_ortho.synthetic.pool import Batches, load_pool
@@ -119,9 +121,9 @@ def test_mode_off_trains_the_stock_architecture_to_the_bit(tmp_path: Path, build
     cfg = SAETrainerConfig(
         total_training_samples=12 * 32,
         train_batch_size_samples=32,
-        lr=8e-4,
-        lr_end=8e-4,
-        dead_feature_window=4,
+        lr=3e-3,
+        lr_end=3e-3,
+        dead_feature_window=200,
         logger=LoggingConfig(log_to_wandb=False),
     )
     SAETrainer(cfg, stock, Batches(pool, 32, 0)).fit()
@@ -166,7 +168,8 @@ def test_an_interrupted_run_continues_to_the_same_bits(
 
 def jobs(**changes: Any) -> list[sweep.Job]:
     settings = {**TINY, **changes}
-    return sweep.final_jobs(["cluster"], ["batchtopk"], lambda *_: 0.1, [0, 1], [0], settings)
+    every = sweep.final_jobs(["cluster"], ["batchtopk"], lambda *_: 0.1, [0, 1], [0], settings)
+    return [job for job in every if job.method != "fixed_one"]
 
 
 def test_a_killed_sweep_continues_where_it_stopped(
@@ -214,17 +217,23 @@ def test_a_run_that_fails_stops_only_itself(
 def test_the_stages_hold_the_runs_they_promise() -> None:
     coarse = sweep.coarse_jobs(["cluster"], ["batchtopk"], settings=TINY)
     assert {j.run.mode for j in coarse} == {"off", "fixed", "gram", "adaptive"}
-    assert {j.run.sae.ortho_alpha for j in coarse if j.axis.startswith("alpha")} == {*sweep.ALPHAS}
+    assert {j.run.sae.ortho_alpha for j in coarse} == {*sweep.ALPHAS}
     assert {j.run.sae.ortho_affinity for j in coarse} == set(get_args(OrthoAffinity))
-    energies = [j.run.sae for j in coarse if j.axis.startswith("energy=facilitation")]
-    assert {s.ortho_coefficient for s in energies} == {*sweep.LAMBDAS}
-    assert {(s.ortho_weighting, s.ortho_alpha) for s in energies} == {("energy", 1.0)}
+    for mode, grid in sweep.LAMBDAS.items():
+        found = {j.run.settings()["sae"]["ortho_coefficient"] for j in coarse if j.run.mode == mode}
+        assert found >= {*grid}
+    assert len({j.run.digest() for j in coarse}) == len(coarse), "a default was run twice"
+    both = sweep.coarse_jobs(["cluster"], ["batchtopk", "topk"], settings=TINY)
+    assert not any(j.axis.startswith("alpha") for j in both if j.run.base == "topk")
     final = sweep.final_jobs(
         sweep.DEFAULT_WORLDS, sweep.DEFAULT_BASES, lambda *_: 0.1, sweep.SEEDS, sweep.WORLD_SEEDS
     )
-    assert len({j.name for j in final}) == len(final) == 3 * 2 * 3 * 5 * 3
+    assert len({j.name for j in final}) == len(final) == (3 + 4 + 4) * 2 * 3 * 5
     width = sweep.width_jobs(["cluster"], ["batchtopk"], lambda *_: 0.1, [0])
     assert {j.run.sae.d_sae for j in width} == {128, 256, 512}
+    transfer = sweep.transfer_jobs(sweep.DEFAULT_WORLDS, ["batchtopk"], lambda *_: 0.1, [0])
+    assert len({j.name for j in transfer}) == len(transfer) == 14 * 3
+    assert {j.run.world.seed for j in transfer} == {sweep.TRANSFER_WORLD_SEED}
 
 
 def test_the_best_coefficient_is_that_of_the_best_coarse_result() -> None:
@@ -271,6 +280,7 @@ def fake(method: str, world: str, seed: int, axis: str = "", **values: Any) -> d
         "sae": sae,
     }
     scores = {"f1": 0.5 + 0.01 * seed, "mcc": 0.6, "explained_variance": 0.8}
+    scores["dead_latents"] = 0
     result = {"method": method, "axis": axis, "settings": settings, **scores, **values}
     if world == "domains":
         frontier = {"budgets": [0.0, 0.1, 0.2], "gain": [0.0, 0.3, 0.4 + 0.01 * seed]}
@@ -281,10 +291,10 @@ def fake(method: str, world: str, seed: int, axis: str = "", **values: Any) -> d
 def test_differences_are_paired_by_seed() -> None:
     base = [fake("baseline", "cluster", s, f1=v) for s, v in ((0, 0.1), (1, 0.5), (2, 0.3))]
     better = [fake("adaptive", "cluster", s, f1=v) for s, v in ((2, 0.4), (0, 0.2), (1, 0.6))]
-    found = figures.difference(better, base, "f1")
+    found = tables.difference(better, base, "f1")
     assert found.mean == pytest.approx(0.1)
     assert found.std == pytest.approx(0, abs=1e-9)
-    assert figures.difference(better, [], "f1").mean is None
+    assert tables.difference(better, [], "f1").mean is None
 
 
 def test_the_table_has_a_row_for_each_world_and_metric() -> None:
@@ -294,28 +304,71 @@ def test_the_table_has_a_row_for_each_world_and_metric() -> None:
         for w in ("hierarchy", "cluster", "domains")
         for s in range(3)
     ]
-    text = figures.synthetic_table(every)
-    assert len(text.splitlines()) == 2 + 3 + 3 + 4
+    text = tables.final_table(every)
+    assert len(text.splitlines()) == 2 + 4 + 4 + 5
     assert "0.510 ± 0.010" in text
 
 
-def test_the_page_gets_the_table_between_its_markers() -> None:
-    text = f"Before.\n\n{figures.TABLE_BEGIN}\nold\n{figures.TABLE_END}\n\nAfter.\n"
-    once = figures.update_page(text, [fake("baseline", "cluster", s) for s in range(2)])
-    assert "old" not in once
-    assert "| cluster | batchtopk | F1 |" in once
-    assert once.startswith("Before.")
-    assert once.endswith("After.\n")
-    again = figures.update_page(once, [fake("baseline", "cluster", s) for s in range(2)])
-    assert again == once
-    with pytest.raises(ValueError, match="needs the lines"):
-        figures.update_page("nothing", [])
+def test_each_bar_is_judged_by_the_measured_difference() -> None:
+    def runs_of(gain: float) -> list[dict[str, Any]]:
+        return [
+            fake(m, w, s, f1=0.5 + extra + 0.01 * s, selectivity_area=0.3 + extra + 0.001 * s**2)
+            for m, extra in (("baseline", 0.0), ("fixed", 0.0), ("adaptive", gain))
+            for w in ("hierarchy", "cluster", "domains")
+            for s in range(3)
+        ]
+
+    def met(gain: float, start: str) -> str:
+        (line,) = [x for x in tables.bars_table(runs_of(gain)).splitlines() if x.startswith(start)]
+        return line.split("|")[-2].strip()
+
+    f1 = "| hierarchy | batchtopk | F1, adaptive − baseline"
+    assert [met(gain, f1) for gain in (-0.1, 0.019, 0.021)] == ["no", "no", "yes"]
+    f1 = "| cluster | batchtopk | F1, adaptive − baseline"
+    assert [met(gain, f1) for gain in (-0.006, -0.004)] == ["no", "yes"]
+    selectivity = "| domains | batchtopk | selectivity, adaptive − fixed, own λ"
+    assert [met(gain, selectivity) for gain in (-0.1, 0.0)] == ["no", "no"]
+    dead = [
+        fake(m, "cluster", s, dead_latents=d)
+        for m, d in (("baseline", 1), ("adaptive", 3))
+        for s in (0, 1)
+    ]
+    (line,) = [x for x in tables.bars_table(dead).splitlines() if "dead latents" in x]
+    assert "at most +0.020" in line
+    assert line.endswith("| no |")
+
+
+def test_the_ablation_gives_differences_from_baseline() -> None:
+    runs_ = [
+        fake("baseline", "cluster", 0, f1=0.5),
+        fake("adaptive", "cluster", 0, f1=0.6),
+        fake("adaptive", "cluster", 0, "affinity=lift", f1=0.45),
+        fake("fixed", "cluster", 0, "lambda=0.1", f1=0.5),
+    ]
+    lines = tables.ablation_table(runs_).splitlines()
+    assert [line.split("|")[1:3] for line in lines[2:]] == [
+        [" baseline ", " 0.500 "],
+        [" adaptive (default) ", " +0.100 "],
+        [" adaptive, affinity lift ", " −0.050 "],
+        [" fixed, lambda 0.1 ", " 0.000 "],
+    ]
+
+
+def test_transfer_counts_the_worlds_in_which_the_order_holds() -> None:
+    def runs_of(axis: str, adaptive: float) -> list[dict[str, Any]]:
+        return [
+            fake(m, "hierarchy", 0, axis, f1=f1)
+            for m, f1 in (("baseline", 0.5), ("fixed", 0.6), ("adaptive", adaptive))
+        ]
+
+    text = tables.transfer_table([*runs_of("k=4", 0.596), *runs_of("k=9", 0.59)])
+    assert "| k=4 | 0.500 / 0.600 / 0.596 |" in text
+    assert "The order holds in 1 of 2 cases." in text
 
 
 def test_the_committed_page_is_that_of_the_committed_results() -> None:
-    folder = Path(__file__).resolve().parents[2] / "evals" / "synthetic"
-    page = (folder / "README.md").read_text(encoding="utf-8")
-    assert figures.update_page(page, sweep.load_results(folder / "results" / "final")) == page
+    page = Path(__file__).resolve().parents[2] / "evals" / "synthetic" / "README.md"
+    assert not update_tables(page, check=True)
 
 
 def test_every_question_has_a_figure(tmp_path: Path) -> None:
