@@ -42,6 +42,8 @@ class Settings:
 def run(context: EvalContext, settings: Settings) -> Outcome:
     """All of SAEBench core's scalar metrics, prefixed by ``forget/``, ``retain/``, ``pooled/``.
 
+    The SAE is judged in float32 whatever it is stored in.
+
     Raises:
         EvaluationError: SAEBench failed (it logs and swallows errors; the reason is passed on).
     """
@@ -83,7 +85,8 @@ def _multiple_evals(
     from sae_bench.evals.core import main as core
     from sae_bench.evals.core.eval_output import CoreEvalOutput
 
-    sae = prepared_sae(context)
+    # SAEBench sums squares in the SAE's dtype: in bf16 it reports explained variances above 1.
+    sae = prepared_sae(context, torch.float32)
     n_batches = len(contexts) // settings.batch_size_prompts
     release = f"{context.release}__{domain}"
     with (

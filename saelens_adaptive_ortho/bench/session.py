@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxtyping
+import torch
 from sae_lens.saes.sae import SAE
 
 from saelens_adaptive_ortho.bench.patches import model_served
@@ -21,9 +22,15 @@ from saelens_adaptive_ortho.evaluation import EvalContext, EvaluationError
 from saelens_adaptive_ortho.report import write_text_atomic
 
 
-def prepared_sae(context: EvalContext) -> SAE[Any]:
-    """A fresh SAE as SAEBench wants it: ``prepend_bos`` known, decoder rows of unit norm."""
+def prepared_sae(context: EvalContext, dtype: torch.dtype | None = None) -> SAE[Any]:
+    """A fresh SAE as SAEBench wants it: ``prepend_bos`` known, decoder rows of unit norm.
+
+    Args:
+        dtype: to compute in; by default the SAE's own.
+    """
     sae = context.load()
+    if dtype is not None:
+        sae = sae.to(dtype)
     sae.cfg.metadata.prepend_bos = bool(context.bench.prepend_bos)
     with contextlib.suppress(NotImplementedError):
         sae.fold_W_dec_norm()  # topk without rescaling refuses; SAEBench then only warns

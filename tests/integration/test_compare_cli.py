@@ -8,6 +8,8 @@ import random
 import re
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -435,3 +437,13 @@ def test_too_few_held_out_contexts_for_a_batch_are_an_explained_failure(
 ) -> None:
     with pytest.raises(EvaluationError, match=r"16 held-out contexts, fewer than.*=64; lower that"):
         EVALS["core"].run(context, {"n_contexts": 64, "batch_size_prompts": 64})
+
+
+def test_an_sae_in_bf16_is_judged_in_float32(context: EvalContext) -> None:
+    stored = context.load().to(torch.bfloat16)
+    half, full = (
+        EVALS["core"].run(replace(context, load=load), CORE_SETTINGS).metrics
+        for load in (lambda: deepcopy(stored), lambda: deepcopy(stored).to(torch.float32))
+    )
+    assert stored.dtype == torch.bfloat16
+    assert half == full
