@@ -1,0 +1,79 @@
+"""One figure of a comparison whose variants are values of alpha (named ``alpha=0.25``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from .metrics import describe
+from .plots import INK, STYLE, panel_grid, shared_legend, variant_styles
+from .results import Result, ResultError
+from .summary import Spread
+
+PREFIX = "alpha="
+REFERENCES = ("baseline", "fixed")
+PANELS = (
+    "core/pooled/explained_variance",
+    "core/pooled/ce_loss_score",
+    "subspace/mean_max_cosine",
+    "subspace/condition_number/forget",
+    "subspace/condition_number/forget+retain",
+    "subspace/principal_angle/mean_deg",
+    "unlearning/loss/forget_damage_at_0.10",
+    "unlearning/mcq/forget_accuracy_at_0.90",
+    "sparse_probing/sae_top_1_accuracy",
+)
+
+
+def alpha_figure(results: Sequence[Result]) -> Figure:
+    """Reconstruction, geometry, unlearning and probing against alpha.
+
+    Mean over seeds with its 95% t-interval and a dot per seed; baseline and fixed are lines with
+    bands. A metric that no result has gets no panel.
+
+    Raises:
+        ResultError: no variant is named ``alpha=VALUE``.
+    """
+    values: dict[str, dict[str, dict[int, float]]] = {}
+    for result in results:
+        for name, number in result.metrics.items():
+            if number is not None:
+                by_variant = values.setdefault(f"{result.eval}/{name}", {})
+                by_variant.setdefault(result.variant, {})[result.seed] = number
+    alphas = sorted({r.variant for r in results if r.variant.startswith(PREFIX)}, key=_alpha)
+    if not alphas:
+        raise ResultError("no variant is named alpha=VALUE; run a config of configs/alpha_study")
+    panels = [key for key in PANELS if key in values]
+    references = [r for r in REFERENCES if any(r in values[key] for key in panels)]
+    shown = [*references, "adaptive"]
+    styles = variant_styles(shown)
+    with matplotlib.rc_context(STYLE):
+        figure, grid = panel_grid(len(panels), height=2.4)
+        for axes, key in zip(grid, panels, strict=True):
+            by_variant = values[key]
+            for name in references:
+                spread = Spread.of(by_variant.get(name, {}))
+                if spread.mean is not None:
+                    axes.axhline(spread.mean, color=styles[name][0], lw=1.3)
+                if spread.ci95 is not None:
+                    axes.axhspan(*spread.ci95, color=styles[name][0], alpha=0.12, lw=0)
+            points = [(_alpha(v), by_variant[v]) for v in alphas if v in by_variant]
+            colour, marker = styles["adaptive"]
+            spreads = [(x, Spread.of(by_seed)) for x, by_seed in points]
+            means = [spread.mean or 0.0 for _, spread in spreads]
+            axes.plot([x for x, _ in spreads], means, color=colour, marker=marker, lw=1.6)
+            for x, spread in spreads:
+                if spread.ci95 is not None:
+                    axes.plot([x, x], spread.ci95, color=colour, lw=2.4, alpha=0.35)
+            for x, by_seed in points:
+                axes.scatter([x] * len(by_seed), list(by_seed.values()), s=8, color=INK, alpha=0.4)
+            axes.set_title(describe(key).label)
+            axes.set_xlabel("alpha, the sharing allowed")
+        shared_legend(figure, shown, styles)
+    return figure
+
+
+def _alpha(variant: str) -> float:
+    return float(variant.removeprefix(PREFIX))
