@@ -37,6 +37,7 @@ def figures(coarse: Sequence[Run], final: Sequence[Run], width: Sequence[Run]) -
     made = {
         "alpha": alpha_figure(coarse),
         "lambda": lambda_figure(coarse),
+        "cost": cost_figure(coarse),
         "tradeoff": tradeoff_figure(final),
         "selectivity": selectivity_figure(final),
         "d_sae": width_figure(width),
@@ -61,6 +62,39 @@ def lambda_figure(runs: Sequence[Run]) -> Figure | None:
         "lambda, the coefficient",
         log=True,
     )
+
+
+def cost_figure(runs: Sequence[Run]) -> Figure | None:
+    """What features cost in reconstruction: metrics against explained variance, a line per method
+    and base over its coefficients. Best is the upper right corner."""
+    swept = [r for r in runs if r["axis"].startswith("lambda=") or r["axis"] == ""]
+    worlds = [w for w in WORLDS if pick(swept, w)]
+    if not any(r["axis"] for r in swept):
+        return None
+    bases, methods = bases_of(swept), methods_of(swept)
+    styles = variant_styles(methods)
+    with matplotlib.rc_context(STYLE):
+        figure, grid = panel_grid(2 * len(worlds), height=2.8, columns=2)
+        panels = [(world, metric) for world in worlds for metric in _worth(world)]
+        for axes, (world, metric) in zip(grid, panels, strict=True):
+            for base, dashes in zip(bases, DASHES, strict=False):
+                for method in methods:
+                    ordered = sorted(
+                        pick(swept, world, base, method),
+                        key=lambda r: r["settings"]["sae"]["ortho_coefficient"],
+                    )
+                    colour, marker = styles[method]
+                    x = [r["explained_variance"] for r in ordered]
+                    y = [r[metric] for r in ordered]
+                    axes.plot(x, y, color=colour, marker=marker, markersize=4, ls=dashes, lw=1.3)
+            axes.set_title(f"{world}: {METRICS[metric]}")
+            axes.set_xlabel("explained variance")
+        shared_legend(figure, methods, styles)
+    return figure
+
+
+def _worth(world: str) -> tuple[str, str]:
+    return ("f1", "selectivity_area") if world == "domains" else TRADEOFF
 
 
 def _setting_figure(

@@ -39,7 +39,7 @@ from saelens_adaptive_ortho.synthetic.worlds import WORLDS
 
 ALPHAS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 LAMBDAS = {
-    "fixed": (0.003, 0.01, 0.03, 0.1, 0.3),
+    "fixed": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
     "gram": (0.1, 1.0, 10.0),  # a mean over all pairs, most of them nearly orthogonal
     "adaptive": (0.1, 0.3, 1.0, 3.0),
 }
@@ -69,6 +69,8 @@ TRANSFER: dict[str, tuple[dict[str, Any], ...]] = {
 TRANSFER_WORLD_SEED = 10  # of no other stage
 DEFAULT_WORLDS = ("hierarchy", "cluster", "domains")
 ONE_WORLD = "hierarchy"
+COST = 0.005
+"""Explained variance that a penalty may cost when the coefficient of fixed is chosen."""
 DEFAULT_BASES = ("batchtopk", "matryoshka_batchtopk")
 SEEDS = (0, 1, 2, 3, 4)
 WORLD_SEEDS = (0, 1, 2)
@@ -265,25 +267,32 @@ def score(result: dict[str, Any]) -> float:
 def best_coefficient(
     results: Sequence[dict[str, Any]], world: str, base: str, mode: str = "fixed"
 ) -> float:
-    """The coefficient of the highest :func:`score` among coarse results.
+    """The coefficient of the highest :func:`score` among coarse results that explain at least as
+    much variance as the baseline, less :data:`COST`: what is asked of adaptive, too.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or no baseline.
     """
-    found = [
+    of_world = [
         r
         for r in results
-        if r["settings"]["world"]["name"] == world
-        and (r["settings"]["base"], r["settings"]["mode"]) == (base, mode)
+        if (r["settings"]["world"]["name"], r["settings"]["base"]) == (world, base)
     ]
-    if not found:
+    baselines = [r["explained_variance"] for r in of_world if r["settings"]["mode"] == "off"]
+    found = [r for r in of_world if r["settings"]["mode"] == mode]
+    if not found or not baselines:
         raise reject(
             "stage",
             "final",
-            f"no coarse results of mode {mode}, world {world}, base {base}; run the coarse stage "
-            "first, or give --fixed-coefficient.",
+            f"no coarse results of mode {mode} and of the baseline, world {world}, base {base}; "
+            "run the coarse stage first, or give --fixed-coefficient.",
         )
-    return float(max(found, key=score)["settings"]["sae"]["ortho_coefficient"])
+    least = sum(baselines) / len(baselines) - COST
+    # Where every coefficient costs more, the cheapest.
+    affordable = [r for r in found if r["explained_variance"] >= least] or [
+        max(found, key=lambda r: r["explained_variance"])
+    ]
+    return float(max(affordable, key=score)["settings"]["sae"]["ortho_coefficient"])
 
 
 # -------------------------------------------------------------------- running

@@ -236,20 +236,27 @@ def test_the_stages_hold_the_runs_they_promise() -> None:
     assert {j.run.world.seed for j in transfer} == {sweep.TRANSFER_WORLD_SEED}
 
 
-def test_the_best_coefficient_is_that_of_the_best_coarse_result() -> None:
-    def result(coefficient: float, f1: float, mode: str = "fixed") -> dict[str, Any]:
+def test_the_best_coefficient_is_that_of_the_best_affordable_coarse_result() -> None:
+    def result(
+        coefficient: float, f1: float, mode: str = "fixed", variance: float = 0.9
+    ) -> dict[str, Any]:
         settings = {
             "world": {"name": "cluster"},
             "base": "batchtopk",
             "mode": mode,
             "sae": {"ortho_coefficient": coefficient},
         }
-        return {"f1": f1, "mcc": 0.5, "settings": settings}
+        return {"f1": f1, "mcc": 0.5, "explained_variance": variance, "settings": settings}
 
     found = [result(0.1, 0.3), result(0.3, 0.6), result(1.0, 0.4), result(9.0, 0.9, "adaptive")]
-    assert sweep.best_coefficient(found, "cluster", "batchtopk") == 0.3
-    with pytest.raises(ConfigError, match="run the coarse stage first"):
-        sweep.best_coefficient(found, "domains", "batchtopk")
+    baseline = result(0.0, 0.1, "off", variance=0.904)
+    assert sweep.best_coefficient([*found, baseline], "cluster", "batchtopk") == 0.3
+    costly = result(3.0, 0.8, variance=0.898)
+    assert sweep.best_coefficient([*found, baseline, costly], "cluster", "batchtopk") == 0.3
+    assert sweep.best_coefficient([baseline, costly], "cluster", "batchtopk") == 3.0
+    for incomplete in (found, [baseline]):
+        with pytest.raises(ConfigError, match="run the coarse stage first"):
+            sweep.best_coefficient(incomplete, "cluster", "batchtopk")
 
 
 def test_bad_input_of_the_sweep_is_refused(tmp_path: Path, capsys: Any) -> None:
@@ -388,7 +395,7 @@ def test_every_question_has_a_figure(tmp_path: Path) -> None:
     final = [fake(m, w, s) for m in ("baseline", "fixed") for w in worlds for s in range(3)]
     width = [fake("fixed", w, 0, sae={"d_sae": d}) for w in worlds for d in (32, 64)]
     drawn = figures.figures(coarse, final, width)
-    assert set(drawn) == {"alpha", "lambda", "tradeoff", "selectivity", "d_sae"}
+    assert set(drawn) == {"alpha", "lambda", "cost", "tradeoff", "selectivity", "d_sae"}
     panel = drawn["alpha"].axes[0]
     assert panel.get_title(loc="left") == "hierarchy: F1"
     assert [list(map(float, line.get_xdata())) for line in panel.get_lines()][-1] == [0.0, 1.0]  # type: ignore[arg-type]
