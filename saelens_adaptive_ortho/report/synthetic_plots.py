@@ -17,6 +17,7 @@ from .summary import Spread
 from .synthetic import (
     METHODS,
     METRICS,
+    NAMES,
     WORLDS,
     Run,
     bases_of,
@@ -163,7 +164,8 @@ def tradeoff_figure(
             axes.set_title(f"{base}: {METRICS[metric]}")
             axes.set_xlabel(f"{worlds[0]} world")
             axes.set_ylabel(f"{worlds[1]} world")
-        shared_legend(figure, methods, styles)
+        names = {m: NAMES.get(m, m) for m in methods}
+        shared_legend(figure, list(names.values()), {names[m]: styles[m] for m in methods})
     return figure
 
 
