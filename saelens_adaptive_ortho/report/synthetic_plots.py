@@ -105,7 +105,7 @@ def _setting_figure(
         at_default = run["axis"] == "" and run["method"] in methods
         return at_default or run["axis"].startswith(f"{axis}=")
 
-    worlds = [w for w in WORLDS if pick(runs, w, where=swept)]
+    worlds = [w for w in WORLDS if any(r["axis"].startswith(f"{axis}=") for r in pick(runs, w))]
     if not worlds:
         return None
     bases = bases_of(pick(runs, where=swept))
