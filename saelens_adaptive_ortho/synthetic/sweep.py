@@ -32,6 +32,7 @@ from saelens_adaptive_ortho.config import (
     ortho_coefficient,
     reject,
 )
+from saelens_adaptive_ortho.report.synthetic import ONE_WORLD
 from saelens_adaptive_ortho.storage import StorageError, check_writable, write_json
 from saelens_adaptive_ortho.synthetic.pool import load_pool
 from saelens_adaptive_ortho.synthetic.run import BASES, Run, build_run, execute, parse_settings
@@ -68,7 +69,6 @@ TRANSFER: dict[str, tuple[dict[str, Any], ...]] = {
 }
 TRANSFER_WORLD_SEED = 10  # of no other stage
 DEFAULT_WORLDS = ("hierarchy", "cluster", "domains")
-ONE_WORLD = "hierarchy"
 COST = 0.005
 """Explained variance that a penalty may cost when the coefficient of fixed is chosen."""
 DEFAULT_BASES = ("batchtopk", "matryoshka_batchtopk")
@@ -178,11 +178,10 @@ def final_jobs(
         for base in bases:
             for world_seed in world_seeds:
                 for seed in seeds:
-                    jobs += _methods(world, base, best(world, base), seed, world_seed, settings)
+                    fixed = {"fixed": best(world, base)}
                     if world != ONE_WORLD:
-                        one = {**(settings or {}), "ortho_coefficient": best(ONE_WORLD, base)}
-                        one["world"] = {**one.get("world", {}), "seed": world_seed}
-                        jobs.append(Job(build_run(world, base, "fixed", seed, one), "fixed_one"))
+                        fixed["fixed_one"] = best(ONE_WORLD, base)
+                    jobs += _methods(world, base, fixed, seed, world_seed, settings)
     return jobs
 
 
@@ -201,7 +200,8 @@ def width_jobs(
             for factor in WIDTH_FACTORS:
                 for seed in seeds:
                     sae = {**(settings or {}), "d_sae": int(default * factor)}
-                    jobs += _methods(world, base, best(world, base), seed, None, sae)
+                    fixed = {"fixed": best(world, base)}
+                    jobs += _methods(world, base, fixed, seed, None, sae)
     return jobs
 
 
@@ -219,41 +219,33 @@ def transfer_jobs(
             label = ",".join(
                 f"{k}={v}" for k, v in {**change, **change.get("world", {})}.items() if k != "world"
             )
+            changed = {**(settings or {}), **change}
+            changed["world"] = {**(settings or {}).get("world", {}), **change.get("world", {})}
             for base in bases:
+                fixed = {"fixed": best(world, base)}
                 for seed in seeds:
-                    changed = {**(settings or {}), **change}
-                    jobs += [
-                        dataclasses.replace(job, axis=label)
-                        for job in _methods(
-                            world, base, best(world, base), seed, TRANSFER_WORLD_SEED, changed
-                        )
-                    ]
+                    same = _methods(world, base, fixed, seed, TRANSFER_WORLD_SEED, changed)
+                    jobs += [dataclasses.replace(job, axis=label) for job in same]
     return jobs
 
 
 def _methods(
     world: str,
     base: str,
-    fixed_coefficient: float,
+    fixed: dict[str, float],
     seed: int,
     world_seed: int | None,
     settings: dict[str, Any] | None,
 ) -> list[Job]:
+    """Baseline, fixed (coefficients by method name) and adaptive, alike in all else."""
     common = dict(settings or {})
     if world_seed is not None:
         common["world"] = {**common.get("world", {}), "seed": world_seed}
-    changes: dict[str, dict[str, Any]] = {
-        "baseline": {},
-        "fixed": {"ortho_coefficient": fixed_coefficient},
-        "adaptive": {},
-    }
-    return [
-        Job(
-            build_run(world, base, "off" if m == "baseline" else m, seed, {**common, **changes[m]}),
-            m,
-        )
-        for m in changes
-    ]
+    jobs = [Job(build_run(world, base, "off", seed, common), "baseline")]
+    for method, coefficient in fixed.items():
+        changed = {**common, "ortho_coefficient": coefficient}
+        jobs.append(Job(build_run(world, base, "fixed", seed, changed), method))
+    return [*jobs, Job(build_run(world, base, "adaptive", seed, common), "adaptive")]
 
 
 def score(result: dict[str, Any]) -> float:

@@ -234,6 +234,9 @@ def test_the_stages_hold_the_runs_they_promise() -> None:
     transfer = sweep.transfer_jobs(sweep.DEFAULT_WORLDS, ["batchtopk"], lambda *_: 0.1, [0])
     assert len({j.name for j in transfer}) == len(transfer) == 14 * 3
     assert {j.run.world.seed for j in transfer} == {sweep.TRANSFER_WORLD_SEED}
+    wider = {"world": {"hidden_dim": 64}}
+    given = sweep.transfer_jobs(["cluster"], ["batchtopk"], lambda *_: 0.1, [0], wider)
+    assert {j.run.world.hidden_dim for j in given} == {64}  # type: ignore[attr-defined]
 
 
 def test_the_best_coefficient_is_that_of_the_best_affordable_coarse_result() -> None:
