@@ -108,7 +108,7 @@ def _setting_figure(
     worlds = [w for w in WORLDS if any(r["axis"].startswith(f"{axis}=") for r in pick(runs, w))]
     if not worlds:
         return None
-    bases = bases_of(pick(runs, where=swept))
+    bases = bases_of([r for r in runs if r["axis"].startswith(f"{axis}=")])  # no lone defaults
     shown = [m for m in METHODS if m in {*methods, "baseline"}]
     styles = variant_styles(shown)
     with matplotlib.rc_context(STYLE):
