@@ -1,6 +1,7 @@
 """The synthetic sweep, resumable: one JSON per run under evals/synthetic/results.
 
-python evals/synthetic/sweep.py coarse|width|final|transfer [--workers N] [--worlds ...] [--bases ...]
+python evals/synthetic/sweep.py coarse|width|final|transfer
+    [--workers N] [--worlds ...] [--bases ...]
 """
 
 import sys
