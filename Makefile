@@ -36,9 +36,8 @@ lint: install
 
 # Every table and verdict in the documentation, from the committed JSON.
 tables: install
-	$(BIN)/adaptive-ortho tables README.md
-	$(BIN)/adaptive-ortho tables evals/README.md
-	$(BIN)/adaptive-ortho tables evals/synthetic/README.md
+	for file in README.md evals/README.md evals/synthetic/README.md evals/prior_runs/README.md; do \
+		$(BIN)/adaptive-ortho tables $$file || exit 1; done
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis

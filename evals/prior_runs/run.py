@@ -1,7 +1,7 @@
 """Every idea of the prior runs, trained and judged; resumable, one JSON per run.
 
 python evals/prior_runs/run.py [--settings demo local_text large_norm_1x large_norm_8x]
-                               [--runs run0 ...] [--table-only]
+                               [--runs run0 ...] [--report-only]
 """
 
 import sys

@@ -13,6 +13,8 @@ from saelens_adaptive_ortho.compare import Comparison
 from saelens_adaptive_ortho.experiment import Experiment, load_experiment
 from saelens_adaptive_ortho.prior_runs.large_norm import write_large_norm_model
 from saelens_adaptive_ortho.prior_runs.note import NEXT_STEPS, NORM_IN, PRIOR_RUNS
+from saelens_adaptive_ortho.report.plots import save_figure
+from saelens_adaptive_ortho.report.prior_runs import figure
 from saelens_adaptive_ortho.storage import write_json
 
 ROOT = Path(__file__).parents[2]
@@ -90,67 +92,33 @@ def execute(setting: str, run: str, results: Path = RESULTS, extra: Sequence[str
     return path
 
 
-def load_results(results: Path = RESULTS) -> dict[str, dict[str, dict[str, Any]]]:
-    """Metrics by setting and run."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for path in sorted(results.glob("*/*.json")):
-        document = json.loads(path.read_text(encoding="utf-8"))
-        found.setdefault(document["setting"], {})[document["run"]] = document["metrics"]
-    return found
+def load_results(results: Path = RESULTS) -> list[dict[str, Any]]:
+    """The JSON of every finished run."""
+    files = sorted(results.glob("*/*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in files]
 
 
-def markdown_table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """The note's explained variance, and for each setting what the idea reaches here."""
-    settings = [name for name in SETTINGS if name in found]
-    heads = [f"{s}: EV / CE / L0 / max cos" for s in settings]
-    lines = [
-        "| run | idea | note: EV | note: CE | " + " | ".join(heads) + " |",
-        "| --- | --- | ---: | ---: |" + " ---: |" * len(settings),
-    ]
-    for run in RUNS:
-        note = PRIOR_RUNS.get(run)
-        idea = note.idea if note else NEXT_STEPS[run]
-        cells = [
-            _number(note.explained_variance if note else None),
-            _number(note.ce_loss_score if note else None),
-        ]
-        for setting in settings:
-            metrics = found[setting].get(run)
-            names = ("explained_variance", "ce_loss_score", "l0", "mean_max_cosine")
-            cells.append(" / ".join(_number(metrics[n]) for n in names) if metrics else "—")
-        lines.append(f"| {run.replace('_', ' ')} | {idea} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "—" if value is None else f"{value:.3g}"
-
-
-def update_readme(path: Path, results: Path = RESULTS) -> bool:
-    """Put the table between the markers of a markdown file; whether that changed it."""
-    begin, end = "<!-- prior runs -->\n", "\n<!-- /prior runs -->"
-    text = path.read_text(encoding="utf-8")
-    head, rest = text.split(begin, 1)
-    tail = rest.split(end, 1)[1]
-    new = head + begin + "\n" + markdown_table(load_results(results)) + "\n" + end + tail
-    if new != text:
-        report.write_text_atomic(path, new)
-    return new != text
+def save_report(results: Path = RESULTS) -> None:
+    """Renew the tables of the README beside ``results``, and the figure."""
+    report.update_tables(results.parent / "README.md")
+    for path in save_figure(figure(load_results(results)), results.parent / "plots" / "runs"):
+        if path.suffix == ".svg":  # a reader of the repository needs one of the two
+            path.unlink()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is missing, then renew the table."""
+    """Run what is missing, then renew tables and figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--runs", nargs="+", default=RUNS, choices=RUNS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--table-only", action="store_true")
+    parser.add_argument("--report-only", action="store_true")
     args = parser.parse_args(argv)
-    if not args.table_only:
+    if not args.report_only:
         for setting in args.settings:
             for run in args.runs:
                 print(execute(setting, run, args.results, args.set))
     if args.results == RESULTS:
-        update_readme(RESULTS.parent / "README.md")
+        save_report()
     return 0

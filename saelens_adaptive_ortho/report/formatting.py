@@ -93,3 +93,13 @@ def estimate(mean: float, interval: tuple[float, float] | None, unit: str = "") 
         return text, ""
     low, high = (signed(bound, decimals) + unit for bound in interval)
     return text, f"[{low}, {high}]"
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
+    """A markdown table without a trailing newline; columns after the first ones are numbers."""
+    lines = [_row(head), "|" + " --- |" * text_columns + " ---: |" * (len(head) - text_columns)]
+    return "\n".join([*lines, *map(_row, rows)])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

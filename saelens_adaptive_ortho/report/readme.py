@@ -6,8 +6,8 @@ A table sits between two markers, each on a line of its own::
     <!-- /results -->
 
 PATH is the folder or file the table is made of, and the word before it says what is in it:
-``results`` of a comparison, ``costs`` of evaluations, or a stage of the synthetic sweep
-(``synthetic-final``, ``synthetic-bars``, ``synthetic-ablation``, ``synthetic-transfer``).
+``results`` of a comparison, ``costs`` of evaluations, ``prior-runs``, or a stage of the synthetic
+sweep (``synthetic-final``, ``synthetic-bars``, ``synthetic-ablation``, ``synthetic-transfer``).
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from . import synthetic
+from . import prior_runs, synthetic
 from .results import ResultError, load_results, write_text_atomic
 from .summary import summarise
 from .tables import markdown_costs, markdown_table, markdown_verdicts
 
-_KIND = r"(?P<kind>results|costs|synthetic-(?:final|bars|ablation|transfer))"
+_KIND = r"(?P<kind>results|costs|prior-runs|synthetic-(?:final|bars|ablation|transfer))"
 _OPEN = re.compile(rf"^<!--[ \t]*{_KIND}:[ \t]*(?P<path>.+?)[ \t]*-->[ \t]*$")
 _CLOSE = re.compile(rf"^<!--[ \t]*/{_KIND}[ \t]*-->[ \t]*$")
 
@@ -96,16 +97,18 @@ def _costs(root: Path, path: str, where: str) -> str:
         raise ResultError(f"{where}: {path} holds no measured costs ({error!r})") from error
 
 
-def _synthetic(render: Callable[[Sequence[synthetic.Run]], str]) -> Callable[..., str]:
+def _runs(render: Callable[[Sequence[Any]], str], pattern: str = "*.json") -> Callable[..., str]:
+    """What ``render`` makes of all JSON files of a folder."""
+
     def table(root: Path, path: str, where: str) -> str:
         try:
             runs = [
                 json.loads(file.read_text(encoding="utf-8"))
-                for file in sorted((root / path).glob("*.json"))
+                for file in sorted((root / path).glob(pattern))
             ]
             return render(runs) if runs else "No results yet."
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ResultError(f"{where}: {path} holds no synthetic results ({error!r})") from error
+            raise ResultError(f"{where}: {path} holds no such results ({error!r})") from error
 
     return table
 
@@ -113,8 +116,9 @@ def _synthetic(render: Callable[[Sequence[synthetic.Run]], str]) -> Callable[...
 _RENDER = {
     "results": _table,
     "costs": _costs,
-    "synthetic-final": _synthetic(synthetic.final_table),
-    "synthetic-bars": _synthetic(synthetic.bars_table),
-    "synthetic-ablation": _synthetic(synthetic.ablation_table),
-    "synthetic-transfer": _synthetic(synthetic.transfer_table),
+    "prior-runs": _runs(prior_runs.table, "*/*.json"),
+    "synthetic-final": _runs(synthetic.final_table),
+    "synthetic-bars": _runs(synthetic.bars_table),
+    "synthetic-ablation": _runs(synthetic.ablation_table),
+    "synthetic-transfer": _runs(synthetic.transfer_table),
 }

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .formatting import DASH, estimate, number, signed, spread_decimals
+from .formatting import DASH, estimate, markdown, number, signed, spread_decimals
 from .summary import Spread
 
 Run = Mapping[str, Any]
@@ -123,7 +123,7 @@ def final_table(runs: Sequence[Run]) -> str:
                 cells += [_difference(difference(groups[a], groups[b], metric)) for a, b in pairs]
                 n = str(max(s.n for s in spreads.values()))
                 rows.append([world, base, METRICS[metric], *cells, n])
-    return _markdown(head, rows, text_columns=3)
+    return markdown(head, rows, text_columns=3)
 
 
 class Bar(NamedTuple):
@@ -180,7 +180,7 @@ def bars_table(runs: Sequence[Run]) -> str:
                     f"{METRICS[bar.metric]}, adaptive − {NAMES.get(bar.reference, bar.reference)}"
                 )
                 rows.append([world, base, name, asked, _difference(found), "yes" if met else "no"])
-    return _markdown(["world", "SAE", "", "asked", "found", "met"], rows, text_columns=4)
+    return markdown(["world", "SAE", "", "asked", "found", "met"], rows, text_columns=4)
 
 
 def ablation_table(runs: Sequence[Run]) -> str:
@@ -209,7 +209,7 @@ def ablation_table(runs: Sequence[Run]) -> str:
             found = difference(chosen, pick(runs, world, base, "baseline"), metric)
             row.append(signed(found.mean, 3))
         rows.append(row)
-    return _markdown(head, rows, text_columns=1)
+    return markdown(head, rows, text_columns=1)
 
 
 def transfer_table(runs: Sequence[Run]) -> str:
@@ -236,7 +236,7 @@ def transfer_table(runs: Sequence[Run]) -> str:
                 ]
                 rows.append([world, base, change, *cells, "yes" if held[-1] else "no"])
     metrics = [METRICS[m] for m in (*_EVERYWHERE, "selectivity_area")]
-    table = _markdown(["world", "SAE", "changed", *metrics, "order holds"], rows, text_columns=3)
+    table = markdown(["world", "SAE", "changed", *metrics, "order holds"], rows, text_columns=3)
     return f"{table}\n\nThe order holds in {sum(held)} of {len(held)} cases." if held else table
 
 
@@ -260,12 +260,6 @@ def _is_choice(run: Run) -> bool:
 
 def _difference(found: Spread) -> str:
     return DASH if found.mean is None else " ".join(estimate(found.mean, found.ci95))
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
-    lines = ["| " + " | ".join(head) + " |"]
-    lines.append("|" + " --- |" * text_columns + " ---: |" * (len(head) - text_columns))
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def _plus_minus(values: Spread, decimals: int) -> str:

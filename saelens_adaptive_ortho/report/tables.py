@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .formatting import DASH, MINUS, estimate, number, spread_decimals
+from .formatting import DASH, MINUS, estimate, markdown, number, spread_decimals
 from .summary import BETTER, TOO_FEW, WORSE, Difference, MetricSummary, Summary
 
 _VERDICT_STYLE = {BETTER: "bold green", WORSE: "bold red"}
@@ -171,15 +171,11 @@ def markdown_table(summary: Summary, metrics: Sequence[str] | None = None) -> st
         and one list item for each reason of failed or missing values.
     """
     keys = summary.headline if metrics is None else list(metrics)
-    lines: list[str] = []
-    if keys:
-        header = ["metric", *summary.variants, *(pair_title(pair) for pair in summary.pairs)]
-        lines.append(_row(header))
-        lines.append("|" + "|".join([" --- "] + [" ---: "] * (len(header) - 1)) + "|")
+    rows: list[list[str]] = []
     for key in keys:
         metric = summary.metrics.get(key)
         if metric is None:
-            lines.append(_row([key] + [DASH] * (len(summary.variants) + len(summary.pairs))))
+            rows.append([key] + [DASH] * (len(summary.variants) + len(summary.pairs)))
             continue
         texts = level_texts(metric, len(summary.seeds))
         cells = [metric_label(metric), *(texts[variant] for variant in summary.variants)]
@@ -192,8 +188,10 @@ def markdown_table(summary: Summary, metrics: Sequence[str] | None = None) -> st
             elif difference is not None and difference.verdict is not None and text != DASH:
                 text += f" ({difference.verdict})"
             cells.append(text)
-        lines.append(_row(cells))
-    lines += ["", _note(summary)] if keys else [_note(summary)]
+        rows.append(cells)
+    head = ["metric", *summary.variants, *(pair_title(pair) for pair in summary.pairs)]
+    lines = [markdown(head, rows, text_columns=1), ""] if keys else []
+    lines.append(_note(summary))
     if summary.gap_groups:
         lines += ["", "Failed or missing:", ""]
         for gap in summary.gap_groups:
@@ -213,10 +211,6 @@ def markdown_verdicts(summary: Summary) -> str:
     return f"{text}\n{head}\n\n" + "\n".join(lines) + "\n" if lines else text
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
 def _note(summary: Summary) -> str:
     note = f"Mean ± sample standard deviation over {seeds_text(summary)}; ↑ higher is better, "
     note += "↓ lower is better."
@@ -234,11 +228,11 @@ def markdown_costs(costs: dict[str, Any]) -> str:
         [f"`{name}`", f"{cost['seconds']:.0f}", f"{cost['peak_mib'] / 1024:.2f}"]
         for name, cost in costs["evaluations"].items()
     ]
-    head = ["| evaluation | wall time (s) | peak memory (GiB) |", "| --- | ---: | ---: |"]
+    head = ["evaluation", "wall time (s)", "peak memory (GiB)"]
     found = costs["overhead"]
     sentence = (
         f"Our driver over SAEBench called directly (core, {found['repeats']} alternating pairs in "
         f"one process): {found['ratio']:.3f} of its time "
         f"(lowest pair {found['ratio_low']:.3f}, highest {found['ratio_high']:.3f})."
     )
-    return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in rows), "", sentence, ""])
+    return f"{markdown(head, rows, text_columns=1)}\n\n{sentence}\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import yaml
 
 from saelens_adaptive_ortho.experiment import load_experiment
 from saelens_adaptive_ortho.prior_runs import note, reproduce, run
+from saelens_adaptive_ortho.report import prior_runs as report
 
 CONFIGS = sorted(run.CONFIGS.glob("*/*.yaml"))
 
@@ -104,29 +104,31 @@ def test_a_probe_on_constants_is_at_chance() -> None:
     assert reproduce.chance_probe()["accuracy"] == 0.5
 
 
-# ------------------------------------------------------------------ table
+# ----------------------------------------------------------------- report
 
 
-def metrics(value: float) -> dict[str, Any]:
-    return dict.fromkeys(run.METRICS, value)
+def document(name: str, value: float) -> dict[str, Any]:
+    return {"setting": "demo", "run": name, "metrics": dict.fromkeys(run.METRICS, value)}
 
 
-def test_the_table_stands_between_the_markers_and_marks_what_is_missing(tmp_path: Path) -> None:
-    folder = tmp_path / "results" / "demo"
-    folder.mkdir(parents=True)
-    document = {"setting": "demo", "run": "run4", "metrics": metrics(0.75)}
-    (folder / "run4.json").write_text(json.dumps(document))
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- prior runs -->\n\n<!-- /prior runs -->\nafter\n")
-    assert run.update_readme(readme, tmp_path / "results")
-    text = readme.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    (row,) = (line for line in text.splitlines() if line.startswith("| run4 "))
-    assert "| -1.67 | -0.599 | 0.75 / 0.75 / 0.75 / 0.75 |" in row
-    (row,) = (line for line in text.splitlines() if line.startswith("| run2 "))
-    assert row.endswith("| — | — | — |")
-    assert not run.update_readme(readme, tmp_path / "results")
+def test_the_table_holds_the_notes_number_beside_ours_and_marks_what_is_missing() -> None:
+    text = report.table([document("run4", 0.75)])
+    rows = [line for line in text.splitlines() if line.startswith("| run4 ")]
+    idea = note.PRIOR_RUNS["run4"].idea
+    assert rows == [
+        f"| run4 | {idea} | \u22121.67 | 0.750 |",
+        f"| run4 | {idea} | \u22120.60 | 0.750 |",
+        f"| run4 | {idea} | 1,150 | 0.8 |",
+        f"| run4 | {idea} | 0.750 |",
+    ]
+    assert text.splitlines().count("| run2 | training loop fix | \u2013 | \u2013 |") == 2
+
+
+def test_the_figure_joins_the_notes_value_to_ours() -> None:
+    (axes,) = report.figure([document("run4", 0.75), document("run0", 0.5)]).axes
+    joined = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2]
+    assert [-1.671875, 0.75] in [list(x) for x in joined]
+    assert len(axes.get_yticks()) == len(run.RUNS)
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:

@@ -35,7 +35,10 @@ def test_the_ten_lines_of_python_build_the_run_they_promise(
     assert ran[0].sae.ortho_mode == "adaptive"
 
 
-@pytest.mark.parametrize("path", [README, ROOT / "evals" / "README.md"])
+PAGES = [README, *sorted((ROOT / "evals").glob("**/README.md"))]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.parent.name)
 def test_every_table_is_the_one_its_results_give(path: Path) -> None:
     assert not report.update_tables(path, check=True), "run `make tables`"
 

@@ -12,7 +12,6 @@ import torch
 from saelens_adaptive_ortho.config import ConfigError, OrthoAffinity
 from saelens_adaptive_ortho.report import synthetic as tables
 from saelens_adaptive_ortho.report import synthetic_plots as figures
-from saelens_adaptive_ortho.report.readme import update_tables
 from saelens_adaptive_ortho.synthetic import run as runs
 from saelens_adaptive_ortho.synthetic import sweep
 from saelens_adaptive_ortho.synthetic.pool import Batches, load_pool
@@ -374,11 +373,6 @@ def test_transfer_counts_the_worlds_in_which_the_order_holds() -> None:
     text = tables.transfer_table([*runs_of("k=4", 0.596), *runs_of("k=9", 0.59)])
     assert "| k=4 | 0.500 / 0.600 / 0.596 |" in text
     assert "The order holds in 1 of 2 cases." in text
-
-
-def test_the_committed_page_is_that_of_the_committed_results() -> None:
-    page = Path(__file__).resolve().parents[2] / "evals" / "synthetic" / "README.md"
-    assert not update_tables(page, check=True)
 
 
 def test_every_question_has_a_figure(tmp_path: Path) -> None:
