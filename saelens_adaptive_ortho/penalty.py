@@ -7,9 +7,14 @@ them are invariant to row scale, to a rotation of the model space, and to relabe
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 EPS = 1e-8
 
@@ -21,7 +26,30 @@ def decoder_directions(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_s
     """
     # bf16 rounds a cosine to 3 digits, which is coarser than the differences we act on.
     W = W_dec.to(torch.promote_types(W_dec.dtype, torch.float32))
-    return W / W.norm(dim=-1, keepdim=True).clamp(min=EPS)
+    return _UnitRows.apply(W)  # type: ignore[no-any-return]
+
+
+class _UnitRows(torch.autograd.Function):
+    """``d_i = W_i / n_i`` with ``n_i = max(||W_i||, eps)``.
+
+    The gradient is ``(g_i - <g_i, d_i> d_i) / n_i``, and ``g_i / eps`` where the norm is below eps.
+    By hand, because the decoder is read and written a third as often as by the generic backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, W: Tensor) -> Tensor:
+        norms = W.norm(dim=-1, keepdim=True)
+        directions = W / norms.clamp(min=EPS)
+        ctx.save_for_backward(directions, norms)
+        return directions
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        directions, norms = ctx.saved_tensors
+        along = torch.einsum("nd,nd->n", gradient, directions).unsqueeze(1)
+        along = torch.where(norms > EPS, along, 0)
+        return torch.addcmul(gradient, along, directions, value=-1).div_(norms.clamp(min=EPS))
 
 
 def gram_penalty(directions: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
@@ -88,7 +116,7 @@ def adaptive_penalty(
     weights: Float[Tensor, "d_sae m"],
     firing_rates: Float[Tensor, " d_sae"] | None = None,
     energies: Float[Tensor, " d_sae"] | None = None,
-    block_size: int = 2048,
+    block_size: int = 256,
 ) -> Float[Tensor, ""]:
     """``mean_i (w_ij * relu(c_ij))^2`` with ``j`` the latent of ``N(i)`` where that is largest.
 
@@ -104,44 +132,112 @@ def adaptive_penalty(
         energies: ``e_i``, share of the activations' variance that a latent contributes. A pair
             then costs what its weaker latent contributes along the other's direction, so that
             rare latents are bent no more than they matter, and silent ones not at all.
-        block_size: latents whose candidates are compared at a time (bounds the memory to
-            ``block_size * m * d_in``).
+        block_size: see :func:`pair_cosines`.
 
-    The maximum is found without a graph and the gradient flows through the chosen pair alone, as
-    it does through ``max``: memory for the backward pass is 2 * d_sae * d_in, whatever ``m``.
+    The gradient flows through the chosen pair alone, as it does through ``max``: memory for the
+    backward pass is d_sae * d_in, whatever ``m``. Differentiable once.
     """
-    _need_pairs(directions.shape[0])
-    chosen, weight = _strongest_pair(directions.detach(), neighbours, weights, block_size)
-    d_i = directions
-    # index_select, not indexing: its backward adds in a fixed order on the CPU, so that a run is
-    # the same to the bit on any number of threads.
-    d_j = directions.index_select(0, chosen)
+    n = directions.shape[0]
+    _need_pairs(n)
+    weights = weights.to(directions.dtype)
+    cosines = pair_cosines(directions, neighbours, block_size)
+    slot = (weights * cosines.relu()).argmax(dim=-1, keepdim=True)
+    chosen = neighbours.gather(1, slot).squeeze(1)
+    weight, cosine = (x.gather(1, slot).squeeze(1) for x in (weights, cosines))
+    share = torch.full_like(cosine, 1 / n)
+    if energies is not None:
+        share = torch.minimum(energies, energies[chosen]).to(cosine.dtype)
+    factor = share * weight.square()
+    pushed = torch.ones_like(factor), torch.ones_like(factor)
     if firing_rates is not None:
         rate_j = firing_rates[chosen]
-        d_i = torch.where((firing_rates > rate_j).unsqueeze(-1), d_i.detach(), d_i)
-        d_j = torch.where((rate_j > firing_rates).unsqueeze(-1), d_j.detach(), d_j)
-    cosine = (d_i * d_j).sum(-1)
-    cost = (weight * cosine.relu()).square()
-    if energies is None:
-        return cost.mean()
-    return (torch.minimum(energies, energies[chosen]) * cost).sum()
+        pushed = (firing_rates <= rate_j).to(factor), (rate_j <= firing_rates).to(factor)
+    return _PairCost.apply(directions, chosen, cosine, factor, *pushed)  # type: ignore[no-any-return]
+
+
+class _PairCost(torch.autograd.Function):
+    """``sum_i factor_i * relu(c_ij)^2`` for one ``j`` per latent, its cosine already known.
+
+    With ``a_i = 2 factor_i relu(c_ij)`` latent i gets the gradient ``a_i d_j`` where it is pushed,
+    and latent j gets ``a_i d_i`` where that one is.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        directions: Tensor,
+        chosen: Tensor,
+        cosine: Tensor,
+        factor: Tensor,
+        push_i: Tensor,
+        push_j: Tensor,
+    ) -> Tensor:
+        slope = 2 * factor * cosine.relu()
+        ctx.save_for_backward(directions, chosen, slope * push_i, slope * push_j)
+        return (factor * cosine.relu().square()).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        directions, chosen, slope_i, slope_j = ctx.saved_tensors
+        out = directions.index_select(0, chosen)
+        out.mul_((gradient * slope_i).unsqueeze(1))
+        rows = _where_not_zero(slope_j)
+        # index_add_ adds in a fixed order on the CPU, so that a run is the same to the bit on any
+        # number of threads.
+        source = directions.index_select(0, rows).mul_((gradient * slope_j[rows]).unsqueeze(1))
+        out.index_add_(0, chosen[rows], source)
+        return out, None, None, None, None, None
+
+
+def _where_not_zero(x: Float[Tensor, " n"]) -> Int[Tensor, " k"]:
+    """Rows worth touching: on a GPU all of them, since counting would stall it."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return x.nonzero().squeeze(1)
+    return torch.arange(len(x), device=x.device)
+
+
+@cache
+def _csr_announced() -> None:
+    """Take PyTorch's one warning of a process that CSR tensors are in beta: it concerns no user."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        one = torch.ones(1)
+        torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), one, check_invariants=True)
 
 
 @torch.no_grad()
-def _strongest_pair(
+def pair_cosines(
     directions: Float[Tensor, "d_sae d_in"],
     neighbours: Int[Tensor, "d_sae m"],
-    weights: Float[Tensor, "d_sae m"],
-    block_size: int,
-) -> tuple[Int[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
-    """Per latent, the neighbour with the largest ``w_ij * relu(c_ij)``, and that ``w_ij``."""
-    slots = []
-    for start in range(0, directions.shape[0], block_size):
-        block = slice(start, start + block_size)
-        cosines = torch.einsum("nd,nmd->nm", directions[block], directions[neighbours[block]])
-        slots.append((weights[block] * cosines.relu()).argmax(dim=-1, keepdim=True))
-    slot = torch.cat(slots)
-    return neighbours.gather(1, slot).squeeze(1), weights.gather(1, slot).squeeze(1)
+    block_size: int = 256,
+) -> Float[Tensor, "d_sae m"]:
+    """``c_ij`` of each latent with its candidates, without a graph.
+
+    A product sampled at ``d_sae * m`` places, so that no row is copied m times; where that is not
+    to be had (GPU, compiled code) in blocks of ``block_size`` latents, with memory
+    ``block_size * m * d_in``.
+    """
+    n, m = neighbours.shape
+    if directions.device.type == "cpu" and not torch.compiler.is_compiling():
+        _csr_announced()
+        places = torch.sparse_csr_tensor(
+            torch.arange(0, n * m + 1, m),
+            neighbours.reshape(-1),
+            directions.new_zeros(n * m),
+            (n, n),
+            check_invariants=False,  # the columns of a row are in order of similarity
+        )
+        found = torch.sparse.sampled_addmm(places, directions, directions.T, beta=0)
+        return found.values().view(n, m)
+    return torch.cat(
+        [
+            torch.einsum("nd,nmd->nm", d, directions[candidates])
+            for d, candidates in zip(
+                directions.split(block_size), neighbours.split(block_size), strict=True
+            )
+        ]
+    )
 
 
 def pair_weights(affinity: Float[Tensor, "d_sae m"], alpha: float) -> Float[Tensor, "d_sae m"]:

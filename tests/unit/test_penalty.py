@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import jaxtyping
 import pytest
@@ -19,6 +21,7 @@ from saelens_adaptive_ortho.penalty import (
     fixed_penalty,
     gram_penalty,
     max_cosines,
+    pair_cosines,
     pair_weights,
 )
 
@@ -446,6 +449,70 @@ def test_chunk_permutation_changes_with_seed_and_with_step() -> None:
         tuple(chunk_permutation(64, seed, step).tolist()) for seed in (0, 1) for step in (0, 1)
     }
     assert len(drawn) == 4
+
+
+@pytest.mark.parametrize("rates", [None, "ordered", "tied"])
+@pytest.mark.parametrize("energies", [None, "some"])
+def test_the_gradient_is_the_slope_of_the_value(rates: str | None, energies: str | None) -> None:
+    # Only symmetric penalties: an ordered one holds a latent fixed, which differences would move.
+    W = random_decoder(8, 4).requires_grad_()
+    neighbours, weights = random_neighbours(8, 3), random_weights((8, 3))
+    options = {
+        "firing_rates": torch.full((8,), 0.5) if rates == "tied" else None,
+        "energies": random_weights((8,), 3) if energies else None,
+    }
+    if rates == "ordered":
+        fast = adaptive_penalty(
+            decoder_directions(W), neighbours, weights, torch.arange(8.0), options["energies"]
+        )
+        slow = naive_adaptive(W, neighbours, weights, torch.arange(8.0), options["energies"])
+        assert_same_loss(fast, slow, W)
+        return
+    assert torch.autograd.gradcheck(
+        lambda w: adaptive_penalty(decoder_directions(w), neighbours, weights, **options), W
+    )
+
+
+def test_directions_have_the_gradient_of_the_quotient_also_below_the_smallest_norm() -> None:
+    W = torch.tensor([[3.0, 4.0], [3e-9, 4e-9], [0.0, 0.0]], dtype=torch.float64)
+    g = torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]], dtype=torch.float64)
+    gradients = []
+    for directions in (decoder_directions, lambda w: w / w.norm(dim=-1, keepdim=True).clamp(1e-8)):
+        w = W.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(directions(w), w, g)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cosines_of_pairs_are_the_same_sampled_and_in_blocks(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    D = decoder_directions(random_decoder(40, 7).to(dtype))
+    neighbours = random_neighbours(40, 5)
+    sampled = pair_cosines(D, neighbours)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(pair_cosines(D, neighbours, block_size=16), sampled)
+    torch.testing.assert_close(sampled, (D @ D.T).gather(1, neighbours))
+
+
+def test_compiling_the_penalty_breaks_no_graph() -> None:
+    # In a process of its own: the shape checks of the test run cannot be compiled.
+    code = """
+import torch
+from saelens_adaptive_ortho.penalty import adaptive_penalty, decoder_directions
+g = torch.Generator().manual_seed(0)
+W = torch.randn(12, 6, generator=g, dtype=torch.float64, requires_grad=True)
+neighbours = (torch.arange(12).unsqueeze(1) + torch.arange(1, 5)) % 12
+weights, rates = torch.rand(12, 4, generator=g), torch.rand(12, generator=g)
+def loss(W):
+    return adaptive_penalty(decoder_directions(W), neighbours, weights, rates, rates)
+compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+for a, b in zip(*((f(W), *torch.autograd.grad(f(W), W)) for f in (loss, compiled))):
+    torch.testing.assert_close(a, b)
+    assert a.abs().max() > 0
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_gradient_is_the_same_to_the_bit_on_several_threads() -> None:
