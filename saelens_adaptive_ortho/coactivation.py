@@ -12,11 +12,14 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from saelens_adaptive_ortho.neighbours import carry_over
 
-# Firings whose neighbours are looked up at a time: half of a dense SAE's latents fire at first.
+# Firings whose neighbours are looked up at a time.
 FIRINGS_PER_BLOCK = 2**18
+# Above so many firings only every n-th row is counted: half of a dense SAE's latents fire at first.
+MOST_FIRINGS = 2**20
 PSEUDO_FIRINGS = 3.0
 
 
@@ -90,47 +93,81 @@ def update(
     signs: Float[Tensor, "batch r"],
     decay: float,
     forget_rows: int = 0,
+    norms: Float[Tensor, " d_sae"] | None = None,
 ) -> CoactivationState:
     """Count one batch of firing patterns.
 
+    Works on the list of firings, so that one pass over ``acts`` is all that costs
+    ``batch * d_sae``. With more than about :data:`MOST_FIRINGS` firings, every n-th row is counted
+    alone; forget and retain rows keep their shares.
+
     Args:
-        acts: activations, with decoder rows of unit norm; a latent fires where its is positive.
+        acts: activations; a latent fires where its is positive.
         neighbours: candidate pairs, as in the state.
         signs: :func:`random_signs` of this batch.
         decay: factor on everything counted before, in (0, 1].
         forget_rows: rows ``[0:forget_rows]`` come from the forget corpus, the rest from the
             retain corpus; ignored when the state has a single domain.
+        norms: norms of the decoder rows, where they are not 1: activations count as if they were.
     """
-    acts = acts.float().clamp(min=0)
-    n = acts.shape[0]
-    active = acts > 0
-    fires = active.float()
+    stride = _counted_rows(acts)
+    # With a stride the forget rows are the first ceil(forget_rows / stride) of those left.
+    acts, signs = acts[::stride].contiguous(), signs[::stride]
+    forget_rows = -(-forget_rows // stride)
+    n, d_sae = acts.shape
     two_domains = state.samples.shape[0] == 2
-    bounds = [(0, forget_rows), (forget_rows, n)] if two_domains else [(0, n)]
-    new_samples = torch.tensor(
-        [stop - start for start, stop in bounds], dtype=torch.float32, device=fires.device
-    )
-    new_fired = torch.stack([fires[start:stop].sum(0) for start, stop in bounds])
+    rows, latents = acts.nonzero(as_tuple=True)
+    flat = acts.view(-1)
+    own = flat[rows * d_sae + latents]
+    if bool((own < 0).any()):
+        rows, latents, own = rows[own > 0], latents[own > 0], own[own > 0]
+    unit = (lambda a, _: a.float()) if norms is None else (lambda a, i: a.float() * norms[i])
+    own = unit(own, latents)
+    new_samples = [forget_rows, n - forget_rows] if two_domains else [n]
+    domains = (rows >= forget_rows).long() if two_domains else torch.zeros_like(rows)
+    new_fired = torch.bincount(domains * d_sae + latents, minlength=len(new_samples) * d_sae)
     new_joint, new_own, new_other = (torch.zeros_like(state.joint) for _ in range(3))
-    for firings in active.nonzero().split(FIRINGS_PER_BLOCK):
-        rows, latents = firings.unbind(1)
-        others = acts[rows.unsqueeze(1), neighbours[latents]]
+    for r, i, a in zip(*(x.split(FIRINGS_PER_BLOCK) for x in (rows, latents, own)), strict=True):
+        j = neighbours[i]
+        others = unit(flat.take((r * d_sae).unsqueeze(1) + j).clamp(min=0), j)
         together = (others > 0).float()
-        new_joint.index_add_(0, latents, together)
-        new_own.index_add_(0, latents, acts[rows, latents].unsqueeze(1) * together)
-        new_other.index_add_(0, latents, others)
+        new_joint.index_add_(0, i, together)
+        new_own.index_add_(0, i, a.unsqueeze(1) * together)
+        new_other.index_add_(0, i, others)
     return CoactivationState(
-        samples=state.samples * decay + new_samples,
-        fired=state.fired * decay + new_fired,
+        samples=state.samples * decay + torch.tensor(new_samples, device=acts.device),
+        fired=state.fired * decay + new_fired.view(-1, d_sae),
         joint=state.joint * decay + new_joint,
         joint_samples=state.joint_samples * decay + n,
-        sketch=state.sketch * decay + fires.T @ signs,
+        sketch=state.sketch * decay + _sums_of_rows(signs, rows, latents, d_sae),
         sketch_total=state.sketch_total * decay + signs.sum(0),
-        total=state.total * decay + acts.sum(0),
-        squares=state.squares * decay + acts.square().sum(0),
+        total=state.total * decay + _sums(own, latents, d_sae),
+        squares=state.squares * decay + _sums(own.square(), latents, d_sae),
         joint_own=state.joint_own * decay + new_own,
         joint_other=state.joint_other * decay + new_other,
     )
+
+
+def _counted_rows(acts: Float[Tensor, "batch d_sae"], sample: int = 64) -> int:
+    """The n of "every n-th row", from the firings of some rows."""
+    step = -(-acts.shape[0] // sample)
+    firings = int((acts[::step] > 0).sum()) * step
+    return max(1, -(-firings // MOST_FIRINGS))
+
+
+def _sums(
+    values: Float[Tensor, " n"], latents: Int[Tensor, " n"], d_sae: int
+) -> Float[Tensor, " d_sae"]:
+    return values.new_zeros(d_sae).index_add_(0, latents, values)
+
+
+def _sums_of_rows(
+    signs: Float[Tensor, "batch r"], rows: Int[Tensor, " n"], latents: Int[Tensor, " n"], d_sae: int
+) -> Float[Tensor, "d_sae r"]:
+    """``out[i] = sum of signs[row] over the firings (row, i)``."""
+    order = latents.argsort(stable=True)
+    starts = torch.searchsorted(latents[order], torch.arange(d_sae, device=latents.device))
+    return embedding_bag(rows[order], signs, starts, mode="sum")
 
 
 def retarget(

@@ -223,11 +223,12 @@ class AdaptiveOrthoMixin(SwitchMixin):
         )
         self.ortho_state = coactivation.update(
             self.ortho_state,
-            acts.detach() if self._unit_rows() else acts.detach() * self.W_dec.norm(dim=-1),
+            acts.detach(),
             self.ortho_neighbours,
             signs.to(acts.device),
             cfg.ortho_statistics_decay,
             cfg.ortho_forget_rows,
+            None if self._unit_rows() else self.W_dec.detach().float().norm(dim=-1),
         )
 
     def _unit_rows(self) -> bool:

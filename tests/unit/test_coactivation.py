@@ -104,6 +104,31 @@ def test_forget_rows_are_ignored_by_a_state_of_one_domain() -> None:
     assert all(torch.equal(a, b) for a, b in zip(with_rows, without, strict=True))
 
 
+@pytest.mark.parametrize(("n_domains", "forget_rows"), [(1, 0), (2, 3), (2, 4)])
+def test_of_too_many_firings_every_nth_row_is_counted(
+    monkeypatch: pytest.MonkeyPatch, n_domains: int, forget_rows: int
+) -> None:
+    batch, signs = random_batch(1), random_signs(N, R, 0, 0)
+    monkeypatch.setattr(coactivation, "MOST_FIRINGS", int((batch > 0).sum()) // 2)
+    state = empty_state(D, M, R, n_domains)
+    found = update(state, batch, ring_neighbours(), signs, 1.0, forget_rows)
+    monkeypatch.undo()
+    stride = 3  # twice the firings allowed, and an odd one
+    forget = len(range(0, forget_rows, stride))
+    kept = update(state, batch[::stride], ring_neighbours(), signs[::stride], 1.0, forget)
+    assert kept.samples.sum() == 4
+    assert all(torch.equal(a, b) for a, b in zip(found, kept, strict=True))
+
+
+def test_norms_scale_activations_to_unit_decoder_rows() -> None:
+    batch, signs, norms = random_batch(1), random_signs(N, R, 0, 0), torch.arange(1.0, D + 1)
+    state = empty_state(D, M, R)
+    found = update(state, batch, ring_neighbours(), signs, 1.0, norms=norms)
+    scaled = update(state, batch * norms, ring_neighbours(), signs, 1.0)
+    for a, b in zip(found, scaled, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_decay_halves_every_old_count_at_each_update() -> None:
     state = update(empty_state(D, M, R), torch.ones(N, D), ring_neighbours(), torch.ones(N, R), 1)
     silent = update(state, torch.zeros(N, D), ring_neighbours(), torch.zeros(N, R), 0.5)
