@@ -52,6 +52,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
             self.register_buffer(f"ortho_{name}", value)
         unset = torch.full((cfg.d_sae, cfg.ortho_neighbours), -1, device=device)
         self.register_buffer("ortho_neighbours", unset)
+        self.register_buffer("ortho_captured", torch.ones((), device=device))
         self.register_buffer("ortho_group_ids", torch.arange(cfg.d_sae, device=device))
         inactive = torch.full((cfg.d_sae,), grouping.INACTIVE, device=device)
         self.register_buffer("ortho_domain_ids", inactive)
@@ -205,6 +206,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
             acts = output.feature_acts
             acts = acts.to_dense() if acts.is_sparse else acts
             self._count(acts.reshape(-1, acts.shape[-1]), step_input.n_training_steps)
+        output.metrics["ortho_captured"] = self.ortho_captured
         if self._ortho_groups is not None:
             for name, value in self._ortho_groups._asdict().items():
                 output.metrics[f"ortho_groups/{name}"] = value
@@ -240,7 +242,10 @@ class AdaptiveOrthoMixin(SwitchMixin):
         """Search neighbours afresh, carry the pair statistics over, regroup."""
         cfg = self.cfg
         directions = penalty.decoder_directions(self.W_dec.detach())
-        found, _ = neighbours.top_similar(directions, cfg.ortho_neighbours)
+        found, cosines = neighbours.top_similar(directions, cfg.ortho_neighbours)
+        if int(self.ortho_neighbours[0, 0]) >= 0:
+            kept = penalty.pair_cosines(directions, self.ortho_neighbours).amax(dim=1)
+            self.ortho_captured = neighbours.captured_share(kept, cosines[:, 0])
         self.ortho_state = coactivation.retarget(self.ortho_state, self.ortho_neighbours, found)
         self.ortho_neighbours = found
         state, previous = self.ortho_state, self.ortho_group_ids

@@ -44,3 +44,15 @@ def carry_over(
     """Move per-pair ``values`` from an old neighbour list to a new one; new pairs start at 0."""
     match = new.unsqueeze(2) == old.unsqueeze(1)  # [d_sae, m_new, m_old]
     return (match * values.unsqueeze(1)).sum(-1)
+
+
+def captured_share(
+    kept: Float[Tensor, " n"], true: Float[Tensor, " n"], tolerance: float = 0.01
+) -> Float[Tensor, ""]:
+    """Share of latents whose list still holds a latent as similar as any, to within ``tolerance``.
+
+    Args:
+        kept: largest cosine of each latent with those of its list, which may have aged.
+        true: largest cosine of each latent with any other.
+    """
+    return (kept >= true - tolerance).float().mean()

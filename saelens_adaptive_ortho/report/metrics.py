@@ -117,6 +117,8 @@ METRICS: dict[str, tuple[str, str, Direction | None]] = {
     "training/dead_latents": ("dead latents", "latents", "lower"),
     "training/final_mse_loss": ("final training MSE", "", "lower"),
     "training/final_ortho_loss": ("final orthogonality loss", "", None),
+    "training/captured_lowest": ("neighbours captured, lowest", "", "higher"),
+    "training/captured_last": ("neighbours captured, last", "", "higher"),
     "training/n_groups": ("groups", "groups", None),
     "training/forget_latents": ("forget latents (training)", "latents", None),
     "training/retain_latents": ("retain latents (training)", "latents", None),

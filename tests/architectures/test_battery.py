@@ -450,6 +450,22 @@ def test_lists_change_on_refresh_steps_and_counts_on_statistics_steps_only(
     assert float(sae.ortho_samples) == pytest.approx(32 * (1 + 0.99 + 0.99**2 + 0.99**3))
 
 
+def test_what_aged_lists_still_capture_is_measured_at_the_next_refresh(build_sae: Build) -> None:
+    sae = build_sae("adaptive_ortho_topk", ortho_neighbours=1)
+    sae.ortho_refresh()
+    assert sae.ortho_captured.item() == 1.0
+    with torch.no_grad():
+        sae.W_dec[:16] = sae.W_dec[16:32]  # half of the latents have a new nearest one
+    D = decoder_directions(sae.W_dec.detach())
+    cosines = (D @ D.T).fill_diagonal_(-1)
+    held = cosines.gather(1, sae.ortho_neighbours).squeeze(1) >= cosines.amax(1) - 0.01
+    assert 0.2 < held.float().mean() <= 0.5
+    sae.ortho_refresh()
+    assert sae.ortho_captured.item() == held.float().mean()
+    sae.ortho_refresh()
+    assert sae.ortho_captured.item() == 1.0
+
+
 def test_logged_metrics_are_finite_numbers(
     build_sae: Build, make_trainer: Build, make_batches: Build, train: Build
 ) -> None:

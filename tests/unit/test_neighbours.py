@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saelens_adaptive_ortho.neighbours import carry_over, top_similar
+from saelens_adaptive_ortho.neighbours import captured_share, carry_over, top_similar
 
 
 def random_rows(n: int, d: int = 5, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -71,3 +71,10 @@ def test_carry_over_there_and_back_restores_the_values() -> None:
     there = carry_over(values, old, old[:, order])
     assert torch.equal(there, values[:, order])
     assert torch.equal(carry_over(there, old[:, order], old), values)
+
+
+def test_a_latent_is_captured_if_its_list_holds_one_as_similar_to_within_the_tolerance() -> None:
+    true = torch.tensor([0.5, 0.5, 0.5, -0.2])
+    kept = torch.tensor([0.5, 0.495, 0.48, -0.2])
+    assert captured_share(kept, true).item() == 0.75
+    assert captured_share(kept, true, tolerance=0.05).item() == 1.0
