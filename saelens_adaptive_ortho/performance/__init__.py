@@ -1,0 +1,1 @@
+"""What the penalty costs: benchmarks against the stock architecture, in one process."""

@@ -1,0 +1,201 @@
+"""Time per training step and peak memory of every mode, against the stock architecture.
+
+Steps of all variants alternate in one process, so that whatever else the machine does falls on all
+of them alike. A variant's steps are of several kinds (with statistics, with a refresh); its time
+is the mean of the kinds' medians, weighted by how often each occurs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from saelens_adaptive_ortho.performance.steps import (
+    BASES,
+    VARIANTS,
+    Size,
+    Stepper,
+    activations,
+)
+from saelens_adaptive_ortho.storage import write_json
+
+SIZES = ("512x4096", "512x16384", "512x32768", "2304x16384")
+REPLICATES = 2000
+
+
+def measure(
+    base: str,
+    size: Size,
+    rounds: int,
+    variants: Sequence[str],
+    device: str = "cpu",
+    autocast: bool = False,
+) -> list[dict[str, Any]]:
+    """Interleaved timings of ``variants`` at one size; a row per variant.
+
+    Each round takes one step of every kind of every variant, in an order that turns from round to
+    round; the first round warms up and is dropped. ``stock`` must be among the variants.
+    """
+    chosen = [v for v in VARIANTS if v.name in variants]
+    steppers = {v.name: Stepper(base, v, size, device, autocast) for v in chosen}
+    batches = [activations(size, seed, device) for seed in range(4)]
+    jobs = [
+        (n, kind, number) for n, s in steppers.items() for kind, (number, _) in s.kinds().items()
+    ]
+    times: dict[tuple[str, str], list[float]] = {(name, kind): [] for name, kind, _ in jobs}
+    desc = f"{base} {size.d_in} x {size.d_sae}"
+    for turn in tqdm(range(rounds + 1), desc=desc, unit=" rounds", leave=False):
+        shift = turn % len(jobs)
+        for name, kind, number in jobs[shift:] + jobs[:shift]:
+            seconds = steppers[name].step(batches[turn % len(batches)], number)
+            if turn:
+                times[name, kind].append(seconds)
+    rows = []
+    stock = _by_kind(steppers["stock"], times, "stock")
+    for name, stepper in steppers.items():
+        own = _by_kind(stepper, times, name)
+        low, high = ratio_interval(own, stock)
+        rows.append(
+            {
+                "base": base,
+                **size._asdict(),
+                "variant": name,
+                "seconds": per_step(own),
+                "ratio": per_step(own) / per_step(stock),
+                "ratio_low": low,
+                "ratio_high": high,
+                "kinds": {
+                    kind: {"share": share, "seconds": statistics.median(values)}
+                    for kind, (share, values) in own.items()
+                },
+                "rounds": rounds,
+            }
+        )
+    return rows
+
+
+Kinds = dict[str, tuple[float, list[float]]]  # share of steps, and seconds of each
+
+
+def _by_kind(stepper: Stepper, times: dict[tuple[str, str], list[float]], name: str) -> Kinds:
+    return {kind: (share, times[name, kind]) for kind, (_, share) in stepper.kinds().items()}
+
+
+def per_step(kinds: Kinds) -> float:
+    """Seconds per step: medians of the kinds, weighted by their shares."""
+    return sum(share * statistics.median(values) for share, values in kinds.values())
+
+
+def ratio_interval(own: Kinds, stock: Kinds, seed: int = 0) -> tuple[float, float]:
+    """95% bootstrap interval of the ratio of two times per step, over rounds drawn for both."""
+    generator = np.random.default_rng(seed)
+    rounds = len(next(iter(own.values()))[1])
+    draws = generator.integers(rounds, size=(REPLICATES, rounds))
+
+    def replicated(kinds: Kinds) -> np.ndarray:
+        medians = [s * np.median(np.asarray(values)[draws], axis=1) for s, values in kinds.values()]
+        return np.sum(medians, axis=0)
+
+    low, high = np.quantile(replicated(own) / replicated(stock), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def peak_memory(base: str, size: Size, variant: str, device: str, autocast: bool) -> int:
+    """Bytes that a few steps of every kind need at most, above what the imports take.
+
+    In a process of its own on a CPU, where only the process's peak can be read.
+    """
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        _steps_of_every_kind(base, size, variant, device, autocast)
+        return torch.cuda.max_memory_allocated()
+    code = (
+        "import resource, sys\n"
+        "from saelens_adaptive_ortho.performance import overhead\n"
+        "from saelens_adaptive_ortho.performance.steps import Size\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        f"overhead._steps_of_every_kind({base!r}, {size!r}, {variant!r}, 'cpu', {autocast})\n"
+        "print(peak() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(done.stdout.split()[-1]) * unit
+
+
+def _steps_of_every_kind(base: str, size: Size, variant: str, device: str, autocast: bool) -> None:
+    (chosen,) = (v for v in VARIANTS if v.name == variant)
+    stepper = Stepper(base, chosen, size, device, autocast)
+    batch = activations(size, 0, device)
+    for _ in range(2):
+        for number, _share in stepper.kinds().values():
+            stepper.step(batch, number)
+
+
+def parse_size(text: str, batch: int) -> Size:
+    """``512x16384`` as a size."""
+    d_in, d_sae = (int(part) for part in text.split("x"))
+    return Size(d_in, d_sae, batch)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print a line per variant, and write the JSON after each size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="D_INxD_SAE")
+    parser.add_argument("--bases", nargs="+", default=list(BASES), choices=BASES)
+    names = [v.name for v in VARIANTS]
+    parser.add_argument("--variants", nargs="+", default=names, choices=names)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--autocast", action="store_true", help="bf16 autocast")
+    parser.add_argument("--no-memory", action="store_true", help="time only")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    variants = ["stock", *(v for v in args.variants if v != "stock")]
+    document: dict[str, Any] = {
+        "device": _device(args.device),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "autocast": args.autocast,
+        "rows": [],
+    }
+    for text in args.sizes:
+        size = parse_size(text, args.batch)
+        for base in args.bases:
+            rows = measure(base, size, args.rounds, variants, args.device, args.autocast)
+            for row in rows if not args.no_memory else ():
+                row["peak_bytes"] = peak_memory(
+                    base, size, row["variant"], args.device, args.autocast
+                )
+            for row in rows:
+                # At toy sizes the imports alone need more than the steps, and nothing is measured.
+                if row.get("peak_bytes") and rows[0]["peak_bytes"]:
+                    row["peak_ratio"] = row["peak_bytes"] / rows[0]["peak_bytes"]
+                print(line(row), flush=True)
+            document["rows"] += rows
+            if args.json:
+                write_json(args.json, document)
+    return 0
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row for the terminal."""
+    text = f"{row['base']:10} {row['d_in']:5} x {row['d_sae']:6}  {row['variant']:17}"
+    text += f"{row['seconds'] * 1e3:9.1f} ms  {row['ratio']:.3f}"
+    text += f" [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
+    return text + (f"  memory {row['peak_ratio']:.3f}" if "peak_ratio" in row else "")
+
+
+def _device(name: str) -> str:
+    return torch.cuda.get_device_name() if name.startswith("cuda") else "CPU"
