@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from saelens_adaptive_ortho.report.alpha_plot import alpha_figure
+from saelens_adaptive_ortho.report.alpha import alpha_figure
 from saelens_adaptive_ortho.report.plots import save_figure
 from saelens_adaptive_ortho.report.results import ResultError, load_results
 

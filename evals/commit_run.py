@@ -1,12 +1,19 @@
-"""Copy what a reader needs of a run folder (config, results, figures) into evals/results."""
+"""Copy what a reader needs of a run folder (config, results, figures) into evals/results.
+
+Of an alpha study that is the metrics of each SAE, without their details, and one figure.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
 from saelens_adaptive_ortho import report
+from saelens_adaptive_ortho.report.alpha import alpha_figure, is_alpha_study
+from saelens_adaptive_ortho.report.plots import save_figure
+from saelens_adaptive_ortho.storage import write_json
 
 
 def commit_run(run: Path, target: Path) -> None:
@@ -16,11 +23,17 @@ def commit_run(run: Path, target: Path) -> None:
         shutil.rmtree(target)
     (target / "results").mkdir(parents=True)
     shutil.copy(run / "config.yaml", target / "config.yaml")
+    study = is_alpha_study(results)
     for result in results:
         path = report.result_path(run, result.variant, result.seed, result.eval)
-        shutil.copy(path, target / "results" / path.name)
-    report.write_summary(target)
-    for plot in report.save_plots(target):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        write_json(target / "results" / path.name, document | ({"details": {}} if study else {}))
+    if study:
+        plots = save_figure(alpha_figure(results), target / "plots" / "alpha")
+    else:
+        report.write_summary(target)
+        plots = report.save_plots(target)
+    for plot in plots:
         if plot.suffix != ".png":  # the page draws its own; a reader of the repository needs one
             plot.unlink()
 

@@ -74,6 +74,12 @@ def number(value: float | None, decimals: int) -> str:
     return text
 
 
+def plus_minus(mean: float | None, std: float | None, decimals: int) -> str:
+    """Format ``mean ± std``; the mean alone without a deviation."""
+    text = number(mean, decimals)
+    return text if std is None else f"{text} ± {number(std, decimals)}"
+
+
 def signed(value: float | None, decimals: int) -> str:
     """Format as `number` with an explicit plus for positive values."""
     text = number(value, decimals)

@@ -6,8 +6,9 @@ A table sits between two markers, each on a line of its own::
     <!-- /results -->
 
 PATH is the folder or file the table is made of, and the word before it says what is in it:
-``results`` of a comparison, ``costs`` of evaluations, ``prior-runs``, or a stage of the synthetic
-sweep (``synthetic-final``, ``synthetic-bars``, ``synthetic-ablation``, ``synthetic-transfer``).
+``results`` of a comparison, ``alpha`` of an alpha study, ``costs`` of evaluations, ``prior-runs``,
+or a stage of the synthetic sweep (``synthetic-final``, ``synthetic-bars``, ``synthetic-ablation``,
+``synthetic-transfer``).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from . import prior_runs, synthetic
-from .results import ResultError, load_results, write_text_atomic
+from .alpha import alpha_table
+from .results import Result, ResultError, load_results, write_text_atomic
 from .summary import summarise
 from .tables import markdown_costs, markdown_table, markdown_verdicts
 
-_KIND = r"(?P<kind>results|costs|prior-runs|synthetic-(?:final|bars|ablation|transfer))"
+_KIND = r"(?P<kind>results|alpha|costs|prior-runs|synthetic-(?:final|bars|ablation|transfer))"
 _OPEN = re.compile(rf"^<!--[ \t]*{_KIND}:[ \t]*(?P<path>.+?)[ \t]*-->[ \t]*$")
 _CLOSE = re.compile(rf"^<!--[ \t]*/{_KIND}[ \t]*-->[ \t]*$")
 
@@ -82,11 +84,19 @@ def update_tables(
 
 
 def _table(root: Path, path: str, where: str) -> str:
+    summary = summarise(_results(root, path, where))
+    return f"{markdown_table(summary)}\n{markdown_verdicts(summary).rstrip()}"
+
+
+def _alpha(root: Path, path: str, where: str) -> str:
+    return alpha_table(_results(root, path, where))
+
+
+def _results(root: Path, path: str, where: str) -> list[Result]:
     folder = root / path
     if not folder.is_dir():
         raise ResultError(f"{where}: results folder {path} does not exist under {root}")
-    summary = summarise(load_results(folder))
-    return f"{markdown_table(summary)}\n{markdown_verdicts(summary).rstrip()}"
+    return load_results(folder)
 
 
 def _costs(root: Path, path: str, where: str) -> str:
@@ -115,6 +125,7 @@ def _runs(render: Callable[[Sequence[Any]], str], pattern: str = "*.json") -> Ca
 
 _RENDER = {
     "results": _table,
+    "alpha": _alpha,
     "costs": _costs,
     "prior-runs": _runs(prior_runs.table, "*/*.json"),
     "synthetic-final": _runs(synthetic.final_table),

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .formatting import DASH, estimate, markdown, number, signed, spread_decimals
+from .formatting import DASH, estimate, markdown, number, plus_minus, signed, spread_decimals
 from .summary import Spread
 
 Run = Mapping[str, Any]
@@ -119,7 +119,7 @@ def final_table(runs: Sequence[Run]) -> str:
                     [s.mean for s in spreads.values() if s.mean is not None],
                     [s.std for s in spreads.values() if s.std is not None],
                 )
-                cells = [_plus_minus(spreads[m], decimals) for m in methods]
+                cells = [plus_minus(spreads[m].mean, spreads[m].std, decimals) for m in methods]
                 cells += [_difference(difference(groups[a], groups[b], metric)) for a, b in pairs]
                 n = str(max(s.n for s in spreads.values()))
                 rows.append([world, base, METRICS[metric], *cells, n])
@@ -260,8 +260,3 @@ def _is_choice(run: Run) -> bool:
 
 def _difference(found: Spread) -> str:
     return DASH if found.mean is None else " ".join(estimate(found.mean, found.ci95))
-
-
-def _plus_minus(values: Spread, decimals: int) -> str:
-    text = number(values.mean, decimals)
-    return text if values.std is None else f"{text} ± {number(values.std, decimals)}"

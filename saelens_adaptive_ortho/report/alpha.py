@@ -1,4 +1,4 @@
-"""One figure of a comparison whose variants are values of alpha (named ``alpha=0.25``)."""
+"""A figure and a table of a comparison whose variants are values of alpha (``alpha=0.25``)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import matplotlib
 from matplotlib.figure import Figure
 
+from .formatting import DASH, MINUS, estimate, markdown, plus_minus, spread_decimals
 from .metrics import describe
 from .plots import INK, STYLE, panel_grid, shared_legend, variant_styles
 from .results import Result, ResultError
@@ -36,15 +37,7 @@ def alpha_figure(results: Sequence[Result]) -> Figure:
     Raises:
         ResultError: no variant is named ``alpha=VALUE``.
     """
-    values: dict[str, dict[str, dict[int, float]]] = {}
-    for result in results:
-        for name, number in result.metrics.items():
-            if number is not None:
-                by_variant = values.setdefault(f"{result.eval}/{name}", {})
-                by_variant.setdefault(result.variant, {})[result.seed] = number
-    alphas = sorted({r.variant for r in results if r.variant.startswith(PREFIX)}, key=_alpha)
-    if not alphas:
-        raise ResultError("no variant is named alpha=VALUE; run a config of configs/alpha_study")
+    values, alphas = _values(results)
     panels = [key for key in PANELS if key in values]
     references = [r for r in REFERENCES if any(r in values[key] for key in panels)]
     shown = [*references, "adaptive"]
@@ -73,6 +66,56 @@ def alpha_figure(results: Sequence[Result]) -> Figure:
             axes.set_xlabel("alpha, the sharing allowed")
         shared_legend(figure, shown, styles)
     return figure
+
+
+def alpha_table(results: Sequence[Result]) -> str:
+    """The figure's metrics as markdown: mean and standard deviation of every variant over seeds.
+
+    The last column is what alpha does from one end to the other: the value at the largest alpha
+    minus that at the smallest, paired by seed, with its 95% t-interval.
+
+    Raises:
+        ResultError: no variant is named ``alpha=VALUE``.
+    """
+    values, alphas = _values(results)
+    rows = []
+    for key in (key for key in PANELS if key in values):
+        by_variant = values[key]
+        variants = [*REFERENCES, *alphas]
+        spreads = [Spread.of(by_variant.get(v, {})) for v in variants]
+        decimals = spread_decimals(
+            [s.mean for s in spreads if s.mean is not None],
+            [s.std for s in spreads if s.std is not None],
+        )
+        first, last = by_variant.get(alphas[0], {}), by_variant.get(alphas[-1], {})
+        change = Spread.of({seed: last[seed] - first[seed] for seed in last if seed in first})
+        text = DASH if change.mean is None else " ".join(estimate(change.mean, change.ci95))
+        info = describe(key)
+        label = f"{info.full_label} {info.arrow}".rstrip()
+        rows.append([label, *(plus_minus(s.mean, s.std, decimals) for s in spreads), text.rstrip()])
+    ends = f" {MINUS} ".join(alphas[i].removeprefix(PREFIX) for i in (-1, 0))
+    return markdown(["metric", *REFERENCES, *alphas, f"alpha {ends}"], rows, text_columns=1)
+
+
+def is_alpha_study(results: Sequence[Result]) -> bool:
+    """Whether variants are named by values of alpha."""
+    return any(r.variant.startswith(PREFIX) for r in results)
+
+
+def _values(
+    results: Sequence[Result],
+) -> tuple[dict[str, dict[str, dict[int, float]]], list[str]]:
+    """Values by metric, variant and seed, and the variants that are alphas, in order."""
+    values: dict[str, dict[str, dict[int, float]]] = {}
+    for result in results:
+        for name, value in result.metrics.items():
+            if value is not None:
+                by_variant = values.setdefault(f"{result.eval}/{name}", {})
+                by_variant.setdefault(result.variant, {})[result.seed] = value
+    alphas = sorted({r.variant for r in results if r.variant.startswith(PREFIX)}, key=_alpha)
+    if not alphas:
+        raise ResultError("no variant is named alpha=VALUE; run a config of configs/alpha_study")
+    return values, alphas
 
 
 def _alpha(variant: str) -> float:

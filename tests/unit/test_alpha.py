@@ -1,11 +1,12 @@
 """The figure of the alpha study."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from saelens_adaptive_ortho.experiment import load_experiment
-from saelens_adaptive_ortho.report.alpha_plot import alpha_figure
+from saelens_adaptive_ortho.report.alpha import alpha_figure, alpha_table
 from saelens_adaptive_ortho.report.results import Result, ResultError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "alpha_study"
@@ -33,9 +34,22 @@ def test_values_that_could_not_be_computed_are_left_out() -> None:
     assert list(axes.get_lines()[0].get_xdata()) == [0.0]  # type: ignore[arg-type]
 
 
-def test_a_run_without_alphas_is_refused() -> None:
+def test_the_table_ends_in_what_alpha_does_paired_by_seed() -> None:
+    values = {"alpha=0": (0.5, 0.7), "alpha=0.5": (0.6, 0.8), "alpha=1": (0.6, 0.82)}
+    results = [result(v, s, x) for v, xs in values.items() for s, x in enumerate(xs)]
+    head, _, row = alpha_table(results).splitlines()
+    assert head.startswith("| metric | baseline | fixed | alpha=0 | alpha=0.5 | alpha=1 |")
+    assert head.endswith("| alpha 1 \u2212 0 |")
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:5] == ["\u2013", "\u2013", "0.60 \u00b1 0.14", "0.70 \u00b1 0.14"]
+    # differences .10 and .12: mean .11, half-width t(1) * .0141 / sqrt 2
+    assert cells[6] == "+0.11 [\u22120.02, +0.24]"
+
+
+@pytest.mark.parametrize("make", [alpha_figure, alpha_table])
+def test_a_run_without_alphas_is_refused(make: Callable[..., object]) -> None:
     with pytest.raises(ResultError, match="configs/alpha_study"):
-        alpha_figure([result("baseline", 0, 1.0)])
+        make([result("baseline", 0, 1.0)])
 
 
 @pytest.mark.parametrize("name", ["demo", "local_text"])
