@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelens_adaptive_ortho import analysis
 from saelens_adaptive_ortho.bench.patches import errors_collected, tokens_served
 from saelens_adaptive_ortho.bench.session import keep_output, prepared_sae, session
 from saelens_adaptive_ortho.evaluation import EvalContext, EvaluationError, Outcome
@@ -42,7 +43,10 @@ class Settings:
 def run(context: EvalContext, settings: Settings) -> Outcome:
     """All of SAEBench core's scalar metrics, prefixed by ``forget/``, ``retain/``, ``pooled/``.
 
-    The SAE is judged in float32 whatever it is stored in.
+    The SAE is judged in float32 whatever it is stored in. ``explained_variance`` is our own:
+    SAEBench takes from the mean squared activation not the squared mean but the squared mean
+    square, so that its number depends on the activations' scale and passes 1 where they are large.
+    It is kept as ``explained_variance_sae_bench``.
 
     Raises:
         EvaluationError: SAEBench failed (it logs and swallows errors; the reason is passed on).
@@ -54,8 +58,21 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
         for category in CATEGORIES:
             for name, value in scalars.get(category, {}).items():
                 number = float(value)
+                name = "explained_variance_sae_bench" if name == "explained_variance" else name
                 metrics[f"{domain}/{name}"] = number if math.isfinite(number) else None
+        metrics[f"{domain}/explained_variance"] = exact_explained_variance(
+            context, contexts, settings.batch_size_prompts
+        )
     return Outcome(metrics, {"sae_bench_files": files})
+
+
+def exact_explained_variance(context: EvalContext, contexts: Tensor, batch_size: int) -> float:
+    """Of the SAE in float32, without special tokens; see :func:`.analysis.explained_variance`."""
+    model = context.bench.model
+    tokenizer: Any = model.tokenizer
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+    sae = context.load().to(torch.float32)
+    return analysis.explained_variance(sae, model, contexts, special, batch_size)
 
 
 def held_out_contexts(context: EvalContext, settings: Settings) -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ def _probing(eval: str) -> dict[str, tuple[str, str, Direction | None]]:
 METRICS: dict[str, tuple[str, str, Direction | None]] = {
     "core/explained_variance": ("explained variance", "", "higher"),
     "core/explained_variance_legacy": ("explained variance (legacy)", "", "higher"),
+    "core/explained_variance_sae_bench": ("explained variance (SAEBench's formula)", "", "higher"),
     "core/ce_loss_score": ("CE loss score", "", "higher"),
     "core/ce_loss_with_sae": ("CE loss with SAE", "nats", "lower"),
     "core/ce_loss_without_sae": ("CE loss without SAE", "nats", None),

@@ -106,6 +106,12 @@ def test_core_metrics_are_there_for_each_corpus_and_both_together(finished: Path
         for domain in DOMAINS:
             for name in ("explained_variance", "ce_loss_score", "l0", "cossim"):
                 assert metrics[f"{domain}/{name}"] is not None
+            exact = metrics[f"{domain}/explained_variance"]
+            published = metrics[f"{domain}/explained_variance_sae_bench"]
+            assert exact is not None
+            assert published is not None
+            assert exact < 1
+            assert exact != published  # of another formula
             l0 = metrics[f"{domain}/l0"]
             assert l0 is not None
             assert 0 < l0 < 64
