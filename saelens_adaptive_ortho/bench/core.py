@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from sae_lens.saes.sae import SAE
+from sae_lens.saes.transcoder import SkipTranscoder
 from torch import Tensor
 
 from saelens_adaptive_ortho import analysis
@@ -66,6 +68,27 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     return Outcome(metrics, {"sae_bench_files": files})
 
 
+def with_skip_in_decode(sae: SAE[Any]) -> SAE[Any]:
+    """An SAE with a skip connection whose ``decode`` adds it, for the input last encoded.
+
+    SAEBench reconstructs by ``decode(encode(x))``, which in SAELens's classes leaves it out.
+    """
+    if not isinstance(sae, SkipTranscoder):
+        return sae
+    encode, decode = sae.encode, sae.decode
+    inputs: list[Tensor] = []
+
+    def remembering(x: Tensor) -> Tensor:
+        inputs[:] = [x]
+        return encode(x)
+
+    def complete(feature_acts: Tensor) -> Tensor:
+        return decode(feature_acts) + inputs[0].to(sae.dtype) @ sae.W_skip.T
+
+    sae.encode, sae.decode = remembering, complete
+    return sae
+
+
 def exact_explained_variance(context: EvalContext, contexts: Tensor, batch_size: int) -> float:
     """Of the SAE in float32, without special tokens; see :func:`.analysis.explained_variance`."""
     model = context.bench.model
@@ -103,7 +126,7 @@ def _multiple_evals(
     from sae_bench.evals.core.eval_output import CoreEvalOutput
 
     # SAEBench sums squares in the SAE's dtype: in bf16 it reports explained variances above 1.
-    sae = prepared_sae(context, torch.float32)
+    sae = with_skip_in_decode(prepared_sae(context, torch.float32))
     n_batches = len(contexts) // settings.batch_size_prompts
     release = f"{context.release}__{domain}"
     with (
