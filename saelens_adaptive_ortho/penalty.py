@@ -116,7 +116,7 @@ def adaptive_penalty(
     weights: Float[Tensor, "d_sae m"],
     firing_rates: Float[Tensor, " d_sae"] | None = None,
     energies: Float[Tensor, " d_sae"] | None = None,
-    block_size: int = 256,
+    block_size: int = 2048,
 ) -> Float[Tensor, ""]:
     """``mean_i (w_ij * relu(c_ij))^2`` with ``j`` the latent of ``N(i)`` where that is largest.
 
@@ -210,7 +210,7 @@ def _csr_announced() -> None:
 def pair_cosines(
     directions: Float[Tensor, "d_sae d_in"],
     neighbours: Int[Tensor, "d_sae m"],
-    block_size: int = 256,
+    block_size: int = 2048,
 ) -> Float[Tensor, "d_sae m"]:
     """``c_ij`` of each latent with its candidates, without a graph.
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from saelens_adaptive_ortho.prior_runs.note import NEXT_STEPS, PRIOR_RUNS
 
 from .formatting import markdown, number
-from .plots import INK, MUTED, PALETTE, STYLE, panel_grid
+from .plots import INK, MARKERS, MUTED, PALETTE, STYLE, panel_grid, shared_legend
 
 # Setting -> how a table names it.
 SETTINGS = {
@@ -53,30 +53,27 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def figure(runs: Sequence[Run]) -> Figure:
-    """Explained variance of every idea: the note's beside this package's, a panel per setting.
-
-    The note's values all lie below 0, the mean's own score; 1 is a perfect reconstruction.
-    """
-    found = {(r["setting"], r["run"]): r["metrics"] for r in runs}
+    """Explained variance of every idea: the note's, below 0, joined to ours in each setting."""
+    found = {(r["setting"], r["run"]): r["metrics"]["explained_variance"] for r in runs}
     settings = [s for s in SETTINGS if any(setting == s for setting, _ in found)]
-    places = {name: place for place, name in enumerate(IDEAS)}
+    styles = {"the note": (INK, "x")} | dict(
+        zip(SETTINGS.values(), zip(PALETTE, MARKERS, strict=True), strict=False)
+    )
     with matplotlib.rc_context(STYLE):
-        shown, grid = panel_grid(len(settings), height=3.6, columns=2)
-        for axes, setting in zip(grid, settings, strict=True):
-            axes.axvline(0, color=MUTED, lw=0.8)
-            for name, y in places.items():
-                note = getattr(PRIOR_RUNS.get(name), "explained_variance", None)
-                ours = found.get((setting, name), {}).get("explained_variance")
-                if note is not None:
-                    axes.plot(note, y, "x", color=INK, markersize=5)
-                if ours is not None:
-                    axes.plot(ours, y, "o", color=PALETTE[2], markersize=5)
-                if note is not None and ours is not None:
-                    axes.plot([note, ours], [y, y], color=MUTED, lw=0.7, zorder=0)
-            axes.set_yticks(list(places.values()), [f"{n}: {IDEAS[n]}" for n in places])
-            axes.tick_params(axis="y", labelsize=6)
-            axes.invert_yaxis()
-            axes.set_xlim(right=1.1)
-            axes.set_title(SETTINGS[setting])
-            axes.set_xlabel("explained variance (x: the note; dot: here)")
+        shown, (axes,) = panel_grid(1, height=4.6, columns=1)
+        axes.axvline(0, color=MUTED, lw=0.8)
+        for y, name in enumerate(IDEAS):
+            note = getattr(PRIOR_RUNS.get(name), "explained_variance", None)
+            points = [("the note", note), *((SETTINGS[s], found.get((s, name))) for s in settings)]
+            values = [value for _, value in points if value is not None]
+            axes.plot(values, [y] * len(values), color=MUTED, lw=0.7, zorder=0)
+            for label, value in points:
+                if value is not None:
+                    colour, marker = styles[label]
+                    axes.plot(value, y, marker, color=colour, markersize=5)
+        axes.set_yticks(range(len(IDEAS)), [f"{n.replace('_', ' ')}: {IDEAS[n]}" for n in IDEAS])
+        axes.invert_yaxis()
+        axes.set_xlabel("explained variance (0: as good as the mean, 1: perfect)")
+        labels = ["the note", *(SETTINGS[s] for s in settings)]
+        shared_legend(shown, labels, styles)
     return shown

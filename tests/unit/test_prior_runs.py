@@ -126,8 +126,9 @@ def test_the_table_holds_the_notes_number_beside_ours_and_marks_what_is_missing(
 
 def test_the_figure_joins_the_notes_value_to_ours() -> None:
     (axes,) = report.figure([document("run4", 0.75), document("run0", 0.5)]).axes
-    joined = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2]
-    assert [-1.671875, 0.75] in [list(x) for x in joined]
+    joined = [list(line.get_xdata()) for line in axes.lines]
+    assert [-1.671875, 0.75] in joined
+    assert [0.5] in joined  # run 0 of the note has no number
     assert len(axes.get_yticks()) == len(run.RUNS)
 
 
