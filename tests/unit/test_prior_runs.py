@@ -132,6 +132,20 @@ def test_the_figure_joins_the_notes_value_to_ours() -> None:
     assert len(axes.get_yticks()) == len(run.RUNS)
 
 
+COMMITTED = run.load_results()
+
+
+@pytest.mark.parametrize("setting", list(run.SETTINGS))
+def test_every_committed_run_is_an_sae_that_works(setting: str) -> None:
+    found = {r["run"]: r["metrics"] for r in COMMITTED if r["setting"] == setting}
+    assert set(found) == set(run.RUNS)
+    for name, values in found.items():
+        assert values["explained_variance"] > (0.7 if setting == "local_text" else 0), name
+        assert values["ce_loss_score"] > 0, name
+        assert 1 <= values["l0"] <= 64, name
+        assert values["final_mse_loss"] < note.CEILING, name
+
+
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     path = tmp_path / "demo" / "run0.json"
     path.parent.mkdir()
