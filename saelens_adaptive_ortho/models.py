@@ -142,6 +142,12 @@ def _load_local(path: Path, device: str, kwargs: dict[str, Any]) -> HookedRootMo
     return model.to(device)  # type: ignore[return-value]
 
 
+def special_tokens(model: HookedRootModule) -> set[int]:
+    """Ids of a model's BOS, EOS and padding tokens."""
+    tokenizer: Any = model.tokenizer
+    return {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+
+
 def check_hook(model: HookedRootModule, hook_name: str) -> None:
     """Refuse a hook point the model does not have, naming the nearest ones.
 

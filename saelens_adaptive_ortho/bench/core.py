@@ -12,7 +12,7 @@ from sae_lens.saes.sae import SAE
 from sae_lens.saes.transcoder import SkipTranscoder
 from torch import Tensor
 
-from saelens_adaptive_ortho import analysis
+from saelens_adaptive_ortho import analysis, models
 from saelens_adaptive_ortho.bench.patches import errors_collected, tokens_served
 from saelens_adaptive_ortho.bench.session import keep_output, prepared_sae, session
 from saelens_adaptive_ortho.evaluation import EvalContext, EvaluationError, Outcome
@@ -92,10 +92,8 @@ def with_skip_in_decode(sae: SAE[Any]) -> SAE[Any]:
 def exact_explained_variance(context: EvalContext, contexts: Tensor, batch_size: int) -> float:
     """Of the SAE in float32, without special tokens; see :func:`.analysis.explained_variance`."""
     model = context.bench.model
-    tokenizer: Any = model.tokenizer
-    special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
-    sae = context.load().to(torch.float32)
-    return analysis.explained_variance(sae, model, contexts, special, batch_size)
+    sae, ignored = context.load().to(torch.float32), models.special_tokens(model)
+    return analysis.explained_variance(sae, model, contexts, ignored, batch_size)
 
 
 def held_out_contexts(context: EvalContext, settings: Settings) -> dict[str, Tensor]:

@@ -197,8 +197,7 @@ def _trial(context: EvalContext, settings: Settings) -> Trial:
     """Firing rates on training text of both corpora, and the rankings they give."""
     model = context.bench.language_model(settings.model_name)
     sae = context.load()
-    tokenizer: Any = model.tokenizer
-    special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+    special = models.special_tokens(model)
     forget, retain = (
         firing_statistics(
             model,
