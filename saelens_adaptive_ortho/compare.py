@@ -152,10 +152,9 @@ class Comparison:
         }
         if "ortho_loss" in last:
             metrics["final_ortho_loss"] = last["ortho_loss"]
-        if "ortho_captured" in last:
-            # Measured just before each refresh, when the lists are oldest.
-            metrics["captured_lowest"] = min(row["ortho_captured"] for row in history)
-            metrics["captured_last"] = last["ortho_captured"]
+        for name in ("captured_mean", "captured_lowest"):
+            if f"ortho_{name}" in last:
+                metrics[name] = last[f"ortho_{name}"]
         if groups:
             metrics["n_groups"] = float(groups[-1]["n_groups"])
             for domain in ("forget", "retain", "shared"):

@@ -63,7 +63,11 @@ class OrthoConfig(SwitchConfig):
             variance that its weaker latent contributes; ``uniform`` averages over latents.
         ortho_ordering: ``frequency`` pushes only the rarer latent of a pair, ``symmetric`` both.
         ortho_neighbours: m, candidates per latent.
-        ortho_refresh_every: steps between refreshes of neighbour lists, groups and domains.
+        ortho_refresh_every: steps between refreshes of groups and domains, and at most of
+            neighbour lists.
+        ortho_min_captured: share of latents whose list must still hold a neighbour within .01 of
+            the most similar. Watched on a sample every few steps: where it captures less, lists
+            are refreshed at once. 0 for refreshes at fixed steps alone, unwatched.
         ortho_statistics_every: co-activation is counted on every n-th batch.
         ortho_statistics_decay: factor on old counts at each counted batch, in (0, 1].
         ortho_sketch_size: r, width of the firing-pattern sketch that groups are formed on.
@@ -90,6 +94,7 @@ class OrthoConfig(SwitchConfig):
     ortho_ordering: OrthoOrdering = "frequency"
     ortho_neighbours: int = 16
     ortho_refresh_every: int = 100
+    ortho_min_captured: float = 0.99
     ortho_statistics_every: int = 4
     ortho_statistics_decay: float = 0.99
     ortho_sketch_size: int = 64
@@ -120,6 +125,7 @@ def validate_ortho(cfg: Any) -> None:
     _number(cfg, "ortho_curriculum_start", 0.0)
     _number(cfg, "ortho_alpha", 0.0, 1.0)
     _number(cfg, "ortho_group_threshold", 0.0, 1.0)
+    _number(cfg, "ortho_min_captured", 0.0, 1.0)
     _number(cfg, "ortho_statistics_decay", 0.0, 1.0, open_low=True)
     _number(cfg, "ortho_domain_ratio", 1.0, open_low=True)
     for name, low in {

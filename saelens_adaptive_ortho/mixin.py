@@ -21,6 +21,9 @@ from saelens_adaptive_ortho.switch_mixin import SwitchMixin
 
 STATE_FIELDS = CoactivationState._fields
 SCALE_DECAY = 0.99
+# How often, and on how many latents, what the neighbour lists still capture is looked at.
+CHECK_EVERY = 5
+CHECKED_LATENTS = 512
 
 
 class AdaptiveOrthoMixin(SwitchMixin):
@@ -52,7 +55,8 @@ class AdaptiveOrthoMixin(SwitchMixin):
             self.register_buffer(f"ortho_{name}", value)
         unset = torch.full((cfg.d_sae, cfg.ortho_neighbours), -1, device=device)
         self.register_buffer("ortho_neighbours", unset)
-        self.register_buffer("ortho_captured", torch.ones((), device=device))
+        # Captured share of the lists: latest, lowest, sum and number of all measurements.
+        self.register_buffer("ortho_captured", torch.tensor([1.0, 1.0, 0.0, 0.0], device=device))
         self.register_buffer("ortho_group_ids", torch.arange(cfg.d_sae, device=device))
         inactive = torch.full((cfg.d_sae,), grouping.INACTIVE, device=device)
         self.register_buffer("ortho_domain_ids", inactive)
@@ -187,14 +191,19 @@ class AdaptiveOrthoMixin(SwitchMixin):
         self.ortho_scale = self.ortho_scale * SCALE_DECAY + sample * (1 - SCALE_DECAY)
         if self.cfg.ortho_mode != "adaptive":
             return
-        if step_input.n_training_steps % self.cfg.ortho_refresh_every == 0:
-            self.ortho_refresh()
-        elif self._ortho_groups is None:
-            # First step of this process: a resumed SAE has lists, one that starts late has none.
-            if int(self.ortho_neighbours[0, 0]) < 0:
-                self.ortho_refresh()
-            else:
-                self._ortho_groups = self._summarise_groups(self.ortho_group_ids)
+        step, periodic = step_input.n_training_steps, self.cfg.ortho_refresh_every
+        first = self._ortho_groups is None  # step of this process
+        # A resumed SAE has lists, one that starts late has none.
+        if step % periodic == 0 or (first and int(self.ortho_neighbours[0, 0]) < 0):
+            self.ortho_search()
+        elif self.cfg.ortho_min_captured and step % CHECK_EVERY == 0:
+            rows = neighbours.sampled_rows(self.cfg.d_sae, CHECKED_LATENTS, step // CHECK_EVERY)
+            if self.ortho_check(rows) < self.cfg.ortho_min_captured:
+                self.ortho_search()
+        if step % periodic == 0:
+            self.ortho_regroup()
+        elif first:
+            self._ortho_groups = self._summarise_groups(self.ortho_group_ids)
 
     @torch.no_grad()
     def _after_step(self, step_input: TrainStepInput, output: TrainStepOutput) -> None:
@@ -206,7 +215,11 @@ class AdaptiveOrthoMixin(SwitchMixin):
             acts = output.feature_acts
             acts = acts.to_dense() if acts.is_sparse else acts
             self._count(acts.reshape(-1, acts.shape[-1]), step_input.n_training_steps)
-        output.metrics["ortho_captured"] = self.ortho_captured
+        if cfg.ortho_min_captured:
+            latest, lowest, total, number = self.ortho_captured
+            output.metrics["ortho_captured"] = latest
+            output.metrics["ortho_captured_lowest"] = lowest
+            output.metrics["ortho_captured_mean"] = torch.where(number > 0, total / number, 1.0)
         if self._ortho_groups is not None:
             for name, value in self._ortho_groups._asdict().items():
                 output.metrics[f"ortho_groups/{name}"] = value
@@ -238,16 +251,29 @@ class AdaptiveOrthoMixin(SwitchMixin):
         return getattr(self.cfg, "rescale_acts_by_decoder_norm", False)
 
     @torch.no_grad()
-    def ortho_refresh(self) -> None:
-        """Search neighbours afresh, carry the pair statistics over, regroup."""
-        cfg = self.cfg
+    def ortho_check(self, rows: Tensor) -> float:
+        """Measure what the lists of the latents ``rows`` [k] still capture."""
         directions = penalty.decoder_directions(self.W_dec.detach())
-        found, cosines = neighbours.top_similar(directions, cfg.ortho_neighbours)
-        if int(self.ortho_neighbours[0, 0]) >= 0:
-            kept = penalty.pair_cosines(directions, self.ortho_neighbours).amax(dim=1)
-            self.ortho_captured = neighbours.captured_share(kept, cosines[:, 0])
+        share = neighbours.captured_share(
+            directions, self.ortho_neighbours, rows.to(directions.device)
+        )
+        _, lowest, total, number = self.ortho_captured
+        lowest = torch.minimum(lowest, share)
+        self.ortho_captured = torch.stack([share, lowest, total + share, number + 1])
+        return float(share)
+
+    @torch.no_grad()
+    def ortho_search(self) -> None:
+        """Search neighbours afresh and carry the pair statistics over."""
+        directions = penalty.decoder_directions(self.W_dec.detach())
+        found, _ = neighbours.top_similar(directions, self.cfg.ortho_neighbours)
         self.ortho_state = coactivation.retarget(self.ortho_state, self.ortho_neighbours, found)
         self.ortho_neighbours = found
+
+    @torch.no_grad()
+    def ortho_regroup(self) -> None:
+        """Form groups and domains from the statistics."""
+        cfg = self.cfg
         state, previous = self.ortho_state, self.ortho_group_ids
         self.ortho_group_ids = grouping.coactivation_groups(
             coactivation.sketch_directions(state), cfg.ortho_group_threshold

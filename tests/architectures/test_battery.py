@@ -22,7 +22,7 @@ from saelens_adaptive_ortho.config import (
     ConfigError,
     ortho_field_names,
 )
-from saelens_adaptive_ortho.mixin import AdaptiveOrthoMixin
+from saelens_adaptive_ortho.mixin import CHECK_EVERY, AdaptiveOrthoMixin
 from saelens_adaptive_ortho.neighbours import top_similar
 from saelens_adaptive_ortho.penalty import decoder_directions, fixed_penalty, gram_penalty
 from saelens_adaptive_ortho.subspace import mean_max_cosine
@@ -435,7 +435,12 @@ def test_neighbours_are_found_at_the_first_step_wherever_training_starts(
 def test_lists_change_on_refresh_steps_and_counts_on_statistics_steps_only(
     build_sae: Build, make_trainer: Build, make_batches: Build, train: Build
 ) -> None:
-    sae = build_sae("adaptive_ortho_batchtopk", ortho_refresh_every=6, ortho_statistics_every=4)
+    sae = build_sae(
+        "adaptive_ortho_batchtopk",
+        ortho_refresh_every=6,
+        ortho_min_captured=0.0,
+        ortho_statistics_every=4,
+    )
     trainer = make_trainer(sae, lr=0.1)
     refreshed, counted = [], []
     for step, batch in enumerate(make_batches(13)):
@@ -450,20 +455,29 @@ def test_lists_change_on_refresh_steps_and_counts_on_statistics_steps_only(
     assert float(sae.ortho_samples) == pytest.approx(32 * (1 + 0.99 + 0.99**2 + 0.99**3))
 
 
-def test_what_aged_lists_still_capture_is_measured_at_the_next_refresh(build_sae: Build) -> None:
-    sae = build_sae("adaptive_ortho_topk", ortho_neighbours=1)
-    sae.ortho_refresh()
-    assert sae.ortho_captured.item() == 1.0
+def test_lists_that_capture_too_little_are_searched_at_once(
+    build_sae: Build, make_batches: Build
+) -> None:
+    sae = build_sae("adaptive_ortho_topk", ortho_neighbours=1, ortho_refresh_every=100)
+
+    def lists_after(step: int) -> Tensor:
+        sae.training_forward_pass(step_input(sae, make_batches(1)[0], step))
+        return sae.ortho_neighbours
+
+    fresh = lists_after(0)
+    assert lists_after(CHECK_EVERY) is fresh  # all is captured
+    assert sae.ortho_captured.tolist() == [1, 1, 1, 1]
     with torch.no_grad():
         sae.W_dec[:16] = sae.W_dec[16:32]  # half of the latents have a new nearest one
     D = decoder_directions(sae.W_dec.detach())
     cosines = (D @ D.T).fill_diagonal_(-1)
-    held = cosines.gather(1, sae.ortho_neighbours).squeeze(1) >= cosines.amax(1) - 0.01
-    assert 0.2 < held.float().mean() <= 0.5
-    sae.ortho_refresh()
-    assert sae.ortho_captured.item() == held.float().mean()
-    sae.ortho_refresh()
-    assert sae.ortho_captured.item() == 1.0
+    share = (cosines.gather(1, fresh).squeeze(1) >= cosines.amax(1) - 0.01).float().mean()
+    assert 0.2 < share <= 0.5
+    assert lists_after(CHECK_EVERY + 1) is fresh  # not a step of a check
+    assert torch.equal(lists_after(2 * CHECK_EVERY), top_similar(D, 1)[0])
+    assert sae.ortho_captured.tolist() == [share, share, 1 + share, 2]
+    assert lists_after(2 * CHECK_EVERY) is sae.ortho_neighbours
+    assert sae.ortho_captured[0] == 1
 
 
 def test_logged_metrics_are_finite_numbers(

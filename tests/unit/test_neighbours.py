@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from saelens_adaptive_ortho.neighbours import captured_share, carry_over, top_similar
+from saelens_adaptive_ortho.neighbours import (
+    _largest,
+    captured_share,
+    carry_over,
+    sampled_rows,
+    top_similar,
+)
 
 
 def random_rows(n: int, d: int = 5, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -74,7 +80,35 @@ def test_carry_over_there_and_back_restores_the_values() -> None:
 
 
 def test_a_latent_is_captured_if_its_list_holds_one_as_similar_to_within_the_tolerance() -> None:
-    true = torch.tensor([0.5, 0.5, 0.5, -0.2])
-    kept = torch.tensor([0.5, 0.495, 0.48, -0.2])
-    assert captured_share(kept, true).item() == 0.75
-    assert captured_share(kept, true, tolerance=0.05).item() == 1.0
+    angle = torch.tensor([0.0, 0.5, 0.51, 1.5], dtype=torch.float64)
+    X = torch.stack([angle.cos(), angle.sin()], dim=1)
+    lists = torch.tensor([[2], [3], [1], [0]])  # nearly the nearest, wrong, the nearest, wrong
+    assert captured_share(X, lists, torch.arange(4)).item() == 0.5
+    assert captured_share(X, lists, torch.tensor([0, 2])).item() == 1.0
+    assert captured_share(X, lists, torch.tensor([0]), tolerance=0.004).item() == 0.0
+    assert captured_share(X, lists, torch.arange(4), tolerance=2.0).item() == 1.0
+
+
+def test_a_list_that_is_fresh_captures_all_however_short() -> None:
+    X = random_rows(50)
+    lists, _ = top_similar(X, 1)
+    assert captured_share(X, lists, torch.arange(50)).item() == 1.0
+
+
+def test_the_turns_of_a_sample_see_every_row_equally_often() -> None:
+    seen = torch.cat([sampled_rows(70, 16, turn) for turn in range(8)])
+    assert torch.equal(seen.bincount(), torch.full((70,), 2))
+    assert all(len(sampled_rows(70, 16, turn)) >= 16 for turn in range(8))
+    assert torch.equal(sampled_rows(5, 16, 3), torch.arange(5))
+
+
+@pytest.mark.parametrize("n", [2048, 2100])
+def test_the_largest_of_long_rows_are_found_among_the_best_groups_of_columns(n: int) -> None:
+    generator = torch.Generator().manual_seed(n)
+    x = torch.randn(7, n, generator=generator)
+    x[0] = x[0].sort().values  # all of the largest in one group, at the end
+    x[1, 5] = float("-inf")
+    values, columns = _largest(x, 5)
+    expected = x.topk(5)
+    assert torch.equal(values, expected.values)
+    assert torch.equal(columns, expected.indices)
