@@ -39,6 +39,7 @@ from torch import Tensor
 from saelens_adaptive_ortho.config import OrthoConfig
 from saelens_adaptive_ortho.mixin import AdaptiveOrthoMixin
 from saelens_adaptive_ortho.selection import SampledBatchTopK
+from saelens_adaptive_ortho.sparse_mixin import SparseStepMixin
 from saelens_adaptive_ortho.switch_mixin import inference_config
 
 PREFIX = "adaptive_ortho_"
@@ -117,17 +118,17 @@ class AdaptiveOrthoMatryoshkaBatchTopKConfig(OrthoConfig, MatryoshkaBatchTopKTra
 
 
 @final
-class AdaptiveOrthoStandardSAE(AdaptiveOrthoMixin, StandardTrainingSAE):
+class AdaptiveOrthoStandardSAE(AdaptiveOrthoMixin, SparseStepMixin, StandardTrainingSAE):
     """SAELens's standard (L1) training SAE with the penalty; exports as a stock SAE."""
 
 
 @final
-class AdaptiveOrthoTopKSAE(AdaptiveOrthoMixin, TopKTrainingSAE):
+class AdaptiveOrthoTopKSAE(AdaptiveOrthoMixin, SparseStepMixin, TopKTrainingSAE):
     """SAELens's TopK training SAE with the penalty; exports as a stock SAE."""
 
 
 @final
-class AdaptiveOrthoBatchTopKSAE(AdaptiveOrthoMixin, BatchTopKTrainingSAE):
+class AdaptiveOrthoBatchTopKSAE(AdaptiveOrthoMixin, SparseStepMixin, BatchTopKTrainingSAE):
     """SAELens's BatchTopK training SAE with the penalty; exports as a stock SAE."""
 
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
@@ -145,7 +146,9 @@ class AdaptiveOrthoGatedSAE(AdaptiveOrthoMixin, GatedTrainingSAE):
 
 
 @final
-class AdaptiveOrthoMatryoshkaBatchTopKSAE(AdaptiveOrthoMixin, MatryoshkaBatchTopKTrainingSAE):
+class AdaptiveOrthoMatryoshkaBatchTopKSAE(
+    AdaptiveOrthoMixin, SparseStepMixin, MatryoshkaBatchTopKTrainingSAE
+):
     """SAELens's Matryoshka BatchTopK training SAE with the penalty; exports as a stock SAE."""
 
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:

@@ -63,11 +63,11 @@ class OrthoConfig(SwitchConfig):
             variance that its weaker latent contributes; ``uniform`` averages over latents.
         ortho_ordering: ``frequency`` pushes only the rarer latent of a pair, ``symmetric`` both.
         ortho_neighbours: m, candidates per latent.
-        ortho_refresh_every: steps between refreshes of groups and domains, and at most of
-            neighbour lists.
+        ortho_refresh_every: steps between refreshes of groups and domains, and most steps
+            between those of neighbour lists.
         ortho_min_captured: share of latents whose list must still hold a neighbour within .01 of
             the most similar. Watched on a sample every few steps: where it captures less, lists
-            are refreshed at once. 0 for refreshes at fixed steps alone, unwatched.
+            are refreshed at once. 0 for refreshes every ``ortho_refresh_every`` steps, unwatched.
         ortho_statistics_every: co-activation is counted on every n-th batch.
         ortho_statistics_decay: factor on old counts at each counted batch, in (0, 1].
         ortho_sketch_size: r, width of the firing-pattern sketch that groups are formed on.

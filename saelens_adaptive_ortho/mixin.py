@@ -55,6 +55,8 @@ class AdaptiveOrthoMixin(SwitchMixin):
             self.register_buffer(f"ortho_{name}", value)
         unset = torch.full((cfg.d_sae, cfg.ortho_neighbours), -1, device=device)
         self.register_buffer("ortho_neighbours", unset)
+        # Step of the last search, -1 before the first.
+        self.register_buffer("ortho_searched", torch.tensor(-1, device=device))
         # Captured share of the lists: latest, lowest, sum and number of all measurements.
         self.register_buffer("ortho_captured", torch.tensor([1.0, 1.0, 0.0, 0.0], device=device))
         self.register_buffer("ortho_group_ids", torch.arange(cfg.d_sae, device=device))
@@ -191,19 +193,26 @@ class AdaptiveOrthoMixin(SwitchMixin):
         self.ortho_scale = self.ortho_scale * SCALE_DECAY + sample * (1 - SCALE_DECAY)
         if self.cfg.ortho_mode != "adaptive":
             return
-        step, periodic = step_input.n_training_steps, self.cfg.ortho_refresh_every
-        first = self._ortho_groups is None  # step of this process
-        # A resumed SAE has lists, one that starts late has none.
-        if step % periodic == 0 or (first and int(self.ortho_neighbours[0, 0]) < 0):
-            self.ortho_search()
-        elif self.cfg.ortho_min_captured and step % CHECK_EVERY == 0:
-            rows = neighbours.sampled_rows(self.cfg.d_sae, CHECKED_LATENTS, step // CHECK_EVERY)
-            if self.ortho_check(rows) < self.cfg.ortho_min_captured:
-                self.ortho_search()
-        if step % periodic == 0:
+        step, first = step_input.n_training_steps, self._ortho_groups is None
+        # First step of this process: a resumed SAE has lists, one that starts late has none.
+        if (first and int(self.ortho_searched) < 0) or self._search_due(step):
+            self.ortho_search(step)
+        if step % self.cfg.ortho_refresh_every == 0:
             self.ortho_regroup()
         elif first:
             self._ortho_groups = self._summarise_groups(self.ortho_group_ids)
+
+    def _search_due(self, step: int) -> bool:
+        longest = self.cfg.ortho_refresh_every
+        if self.cfg.ortho_min_captured == 0:
+            return step % longest == 0
+        every = min(CHECK_EVERY, longest)
+        if step % every:
+            return False  # nothing is read from the device
+        if step - int(self.ortho_searched) >= longest:
+            return True
+        rows = neighbours.sampled_rows(self.cfg.d_sae, CHECKED_LATENTS, step // every)
+        return self.ortho_check(rows) < self.cfg.ortho_min_captured
 
     @torch.no_grad()
     def _after_step(self, step_input: TrainStepInput, output: TrainStepOutput) -> None:
@@ -263,12 +272,13 @@ class AdaptiveOrthoMixin(SwitchMixin):
         return float(share)
 
     @torch.no_grad()
-    def ortho_search(self) -> None:
+    def ortho_search(self, step: int) -> None:
         """Search neighbours afresh and carry the pair statistics over."""
         directions = penalty.decoder_directions(self.W_dec.detach())
         found, _ = neighbours.top_similar(directions, self.cfg.ortho_neighbours)
         self.ortho_state = coactivation.retarget(self.ortho_state, self.ortho_neighbours, found)
         self.ortho_neighbours = found
+        self.ortho_searched = torch.full_like(self.ortho_searched, step)
 
     @torch.no_grad()
     def ortho_regroup(self) -> None:

@@ -7,14 +7,14 @@ them are invariant to row scale, to a rotation of the model space, and to relabe
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from saelens_adaptive_ortho.sparse import sampled_product
 
 EPS = 1e-8
 
@@ -88,7 +88,9 @@ def fixed_penalty(
 
     Source: OrtSAE, arXiv 2509.22033, section 3 (signed maximum, then squared). The latents are
     dealt by ``permutation`` into ``K = ceil(d_sae / chunk_size)`` chunks whose sizes differ by at
-    most one. Cost: ``d_sae * chunk_size * d_in``; memory: one [chunk, chunk] matrix at a time.
+    most one. Cost: ``d_sae * chunk_size * d_in / 2``, in blocks. The gradient flows through the
+    pair of the maximum alone, as it does through ``max``: no [chunk, chunk] matrix is kept for it.
+    Differentiable once.
 
     Raises:
         ValueError: fewer than two directions, or a chunk size below two.
@@ -99,15 +101,43 @@ def fixed_penalty(
         raise ValueError(f"chunk_size must be at least 2 to hold a pair, got {chunk_size}.")
     # Never more chunks than would leave one latent alone in its chunk.
     n_chunks = max(1, min(-(-n // chunk_size), n // 2))
-    losses = []
-    for chunk in permutation.to(directions.device).tensor_split(n_chunks):
-        d = directions[chunk]
-        cosines = d @ d.T
-        cosines = cosines.masked_fill(
-            torch.eye(len(chunk), dtype=torch.bool, device=d.device), float("-inf")
-        )
-        losses.append(cosines.max(dim=-1).values.square().mean())
-    return torch.stack(losses).mean()
+    chunks = permutation.to(directions.device).tensor_split(n_chunks)
+    chosen = torch.empty_like(permutation, device=directions.device)
+    cosine, factor = directions.new_empty(n), directions.new_empty(n)
+    for chunk in chunks:
+        cosine[chunk], nearest = _nearest(directions.detach()[chunk])
+        chosen[chunk] = chunk[nearest]
+        factor[chunk] = 1 / (n_chunks * len(chunk))
+    both = torch.ones_like(factor)
+    return _PairCost.apply(directions, chosen, cosine, factor, both, both)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def _nearest(
+    directions: Float[Tensor, "n d"], block_size: int = 2048
+) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+    """Largest cosine of each row with another one, and which; each pair of blocks is met once."""
+    n = len(directions)
+    best = directions.new_full((n,), float("-inf"))
+    index = torch.zeros(n, dtype=torch.int64, device=directions.device)
+    blocks = torch.arange(n, device=directions.device).split(block_size)
+
+    def improve(rows: Tensor, found: Tensor, where: Tensor) -> None:
+        better = found > best[rows]
+        best[rows] = torch.where(better, found, best[rows])
+        index[rows] = torch.where(better, where, index[rows])
+
+    for a, rows in enumerate(blocks):
+        for columns in blocks[a:]:
+            cosines = directions[rows] @ directions[columns].T
+            if columns is rows:
+                cosines.fill_diagonal_(float("-inf"))
+            found, where = cosines.max(dim=1)
+            improve(rows, found, columns[where])
+            if columns is not rows:
+                found, where = cosines.max(dim=0)
+                improve(columns, found, rows[where])
+    return best, index
 
 
 def adaptive_penalty(
@@ -152,14 +182,14 @@ def adaptive_penalty(
     if firing_rates is not None:
         rate_j = firing_rates[chosen]
         pushed = (firing_rates <= rate_j).to(factor), (rate_j <= firing_rates).to(factor)
-    return _PairCost.apply(directions, chosen, cosine, factor, *pushed)  # type: ignore[no-any-return]
+    return _PairCost.apply(directions, chosen, cosine.relu(), factor, *pushed)  # type: ignore[no-any-return]
 
 
 class _PairCost(torch.autograd.Function):
-    """``sum_i factor_i * relu(c_ij)^2`` for one ``j`` per latent, its cosine already known.
+    """``sum_i factor_i * c_ij^2`` for one ``j`` per latent, its cosine already known.
 
-    With ``a_i = 2 factor_i relu(c_ij)`` latent i gets the gradient ``a_i d_j`` where it is pushed,
-    and latent j gets ``a_i d_i`` where that one is.
+    A cosine of 0 stands for a pair that costs nothing. With ``a_i = 2 factor_i c_ij`` latent i gets
+    the gradient ``a_i d_j`` where it is pushed, and latent j gets ``a_i d_i`` where that one is.
     """
 
     @staticmethod
@@ -172,9 +202,9 @@ class _PairCost(torch.autograd.Function):
         push_i: Tensor,
         push_j: Tensor,
     ) -> Tensor:
-        slope = 2 * factor * cosine.relu()
+        slope = 2 * factor * cosine
         ctx.save_for_backward(directions, chosen, slope * push_i, slope * push_j)
-        return (factor * cosine.relu().square()).sum()
+        return (factor * cosine.square()).sum()
 
     @staticmethod
     @once_differentiable
@@ -197,15 +227,6 @@ def _where_not_zero(x: Float[Tensor, " n"]) -> Int[Tensor, " k"]:
     return torch.arange(len(x), device=x.device)
 
 
-@cache
-def _csr_announced() -> None:
-    """Take PyTorch's one warning of a process that CSR tensors are in beta: it concerns no user."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-        one = torch.ones(1)
-        torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), one, check_invariants=True)
-
-
 @torch.no_grad()
 def pair_cosines(
     directions: Float[Tensor, "d_sae d_in"],
@@ -220,16 +241,8 @@ def pair_cosines(
     """
     n, m = neighbours.shape
     if directions.device.type == "cpu" and not torch.compiler.is_compiling():
-        _csr_announced()
-        places = torch.sparse_csr_tensor(
-            torch.arange(0, n * m + 1, m),
-            neighbours.reshape(-1),
-            directions.new_zeros(n * m),
-            (n, n),
-            check_invariants=False,  # the columns of a row are in order of similarity
-        )
-        found = torch.sparse.sampled_addmm(places, directions, directions.T, beta=0)
-        return found.values().view(n, m)
+        starts = torch.arange(0, n * m + 1, m)
+        return sampled_product(directions, directions, starts, neighbours.reshape(-1)).view(n, m)
     return torch.cat(
         [
             torch.einsum("nd,nmd->nm", d, directions[candidates])
@@ -256,20 +269,9 @@ def pair_weights(affinity: Float[Tensor, "d_sae m"], alpha: float) -> Float[Tens
 def max_cosines(
     directions: Float[Tensor, "d_sae d_in"], block_size: int = 2048
 ) -> Float[Tensor, " d_sae"]:
-    """Per latent, ``max_{j != i} c_ij`` over the whole dictionary, in blocks of rows."""
+    """Per latent, ``max_{j != i} c_ij`` over the whole dictionary, in blocks."""
     _need_pairs(directions.shape[0])
-    out = []
-    for start in range(0, directions.shape[0], block_size):
-        cosines = directions[start : start + block_size] @ directions.T
-        own = _own_column(cosines, start)
-        out.append(cosines.masked_fill(own, float("-inf")).max(dim=-1).values)
-    return torch.cat(out)
-
-
-def _own_column(cosines: Float[Tensor, "n d_sae"], start: int) -> Bool[Tensor, "n d_sae"]:
-    """Mask of the entries where a row of a block meets itself."""
-    rows = torch.arange(start, start + cosines.shape[0], device=cosines.device).unsqueeze(1)
-    return rows == torch.arange(cosines.shape[1], device=cosines.device)
+    return _nearest(directions, block_size)[0]
 
 
 def _need_pairs(n: int) -> None:

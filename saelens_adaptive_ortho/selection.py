@@ -14,8 +14,8 @@ from jaxtyping import Float
 from sae_lens.saes.batchtopk_sae import BatchTopK
 from torch import Tensor
 
-# Of every so many values one is looked at; odd, so that no few latents make up the sample.
-STRIDE = 17
+# About so many values are looked at to estimate the threshold.
+SAMPLE = 2**18
 SMALLEST = 2**15
 # Standard deviations by which the sampled rank is lowered: a miss costs only the time.
 MARGIN = 4.0
@@ -31,19 +31,19 @@ class SampledBatchTopK(BatchTopK):
     def forward(self, x: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_sae"]:
         count = int(self.k * x.shape[:-1].numel())
         if x.device.type == "cpu" and x.numel() >= SMALLEST and 0 < 4 * count <= x.numel():
-            acts = x.relu()
-            threshold = _kth_largest(acts.detach().flatten(), count)
-            if threshold is not None:
-                chosen = ~(acts.detach() < threshold)  # a NaN counts, and so is not hidden
-                if int(chosen.count_nonzero()) == count:
-                    return torch.where(chosen, acts, 0.0)
+            least = _kth_largest(x.detach().flatten(), count)
+            if least is not None:
+                # The largest number below it, since a threshold itself does not pass.
+                below = torch.nextafter(least, least.new_tensor(-math.inf))
+                return torch.nn.functional.threshold(x, float(below), 0.0)
         return super().forward(x)
 
 
 def _kth_largest(values: Float[Tensor, " n"], count: int) -> Float[Tensor, ""] | None:
-    """The ``count``-th largest value if positive and the sample did not mislead, else None."""
-    sample = values[::STRIDE]
-    expected = count / STRIDE
+    """The ``count``-th largest value, if positive, unique, and not missed by the sample."""
+    # Odd, so that no few latents make up the sample.
+    sample = values[:: max(3, len(values) // SAMPLE) | 1]
+    expected = count * len(sample) / len(values)
     rank = min(int(expected + MARGIN * math.sqrt(expected)) + 1, len(sample))
     bound = sample.kthvalue(len(sample) - rank + 1).values
     if not bound > 0:
@@ -51,4 +51,5 @@ def _kth_largest(values: Float[Tensor, " n"], count: int) -> Float[Tensor, ""] |
     candidates = values[values >= bound]
     if len(candidates) < count:
         return None
-    return candidates.kthvalue(len(candidates) - count + 1).values
+    least = candidates.kthvalue(len(candidates) - count + 1).values
+    return least if int((candidates >= least).sum()) == count else None

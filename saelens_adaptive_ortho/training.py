@@ -74,6 +74,8 @@ class LockstepTrainer:
         checkpoint_dir: where checkpoints go; None for none.
         fingerprint: identifies settings and data; a checkpoint of another one is refused.
         log_every: steps between rows of the history.
+        prefetch: batches made ahead, in a thread.
+        sparse_products: see :mod:`.sparse`; SAELens's own products otherwise.
         on_log: called with ``(step, {name: row})`` for each row.
     """
 
@@ -86,12 +88,15 @@ class LockstepTrainer:
         fingerprint: str = "",
         log_every: int = 50,
         prefetch: int = 0,
+        sparse_products: bool = False,
         on_log: Callable[[int, dict[str, dict[str, float]]], None] | None = None,
     ) -> None:
         if not saes:
             raise ConfigError("variants={}: name at least one SAE to train.")
         self.cfg = cfg
         self.saes = saes
+        for sae in saes.values():
+            sae.ortho_sparse_products = sparse_products  # type: ignore[assignment]
         self.store = store
         self.checkpoint_dir = checkpoint_dir
         self.fingerprint = fingerprint

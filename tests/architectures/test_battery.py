@@ -25,6 +25,7 @@ from saelens_adaptive_ortho.config import (
 from saelens_adaptive_ortho.mixin import CHECK_EVERY, AdaptiveOrthoMixin
 from saelens_adaptive_ortho.neighbours import top_similar
 from saelens_adaptive_ortho.penalty import decoder_directions, fixed_penalty, gram_penalty
+from saelens_adaptive_ortho.sparse_mixin import SparseStepMixin
 from saelens_adaptive_ortho.subspace import mean_max_cosine
 
 Build = Callable[..., Any]
@@ -78,10 +79,13 @@ def test_reloading_the_module_changes_nothing() -> None:
 
 
 @every_architecture
-def test_a_leaf_class_is_the_mixin_and_the_stock_class_and_nothing_else(name: str) -> None:
+def test_a_leaf_class_is_the_mixins_and_the_stock_class_and_nothing_else(name: str) -> None:
     sae_class, config_class = ARCHITECTURES[name]
     stock_class, stock_config = SAE_TRAINING_CLASS_REGISTRY[stock_name(name)]
-    assert sae_class.__bases__ == (AdaptiveOrthoMixin, stock_class)
+    sparse = issubclass(sae_class, SparseStepMixin)
+    assert sparse == (stock_name(name) not in {"gated", "jumprelu"})
+    mixins = (AdaptiveOrthoMixin, SparseStepMixin) if sparse else (AdaptiveOrthoMixin,)
+    assert sae_class.__bases__ == (*mixins, stock_class)
     assert issubclass(config_class, stock_config)
     assert config_class.architecture() == name
 
@@ -476,8 +480,11 @@ def test_lists_that_capture_too_little_are_searched_at_once(
     assert lists_after(CHECK_EVERY + 1) is fresh  # not a step of a check
     assert torch.equal(lists_after(2 * CHECK_EVERY), top_similar(D, 1)[0])
     assert sae.ortho_captured.tolist() == [share, share, 1 + share, 2]
-    assert lists_after(2 * CHECK_EVERY) is sae.ortho_neighbours
+    again = lists_after(3 * CHECK_EVERY)
+    assert again is lists_after(100 + CHECK_EVERY)
     assert sae.ortho_captured[0] == 1
+    # However much they capture, they get no older than ortho_refresh_every.
+    assert lists_after(100 + 2 * CHECK_EVERY) is not again
 
 
 def test_logged_metrics_are_finite_numbers(

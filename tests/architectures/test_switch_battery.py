@@ -463,7 +463,7 @@ def test_neighbours_are_those_of_the_directions_found_in_the_data(
     sae = build_sae(f"{PREFIX}topk", ortho_decoder_init="data", ortho_coefficient=1.0)
     train(trainer_of(sae, lr=0.0), make_batches(1))
     before = sae.ortho_neighbours.clone()
-    sae.ortho_search()
+    sae.ortho_search(1)
     assert torch.equal(sae.ortho_neighbours, before)
 
 

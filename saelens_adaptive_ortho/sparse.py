@@ -1,0 +1,156 @@
+"""Products with firing latents alone: what an SAE's step computes, without the zeros.
+
+Of ``batch * d_sae`` activations some tenths of a percent are not zero, and where an activation is
+zero so is its gradient. So of the six matrix products of a training step (encoder and decoder, each
+forward and twice backward) five need the firing latents only. On a CPU these take a twentieth of
+the time; the results are those of the dense products, summed in another order.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding_bag
+
+# Above this share of non-zeros the dense product is faster.
+DENSE_FROM = 0.04
+
+
+class Nonzeros(NamedTuple):
+    """The non-zero entries of a matrix, row by row."""
+
+    rows: Int[Tensor, " k"]
+    columns: Int[Tensor, " k"]
+    values: Float[Tensor, " k"]
+    shape: Sequence[int]
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "n m"]) -> Nonzeros | None:
+        """None where they are so many that a dense product is faster."""
+        rows, columns = x.nonzero(as_tuple=True)
+        if len(rows) > DENSE_FROM * x.numel():
+            return None
+        return cls(rows, columns, x[rows, columns], x.shape)
+
+    def transposed(self) -> Nonzeros:
+        """Those of ``x.T``."""
+        order = self.columns.argsort(stable=True)
+        n, m = self.shape
+        return Nonzeros(self.columns[order], self.rows[order], self.values[order], (m, n))
+
+    def times(self, Y: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
+        """``x @ Y``."""
+        starts = torch.searchsorted(self.rows, torch.arange(self.shape[0], device=Y.device))
+        return embedding_bag(self.columns, Y, starts, mode="sum", per_sample_weights=self.values)
+
+    def starts(self) -> Int[Tensor, " n+1"]:
+        """Where each row begins, and the end."""
+        return torch.searchsorted(self.rows, torch.arange(self.shape[0] + 1))
+
+    def of_product(self, X: Float[Tensor, "n d"], Y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+        """``X @ Y.T`` where x is not zero, and zero elsewhere."""
+        out = X.new_zeros(self.shape)
+        values = sampled_product(X, Y, self.starts(), self.columns)
+        return out.index_put_((self.rows, self.columns), values)
+
+
+def sampled_product(
+    X: Float[Tensor, "n d"],
+    Y: Float[Tensor, "m d"],
+    starts: Int[Tensor, " n+1"],
+    columns: Int[Tensor, " k"],
+) -> Float[Tensor, " k"]:
+    """``<X_i, Y_j>`` at the places that ``starts`` and ``columns`` name as a CSR matrix. CPU."""
+    _csr_announced()
+    places = torch.sparse_csr_tensor(
+        starts,
+        columns,
+        X.new_zeros(len(columns)),
+        (len(X), len(Y)),
+        check_invariants=False,  # the columns of a row may be in any order
+    )
+    return torch.sparse.sampled_addmm(places, X, Y.T, beta=0).values()
+
+
+def matmul(acts: Float[Tensor, "batch n"], W: Float[Tensor, "n d"]) -> Float[Tensor, "batch d"]:
+    """``acts @ W`` for mostly-zero ``acts``, whose gradient is kept where they are not zero.
+
+    That is what remains of it behind any activation function that is flat where it is zero (ReLU,
+    TopK, BatchTopK).
+    """
+    return _Matmul.apply(acts, W)  # type: ignore[no-any-return]
+
+
+def linear(
+    x: Float[Tensor, "batch d"], W: Float[Tensor, "d n"], b: Float[Tensor, " n"]
+) -> Float[Tensor, "batch n"]:
+    """``x @ W + b``, whose backward pass is cheap where the incoming gradient is mostly zero."""
+    return _Linear.apply(x, W, b)  # type: ignore[no-any-return]
+
+
+class _Matmul(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, acts: Tensor, W: Tensor) -> Tensor:
+        found = Nonzeros.of(acts)
+        ctx.shape = acts.shape
+        if found is None:
+            ctx.save_for_backward(acts, W)
+            return acts @ W
+        ctx.save_for_backward(found.rows, found.columns, found.values, W)
+        return found.times(W)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        need_acts, need_W = ctx.needs_input_grad
+        g = g.contiguous()
+        if len(ctx.saved_tensors) == 2:
+            acts, W = ctx.saved_tensors
+            return (g @ W.T).mul_(acts != 0) if need_acts else None, acts.T @ g if need_W else None
+        rows, columns, values, W = ctx.saved_tensors
+        found = Nonzeros(rows, columns, values, ctx.shape)
+        return (
+            found.of_product(g, W) if need_acts else None,
+            found.transposed().times(g) if need_W else None,
+        )
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(x, W)
+        return torch.addmm(b, x, W)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, W = ctx.saved_tensors
+        need_x, need_W, need_b = ctx.needs_input_grad
+        found = Nonzeros.of(g)
+        if found is None:
+            return (
+                g @ W.T if need_x else None,
+                x.T @ g if need_W else None,
+                g.sum(0) if need_b else None,
+            )
+        return (
+            found.times(W.T.contiguous()) if need_x else None,
+            found.transposed().times(x.contiguous()).T if need_W else None,
+            g.new_zeros(g.shape[1]).index_add_(0, found.columns, found.values) if need_b else None,
+        )
+
+
+@cache
+def _csr_announced() -> None:
+    """Take PyTorch's one warning of a process that CSR tensors are in beta: it concerns no user."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        one = torch.ones(1)
+        torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), one, check_invariants=True)
