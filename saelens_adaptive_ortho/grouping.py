@@ -75,7 +75,7 @@ def domain_sharing(
 
 
 def coactivation_groups(
-    sketches: Float[Tensor, "d_sae r"], threshold: float, m: int = 8, block_size: int = 2048
+    sketches: Float[Tensor, "d_sae r"], threshold: float, m: int = 8, block_size: int | None = None
 ) -> Int[Tensor, " d_sae"]:
     """Connected components of the mutual nearest-neighbour graph over firing patterns.
 

@@ -1,7 +1,7 @@
 """Neighbour lists: for each latent, the ``m`` latents most similar to it.
 
 A list is refreshed every so many steps by a blocked matrix product (d_sae^2 * d_in operations,
-``block_size * d_sae`` memory); between refreshes a step touches d_sae * m pairs.
+some tens of MiB of memory); between refreshes a step touches d_sae * m pairs.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+# Similarities held at a time, unless a block size is given.
+BLOCK = 2**23
+
 
 @torch.no_grad()
 def top_similar(
-    directions: Float[Tensor, "n d"], m: int, block_size: int = 2048
+    directions: Float[Tensor, "n d"], m: int, block_size: int | None = None
 ) -> tuple[Int[Tensor, "n m"], Float[Tensor, "n m"]]:
     """Indices and values of the ``m`` largest ``<x_i, x_j>``, j != i, in falling order.
 
@@ -25,8 +28,11 @@ def top_similar(
     n = directions.shape[0]
     if not 1 <= m <= n - 1:
         raise ValueError(f"m must lie in [1, {n - 1}] for {n} directions, got {m}.")
+    block_size = block_size or max(64, min(2048, BLOCK // n))
     indices, values = [], []
+    similarity = None
     for start in range(0, n, block_size):
+        del similarity  # before the next one is made
         similarity = directions[start : start + block_size] @ directions.T
         rows = torch.arange(similarity.shape[0], device=similarity.device)
         similarity[rows, rows + start] = float("-inf")

@@ -2,7 +2,8 @@
 
 Steps of all variants alternate in one process, so that whatever else the machine does falls on all
 of them alike. A variant's steps are of several kinds (with statistics, with a refresh); its time
-is the mean of the kinds' medians, weighted by how often each occurs.
+is the mean of the kinds' medians, weighted by how often each occurs. How often neighbour lists are
+searched depends on the training; ``--search-every`` says what to assume.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from tqdm.auto import tqdm
 
 from saelens_adaptive_ortho.performance.steps import (
     BASES,
+    LEVERS,
+    SEARCH_EVERY,
     VARIANTS,
     Size,
     Stepper,
@@ -39,30 +42,34 @@ def measure(
     variants: Sequence[str],
     device: str = "cpu",
     autocast: bool = False,
+    search_every: int = SEARCH_EVERY,
 ) -> list[dict[str, Any]]:
     """Interleaved timings of ``variants`` at one size; a row per variant.
 
     Each round takes one step of every kind of every variant, in an order that turns from round to
     round; the first round warms up and is dropped. ``stock`` must be among the variants.
     """
-    chosen = [v for v in VARIANTS if v.name in variants]
+    chosen = [v for v in (*VARIANTS, *LEVERS) if v.name in variants]
     steppers = {v.name: Stepper(base, v, size, device, autocast) for v in chosen}
     batches = [activations(size, seed, device) for seed in range(4)]
-    jobs = [
-        (n, kind, number) for n, s in steppers.items() for kind, (number, _) in s.kinds().items()
-    ]
+    jobs = [(n, k, kind) for n, s in steppers.items() for k, kind in s.kinds(search_every).items()]
     times: dict[tuple[str, str], list[float]] = {(name, kind): [] for name, kind, _ in jobs}
     desc = f"{base} {size.d_in} x {size.d_sae}"
     for turn in tqdm(range(rounds + 1), desc=desc, unit=" rounds", leave=False):
         shift = turn % len(jobs)
-        for name, kind, number in jobs[shift:] + jobs[:shift]:
-            seconds = steppers[name].step(batches[turn % len(batches)], number)
+        for name, kind, (number, _, search) in jobs[shift:] + jobs[:shift]:
+            seconds = steppers[name].step(batches[turn % len(batches)], number, search)
             if turn:
                 times[name, kind].append(seconds)
     rows = []
-    stock = _by_kind(steppers["stock"], times, "stock")
-    for name, stepper in steppers.items():
-        own = _by_kind(stepper, times, name)
+
+    def by_kind(name: str) -> Kinds:
+        kinds = steppers[name].kinds(search_every)
+        return {kind: (share, times[name, kind]) for kind, (_, share, _) in kinds.items()}
+
+    stock = by_kind("stock")
+    for name in steppers:
+        own = by_kind(name)
         low, high = ratio_interval(own, stock)
         rows.append(
             {
@@ -84,10 +91,6 @@ def measure(
 
 
 Kinds = dict[str, tuple[float, list[float]]]  # share of steps, and seconds of each
-
-
-def _by_kind(stepper: Stepper, times: dict[tuple[str, str], list[float]], name: str) -> Kinds:
-    return {kind: (share, times[name, kind]) for kind, (_, share) in stepper.kinds().items()}
 
 
 def per_step(kinds: Kinds) -> float:
@@ -134,12 +137,12 @@ def peak_memory(base: str, size: Size, variant: str, device: str, autocast: bool
 
 
 def _steps_of_every_kind(base: str, size: Size, variant: str, device: str, autocast: bool) -> None:
-    (chosen,) = (v for v in VARIANTS if v.name == variant)
+    (chosen,) = (v for v in (*VARIANTS, *LEVERS) if v.name == variant)
     stepper = Stepper(base, chosen, size, device, autocast)
     batch = activations(size, 0, device)
     for _ in range(2):
-        for number, _share in stepper.kinds().values():
-            stepper.step(batch, number)
+        for number, _, search in stepper.kinds().values():
+            stepper.step(batch, number, search)
 
 
 def parse_size(text: str, batch: int) -> Size:
@@ -154,9 +157,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="D_INxD_SAE")
     parser.add_argument("--bases", nargs="+", default=list(BASES), choices=BASES)
     names = [v.name for v in VARIANTS]
-    parser.add_argument("--variants", nargs="+", default=names, choices=names)
+    known = [*names, *(v.name for v in LEVERS)]
+    parser.add_argument("--variants", nargs="+", default=names, choices=known)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--search-every", type=int, default=SEARCH_EVERY)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--autocast", action="store_true", help="bf16 autocast")
     parser.add_argument("--no-memory", action="store_true", help="time only")
@@ -168,12 +173,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "autocast": args.autocast,
+        "search_every": args.search_every,
         "rows": [],
     }
     for text in args.sizes:
         size = parse_size(text, args.batch)
         for base in args.bases:
-            rows = measure(base, size, args.rounds, variants, args.device, args.autocast)
+            rows = measure(
+                base,
+                size,
+                args.rounds,
+                variants,
+                args.device,
+                args.autocast,
+                args.search_every,
+            )
             for row in rows if not args.no_memory else ():
                 row["peak_bytes"] = peak_memory(
                     base, size, row["variant"], args.device, args.autocast
@@ -191,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def line(row: dict[str, Any]) -> str:
     """A row for the terminal."""
-    text = f"{row['base']:10} {row['d_in']:5} x {row['d_sae']:6}  {row['variant']:17}"
+    text = f"{row['base']:10} {row['d_in']:5} x {row['d_sae']:6}  {row['variant']:26}"
     text += f"{row['seconds'] * 1e3:9.1f} ms  {row['ratio']:.3f}"
     text += f" [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
     return text + (f"  memory {row['peak_ratio']:.3f}" if "peak_ratio" in row else "")

@@ -12,10 +12,14 @@ from sae_lens.registry import get_sae_training_class
 from torch import Tensor
 
 from saelens_adaptive_ortho.architectures import PREFIX
+from saelens_adaptive_ortho.mixin import CHECK_EVERY
 from saelens_adaptive_ortho.switch_trainer import build_trainer
 
 # A step number that is a multiple of every period below, and not the first step.
 ORIGIN = 100_000
+# Steps between searches of neighbour lists; when lists capture too little is known from trainings
+# only. 2,900 steps of the local-text comparison at lr 1e-3 searched every 65 steps on average.
+SEARCH_EVERY = 50
 
 
 class Size(NamedTuple):
@@ -28,10 +32,16 @@ class Size(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """What an SAE is trained with; ``fields`` of None is SAELens's own class."""
+    """What an SAE is trained with; ``fields`` of None is SAELens's own class.
+
+    Sparse products are what the project's runner trains with on a CPU.
+    """
 
     name: str
     fields: dict[str, Any] | None
+    sparse_products: bool = False
+    autocast: bool = False
+    compiled: bool = False
 
 
 VARIANTS = (
@@ -41,6 +51,15 @@ VARIANTS = (
     Variant("fixed, every 5th", {"ortho_mode": "fixed", "ortho_every": 5}),
     Variant("gram", {"ortho_mode": "gram"}),
     Variant("adaptive", {"ortho_mode": "adaptive"}),
+    Variant("off, sparse products", {"ortho_mode": "off"}, sparse_products=True),
+    Variant("fixed, sparse products", {"ortho_mode": "fixed"}, sparse_products=True),
+    Variant("adaptive, sparse products", {"ortho_mode": "adaptive"}, sparse_products=True),
+)
+# The whole step, made faster in other ways.
+LEVERS = (
+    Variant("stock, bf16 autocast", None, autocast=True),
+    Variant("stock, compiled", None, compiled=True),
+    Variant("adaptive, bf16 autocast", {"ortho_mode": "adaptive"}, autocast=True),
 )
 BASES = ("batchtopk", "standard")
 
@@ -54,6 +73,14 @@ def activations(size: Size, seed: int = 0, device: str = "cpu") -> Float[Tensor,
     return ((codes * (codes > 1 - 16 / n)) @ D).to(device)
 
 
+class Kind(NamedTuple):
+    """A kind of step: a number of that kind, its share of all, and whether lists are searched."""
+
+    number: int
+    share: float
+    search: bool = False
+
+
 class Stepper:
     """Takes single training steps of one SAE: forward, backward, clip, Adam, bookkeeping."""
 
@@ -64,49 +91,60 @@ class Stepper:
         sparsity = {"k": size.k} if "topk" in base else {"l1_coefficient": 5.0}
         sae_class, cfg_class = get_sae_training_class(f"{PREFIX}{base}" if ours else base)
         torch.manual_seed(0)
-        cfg = cfg_class(
-            d_in=size.d_in, d_sae=size.d_sae, device=device, **sparsity, **(variant.fields or {})
-        )
+        own = dict(variant.fields or {})
+        if own.get("ortho_mode") == "adaptive":
+            own["ortho_min_captured"] = 1e-9  # lists are checked, but searched when told
+        cfg = cfg_class(d_in=size.d_in, d_sae=size.d_sae, device=device, **sparsity, **own)
         trainer_cfg = SAETrainerConfig(
             total_training_samples=size.batch * 10 * ORIGIN,
             train_batch_size_samples=size.batch,
             lr=3e-4,
             lr_end=3e-5,
             device=device,
-            autocast=autocast,
+            autocast=autocast or variant.autocast,
             logger=LoggingConfig(log_to_wandb=False),
         )
         self.device = device
         self.sae = sae_class(cfg).to(device)
+        if ours:
+            self.sae.ortho_sparse_products = variant.sparse_products  # type: ignore[assignment]
+        if variant.compiled:
+            # What SAELens's compile_sae does.
+            self.sae.training_forward_pass = torch.compile(self.sae.training_forward_pass)
         self.trainer = build_trainer(trainer_cfg, self.sae, data_provider=iter(()))
 
-    def step(self, batch: Float[Tensor, "batch d_in"], number: int) -> float:
-        """Train on a batch as if it were step ``number``; seconds."""
+    def step(self, batch: Float[Tensor, "batch d_in"], number: int, search: bool = False) -> float:
+        """Train on a batch as if it were step ``number``, with a search or without; seconds."""
         self.trainer.n_training_steps = number
+        searched: Any = getattr(self.sae, "ortho_searched", None)
+        if searched is not None and searched >= 0:  # the first step always searches
+            searched.fill_(0 if search else number)
         self._wait()
         started = time.perf_counter()
         self.trainer.step(batch)
         self._wait()
         return time.perf_counter() - started
 
-    def kinds(self) -> dict[str, tuple[int, float]]:
-        """Kinds of steps: a step number of the kind, and the share of all steps that are of it.
+    def kinds(self, search_every: int = SEARCH_EVERY) -> dict[str, Kind]:
+        """Kinds of steps, and the share of all steps that are of each.
 
-        Exclusive: a refresh step also counts statistics.
+        A step that both counts statistics and checks on the lists is taken as one of each, and
+        groups are taken to be formed whenever lists are searched.
         """
         cfg = self.sae.cfg
         mode = getattr(cfg, "ortho_mode", "off")
         if mode == "fixed" and cfg.ortho_every > 1:
             every = cfg.ortho_every
-            return {"plain": (ORIGIN + 1, 1 - 1 / every), "penalty": (ORIGIN, 1 / every)}
+            return {"plain": Kind(ORIGIN + 1, 1 - 1 / every), "penalty": Kind(ORIGIN, 1 / every)}
         if mode != "adaptive":
-            return {"plain": (ORIGIN + 1, 1.0)}
-        refresh, count = 1 / cfg.ortho_refresh_every, 1 / cfg.ortho_statistics_every
-        counted = ORIGIN + cfg.ortho_statistics_every
+            return {"plain": Kind(ORIGIN + 1, 1.0)}
+        count, check = cfg.ortho_statistics_every, CHECK_EVERY
+        refresh = 1 / search_every
         return {
-            "plain": (ORIGIN + 1, 1 - count),
-            "counted": (counted, count - refresh),
-            "refresh": (ORIGIN, refresh),
+            "plain": Kind(ORIGIN + 1, 1 - 1 / count - 1 / check),
+            "counted": Kind(ORIGIN + count, 1 / count - refresh),
+            "checked": Kind(ORIGIN + check, 1 / check),
+            "refreshed": Kind(ORIGIN, refresh, search=True),
         }
 
     def _wait(self) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
-from saelens_adaptive_ortho.performance import overhead, scaling
+from saelens_adaptive_ortho.mixin import CHECK_EVERY
+from saelens_adaptive_ortho.performance import levers, overhead, scaling
 from saelens_adaptive_ortho.performance.steps import (
     BASES,
+    LEVERS,
     ORIGIN,
     VARIANTS,
     Size,
@@ -27,34 +30,52 @@ def test_the_kinds_of_steps_make_up_all_steps_and_their_numbers_are_of_their_kin
     base: str, variant: Variant
 ) -> None:
     stepper = Stepper(base, variant, TINY)
-    kinds = stepper.kinds()
-    assert sum(share for _, share in kinds.values()) == pytest.approx(1)
-    numbers = range(ORIGIN, ORIGIN + 100)
+    kinds = stepper.kinds(search_every=40)
+    # A step that counts and checks is taken as one of each, in place of a plain one.
+    assert sum(kind.share for kind in kinds.values()) == pytest.approx(1)
     cfg = stepper.sae.cfg
-    if variant.name == "adaptive":
-        counted = [n for n in numbers if n % cfg.ortho_statistics_every == 0]
-        refreshed = [n for n in numbers if n % cfg.ortho_refresh_every == 0]
-        assert kinds["refresh"] == (ORIGIN, len(refreshed) / 100)
-        assert kinds["counted"][1] == pytest.approx((len(counted) - len(refreshed)) / 100)
-        assert kinds["counted"][0] in counted
-        assert kinds["counted"][0] not in refreshed
-        assert kinds["plain"][0] not in counted
+    if variant.fields == {"ortho_mode": "adaptive"}:
+        count = cfg.ortho_statistics_every
+        refresh, counted, checked = (kinds[n] for n in ("refreshed", "counted", "checked"))
+        assert (refresh.share, refresh.search) == (1 / 40, True)
+        assert refresh.number % math.lcm(count, CHECK_EVERY, cfg.ortho_refresh_every) == 0
+        assert counted.share + refresh.share == pytest.approx(1 / count)
+        assert counted.number % count == 0 != counted.number % CHECK_EVERY
+        assert checked.share == 1 / CHECK_EVERY
+        assert checked.number % CHECK_EVERY == 0 != checked.number % count
+        assert kinds["plain"].number % count != 0 != kinds["plain"].number % CHECK_EVERY
     if variant.name == "fixed, every 5th":
-        assert kinds["penalty"] == (ORIGIN, 0.2)
+        assert kinds["penalty"] == (ORIGIN, 0.2, False)
 
 
-def test_a_step_of_adaptive_does_what_its_number_says() -> None:
+def test_a_step_of_adaptive_does_what_its_kind_says() -> None:
     (variant,) = (v for v in VARIANTS if v.name == "adaptive")
     stepper, batch = Stepper("batchtopk", variant, TINY), activations(TINY)
+    lists, samples, measured = [], [], []
     kinds = stepper.kinds()
-    lists, samples = [], []
-    for kind in ("refresh", "counted", "plain"):
-        stepper.step(100 * batch, kinds[kind][0])
+    for name in ("refreshed", "counted", "checked", "plain"):
+        stepper.step(0 * batch, kinds[name].number, kinds[name].search)
         lists.append(stepper.sae.ortho_neighbours)
         samples.append(float(stepper.sae.ortho_samples))
-    assert lists[1] is lists[0]
-    assert lists[2] is lists[0]
-    assert 0 < samples[0] < samples[1] == samples[2]
+        measured.append(int(stepper.sae.ortho_captured[-1]))
+    assert all(later is lists[0] for later in lists[1:])
+    assert 0 < samples[0] < samples[1] == samples[2] == samples[3]
+    assert measured == [0, 0, 1, 1]
+    stepper.step(100 * batch, kinds["refreshed"].number, search=True)
+    assert stepper.sae.ortho_neighbours is not lists[0]
+
+
+def test_levers_change_the_step_they_name() -> None:
+    steppers = {v.name: Stepper("batchtopk", v, TINY) for v in (*VARIANTS, *LEVERS)}
+    assert {n for n, s in steppers.items() if s.trainer.cfg.autocast} == {
+        "stock, bf16 autocast",
+        "adaptive, bf16 autocast",
+    }
+    sparse = {n for n, s in steppers.items() if getattr(s.sae, "ortho_sparse_products", False)}
+    assert sparse == {n for n in steppers if n.endswith("sparse products")}
+    assert hasattr(
+        steppers["stock, compiled"].sae.training_forward_pass, "_torchdynamo_orig_callable"
+    )
 
 
 def test_the_time_per_step_weighs_medians_by_shares() -> None:
