@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from saelens_adaptive_ortho.mixin import CHECK_EVERY
-from saelens_adaptive_ortho.performance import levers, overhead, scaling
+from saelens_adaptive_ortho.performance import overhead, scaling
 from saelens_adaptive_ortho.performance.steps import (
     BASES,
     LEVERS,
@@ -54,14 +54,14 @@ def test_a_step_of_adaptive_does_what_its_kind_says() -> None:
     lists, samples, measured = [], [], []
     kinds = stepper.kinds()
     for name in ("refreshed", "counted", "checked", "plain"):
-        stepper.step(0 * batch, kinds[name].number, kinds[name].search)
+        stepper.step(batch, kinds[name].number, kinds[name].search)
         lists.append(stepper.sae.ortho_neighbours)
         samples.append(float(stepper.sae.ortho_samples))
         measured.append(int(stepper.sae.ortho_captured[-1]))
     assert all(later is lists[0] for later in lists[1:])
     assert 0 < samples[0] < samples[1] == samples[2] == samples[3]
     assert measured == [0, 0, 1, 1]
-    stepper.step(100 * batch, kinds["refreshed"].number, search=True)
+    stepper.step(batch, kinds["refreshed"].number, search=True)
     assert stepper.sae.ortho_neighbours is not lists[0]
 
 
