@@ -7,8 +7,8 @@ A table sits between two markers, each on a line of its own::
 
 PATH is the folder or file the table is made of, and the word before it says what is in it:
 ``results`` of a comparison, ``alpha`` of an alpha study, ``costs`` of evaluations, ``prior-runs``,
-or a stage of the synthetic sweep (``synthetic-final``, ``synthetic-bars``, ``synthetic-ablation``,
-``synthetic-transfer``).
+a stage of the synthetic sweep (``synthetic-final``, ``synthetic-bars``, ``synthetic-ablation``,
+``synthetic-transfer``), or a benchmark (``overhead``, ``scaling``, ``levers``, ``floor``).
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import prior_runs, synthetic
+from . import performance, prior_runs, synthetic
 from .alpha import alpha_table
 from .results import Result, ResultError, load_results, write_text_atomic
 from .summary import summarise
 from .tables import markdown_costs, markdown_table, markdown_verdicts
 
-_KIND = r"(?P<kind>results|alpha|costs|prior-runs|synthetic-(?:final|bars|ablation|transfer))"
+_KIND = (
+    r"(?P<kind>results|alpha|costs|prior-runs|synthetic-(?:final|bars|ablation|transfer)"
+    r"|overhead|scaling|levers|floor)"
+)
 _OPEN = re.compile(rf"^<!--[ \t]*{_KIND}:[ \t]*(?P<path>.+?)[ \t]*-->[ \t]*$")
 _CLOSE = re.compile(rf"^<!--[ \t]*/{_KIND}[ \t]*-->[ \t]*$")
 
@@ -128,6 +131,10 @@ _RENDER = {
     "alpha": _alpha,
     "costs": _costs,
     "prior-runs": _runs(prior_runs.table, "*/*.json"),
+    "overhead": _runs(performance.overhead_table, "overhead*.json"),
+    "scaling": _runs(performance.scaling_table, "scaling.json"),
+    "levers": _runs(performance.levers_table, "levers*.json"),
+    "floor": _runs(performance.floor_table, "floor.json"),
     "synthetic-final": _runs(synthetic.final_table),
     "synthetic-bars": _runs(synthetic.bars_table),
     "synthetic-ablation": _runs(synthetic.ablation_table),
