@@ -126,25 +126,28 @@ def update(
     new_samples = [forget_rows, n - forget_rows] if two_domains else [n]
     domains = (rows >= forget_rows).long() if two_domains else torch.zeros_like(rows)
     new_fired = torch.bincount(domains * d_sae + latents, minlength=len(new_samples) * d_sae)
-    new_joint, new_own, new_other = (torch.zeros_like(state.joint) for _ in range(3))
+    m = neighbours.shape[1]
+    new_joint, new_own, new_other = (state.joint.new_zeros(d_sae * m) for _ in range(3))
     for r, i, a in zip(*(x.split(FIRINGS_PER_BLOCK) for x in (rows, latents, own)), strict=True):
         j = neighbours[i]
-        others = unit(flat.take((r * d_sae).unsqueeze(1) + j).clamp(min=0), j)
-        together = (others > 0).float()
-        new_joint.index_add_(0, i, together)
-        new_own.index_add_(0, i, a.unsqueeze(1) * together)
-        new_other.index_add_(0, i, others)
+        others = flat.take((r * d_sae).unsqueeze(1) + j)
+        # Few of a latent's neighbours fire with it: only those are added up.
+        firing, slot = (others > 0).nonzero(as_tuple=True)
+        pair = i[firing] * m + slot
+        new_joint += torch.bincount(pair, minlength=d_sae * m)
+        new_own.index_add_(0, pair, a[firing])
+        new_other.index_add_(0, pair, unit(others[firing, slot], j[firing, slot]))
     return CoactivationState(
         samples=state.samples * decay + torch.tensor(new_samples, device=acts.device),
         fired=state.fired * decay + new_fired.view(-1, d_sae),
-        joint=state.joint * decay + new_joint,
+        joint=state.joint * decay + new_joint.view_as(state.joint),
         joint_samples=state.joint_samples * decay + n,
         sketch=state.sketch * decay + _sums_of_rows(signs, rows, latents, d_sae),
         sketch_total=state.sketch_total * decay + signs.sum(0),
         total=state.total * decay + _sums(own, latents, d_sae),
         squares=state.squares * decay + _sums(own.square(), latents, d_sae),
-        joint_own=state.joint_own * decay + new_own,
-        joint_other=state.joint_other * decay + new_other,
+        joint_own=state.joint_own * decay + new_own.view_as(state.joint),
+        joint_other=state.joint_other * decay + new_other.view_as(state.joint),
     )
 
 

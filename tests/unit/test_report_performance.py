@@ -1,0 +1,69 @@
+"""Tables of the benchmarks say what the JSON says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saelens_adaptive_ortho.report import performance
+
+
+def overhead_row(variant: str, seconds: float, **more: Any) -> dict[str, Any]:
+    place = {"base": "batchtopk", "d_in": 512, "d_sae": 16384, "batch": 4096, "k": 64}
+    ratio = {"ratio": seconds / 4, "ratio_low": seconds / 5, "ratio_high": seconds / 3}
+    return {**place, "variant": variant, "seconds": seconds, **ratio, **more}
+
+
+def test_a_step_is_compared_with_stock_and_with_its_own_kind_of_off() -> None:
+    rows = [
+        overhead_row("stock", 4.0),
+        overhead_row("off", 3.0),
+        overhead_row("adaptive", 3.3, peak_ratio=1.02),
+        overhead_row("off, sparse products", 1.0),
+        overhead_row("adaptive, sparse products", 1.2),
+    ]
+    lines = performance.overhead_table([{"rows": rows[:3]}, {"rows": rows[3:]}]).splitlines()[2:]
+    cells = [[c.strip() for c in line.strip("| ").split(" | ")] for line in lines]
+    assert cells[2] == [
+        "512 x 16,384",
+        "batchtopk",
+        "adaptive",
+        "3,300",
+        "0.825 [0.660, 1.100]",
+        "1.100",
+        "1.020",
+    ]
+    assert [row[5] for row in cells] == ["–", "–", "1.100", "–", "1.200"]
+    figure = performance.overhead_figure([{"rows": rows}])
+    assert len(figure.axes) == 1
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
+        r["variant"] for r in reversed(rows[1:])
+    ]
+
+
+def test_scaling_names_its_widths_and_exponents() -> None:
+    part = {"seconds": [0.01, 0.0205], "exponent": 1.036}
+    table = performance.scaling_table([{"widths": [4096, 8192], "parts": {"penalty": part}}])
+    assert table.splitlines()[0].count("d_sae = 8,192") == 1
+    assert table.splitlines()[2] == "| penalty | 10.0 | 20.5 | 1.04 |"
+
+
+def test_levers_give_ratios_with_their_range_and_the_deviation() -> None:
+    ratio = {"median": 0.5, "low": 0.4, "high": 0.6}
+    row = {"training": "x", "seconds": 7.0, "to_saelens": ratio, "to_one": ratio}
+    place = {"d_in": 96, "d_sae": 768, "tokens": 1000, "batch": 10}
+    rows = [{**row, "deviation": d} for d in (None, 0.0, 3.2e-7)]
+    table = performance.levers_table([{**place, "rows": rows}])
+    assert "0.50 [0.40, 0.60]" in table
+    assert [line.split(" | ")[-1] for line in table.splitlines()[-3:]] == ["– |", "0 |", "3e-07 |"]
+
+
+def test_a_profile_adds_up_to_all_operations_and_compares_with_the_floor() -> None:
+    operations = {f"op{i}": 0.1 for i in range(20)}
+    steps = [
+        {"variant": "stock", "seconds": 3.0, "operations": operations | {"mm": 1.0}},
+        {"variant": "adaptive", "seconds": 1.5, "operations": operations},
+    ]
+    table = performance.floor_table([{"floor": {"seconds": 0.5}, "steps": steps}])
+    assert "| `mm` | 1,000 | 0 |" in table
+    assert "| all others | 900 | 900 |" in table
+    assert table.splitlines()[-1] == "| times the floor (500 ms) | 6.0 | 3.0 |"
