@@ -45,14 +45,14 @@ class Nonzeros(NamedTuple):
         n, m = self.shape
         return Nonzeros(self.columns[order], self.rows[order], self.values[order], (m, n))
 
-    def times(self, Y: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
-        """``x @ Y``."""
-        starts = torch.searchsorted(self.rows, torch.arange(self.shape[0], device=Y.device))
-        return embedding_bag(self.columns, Y, starts, mode="sum", per_sample_weights=self.values)
-
     def starts(self) -> Int[Tensor, " n+1"]:
         """Where each row begins, and the end."""
         return torch.searchsorted(self.rows, torch.arange(self.shape[0] + 1))
+
+    def times(self, Y: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
+        """``x @ Y``."""
+        starts = self.starts()[:-1]
+        return embedding_bag(self.columns, Y, starts, mode="sum", per_sample_weights=self.values)
 
     def of_product(self, X: Float[Tensor, "n d"], Y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
         """``X @ Y.T`` where x is not zero, and zero elsewhere."""

@@ -174,7 +174,7 @@ EVALUATIONS: tuple[EvaluationInfo, ...] = (
         "Training",
         "What training took and where it ended; wall time depends on whatever else the machine "
         "was doing.",
-        headline=("train_seconds",),
+        headline=("captured_mean", "train_seconds"),
     ),
 )
 
