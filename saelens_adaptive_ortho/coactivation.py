@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from saelens_adaptive_ortho.neighbours import carry_over
+from saelens_adaptive_ortho.sparse import estimated_nonzeros
 
 # Firings whose neighbours are looked up at a time.
 FIRINGS_PER_BLOCK = 2**18
@@ -151,11 +152,9 @@ def update(
     )
 
 
-def _counted_rows(acts: Float[Tensor, "batch d_sae"], sample: int = 64) -> int:
+def _counted_rows(acts: Float[Tensor, "batch d_sae"]) -> int:
     """The n of "every n-th row", from the firings of some rows."""
-    step = -(-acts.shape[0] // sample)
-    firings = int((acts[::step] > 0).sum()) * step
-    return max(1, -(-firings // MOST_FIRINGS))
+    return max(1, -(-estimated_nonzeros(acts) // MOST_FIRINGS))
 
 
 def _sums(

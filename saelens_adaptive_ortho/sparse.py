@@ -23,6 +23,12 @@ from torch.nn.functional import embedding_bag
 DENSE_FROM = 0.04
 
 
+def estimated_nonzeros(x: Float[Tensor, "n m"], sample: int = 64) -> int:
+    """How many entries are not zero, from about ``sample`` rows."""
+    step = -(-x.shape[0] // sample)
+    return int(x[::step].count_nonzero()) * step
+
+
 class Nonzeros(NamedTuple):
     """The non-zero entries of a matrix, row by row."""
 
@@ -33,10 +39,10 @@ class Nonzeros(NamedTuple):
 
     @classmethod
     def of(cls, x: Float[Tensor, "n m"]) -> Nonzeros | None:
-        """None where they are so many that a dense product is faster."""
-        rows, columns = x.nonzero(as_tuple=True)
-        if len(rows) > DENSE_FROM * x.numel():
+        """None where they are so many that a dense product is faster, judged by a sample."""
+        if estimated_nonzeros(x) > DENSE_FROM * x.numel():
             return None
+        rows, columns = x.nonzero(as_tuple=True)
         return cls(rows, columns, x[rows, columns], x.shape)
 
     def transposed(self) -> Nonzeros:
