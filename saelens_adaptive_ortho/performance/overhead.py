@@ -164,7 +164,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--search-every", type=int, default=SEARCH_EVERY)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--autocast", action="store_true", help="bf16 autocast")
-    parser.add_argument("--no-memory", action="store_true", help="time only")
+    parser.add_argument(
+        "--memory",
+        nargs="*",
+        choices=["stock", *known],
+        metavar="VARIANT",
+        help="whose peak memory to measure, beside stock's (default: all; none given: nobody's)",
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     variants = ["stock", *(v for v in args.variants if v != "stock")]
@@ -188,11 +194,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.autocast,
                 args.search_every,
             )
-            for row in rows if not args.no_memory else ():
-                row["peak_bytes"] = peak_memory(
-                    base, size, row["variant"], args.device, args.autocast
-                )
+            measured = variants if args.memory is None else args.memory and ["stock", *args.memory]
             for row in rows:
+                if row["variant"] in measured:
+                    row["peak_bytes"] = peak_memory(
+                        base, size, row["variant"], args.device, args.autocast
+                    )
                 # At toy sizes the imports alone need more than the steps, and nothing is measured.
                 if row.get("peak_bytes") and rows[0]["peak_bytes"]:
                     row["peak_ratio"] = row["peak_bytes"] / rows[0]["peak_bytes"]

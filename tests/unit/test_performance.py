@@ -92,7 +92,7 @@ def test_the_time_per_step_weighs_medians_by_shares() -> None:
 
 def test_overhead_writes_a_row_per_base_and_variant(tmp_path: Path) -> None:
     path = tmp_path / "overhead.json"
-    arguments = "--sizes 8x80 --batch 16 --rounds 2 --no-memory --variants off adaptive".split()
+    arguments = "--sizes 8x80 --batch 16 --rounds 2 --memory --variants off adaptive".split()
     assert overhead.main([*arguments, "--json", str(path)]) == 0
     rows = json.loads(path.read_text())["rows"]
     names = [(r["base"], r["variant"]) for r in rows]
