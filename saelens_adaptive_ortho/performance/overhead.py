@@ -9,6 +9,7 @@ searched depends on the training; ``--search-every`` says what to assume.
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import subprocess
 import sys
@@ -123,17 +124,24 @@ def peak_memory(base: str, size: Size, variant: str, device: str, autocast: bool
         _steps_of_every_kind(base, size, variant, device, autocast)
         return torch.cuda.max_memory_allocated()
     code = (
-        "import resource, sys\n"
         "from saelens_adaptive_ortho.performance import overhead\n"
         "from saelens_adaptive_ortho.performance.steps import Size\n"
-        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "before = peak()\n"
+        "before = overhead.peak_resident()\n"
         f"overhead._steps_of_every_kind({base!r}, {size!r}, {variant!r}, 'cpu', {autocast})\n"
-        "print(peak() - before)\n"
+        "print(overhead.peak_resident() - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def peak_resident() -> int:
+    """Most memory this process has held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would count the parent's memory, too
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
-    return int(done.stdout.split()[-1]) * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _steps_of_every_kind(base: str, size: Size, variant: str, device: str, autocast: bool) -> None:

@@ -106,12 +106,25 @@ class Stepper:
         )
         self.device = device
         self.sae = sae_class(cfg).to(device)
+        if base == "standard":
+            self._silence(size)
         if ours:
             self.sae.ortho_sparse_products = variant.sparse_products  # type: ignore[assignment]
         if variant.compiled:
             # What SAELens's compile_sae does.
             self.sae.training_forward_pass = torch.compile(self.sae.training_forward_pass)
         self.trainer = build_trainer(trainer_cfg, self.sae, data_provider=iter(()))
+
+    @torch.no_grad()
+    def _silence(self, size: Size) -> None:
+        """Lower the encoder's bias until k latents fire per row, as after some training.
+
+        At first half of all latents of a ReLU fire, and for a small part of a training only.
+        """
+        x = activations(size, device=self.device)[:256]
+        pre = (x - self.sae.b_dec) @ self.sae.W_enc
+        rank = pre.numel() - size.k * len(pre)
+        self.sae.b_enc.sub_(pre.flatten().kthvalue(max(1, rank)).values)  # type: ignore[operator]
 
     def step(self, batch: Float[Tensor, "batch d_in"], number: int, search: bool = False) -> float:
         """Train on a batch as if it were step ``number``, with a search or without; seconds."""
