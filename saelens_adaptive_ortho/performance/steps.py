@@ -98,8 +98,9 @@ class Stepper:
         trainer_cfg = SAETrainerConfig(
             total_training_samples=size.batch * 10 * ORIGIN,
             train_batch_size_samples=size.batch,
-            lr=3e-4,
-            lr_end=3e-5,
+            # All steps at the same point of training, however many of a kind are taken.
+            lr=1e-9,
+            lr_end=1e-10,
             device=device,
             autocast=autocast or variant.autocast,
             logger=LoggingConfig(log_to_wandb=False),
