@@ -18,7 +18,7 @@ from saelens_adaptive_ortho.neighbours import carry_over
 from saelens_adaptive_ortho.sparse import estimated_nonzeros
 
 # Firings whose neighbours are looked up at a time.
-FIRINGS_PER_BLOCK = 2**18
+FIRINGS_PER_BLOCK = 2**16
 # Above so many firings only every n-th row is counted: half of a dense SAE's latents fire at first.
 MOST_FIRINGS = 2**20
 PSEUDO_FIRINGS = 3.0
