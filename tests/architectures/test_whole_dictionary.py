@@ -113,7 +113,7 @@ def test_with_all_latents_as_candidates_loss_and_gradient_are_those_of_dense_mat
         torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-7)
         acts = output.feature_acts.detach()
         reference.count(acts if name == "batchtopk" else acts * sae.W_dec.detach().norm(dim=1))
-        seen.append(float(expected))
+        seen.append(float(expected.detach()))
     assert seen[0] == 0  # nothing has fired yet
     assert min(seen[1:]) > 0
     sharing = reference.affinity().fill_diagonal_(0)
