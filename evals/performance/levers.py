@@ -1,6 +1,6 @@
 """Whole trainings with each lever, and three variants on one stream against one training.
 
-python evals/performance/levers.py [CONFIG] [KEY=VALUE ...] [--json FILE]
+python evals/performance/levers.py [CONFIG] [--set KEY=VALUE ...] [--json FILE]
 """
 
 import sys

@@ -12,6 +12,7 @@ import contextlib
 import io
 import logging
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -27,7 +28,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from saelens_adaptive_ortho.architectures import PREFIX
-from saelens_adaptive_ortho.config import OrthoConfig
+from saelens_adaptive_ortho.config import ConfigError, OrthoConfig
 from saelens_adaptive_ortho.experiment import Experiment, load_experiment
 from saelens_adaptive_ortho.runner import (
     AdaptiveOrthoRunner,
@@ -191,12 +192,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", nargs="?", default="configs/demo.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     logging.disable(logging.WARNING)
-    found = measure(load_experiment(args.config, args.overrides), args.rounds)
+    try:
+        found = measure(load_experiment(args.config, args.overrides), args.rounds)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     for row in found["rows"]:
         print(
             f"{row['training']:28} {row['seconds']:7.1f} s  {row['to_saelens']['median']:.2f} of "

@@ -16,20 +16,8 @@ def test_every_training_has_a_row_and_ours_end_alike(
 ) -> None:
     target = tmp_path / "levers.json"
     config = write_config(seeds=[0])
-    assert (
-        levers.main(
-            [
-                str(config),
-                "training_tokens=256",
-                "n_batches_in_buffer=16",
-                "--rounds",
-                "1",
-                "--json",
-                str(target),
-            ]
-        )
-        == 0
-    )
+    arguments = "--set training_tokens=256 --set n_batches_in_buffer=16 --rounds 1".split()
+    assert levers.main([str(config), *arguments, "--json", str(target)]) == 0
     found = json.loads(target.read_text())
     rows = {row["training"]: row for row in found["rows"]}
     assert list(rows) == [levers.HOST, *levers.TRAININGS]
@@ -41,3 +29,8 @@ def test_every_training_has_a_row_and_ours_end_alike(
     assert rows["sparse products (default)"]["deviation"] == pytest.approx(0, abs=1e-4)
     assert rows["bf16 autocast of the SAE"]["deviation"] > 0
     assert found["full_forward_ratio"]["median"] > 0
+
+
+def test_a_bad_setting_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert levers.main([str(tmp_path / "missing.yaml")]) == 2
+    assert "missing.yaml" in capsys.readouterr().err
