@@ -12,10 +12,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from saelens_adaptive_ortho.neighbours import carry_over
-from saelens_adaptive_ortho.sparse import estimated_nonzeros
+from saelens_adaptive_ortho.sparse import Nonzeros, estimated_nonzeros
 
 # Firings whose neighbours are looked up at a time.
 FIRINGS_PER_BLOCK = 2**16
@@ -138,15 +137,17 @@ def update(
         new_joint += torch.bincount(pair, minlength=d_sae * m)
         new_own.index_add_(0, pair, a[firing])
         new_other.index_add_(0, pair, unit(others[firing, slot], j[firing, slot]))
+    fired = Nonzeros(rows, latents, own, acts.shape)
+    once = fired._replace(values=torch.ones_like(own))
     return CoactivationState(
         samples=state.samples * decay + torch.tensor(new_samples, device=acts.device),
         fired=state.fired * decay + new_fired.view(-1, d_sae),
         joint=state.joint * decay + new_joint.view_as(state.joint),
         joint_samples=state.joint_samples * decay + n,
-        sketch=state.sketch * decay + _sums_of_rows(signs, rows, latents, d_sae),
+        sketch=state.sketch * decay + once.transposed().times(signs),
         sketch_total=state.sketch_total * decay + signs.sum(0),
-        total=state.total * decay + _sums(own, latents, d_sae),
-        squares=state.squares * decay + _sums(own.square(), latents, d_sae),
+        total=state.total * decay + fired.column_sums(),
+        squares=state.squares * decay + fired._replace(values=own.square()).column_sums(),
         joint_own=state.joint_own * decay + new_own.view_as(state.joint),
         joint_other=state.joint_other * decay + new_other.view_as(state.joint),
     )
@@ -155,21 +156,6 @@ def update(
 def _counted_rows(acts: Float[Tensor, "batch d_sae"]) -> int:
     """The n of "every n-th row", from the firings of some rows."""
     return max(1, -(-estimated_nonzeros(acts) // MOST_FIRINGS))
-
-
-def _sums(
-    values: Float[Tensor, " n"], latents: Int[Tensor, " n"], d_sae: int
-) -> Float[Tensor, " d_sae"]:
-    return values.new_zeros(d_sae).index_add_(0, latents, values)
-
-
-def _sums_of_rows(
-    signs: Float[Tensor, "batch r"], rows: Int[Tensor, " n"], latents: Int[Tensor, " n"], d_sae: int
-) -> Float[Tensor, "d_sae r"]:
-    """``out[i] = sum of signs[row] over the firings (row, i)``."""
-    order = latents.argsort(stable=True)
-    starts = torch.searchsorted(latents[order], torch.arange(d_sae, device=latents.device))
-    return embedding_bag(rows[order], signs, starts, mode="sum")
 
 
 def retarget(

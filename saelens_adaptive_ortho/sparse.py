@@ -53,7 +53,13 @@ class Nonzeros(NamedTuple):
 
     def starts(self) -> Int[Tensor, " n+1"]:
         """Where each row begins, and the end."""
-        return torch.searchsorted(self.rows, torch.arange(self.shape[0] + 1))
+        return torch.searchsorted(
+            self.rows, torch.arange(self.shape[0] + 1, device=self.rows.device)
+        )
+
+    def column_sums(self) -> Float[Tensor, " m"]:
+        """``x.sum(0)``."""
+        return self.values.new_zeros(self.shape[1]).index_add_(0, self.columns, self.values)
 
     def times(self, Y: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
         """``x @ Y``."""
@@ -149,7 +155,7 @@ class _Linear(torch.autograd.Function):
         return (
             found.times(W.T.contiguous()) if need_x else None,
             found.transposed().times(x.contiguous()).T if need_W else None,
-            g.new_zeros(g.shape[1]).index_add_(0, found.columns, found.values) if need_b else None,
+            found.column_sums() if need_b else None,
         )
 
 
