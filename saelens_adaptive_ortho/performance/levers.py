@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from datasets import Dataset
 from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, TrainingSAE
 from sae_lens.config import LoggingConfig
 from sae_lens.registry import get_sae_training_class
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -126,9 +127,7 @@ def _ours(
     variants: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     cfg = experiment.runner
-    own = {f.name: getattr(cfg, f.name) for f in fields(cfg) if f.init}
-    own |= {"logger": LoggingConfig(log_to_wandb=False), **changes}
-    runner = AdaptiveOrthoRunner(AdaptiveOrthoRunnerConfig(**own), variants, prepared)
+    runner = AdaptiveOrthoRunner(replace(cfg, **changes), variants, prepared)
     runner.run()
     state = runner.trainer.state
     return {
@@ -175,8 +174,8 @@ def _full_forward_ratio(
 ) -> dict[str, float]:
     """The model stopped after the hook, which is how SAELens runs it, over the whole model."""
     model, tokens = prepared.model, prepared.corpora[0].train[: cfg.store_batch_size_prompts].long()
-    layer = int("".join(c for c in cfg.hook_name.split("hook")[0] if c.isdigit()) or 0)
-    times: dict[int | None, list[float]] = {layer + 1: [], None: []}
+    stop_at = extract_stop_at_layer_from_tlens_hook_name(cfg.hook_name)
+    times: dict[int | None, list[float]] = {stop_at: [], None: []}
     for turn in range(rounds + 1):
         for stop, values in times.items():
             started = time.perf_counter()
@@ -185,7 +184,7 @@ def _full_forward_ratio(
             )
             if turn:
                 values.append(time.perf_counter() - started)
-    return _ratios(times[layer + 1], times[None])
+    return _ratios(times[stop_at], times[None])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

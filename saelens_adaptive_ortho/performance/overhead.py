@@ -182,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     variants = ["stock", *(v for v in args.variants if v != "stock")]
+    measured = variants if args.memory is None else args.memory and ["stock", *args.memory]
     document: dict[str, Any] = {
         "device": _device(args.device),
         "threads": torch.get_num_threads(),
@@ -202,7 +203,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.autocast,
                 args.search_every,
             )
-            measured = variants if args.memory is None else args.memory and ["stock", *args.memory]
             for row in rows:
                 if row["variant"] in measured:
                     row["peak_bytes"] = peak_memory(

@@ -29,7 +29,7 @@ def overhead_table(documents: Sequence[Row]) -> str:
     for row in rows:
         sparse = row["variant"].endswith("sparse products")
         off = seconds.get((_place(row), "off, sparse products" if sparse else "off"))
-        own = row["variant"] not in {"stock", "off", "off, sparse products"} and off is not None
+        apart = row["variant"] in {"stock", "off", "off, sparse products"}
         memory = row.get("peak_ratio")
         text.append(
             [
@@ -38,7 +38,7 @@ def overhead_table(documents: Sequence[Row]) -> str:
                 row["variant"],
                 f"{row['seconds'] * 1e3:,.0f}",
                 f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]",
-                f"{row['seconds'] / off:.3f}" if own and off else DASH,
+                f"{row['seconds'] / off:.3f}" if off and not apart else DASH,
                 DASH if memory is None else f"{memory:.3f}",
             ]
         )
