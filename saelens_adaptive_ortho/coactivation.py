@@ -18,8 +18,10 @@ from saelens_adaptive_ortho.sparse import Nonzeros, estimated_nonzeros
 
 # Firings whose neighbours are looked up at a time.
 FIRINGS_PER_BLOCK = 2**16
-# Above so many firings only every n-th row is counted: half of a dense SAE's latents fire at first.
-MOST_FIRINGS = 2**20
+# Above so many firings, or so many per latent, only every n-th row is counted: a count sees enough
+# with them, and half of a dense SAE's latents fire at first.
+MOST_FIRINGS = 2**17
+MOST_PER_LATENT = 8
 PSEUDO_FIRINGS = 3.0
 
 
@@ -98,8 +100,9 @@ def update(
     """Count one batch of firing patterns.
 
     Works on the list of firings, so that one pass over ``acts`` is all that costs
-    ``batch * d_sae``. With more than about :data:`MOST_FIRINGS` firings, every n-th row is counted
-    alone; forget and retain rows keep their shares.
+    ``batch * d_sae``. With more firings than about :data:`MOST_FIRINGS` and
+    :data:`MOST_PER_LATENT` times d_sae, every n-th row is counted alone; forget and retain rows
+    keep their shares.
 
     Args:
         acts: activations; a latent fires where its is positive.
@@ -112,13 +115,14 @@ def update(
     """
     stride = _counted_rows(acts)
     # With a stride the forget rows are the first ceil(forget_rows / stride) of those left.
-    acts, signs = acts[::stride].contiguous(), signs[::stride]
+    width = acts.shape[1] * stride  # from one counted row to the next
+    flat = acts.contiguous().view(-1)
+    acts, signs = acts[::stride], signs[::stride]
     forget_rows = -(-forget_rows // stride)
     n, d_sae = acts.shape
     two_domains = state.samples.shape[0] == 2
     rows, latents = acts.nonzero(as_tuple=True)
-    flat = acts.view(-1)
-    own = flat[rows * d_sae + latents]
+    own = flat[rows * width + latents]
     if bool((own < 0).any()):
         rows, latents, own = rows[own > 0], latents[own > 0], own[own > 0]
     unit = (lambda a, _: a.float()) if norms is None else (lambda a, i: a.float() * norms[i])
@@ -130,7 +134,7 @@ def update(
     new_joint, new_own, new_other = (state.joint.new_zeros(d_sae * m) for _ in range(3))
     for r, i, a in zip(*(x.split(FIRINGS_PER_BLOCK) for x in (rows, latents, own)), strict=True):
         j = neighbours[i]
-        others = flat.take((r * d_sae).unsqueeze(1) + j)
+        others = flat.take((r * width).unsqueeze(1) + j)
         # Few of a latent's neighbours fire with it: only those are added up.
         firing, slot = (others > 0).nonzero(as_tuple=True)
         pair = i[firing] * m + slot
@@ -155,7 +159,8 @@ def update(
 
 def _counted_rows(acts: Float[Tensor, "batch d_sae"]) -> int:
     """The n of "every n-th row", from the firings of some rows."""
-    return max(1, -(-estimated_nonzeros(acts) // MOST_FIRINGS))
+    most = max(MOST_FIRINGS, MOST_PER_LATENT * acts.shape[1])
+    return max(1, -(-estimated_nonzeros(acts) // most))
 
 
 def retarget(

@@ -135,15 +135,14 @@ class AdaptiveOrthoMixin(SwitchMixin):
 
     def _penalty(self, step: int) -> Tensor:
         cfg = self.cfg
-        directions = penalty.decoder_directions(self.W_dec)
         if cfg.ortho_mode == "gram":
-            return penalty.gram_penalty(directions)
+            return penalty.gram_penalty(self.W_dec)
         if cfg.ortho_mode == "fixed":
             permutation = penalty.chunk_permutation(cfg.d_sae, cfg.ortho_seed, step)
-            return penalty.fixed_penalty(directions, permutation, cfg.ortho_chunk_size)
+            return penalty.fixed_penalty(self.W_dec, permutation, cfg.ortho_chunk_size)
         rates = coactivation.firing_rates(self.ortho_state)
         return penalty.adaptive_penalty(
-            directions,
+            self.W_dec,
             self.ortho_neighbours,
             penalty.pair_weights(self.ortho_affinities(), cfg.ortho_alpha),
             firing_rates=rates if cfg.ortho_ordering == "frequency" else None,

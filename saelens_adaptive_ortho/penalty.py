@@ -2,7 +2,8 @@
 
 Every penalty sees only unit decoder directions ``d_i = W_dec[i] / ||W_dec[i]||`` and their
 sign-sensitive cosines ``c_ij = <d_i, d_j>``; the norm of a decoder row never enters, so all of
-them are invariant to row scale, to a rotation of the model space, and to relabelling.
+them are invariant to row scale, to a rotation of the model space, and to relabelling. A zero row
+has no direction: its cosines are 0. Cosines are computed in float32 at least.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from saelens_adaptive_ortho.sparse import sampled_product
+from saelens_adaptive_ortho.sparse import Nonzeros, sampled_product
 
 EPS = 1e-8
 
@@ -24,9 +25,12 @@ def decoder_directions(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_s
 
     A zero row stays zero: it has no direction and takes part in no pair.
     """
+    return _UnitRows.apply(_precise(W_dec))  # type: ignore[no-any-return]
+
+
+def _precise(W: Tensor) -> Tensor:
     # bf16 rounds a cosine to 3 digits, which is coarser than the differences we act on.
-    W = W_dec.to(torch.promote_types(W_dec.dtype, torch.float32))
-    return _UnitRows.apply(W)  # type: ignore[no-any-return]
+    return W.to(torch.promote_types(W.dtype, torch.float32))
 
 
 class _UnitRows(torch.autograd.Function):
@@ -52,7 +56,7 @@ class _UnitRows(torch.autograd.Function):
         return torch.addcmul(gradient, along, directions, value=-1).div_(norms.clamp(min=EPS))
 
 
-def gram_penalty(directions: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
+def gram_penalty(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
     """Mean squared cosine over all ordered pairs: ``1/(n(n-1)) * sum_{i != j} c_ij^2``.
 
     The classical mutual-coherence penalty (the "basic orthogonality loss"). Exact at any width
@@ -62,8 +66,9 @@ def gram_penalty(directions: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
     Raises:
         ValueError: fewer than two directions.
     """
-    n = directions.shape[0]
+    n = W_dec.shape[0]
     _need_pairs(n)
+    directions = decoder_directions(W_dec)
     gram = directions.T @ directions
     diagonal = directions.square().sum(-1).square().sum()
     return (gram.square().sum() - diagonal) / (n * (n - 1))
@@ -80,7 +85,7 @@ def chunk_permutation(n: int, seed: int, step: int) -> Int[Tensor, " n"]:
 
 
 def fixed_penalty(
-    directions: Float[Tensor, "d_sae d_in"],
+    W_dec: Float[Tensor, "d_sae d_in"],
     permutation: Int[Tensor, " d_sae"],
     chunk_size: int = 8192,
 ) -> Float[Tensor, ""]:
@@ -95,21 +100,21 @@ def fixed_penalty(
     Raises:
         ValueError: fewer than two directions, or a chunk size below two.
     """
-    n = directions.shape[0]
+    n, W = W_dec.shape[0], _precise(W_dec)
     _need_pairs(n)
     if chunk_size < 2:
         raise ValueError(f"chunk_size must be at least 2 to hold a pair, got {chunk_size}.")
     # Never more chunks than would leave one latent alone in its chunk.
     n_chunks = max(1, min(-(-n // chunk_size), n // 2))
-    chunks = permutation.to(directions.device).tensor_split(n_chunks)
-    chosen = torch.empty_like(permutation, device=directions.device)
-    cosine, factor = directions.new_empty(n), directions.new_empty(n)
+    chunks = permutation.to(W.device).tensor_split(n_chunks)
+    chosen = torch.empty_like(permutation, device=W.device)
+    cosine, factor = W.new_empty(n), W.new_empty(n)
     for chunk in chunks:
-        cosine[chunk], nearest = _nearest(directions.detach()[chunk])
+        cosine[chunk], nearest = _nearest(decoder_directions(W.detach()[chunk]))
         chosen[chunk] = chunk[nearest]
         factor[chunk] = 1 / (n_chunks * len(chunk))
     both = torch.ones_like(factor)
-    return _PairCost.apply(directions, chosen, cosine, factor, both, both)  # type: ignore[no-any-return]
+    return _PairCost.apply(W, _norms(W), chosen, cosine, factor, both, both)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -141,7 +146,7 @@ def _nearest(
 
 
 def adaptive_penalty(
-    directions: Float[Tensor, "d_sae d_in"],
+    W_dec: Float[Tensor, "d_sae d_in"],
     neighbours: Int[Tensor, "d_sae m"],
     weights: Float[Tensor, "d_sae m"],
     firing_rates: Float[Tensor, " d_sae"] | None = None,
@@ -153,7 +158,7 @@ def adaptive_penalty(
     With energies, ``sum_i min(e_i, e_j) (w_ij * relu(c_ij))^2`` instead.
 
     Args:
-        directions: unit decoder directions.
+        W_dec: decoder rows of any norm.
         neighbours: ``N(i)``, candidate latents of each latent; never contains ``i`` itself.
         weights: ``w_ij`` in [0, 1], aligned with ``neighbours``; see :func:`pair_weights`.
         firing_rates: with it the penalty is *frequency-ordered*: of the chosen pair the
@@ -164,13 +169,13 @@ def adaptive_penalty(
             rare latents are bent no more than they matter, and silent ones not at all.
         block_size: see :func:`pair_cosines`.
 
-    The gradient flows through the chosen pair alone, as it does through ``max``: memory for the
-    backward pass is d_sae * d_in, whatever ``m``. Differentiable once.
+    The gradient flows through the chosen pair alone, as it does through ``max``: nothing of the
+    decoder's size is kept for the backward pass. Differentiable once.
     """
-    n = directions.shape[0]
+    n, W = W_dec.shape[0], _precise(W_dec)
     _need_pairs(n)
-    weights = weights.to(directions.dtype)
-    cosines = pair_cosines(directions, neighbours, block_size)
+    weights = weights.to(W.dtype)
+    cosines = pair_cosines(W, neighbours, block_size)
     slot = (weights * cosines.relu()).argmax(dim=-1, keepdim=True)
     chosen = neighbours.gather(1, slot).squeeze(1)
     weight, cosine = (x.gather(1, slot).squeeze(1) for x in (weights, cosines))
@@ -182,20 +187,24 @@ def adaptive_penalty(
     if firing_rates is not None:
         rate_j = firing_rates[chosen]
         pushed = (firing_rates <= rate_j).to(factor), (rate_j <= firing_rates).to(factor)
-    return _PairCost.apply(directions, chosen, cosine.relu(), factor, *pushed)  # type: ignore[no-any-return]
+    return _PairCost.apply(W, _norms(W), chosen, cosine.relu(), factor, *pushed)  # type: ignore[no-any-return]
 
 
 class _PairCost(torch.autograd.Function):
     """``sum_i factor_i * c_ij^2`` for one ``j`` per latent, its cosine already known.
 
-    A cosine of 0 stands for a pair that costs nothing. With ``a_i = 2 factor_i c_ij`` latent i gets
-    the gradient ``a_i d_j`` where it is pushed, and latent j gets ``a_i d_i`` where that one is.
+    A cosine of 0 stands for a pair that costs nothing. As ``dc_ij / dW_i = (d_j - c_ij d_i) / n_i``,
+    every row's gradient is a sum of few rows. With ``a_i = 2 factor_i c_ij`` and norms n, latent i
+    gets ``a_i / (n_i n_j) W_j - a_i c_ij / n_i^2 W_i`` where it is pushed; so does j, with i and j
+    exchanged, where j is. That is ``S W`` with a sparse S of at most three entries per latent:
+    neither directions nor their gradient are ever held.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        directions: Tensor,
+        W: Tensor,
+        norms: Tensor,
         chosen: Tensor,
         cosine: Tensor,
         factor: Tensor,
@@ -203,33 +212,32 @@ class _PairCost(torch.autograd.Function):
         push_j: Tensor,
     ) -> Tensor:
         slope = 2 * factor * cosine
-        ctx.save_for_backward(directions, chosen, slope * push_i, slope * push_j)
+        ctx.save_for_backward(W, norms, chosen, cosine, slope * push_i, slope * push_j)
         return (factor * cosine.square()).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        directions, chosen, slope_i, slope_j = ctx.saved_tensors
-        out = directions.index_select(0, chosen)
-        out.mul_((gradient * slope_i).unsqueeze(1))
-        rows = _where_not_zero(slope_j)
-        # index_add_ adds in a fixed order on the CPU, so that a run is the same to the bit on any
-        # number of threads.
-        source = directions.index_select(0, rows).mul_((gradient * slope_j[rows]).unsqueeze(1))
-        out.index_add_(0, chosen[rows], source)
-        return out, None, None, None, None, None
+        W, norms, chosen, cosine, slope_i, slope_j = ctx.saved_tensors
+        latents = torch.arange(len(W), device=W.device)
+        along = (slope_i * cosine).index_add_(0, chosen, slope_j * cosine)
+        # Below EPS the norm is held at EPS, and a row may grow along itself.
+        own = torch.where(norms > EPS, -along / norms.square(), 0)
+        both = norms * norms[chosen]
+        rows = torch.cat([latents, latents, chosen])
+        columns = torch.cat([chosen, latents, latents])
+        values = gradient * torch.cat([slope_i / both, own, slope_j / both])
+        S = Nonzeros.of_entries(rows, columns, values, (len(W), len(W)))
+        return S.times(W), None, None, None, None, None, None
 
 
-def _where_not_zero(x: Float[Tensor, " n"]) -> Int[Tensor, " k"]:
-    """Rows worth touching: on a GPU all of them, since counting would stall it."""
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return x.nonzero().squeeze(1)
-    return torch.arange(len(x), device=x.device)
+def _norms(W: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
+    return W.detach().norm(dim=-1).clamp(min=EPS)
 
 
 @torch.no_grad()
 def pair_cosines(
-    directions: Float[Tensor, "d_sae d_in"],
+    W_dec: Float[Tensor, "d_sae d_in"],
     neighbours: Int[Tensor, "d_sae m"],
     block_size: int = 2048,
 ) -> Float[Tensor, "d_sae m"]:
@@ -239,18 +247,15 @@ def pair_cosines(
     to be had (GPU, compiled code) in blocks of ``block_size`` latents, with memory
     ``block_size * m * d_in``.
     """
-    n, m = neighbours.shape
-    if directions.device.type == "cpu" and not torch.compiler.is_compiling():
+    (n, m), W = neighbours.shape, _precise(W_dec)
+    if W.device.type == "cpu" and not torch.compiler.is_compiling():
         starts = torch.arange(0, n * m + 1, m)
-        return sampled_product(directions, directions, starts, neighbours.reshape(-1)).view(n, m)
-    return torch.cat(
-        [
-            torch.einsum("nd,nmd->nm", d, directions[candidates])
-            for d, candidates in zip(
-                directions.split(block_size), neighbours.split(block_size), strict=True
-            )
-        ]
-    )
+        products = sampled_product(W, W, starts, neighbours.reshape(-1)).view(n, m)
+    else:
+        blocks = zip(W.split(block_size), neighbours.split(block_size), strict=True)
+        products = torch.cat([torch.einsum("nd,nmd->nm", rows, W[j]) for rows, j in blocks])
+    norms = _norms(W)
+    return products / (norms.unsqueeze(1) * norms[neighbours])
 
 
 def pair_weights(affinity: Float[Tensor, "d_sae m"], alpha: float) -> Float[Tensor, "d_sae m"]:
@@ -267,11 +272,11 @@ def pair_weights(affinity: Float[Tensor, "d_sae m"], alpha: float) -> Float[Tens
 
 
 def max_cosines(
-    directions: Float[Tensor, "d_sae d_in"], block_size: int = 2048
+    W_dec: Float[Tensor, "d_sae d_in"], block_size: int = 2048
 ) -> Float[Tensor, " d_sae"]:
     """Per latent, ``max_{j != i} c_ij`` over the whole dictionary, in blocks."""
-    _need_pairs(directions.shape[0])
-    return _nearest(directions, block_size)[0]
+    _need_pairs(W_dec.shape[0])
+    return _nearest(decoder_directions(W_dec), block_size)[0]
 
 
 def _need_pairs(n: int) -> None:

@@ -45,6 +45,21 @@ class Nonzeros(NamedTuple):
         rows, columns = x.nonzero(as_tuple=True)
         return cls(rows, columns, x[rows, columns], x.shape)
 
+    @classmethod
+    def of_entries(
+        cls,
+        rows: Int[Tensor, " k"],
+        columns: Int[Tensor, " k"],
+        values: Float[Tensor, " k"],
+        shape: Sequence[int],
+    ) -> Nonzeros:
+        """From entries in any order; those at the same place add up."""
+        if rows.device.type == "cpu" and not torch.compiler.is_compiling():
+            kept = values.nonzero().squeeze(1)  # on a GPU counting them would stall it
+            rows, columns, values = rows[kept], columns[kept], values[kept]
+        order = rows.argsort(stable=True)
+        return cls(rows[order], columns[order], values[order], shape)
+
     def transposed(self) -> Nonzeros:
         """Those of ``x.T``."""
         order = self.columns.argsort(stable=True)

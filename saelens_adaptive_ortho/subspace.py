@@ -113,7 +113,7 @@ def row_space(directions: Float[Tensor, "n d_in"], energy: float = 1.0) -> Float
 
 def mean_max_cosine(W_dec: Float[Tensor, "d_sae d_in"], block_size: int = 2048) -> float:
     """``mean_i max_{j != i} c_ij`` over the whole dictionary (lower is more orthogonal)."""
-    return float(max_cosines(decoder_directions(W_dec.double()), block_size).mean())
+    return float(max_cosines(W_dec.double(), block_size).mean())
 
 
 def cosine_histogram(

@@ -34,7 +34,7 @@ def parts(d_in: int, d_sae: int, batch: int, device: str) -> dict[str, Callable[
 
     def one_penalty() -> None:
         loss = penalty.adaptive_penalty(
-            penalty.decoder_directions(W),
+            W,
             lists,
             penalty.pair_weights(coactivation.unsuppressed_affinity(state, lists), 1.0),
             coactivation.firing_rates(state),

@@ -246,7 +246,7 @@ def test_the_host_sums_the_weighted_penalty_into_the_loss(
     plain = stock.training_forward_pass(step_input(stock, batch))
     output = ours.training_forward_pass(step_input(ours, batch))
     variance = (batch - batch.mean(0)).square().sum(-1).mean()
-    penalty = gram_penalty(decoder_directions(ours.W_dec))
+    penalty = gram_penalty(ours.W_dec)
     torch.testing.assert_close(output.losses["ortho_loss"], 0.05 * variance * penalty)
     torch.testing.assert_close(output.loss, plain.loss + output.losses["ortho_loss"])
 
@@ -305,9 +305,8 @@ def test_lambda_follows_its_schedule(
 ) -> None:
     fields = {"ortho_mode": "gram", "ortho_scale_free": False} | fields
     sae = build_sae("adaptive_ortho_standard", **fields)
-    D = decoder_directions(sae.W_dec.detach())
-    permutation = torch.arange(len(D))
-    penalty = gram_penalty(D) if sae.cfg.ortho_mode == "gram" else fixed_penalty(D, permutation)
+    W, mode = sae.W_dec.detach(), sae.cfg.ortho_mode
+    penalty = gram_penalty(W) if mode == "gram" else fixed_penalty(W, torch.arange(len(W)))
     # lr 0: the penalty itself stays put, so its loss shows the coefficient
     outputs = train(make_trainer(sae, lr=0.0), make_batches(len(expected)))
     found = [float(output.losses["ortho_loss"].detach() / penalty) for output in outputs]

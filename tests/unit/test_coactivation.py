@@ -105,11 +105,14 @@ def test_forget_rows_are_ignored_by_a_state_of_one_domain() -> None:
 
 
 @pytest.mark.parametrize(("n_domains", "forget_rows"), [(1, 0), (2, 3), (2, 4)])
+@pytest.mark.parametrize("limit", ["MOST_FIRINGS", "MOST_PER_LATENT"])
 def test_of_too_many_firings_every_nth_row_is_counted(
-    monkeypatch: pytest.MonkeyPatch, n_domains: int, forget_rows: int
+    monkeypatch: pytest.MonkeyPatch, n_domains: int, forget_rows: int, limit: str
 ) -> None:
     batch, signs = random_batch(1), random_signs(N, R, 0, 0)
-    monkeypatch.setattr(coactivation, "MOST_FIRINGS", int((batch > 0).sum()) // 2)
+    half = int((batch > 0).sum()) // 2
+    monkeypatch.setattr(coactivation, "MOST_FIRINGS", half if limit == "MOST_FIRINGS" else 0)
+    monkeypatch.setattr(coactivation, "MOST_PER_LATENT", 0 if limit == "MOST_FIRINGS" else half / D)
     state = empty_state(D, M, R, n_domains)
     found = update(state, batch, ring_neighbours(), signs, 1.0, forget_rows)
     monkeypatch.undo()

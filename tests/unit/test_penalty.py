@@ -116,22 +116,22 @@ def two_at_sixty_degrees_and_an_opposite() -> Tensor:
 
 
 def test_gram_is_the_mean_squared_cosine_of_all_pairs() -> None:
-    D = decoder_directions(two_at_sixty_degrees_and_an_opposite())
-    assert gram_penalty(D).item() == pytest.approx((0.25 + 1 + 0.25) / 3)
+    W = two_at_sixty_degrees_and_an_opposite()
+    assert gram_penalty(W).item() == pytest.approx((0.25 + 1 + 0.25) / 3)
 
 
 def test_fixed_squares_the_signed_maximum_even_where_it_is_negative() -> None:
-    D = decoder_directions(two_at_sixty_degrees_and_an_opposite())
+    W = two_at_sixty_degrees_and_an_opposite()
     # maxima: row 0 -> 1/2, row 1 -> 1/2, row 2 -> -1/2
-    assert fixed_penalty(D, torch.arange(3)).item() == pytest.approx(0.25)
+    assert fixed_penalty(W, torch.arange(3)).item() == pytest.approx(0.25)
 
 
 def test_adaptive_ignores_negative_cosines() -> None:
-    D = decoder_directions(two_at_sixty_degrees_and_an_opposite())
+    W = two_at_sixty_degrees_and_an_opposite()
     neighbours = torch.tensor([[1, 2], [0, 2], [0, 1]])
     weights = torch.tensor([[1.0, 1.0], [0.5, 1.0], [1.0, 1.0]], dtype=torch.float64)
     # row 0: (1 * 1/2)^2, row 1: (1/2 * 1/2)^2, row 2: nothing positive
-    assert adaptive_penalty(D, neighbours, weights).item() == pytest.approx((0.25 + 0.0625) / 3)
+    assert adaptive_penalty(W, neighbours, weights).item() == pytest.approx((0.25 + 0.0625) / 3)
 
 
 def test_adaptive_chooses_the_largest_weighted_cosine_not_the_nearest_latent() -> None:
@@ -183,23 +183,23 @@ def test_a_zero_row_gets_a_finite_zero_gradient_from_every_penalty() -> None:
     neighbours = random_neighbours(12, 11)
     for penalise in (
         gram_penalty,
-        lambda D: fixed_penalty(D, torch.arange(12)),
-        lambda D: adaptive_penalty(D, neighbours, torch.ones(12, 11, dtype=torch.float64)),
+        lambda W: fixed_penalty(W, torch.arange(12)),
+        lambda W: adaptive_penalty(W, neighbours, torch.ones(12, 11, dtype=torch.float64)),
     ):
         leaf = W.clone().requires_grad_()
-        _, gradient = value_and_gradient(penalise(decoder_directions(leaf)), leaf)
+        _, gradient = value_and_gradient(penalise(leaf), leaf)
         assert gradient.isfinite().all()
         assert torch.equal(gradient[3], torch.zeros(6, dtype=torch.float64))
 
 
 def test_one_direction_alone_is_an_error() -> None:
-    D = torch.ones(1, 1)
+    W = torch.ones(1, 1)
     index = torch.zeros(1, 1, dtype=torch.int64)
     for call in (
-        lambda: gram_penalty(D),
-        lambda: fixed_penalty(D, index[0]),
-        lambda: adaptive_penalty(D, index, torch.ones(1, 1)),
-        lambda: max_cosines(D),
+        lambda: gram_penalty(W),
+        lambda: fixed_penalty(W, index[0]),
+        lambda: adaptive_penalty(W, index, torch.ones(1, 1)),
+        lambda: max_cosines(W),
     ):
         with pytest.raises(ValueError, match="at least 2 decoder directions, got 1"):
             call()
@@ -220,7 +220,7 @@ def test_shapes_in_signatures_are_enforced_under_test() -> None:
 
 def test_gram_agrees_with_a_double_loop_in_value_and_gradient() -> None:
     W = random_decoder().requires_grad_()
-    assert_same_loss(gram_penalty(decoder_directions(W)), naive_gram(W), W)
+    assert_same_loss(gram_penalty(W), naive_gram(W), W)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_fixed_agrees_with_a_double_loop_over_equal_chunks(
     W = random_decoder().requires_grad_()
     permutation = chunk_permutation(12, seed=5, step=1)
     chunks = [chunk.tolist() for chunk in permutation.split(sizes)]
-    fast = fixed_penalty(decoder_directions(W), permutation, chunk_size)
+    fast = fixed_penalty(W, permutation, chunk_size)
     assert_same_loss(fast, naive_fixed(W, chunks), W)
 
 
@@ -246,7 +246,7 @@ def test_fixed_weighs_unequal_chunks_alike_and_leaves_no_latent_alone(
     W = random_decoder(n).requires_grad_()
     permutation = chunk_permutation(n, seed=0, step=3)
     chunks = [chunk.tolist() for chunk in permutation.split(sizes)]
-    fast = fixed_penalty(decoder_directions(W), permutation, chunk_size)
+    fast = fixed_penalty(W, permutation, chunk_size)
     assert_same_loss(fast, naive_fixed(W, chunks), W)
 
 
@@ -255,7 +255,7 @@ def test_fixed_weighs_unequal_chunks_alike_and_leaves_no_latent_alone(
 def test_adaptive_agrees_with_a_double_loop_when_symmetric(m: int, block_size: int) -> None:
     W = random_decoder().requires_grad_()
     neighbours, weights = random_neighbours(12, m), random_weights((12, m))
-    fast = adaptive_penalty(decoder_directions(W), neighbours, weights, block_size=block_size)
+    fast = adaptive_penalty(W, neighbours, weights, block_size=block_size)
     assert_same_loss(fast, naive_adaptive(W, neighbours, weights), W)
 
 
@@ -263,7 +263,7 @@ def test_adaptive_agrees_with_a_double_loop_when_frequency_ordered() -> None:
     W = random_decoder().requires_grad_()
     neighbours, weights = random_neighbours(12, 5), random_weights((12, 5))
     rates = torch.tensor([0.1, 0.1, 0.1, 0.2, 0.2, 0.3, 0.0, 0.0, 0.5, 0.4, 0.3, 0.2])
-    fast = adaptive_penalty(decoder_directions(W), neighbours, weights, rates)
+    fast = adaptive_penalty(W, neighbours, weights, rates)
     assert_same_loss(fast, naive_adaptive(W, neighbours, weights, rates), W)
 
 
@@ -272,7 +272,7 @@ def test_adaptive_agrees_with_a_double_loop_when_weighted_by_energy() -> None:
     neighbours, weights = random_neighbours(12, 5), random_weights((12, 5))
     energies = random_weights((12,), seed=5)
     energies[3] = 0.0
-    fast = adaptive_penalty(decoder_directions(W), neighbours, weights, energies=energies)
+    fast = adaptive_penalty(W, neighbours, weights, energies=energies)
     assert_same_loss(fast, naive_adaptive(W, neighbours, weights, energies=energies), W)
 
 
@@ -281,7 +281,7 @@ def test_a_latent_without_energy_is_not_pushed() -> None:
     neighbours, weights = random_neighbours(12, 11), torch.ones(12, 11, dtype=torch.float64)
     energies = torch.ones(12, dtype=torch.float64)
     energies[4] = 0.0
-    loss = adaptive_penalty(decoder_directions(W), neighbours, weights, energies=energies)
+    loss = adaptive_penalty(W, neighbours, weights, energies=energies)
     rows = value_and_gradient(loss, W)[1].norm(dim=1)
     assert rows[4] == 0
     assert rows.max() > 0
@@ -290,13 +290,13 @@ def test_a_latent_without_energy_is_not_pushed() -> None:
 def test_adaptive_over_all_neighbours_is_the_dense_maximum() -> None:
     W = random_decoder().requires_grad_()
     neighbours, _ = top_similar(decoder_directions(W), 11)
-    fast = adaptive_penalty(decoder_directions(W), neighbours, torch.ones(12, 11))
+    fast = adaptive_penalty(W, neighbours, torch.ones(12, 11))
     assert_same_loss(fast, dense_maxima(W).relu().square().mean(), W)
 
 
 def test_fixed_in_a_single_chunk_is_the_dense_maximum() -> None:
     W = random_decoder().requires_grad_()
-    fast = fixed_penalty(decoder_directions(W), chunk_permutation(12, 0, 0))
+    fast = fixed_penalty(W, chunk_permutation(12, 0, 0))
     assert_same_loss(fast, dense_maxima(W).square().mean(), W)
 
 
@@ -304,7 +304,7 @@ def test_fixed_in_a_single_chunk_is_the_dense_maximum() -> None:
 def test_max_cosines_agree_with_a_double_loop(block_size: int) -> None:
     W = random_decoder()
     slow = [max(cosine(W[i], W[j]) for j in range(12) if j != i) for i in range(12)]
-    fast = max_cosines(decoder_directions(W), block_size)
+    fast = max_cosines(W, block_size)
     torch.testing.assert_close(fast, torch.stack(slow), rtol=1e-12, atol=1e-14)
 
 
@@ -318,7 +318,7 @@ def gradient_rows(rates: list[float]) -> tuple[Tensor, Tensor]:
 
     def gradient(firing_rates: Tensor | None) -> Tensor:
         leaf = W.clone().requires_grad_()
-        loss = adaptive_penalty(decoder_directions(leaf), neighbours, weights, firing_rates)
+        loss = adaptive_penalty(leaf, neighbours, weights, firing_rates)
         return value_and_gradient(loss, leaf)[1]
 
     return gradient(torch.tensor(rates)), gradient(None)
@@ -351,7 +351,7 @@ def test_adaptive_gradient_reaches_only_latents_of_chosen_pairs() -> None:
     W = torch.eye(6, dtype=torch.float64)
     W[1, 0] = 1.0  # latents 0 and 1 meet, the others are orthogonal to all
     W.requires_grad_()
-    loss = adaptive_penalty(decoder_directions(W), random_neighbours(6, 5), torch.ones(6, 5))
+    loss = adaptive_penalty(W, random_neighbours(6, 5), torch.ones(6, 5))
     _, gradient = value_and_gradient(loss, W)
     assert gradient.abs().sum(-1).nonzero().flatten().tolist() == [0, 1]
 
@@ -368,14 +368,13 @@ def penalties(W: Tensor, order: Tensor | None = None) -> Tensor:
         new_label = order.argsort()
         W, weights, rates = W[order], weights[order], rates[order]
         neighbours, permutation = new_label[neighbours[order]], new_label[permutation]
-    D = decoder_directions(W)
     return torch.stack(
         [
-            gram_penalty(D),
-            fixed_penalty(D, permutation, chunk_size=4),
-            adaptive_penalty(D, neighbours, weights),
-            adaptive_penalty(D, neighbours, weights, rates),
-            adaptive_penalty(D, neighbours, weights, rates, rates),
+            gram_penalty(W),
+            fixed_penalty(W, permutation, chunk_size=4),
+            adaptive_penalty(W, neighbours, weights),
+            adaptive_penalty(W, neighbours, weights, rates),
+            adaptive_penalty(W, neighbours, weights, rates, rates),
         ]
     )
 
@@ -418,18 +417,18 @@ def test_every_penalty_is_invariant_to_relabelling(seed: int) -> None:
 @examples
 def test_more_sharing_never_costs_more(seed: int, one: float, other: float) -> None:
     low, high = sorted((one, other))
-    D = decoder_directions(random_decoder(seed=seed))
+    W = random_decoder(seed=seed)
     neighbours, affinity = random_neighbours(12, 5, seed), random_weights((12, 5), seed)
-    strict = adaptive_penalty(D, neighbours, pair_weights(affinity, low))
-    lenient = adaptive_penalty(D, neighbours, pair_weights(affinity, high))
+    strict = adaptive_penalty(W, neighbours, pair_weights(affinity, low))
+    lenient = adaptive_penalty(W, neighbours, pair_weights(affinity, high))
     assert lenient <= strict
 
 
 def test_full_sharing_of_full_affinity_is_free_and_no_sharing_is_not() -> None:
-    D = decoder_directions(random_decoder())
+    W = random_decoder()
     neighbours, affinity = random_neighbours(12, 5), torch.ones(12, 5)
-    assert adaptive_penalty(D, neighbours, pair_weights(affinity, 1.0)) == 0
-    assert adaptive_penalty(D, neighbours, pair_weights(affinity, 0.0)) > 0.01
+    assert adaptive_penalty(W, neighbours, pair_weights(affinity, 1.0)) == 0
+    assert adaptive_penalty(W, neighbours, pair_weights(affinity, 0.0)) > 0.01
 
 
 @given(st.integers(2, 40), st.integers(0, 2**40), st.integers(0, 10**7))
@@ -462,14 +461,12 @@ def test_the_gradient_is_the_slope_of_the_value(rates: str | None, energies: str
         "energies": random_weights((8,), 3) if energies else None,
     }
     if rates == "ordered":
-        fast = adaptive_penalty(
-            decoder_directions(W), neighbours, weights, torch.arange(8.0), options["energies"]
-        )
+        fast = adaptive_penalty(W, neighbours, weights, torch.arange(8.0), options["energies"])
         slow = naive_adaptive(W, neighbours, weights, torch.arange(8.0), options["energies"])
         assert_same_loss(fast, slow, W)
         return
     assert torch.autograd.gradcheck(
-        lambda w: adaptive_penalty(decoder_directions(w), neighbours, weights, **options), W
+        lambda w: adaptive_penalty(w, neighbours, weights, **options), W
     )
 
 
@@ -483,15 +480,39 @@ def test_directions_have_the_gradient_of_the_quotient_also_below_the_smallest_no
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=0)
 
 
+def test_the_gradient_below_the_smallest_norm_is_that_of_a_held_norm() -> None:
+    W = random_decoder(8, 4)
+    W[2] *= 1e-9
+    W.requires_grad_()
+    neighbours, weights = random_neighbours(8, 7), random_weights((8, 7))
+    D = W / W.norm(dim=1, keepdim=True).clamp(1e-8)
+    cosines = torch.einsum("nd,nmd->nm", D, D[neighbours])
+    held = (weights * cosines.relu()).amax(1).square().mean()
+    assert_same_loss(adaptive_penalty(W, neighbours, weights), held, W)
+
+
+@pytest.mark.parametrize("name", ["adaptive", "fixed"])
+def test_nothing_of_the_size_of_the_decoder_is_kept_for_the_backward_pass(name: str) -> None:
+    W = random_decoder(64, 256).float().requires_grad_()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        if name == "fixed":
+            fixed_penalty(W, torch.arange(64))
+        else:
+            adaptive_penalty(W, random_neighbours(64, 4), torch.ones(64, 4))
+    assert any(x is W for x in kept)
+    assert max(x.numel() for x in kept if x is not W) == len(W)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_cosines_of_pairs_are_the_same_sampled_and_in_blocks(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    D = decoder_directions(random_decoder(40, 7).to(dtype))
-    neighbours = random_neighbours(40, 5)
-    sampled = pair_cosines(D, neighbours)
+    W = random_decoder(40, 7).to(dtype)
+    D, neighbours = decoder_directions(W), random_neighbours(40, 5)
+    sampled = pair_cosines(W, neighbours)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    torch.testing.assert_close(pair_cosines(D, neighbours, block_size=16), sampled)
+    torch.testing.assert_close(pair_cosines(W, neighbours, block_size=16), sampled)
     torch.testing.assert_close(sampled, (D @ D.T).gather(1, neighbours))
 
 
@@ -499,13 +520,13 @@ def test_compiling_the_penalty_breaks_no_graph() -> None:
     # In a process of its own: the shape checks of the test run cannot be compiled.
     code = """
 import torch
-from saelens_adaptive_ortho.penalty import adaptive_penalty, decoder_directions
+from saelens_adaptive_ortho.penalty import adaptive_penalty
 g = torch.Generator().manual_seed(0)
 W = torch.randn(12, 6, generator=g, dtype=torch.float64, requires_grad=True)
 neighbours = (torch.arange(12).unsqueeze(1) + torch.arange(1, 5)) % 12
 weights, rates = torch.rand(12, 4, generator=g), torch.rand(12, generator=g)
 def loss(W):
-    return adaptive_penalty(decoder_directions(W), neighbours, weights, rates, rates)
+    return adaptive_penalty(W, neighbours, weights, rates, rates)
 compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
 for a, b in zip(*((f(W), *torch.autograd.grad(f(W), W)) for f in (loss, compiled))):
     torch.testing.assert_close(a, b)
@@ -526,7 +547,7 @@ def test_the_gradient_is_the_same_to_the_bit_on_several_threads() -> None:
         weights = torch.rand(2048, 4, generator=generator)
         gradients = set()
         for _ in range(10):
-            loss = adaptive_penalty(decoder_directions(W_dec), neighbours, weights)
+            loss = adaptive_penalty(W_dec, neighbours, weights)
             (gradient,) = torch.autograd.grad(loss, W_dec)
             gradients.add(gradient.numpy().tobytes())
     finally:
