@@ -105,21 +105,28 @@ def test_forget_rows_are_ignored_by_a_state_of_one_domain() -> None:
 
 
 @pytest.mark.parametrize(("n_domains", "forget_rows"), [(1, 0), (2, 3), (2, 4)])
-@pytest.mark.parametrize("limit", ["MOST_FIRINGS", "MOST_PER_LATENT"])
+@pytest.mark.parametrize(
+    ("firings", "per_latent", "stride"),
+    [(10, 0, 3), (0, 1, 4), (10, 1, 3), (10, 2, 2)],  # of 21 firings, of 6 latents
+)
 def test_of_too_many_firings_every_nth_row_is_counted(
-    monkeypatch: pytest.MonkeyPatch, n_domains: int, forget_rows: int, limit: str
+    monkeypatch: pytest.MonkeyPatch,
+    n_domains: int,
+    forget_rows: int,
+    firings: int,
+    per_latent: int,
+    stride: int,
 ) -> None:
     batch, signs = random_batch(1), random_signs(N, R, 0, 0)
-    half = int((batch > 0).sum()) // 2
-    monkeypatch.setattr(coactivation, "MOST_FIRINGS", half if limit == "MOST_FIRINGS" else 0)
-    monkeypatch.setattr(coactivation, "MOST_PER_LATENT", 0 if limit == "MOST_FIRINGS" else half / D)
+    assert (int((batch > 0).sum()), D) == (21, 6)
+    monkeypatch.setattr(coactivation, "MOST_FIRINGS", firings)
+    monkeypatch.setattr(coactivation, "MOST_PER_LATENT", per_latent)
     state = empty_state(D, M, R, n_domains)
     found = update(state, batch, ring_neighbours(), signs, 1.0, forget_rows)
     monkeypatch.undo()
-    stride = 3  # twice the firings allowed, and an odd one
     forget = len(range(0, forget_rows, stride))
     kept = update(state, batch[::stride], ring_neighbours(), signs[::stride], 1.0, forget)
-    assert kept.samples.sum() == 4
+    assert kept.samples.sum() == -(-N // stride)
     assert all(torch.equal(a, b) for a, b in zip(found, kept, strict=True))
 
 
