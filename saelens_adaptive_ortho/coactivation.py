@@ -17,7 +17,7 @@ from saelens_adaptive_ortho.neighbours import carry_over
 from saelens_adaptive_ortho.sparse import Nonzeros, estimated_nonzeros
 
 # Firings whose neighbours are looked up at a time.
-FIRINGS_PER_BLOCK = 2**16
+FIRINGS_PER_BLOCK = 2**14
 # Above so many firings, or so many per latent, only every n-th row is counted: a count sees enough
 # with them, and half of a dense SAE's latents fire at first.
 MOST_FIRINGS = 2**17

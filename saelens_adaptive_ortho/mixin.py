@@ -38,6 +38,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
     def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
         self._ortho_groups: GroupSummary | None = None
+        self._ortho_loss: Tensor | None = None  # of the step under way
         if cfg.ortho_mode == "off":
             return  # no buffers: the state dict, too, is that of the stock class
         device = self.W_dec.device
@@ -77,10 +78,13 @@ class AdaptiveOrthoMixin(SwitchMixin):
         step_input = self.ortho_begin_step(step_input)
         if self.cfg.ortho_mode == "off":
             return super().training_forward_pass(step_input)
-        # Like the penalty, neighbour search and sketches need full precision under autocast.
+        # Under autocast products run in bf16: too coarse for cosines near 1, and for sketches.
         full_precision = torch.autocast(step_input.sae_in.device.type, enabled=False)
         with full_precision:
             self._before_step(step_input)
+            # Ahead of the forward pass, so that its backward pass comes after all others: the
+            # gradient it makes is then not held beside the activations'.
+            self._ortho_loss = self._weighted_penalty(step_input)
         output = super().training_forward_pass(step_input)
         with full_precision:
             self._after_step(step_input, output)
@@ -101,15 +105,17 @@ class AdaptiveOrthoMixin(SwitchMixin):
         )
         if not isinstance(losses, dict):  # the host allows a bare tensor
             losses = {"aux_loss": losses}
-        if self.cfg.ortho_mode == "off" or ortho_coefficient(self.cfg) == 0:
-            return losses
+        loss, self._ortho_loss = self._ortho_loss, None
+        return losses if loss is None else {**losses, "ortho_loss": loss}
+
+    def _weighted_penalty(self, step_input: TrainStepInput) -> Tensor | None:
+        """``lambda(t) * scale * L_ortho``, None where lambda is 0 throughout."""
+        if ortho_coefficient(self.cfg) == 0:
+            return None
         coefficient = self._coefficient(step_input)
         if coefficient == 0:
-            return {**losses, "ortho_loss": sae_out.new_zeros(())}
-        # Under autocast the products would run in bf16, too coarse for cosines near 1.
-        with torch.autocast(sae_out.device.type, enabled=False):
-            loss = coefficient * self._scale() * self._penalty(step_input.n_training_steps)
-        return {**losses, "ortho_loss": loss}
+            return step_input.sae_in.new_zeros(())
+        return coefficient * self._scale() * self._penalty(step_input.n_training_steps)
 
     def _coefficient(self, step_input: TrainStepInput) -> float:
         """lambda(t); the host has already applied the linear warm-up."""

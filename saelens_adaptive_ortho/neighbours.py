@@ -74,8 +74,11 @@ def carry_over(
     new: Int[Tensor, "d_sae m"],
 ) -> Float[Tensor, "d_sae m"]:
     """Move per-pair ``values`` from an old neighbour list to a new one; new pairs start at 0."""
-    match = new.unsqueeze(2) == old.unsqueeze(1)  # [d_sae, m_new, m_old]
-    return (match * values.unsqueeze(1)).sum(-1)
+    blocks = []
+    for value, before, after in zip(*(x.split(1024) for x in (values, old, new)), strict=True):
+        match = after.unsqueeze(2) == before.unsqueeze(1)  # [block, m_new, m_old]
+        blocks.append((match * value.unsqueeze(1)).sum(-1))
+    return torch.cat(blocks)
 
 
 @torch.no_grad()

@@ -193,7 +193,7 @@ def adaptive_penalty(
 class _PairCost(torch.autograd.Function):
     """``sum_i factor_i * c_ij^2`` for one ``j`` per latent, its cosine already known.
 
-    A cosine of 0 stands for a pair that costs nothing. As ``dc_ij / dW_i = (d_j - c_ij d_i) / n_i``,
+    A cosine of 0 stands for a pair that costs nothing. As ``dc_ij/dW_i = (d_j - c_ij d_i) / n_i``,
     every row's gradient is a sum of few rows. With ``a_i = 2 factor_i c_ij`` and norms n, latent i
     gets ``a_i / (n_i n_j) W_j - a_i c_ij / n_i^2 W_i`` where it is pushed; so does j, with i and j
     exchanged, where j is. That is ``S W`` with a sparse S of at most three entries per latent:

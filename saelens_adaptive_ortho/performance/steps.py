@@ -142,8 +142,8 @@ class Stepper:
     def kinds(self, search_every: int = SEARCH_EVERY) -> dict[str, Kind]:
         """Kinds of steps, and the share of all steps that are of each.
 
-        A step that both counts statistics and checks on the lists is taken as one of each, and
-        groups are taken to be formed whenever lists are searched.
+        A step that both counts statistics and checks on the lists is taken as one of each. Lists
+        are searched when groups are formed, and between if ``search_every`` says so.
         """
         cfg = self.sae.cfg
         mode = getattr(cfg, "ortho_mode", "off")
@@ -153,11 +153,13 @@ class Stepper:
         if mode != "adaptive":
             return {"plain": Kind(ORIGIN + 1, 1.0)}
         count, check = cfg.ortho_statistics_every, CHECK_EVERY
-        refresh = 1 / search_every
+        refresh = 1 / cfg.ortho_refresh_every
+        search = max(0.0, 1 / search_every - refresh)
         return {
             "plain": Kind(ORIGIN + 1, 1 - 1 / count - 1 / check),
             "counted": Kind(ORIGIN + count, 1 / count - refresh),
-            "checked": Kind(ORIGIN + check, 1 / check),
+            "checked": Kind(ORIGIN + check, 1 / check - search),
+            "searched": Kind(ORIGIN + check, search, search=True),
             "refreshed": Kind(ORIGIN, refresh, search=True),
         }
 

@@ -37,11 +37,14 @@ def test_the_kinds_of_steps_make_up_all_steps_and_their_numbers_are_of_their_kin
     if variant.fields == {"ortho_mode": "adaptive"}:
         count = cfg.ortho_statistics_every
         refresh, counted, checked = (kinds[n] for n in ("refreshed", "counted", "checked"))
-        assert (refresh.share, refresh.search) == (1 / 40, True)
+        assert (refresh.share, refresh.search) == (1 / cfg.ortho_refresh_every, True)
+        searched = kinds["searched"]
+        assert refresh.share + searched.share == pytest.approx(1 / 40)
+        assert (searched.number, searched.search) == (checked.number, True)
         assert refresh.number % math.lcm(count, CHECK_EVERY, cfg.ortho_refresh_every) == 0
         assert counted.share + refresh.share == pytest.approx(1 / count)
         assert counted.number % count == 0 != counted.number % CHECK_EVERY
-        assert checked.share == 1 / CHECK_EVERY
+        assert checked.share + searched.share == pytest.approx(1 / CHECK_EVERY)
         assert checked.number % CHECK_EVERY == 0 != checked.number % count
         assert kinds["plain"].number % count != 0 != kinds["plain"].number % CHECK_EVERY
     if variant.name == "fixed, every 5th":
