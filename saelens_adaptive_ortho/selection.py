@@ -15,7 +15,7 @@ from sae_lens.saes.batchtopk_sae import BatchTopK
 from torch import Tensor
 
 # About so many values are looked at to estimate the threshold.
-SAMPLE = 2**18
+SAMPLE = 2**16
 SMALLEST = 2**15
 # Standard deviations by which the sampled rank is lowered: a miss costs only the time.
 MARGIN = 4.0
@@ -31,7 +31,7 @@ class SampledBatchTopK(BatchTopK):
     def forward(self, x: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_sae"]:
         count = int(self.k * x.shape[:-1].numel())
         if x.device.type == "cpu" and x.numel() >= SMALLEST and 0 < 4 * count <= x.numel():
-            least = _kth_largest(x.detach().flatten(), count)
+            least = _kth_largest(x.detach(), count)
             if least is not None:
                 # The largest number below it, since a threshold itself does not pass.
                 below = torch.nextafter(least, least.new_tensor(-math.inf))
@@ -39,10 +39,12 @@ class SampledBatchTopK(BatchTopK):
         return super().forward(x)
 
 
-def _kth_largest(values: Float[Tensor, " n"], count: int) -> Float[Tensor, ""] | None:
+def _kth_largest(x: Float[Tensor, "... d_sae"], count: int) -> Float[Tensor, ""] | None:
     """The ``count``-th largest value, if positive, unique, and not missed by the sample."""
-    # Odd, so that no few latents make up the sample.
-    sample = values[:: max(3, len(values) // SAMPLE) | 1]
+    values, stride = x.flatten(), max(2, x.numel() // SAMPLE)
+    while math.gcd(stride, x.shape[-1]) > 1:  # or some latents would never be sampled
+        stride += 1
+    sample = values[::stride]
     expected = count * len(sample) / len(values)
     rank = min(int(expected + MARGIN * math.sqrt(expected)) + 1, len(sample))
     bound = sample.kthvalue(len(sample) - rank + 1).values
