@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from saelens_adaptive_ortho.performance.overhead import parse_size
-from saelens_adaptive_ortho.performance.steps import VARIANTS, Size, Stepper, activations
+from saelens_adaptive_ortho.performance.steps import (
+    BY_NAME,
+    Size,
+    Stepper,
+    activations,
+    median_seconds,
+)
 from saelens_adaptive_ortho.storage import write_json
 
 PROFILED = ("stock", "off, sparse products", "adaptive, sparse products")
@@ -35,8 +40,8 @@ def floor(size: Size, rounds: int = 5) -> dict[str, float]:
     moved = FLOAT * (2.0 * batch * d_sae + 7 * parameters)
     x, W = torch.randn(batch, d_in), torch.randn(d_in, d_sae)
     out, copy = torch.empty(batch, d_sae), torch.empty(batch, d_sae)
-    flops_rate = flops / _median(lambda: torch.mm(x, W, out=out), rounds)
-    bytes_rate = 2 * FLOAT * out.numel() / _median(lambda: copy.copy_(out), rounds)
+    flops_rate = flops / median_seconds(lambda: torch.mm(x, W, out=out), rounds)
+    bytes_rate = 2 * FLOAT * out.numel() / median_seconds(lambda: copy.copy_(out), rounds)
     return {
         "flops": flops,
         "bytes": moved,
@@ -46,20 +51,9 @@ def floor(size: Size, rounds: int = 5) -> dict[str, float]:
     }
 
 
-def _median(call: Callable[[], Any], rounds: int) -> float:
-    call()
-    times = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
 def profiled(size: Size, variant: str, steps: int = 3) -> dict[str, Any]:
     """Seconds per plain step, and of them the self time of every operation."""
-    (chosen,) = (v for v in VARIANTS if v.name == variant)
-    stepper = Stepper("batchtopk", chosen, size)
+    stepper = Stepper("batchtopk", BY_NAME[variant], size)
     batch = activations(size)
     kinds = stepper.kinds()
     first = kinds.get("refreshed", kinds["plain"])

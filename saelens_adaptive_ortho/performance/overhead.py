@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from saelens_adaptive_ortho.performance.steps import (
     BASES,
-    LEVERS,
+    BY_NAME,
     SEARCH_EVERY,
     VARIANTS,
     Size,
@@ -50,8 +50,11 @@ def measure(
     Each round takes one step of every kind of every variant, in an order that turns from round to
     round; the first round warms up and is dropped. ``stock`` must be among the variants.
     """
-    chosen = [v for v in (*VARIANTS, *LEVERS) if v.name in variants]
-    steppers = {v.name: Stepper(base, v, size, device, autocast) for v in chosen}
+    steppers = {
+        name: Stepper(base, variant, size, device, autocast)
+        for name, variant in BY_NAME.items()
+        if name in variants
+    }
     batches = [activations(size, seed, device) for seed in range(4)]
     jobs = [(n, k, kind) for n, s in steppers.items() for k, kind in s.kinds(search_every).items()]
     times: dict[tuple[str, str], list[float]] = {(name, kind): [] for name, kind, _ in jobs}
@@ -145,8 +148,7 @@ def peak_resident() -> int:
 
 
 def _steps_of_every_kind(base: str, size: Size, variant: str, device: str, autocast: bool) -> None:
-    (chosen,) = (v for v in (*VARIANTS, *LEVERS) if v.name == variant)
-    stepper = Stepper(base, chosen, size, device, autocast)
+    stepper = Stepper(base, BY_NAME[variant], size, device, autocast)
     batch = activations(size, 0, device)
     for _ in range(2):
         for number, _, search in stepper.kinds().values():
@@ -165,8 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="D_INxD_SAE")
     parser.add_argument("--bases", nargs="+", default=list(BASES), choices=BASES)
     names = [v.name for v in VARIANTS]
-    known = [*names, *(v.name for v in LEVERS)]
-    parser.add_argument("--variants", nargs="+", default=names, choices=known)
+    parser.add_argument("--variants", nargs="+", default=names, choices=BY_NAME)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--search-every", type=int, default=SEARCH_EVERY)
@@ -175,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--memory",
         nargs="*",
-        choices=["stock", *known],
+        choices=BY_NAME,
         metavar="VARIANT",
         help="whose peak memory to measure, beside stock's (default: all; none given: nobody's)",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from saelens_adaptive_ortho import coactivation, grouping, neighbours, penalty
+from saelens_adaptive_ortho.performance.steps import median_seconds
 from saelens_adaptive_ortho.storage import write_json
 
 M, R, K = 16, 64, 64
@@ -66,16 +66,9 @@ def measure(
     """Median seconds of each part at each width, and the exponent fitted to them."""
     found: dict[str, list[float]] = {}
     for width in widths:
-        for name, call in parts(d_in, width, batch, device).items():
-            call()
-            times = []
-            for _ in tqdm(range(rounds), desc=f"{name}, {width} latents", leave=False):
-                started = time.perf_counter()
-                call()
-                if device.startswith("cuda"):
-                    torch.cuda.synchronize()
-                times.append(time.perf_counter() - started)
-            found.setdefault(name, []).append(float(np.median(times)))
+        calls = parts(d_in, width, batch, device)
+        for name, call in tqdm(calls.items(), desc=f"{width} latents", leave=False):
+            found.setdefault(name, []).append(median_seconds(call, rounds, device))
     per_step = [p + s for p, s in zip(found["penalty"], found["statistics"], strict=True)]
     found["penalty + statistics"] = per_step
     return {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -61,6 +63,7 @@ LEVERS = (
     Variant("stock, compiled", None, compiled=True),
     Variant("adaptive, bf16 autocast", {"ortho_mode": "adaptive"}, autocast=True),
 )
+BY_NAME = {variant.name: variant for variant in (*VARIANTS, *LEVERS)}
 BASES = ("batchtopk", "standard")
 
 
@@ -71,6 +74,25 @@ def activations(size: Size, seed: int = 0, device: str = "cpu") -> Float[Tensor,
     D = torch.randn(n, size.d_in, generator=torch.Generator().manual_seed(0))
     codes = torch.rand(size.batch, n, generator=generator)
     return ((codes * (codes > 1 - 16 / n)) @ D).to(device)
+
+
+def median_seconds(call: Callable[[], Any], rounds: int, device: str = "cpu") -> float:
+    """Of ``rounds`` calls, after one that warms up."""
+    call()
+    times = []
+    for _ in range(rounds):
+        wait(device)
+        started = time.perf_counter()
+        call()
+        wait(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def wait(device: str) -> None:
+    """Until the device has done all it was told."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
 
 
 class Kind(NamedTuple):
@@ -133,10 +155,10 @@ class Stepper:
         searched: Any = getattr(self.sae, "ortho_searched", None)
         if searched is not None and searched >= 0:  # the first step always searches
             searched.fill_(0 if search else number)
-        self._wait()
+        wait(self.device)
         started = time.perf_counter()
         self.trainer.step(batch)
-        self._wait()
+        wait(self.device)
         return time.perf_counter() - started
 
     def kinds(self, search_every: int = SEARCH_EVERY) -> dict[str, Kind]:
@@ -162,7 +184,3 @@ class Stepper:
             "searched": Kind(ORIGIN + check, search, search=True),
             "refreshed": Kind(ORIGIN, refresh, search=True),
         }
-
-    def _wait(self) -> None:
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
