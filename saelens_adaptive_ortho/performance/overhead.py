@@ -28,6 +28,7 @@ from saelens_adaptive_ortho.performance.steps import (
     VARIANTS,
     Size,
     Stepper,
+    Variant,
     activations,
 )
 from saelens_adaptive_ortho.storage import write_json
@@ -73,8 +74,13 @@ def measure(
 
     stock = by_kind("stock")
     for name in steppers:
-        own = by_kind(name)
+        own, off = by_kind(name), unpenalised(BY_NAME[name])
         low, high = ratio_interval(own, stock)
+        to_off = {}
+        if off in steppers:
+            off_low, off_high = ratio_interval(own, by_kind(off))
+            ratio = per_step(own) / per_step(by_kind(off))
+            to_off = {"off_ratio": ratio, "off_low": off_low, "off_high": off_high}
         rows.append(
             {
                 "base": base,
@@ -84,6 +90,7 @@ def measure(
                 "ratio": per_step(own) / per_step(stock),
                 "ratio_low": low,
                 "ratio_high": high,
+                **to_off,
                 "kinds": {
                     kind: {"share": share, "seconds": statistics.median(values)}
                     for kind, (share, values) in own.items()
@@ -92,6 +99,14 @@ def measure(
             }
         )
     return rows
+
+
+def unpenalised(variant: Variant) -> str | None:
+    """Name of the variant that differs in the penalty alone; None if there is no such thing."""
+    if variant.fields is None or variant.fields["ortho_mode"] == "off":
+        return None
+    off = variant._replace(name="", fields={"ortho_mode": "off"})
+    return next((v.name for v in BY_NAME.values() if v._replace(name="") == off), None)
 
 
 Kinds = dict[str, tuple[float, list[float]]]  # share of steps, and seconds of each

@@ -24,12 +24,8 @@ def overhead_table(documents: Sequence[Row]) -> str:
         (row for document in documents for row in document["rows"]),
         key=lambda r: (r["d_in"], r["d_sae"], r["base"]),
     )
-    seconds = {(_place(row), row["variant"]): row["seconds"] for row in rows}
     text = []
     for row in rows:
-        sparse = row["variant"].endswith("sparse products")
-        off = seconds.get((_place(row), "off, sparse products" if sparse else "off"))
-        apart = row["variant"] in {"stock", "off", "off, sparse products"}
         memory = row.get("peak_ratio")
         text.append(
             [
@@ -37,13 +33,20 @@ def overhead_table(documents: Sequence[Row]) -> str:
                 row["base"],
                 row["variant"],
                 f"{row['seconds'] * 1e3:,.0f}",
-                f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]",
-                f"{row['seconds'] / off:.3f}" if off and not apart else DASH,
+                _interval(row, "ratio", "ratio_low", "ratio_high"),
+                _interval(row, "off_ratio", "off_low", "off_high"),
                 DASH if memory is None else f"{memory:.3f}",
             ]
         )
     head = ["d_in x d_sae", "base", "variant", "ms per step", "to stock", "to off", "memory"]
     return markdown(head, text, text_columns=3)
+
+
+def _interval(row: Row, *names: str) -> str:
+    if names[0] not in row:
+        return DASH
+    value, low, high = (row[name] for name in names)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _place(row: Row) -> tuple[Any, ...]:

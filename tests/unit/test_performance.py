@@ -12,7 +12,7 @@ from saelens_adaptive_ortho.mixin import CHECK_EVERY
 from saelens_adaptive_ortho.performance import overhead, scaling
 from saelens_adaptive_ortho.performance.steps import (
     BASES,
-    LEVERS,
+    BY_NAME,
     ORIGIN,
     VARIANTS,
     Size,
@@ -52,8 +52,7 @@ def test_the_kinds_of_steps_make_up_all_steps_and_their_numbers_are_of_their_kin
 
 
 def test_a_step_of_adaptive_does_what_its_kind_says() -> None:
-    (variant,) = (v for v in VARIANTS if v.name == "adaptive")
-    stepper, batch = Stepper("batchtopk", variant, TINY), activations(TINY)
+    stepper, batch = Stepper("batchtopk", BY_NAME["adaptive"], TINY), activations(TINY)
     lists, samples, measured = [], [], []
     kinds = stepper.kinds()
     for name in ("refreshed", "counted", "checked", "plain"):
@@ -69,7 +68,7 @@ def test_a_step_of_adaptive_does_what_its_kind_says() -> None:
 
 
 def test_levers_change_the_step_they_name() -> None:
-    steppers = {v.name: Stepper("batchtopk", v, TINY) for v in (*VARIANTS, *LEVERS)}
+    steppers = {name: Stepper("batchtopk", v, TINY) for name, v in BY_NAME.items()}
     assert {n for n, s in steppers.items() if s.trainer.cfg.autocast} == {
         "stock, bf16 autocast",
         "adaptive, bf16 autocast",
@@ -101,6 +100,24 @@ def test_overhead_writes_a_row_per_base_and_variant(tmp_path: Path) -> None:
     names = [(r["base"], r["variant"]) for r in rows]
     assert names == [(b, v) for b in BASES for v in ("stock", "off", "adaptive")]
     assert all(r["d_sae"] == 80 and r["ratio_low"] <= r["ratio_high"] for r in rows)
+    for _, off, adaptive in (rows[:3], rows[3:]):
+        assert "off_ratio" not in off
+        assert adaptive["off_ratio"] == pytest.approx(adaptive["seconds"] / off["seconds"])
+        assert adaptive["off_low"] <= adaptive["off_high"]
+
+
+def test_a_step_is_compared_with_one_that_differs_in_the_penalty_alone() -> None:
+    assert {name: overhead.unpenalised(variant) for name, variant in BY_NAME.items()} == {
+        "stock": None,
+        "off": None,
+        "off, sparse products": None,
+        **dict.fromkeys(("fixed", "fixed, every 5th", "gram", "adaptive"), "off"),
+        "fixed, sparse products": "off, sparse products",
+        "adaptive, sparse products": "off, sparse products",
+        "stock, bf16 autocast": None,
+        "stock, compiled": None,
+        "adaptive, bf16 autocast": None,
+    }
 
 
 def test_the_exponent_is_that_of_a_power_law(tmp_path: Path) -> None:

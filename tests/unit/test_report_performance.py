@@ -13,11 +13,11 @@ def overhead_row(variant: str, seconds: float, **more: Any) -> dict[str, Any]:
     return {**place, "variant": variant, "seconds": seconds, **ratio, **more}
 
 
-def test_a_step_is_compared_with_stock_and_with_its_own_kind_of_off() -> None:
+def test_a_step_is_compared_with_stock_and_with_one_without_a_penalty() -> None:
     rows = [
         overhead_row("stock", 4.0),
         overhead_row("off", 3.0),
-        overhead_row("adaptive", 3.3, peak_ratio=1.02),
+        overhead_row("adaptive", 3.3, peak_ratio=1.02, off_ratio=1.1, off_low=1, off_high=1.3),
         overhead_row("off, sparse products", 1.0),
         overhead_row("adaptive, sparse products", 1.2),
     ]
@@ -29,10 +29,10 @@ def test_a_step_is_compared_with_stock_and_with_its_own_kind_of_off() -> None:
         "adaptive",
         "3,300",
         "0.825 [0.660, 1.100]",
-        "1.100",
+        "1.100 [1.000, 1.300]",
         "1.020",
     ]
-    assert [row[5] for row in cells] == ["–", "–", "1.100", "–", "1.200"]
+    assert [row[5] for row in cells] == ["–", "–", "1.100 [1.000, 1.300]", "–", "–"]
     figure = performance.overhead_figure([{"rows": rows}])
     assert len(figure.axes) == 1
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
