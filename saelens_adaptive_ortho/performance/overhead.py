@@ -1,7 +1,7 @@
 """Time per training step and peak memory of every mode, against the stock architecture.
 
-Steps of all variants alternate in one process, so that whatever else the machine does falls on all
-of them alike. A variant's steps are of several kinds (with statistics, with a refresh); its time
+Variants take turns in one process, so that whatever else the machine does falls on all of them
+alike. A variant's steps are of several kinds (with statistics, with a refresh); its time
 is the mean of the kinds' medians, weighted by how often each occurs. How often neighbour lists are
 searched depends on the training; ``--search-every`` says what to assume.
 """
@@ -9,6 +9,7 @@ searched depends on the training; ``--search-every`` says what to assume.
 from __future__ import annotations
 
 import argparse
+import random
 import resource
 import statistics
 import subprocess
@@ -48,8 +49,9 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Interleaved timings of ``variants`` at one size; a row per variant.
 
-    Each round takes one step of every kind of every variant, in an order that turns from round to
-    round; the first round warms up and is dropped. ``stock`` must be among the variants.
+    In each round every variant takes one step of each of its kinds, variants and kinds in an order
+    drawn afresh. Ahead of them it takes a plain one that is not timed, as the step before it was
+    another SAE's. The first round warms up and is dropped. ``stock`` must be among the variants.
     """
     steppers = {
         name: Stepper(base, variant, size, device, autocast)
@@ -57,20 +59,23 @@ def measure(
         if name in variants
     }
     batches = [activations(size, seed, device) for seed in range(4)]
-    jobs = [(n, k, kind) for n, s in steppers.items() for k, kind in s.kinds(search_every).items()]
-    times: dict[tuple[str, str], list[float]] = {(name, kind): [] for name, kind, _ in jobs}
+    kinds = {name: stepper.kinds(search_every) for name, stepper in steppers.items()}
+    times: dict[tuple[str, str], list[float]] = {(n, k): [] for n in kinds for k in kinds[n]}
+    order = random.Random(0)
     desc = f"{base} {size.d_in} x {size.d_sae}"
     for turn in tqdm(range(rounds + 1), desc=desc, unit=" rounds", leave=False):
-        shift = turn % len(jobs)
-        for name, kind, (number, _, search) in jobs[shift:] + jobs[:shift]:
-            seconds = steppers[name].step(batches[turn % len(batches)], number, search)
-            if turn:
-                times[name, kind].append(seconds)
+        batch = batches[turn % len(batches)]
+        for name in order.sample(list(kinds), len(kinds)):
+            steppers[name].step(batch, kinds[name]["plain"].number)
+            for kind in order.sample(list(kinds[name]), len(kinds[name])):
+                number, _, search = kinds[name][kind]
+                seconds = steppers[name].step(batch, number, search)
+                if turn:
+                    times[name, kind].append(seconds)
     rows = []
 
     def by_kind(name: str) -> Kinds:
-        kinds = steppers[name].kinds(search_every)
-        return {kind: (share, times[name, kind]) for kind, (_, share, _) in kinds.items()}
+        return {kind: (share, times[name, kind]) for kind, (_, share, _) in kinds[name].items()}
 
     stock = by_kind("stock")
     for name in steppers:
