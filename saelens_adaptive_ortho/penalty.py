@@ -151,7 +151,6 @@ def adaptive_penalty(
     weights: Float[Tensor, "d_sae m"],
     firing_rates: Float[Tensor, " d_sae"] | None = None,
     energies: Float[Tensor, " d_sae"] | None = None,
-    block_size: int = 2048,
 ) -> Float[Tensor, ""]:
     """``mean_i (w_ij * relu(c_ij))^2`` with ``j`` the latent of ``N(i)`` where that is largest.
 
@@ -167,7 +166,6 @@ def adaptive_penalty(
         energies: ``e_i``, share of the activations' variance that a latent contributes. A pair
             then costs what its weaker latent contributes along the other's direction, so that
             rare latents are bent no more than they matter, and silent ones not at all.
-        block_size: see :func:`pair_cosines`.
 
     The gradient flows through the chosen pair alone, as it does through ``max``: nothing of the
     decoder's size is kept for the backward pass. Differentiable once.
@@ -175,7 +173,7 @@ def adaptive_penalty(
     n, W = W_dec.shape[0], _precise(W_dec)
     _need_pairs(n)
     weights = weights.to(W.dtype)
-    cosines = pair_cosines(W, neighbours, block_size)
+    cosines = pair_cosines(W, neighbours)
     slot = (weights * cosines.relu()).argmax(dim=-1, keepdim=True)
     chosen = neighbours.gather(1, slot).squeeze(1)
     weight, cosine = (x.gather(1, slot).squeeze(1) for x in (weights, cosines))
@@ -237,25 +235,32 @@ def _norms(W: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
 
 @torch.no_grad()
 def pair_cosines(
-    W_dec: Float[Tensor, "d_sae d_in"],
-    neighbours: Int[Tensor, "d_sae m"],
-    block_size: int = 2048,
+    W_dec: Float[Tensor, "d_sae d_in"], neighbours: Int[Tensor, "d_sae m"]
 ) -> Float[Tensor, "d_sae m"]:
     """``c_ij`` of each latent with its candidates, without a graph.
 
-    A product sampled at ``d_sae * m`` places, so that no row is copied m times; where that is not
-    to be had (GPU, compiled code) in blocks of ``block_size`` latents, with memory
-    ``block_size * m * d_in``.
+    No row is copied m times: on a CPU it is a product sampled at ``d_sae * m`` places, in compiled
+    code one kernel, and elsewhere done in blocks.
     """
     (n, m), W = neighbours.shape, _precise(W_dec)
-    if W.device.type == "cpu" and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        products = (W.unsqueeze(1) * W[neighbours]).sum(-1)
+    elif W.device.type == "cpu":
         starts = torch.arange(0, n * m + 1, m)
         products = sampled_product(W, W, starts, neighbours.reshape(-1)).view(n, m)
     else:
-        blocks = zip(W.split(block_size), neighbours.split(block_size), strict=True)
-        products = torch.cat([torch.einsum("nd,nmd->nm", rows, W[j]) for rows, j in blocks])
+        products = _products_in_blocks(W, neighbours)
     norms = _norms(W)
     return products / (norms.unsqueeze(1) * norms[neighbours])
+
+
+def _products_in_blocks(
+    W: Float[Tensor, "n d"], neighbours: Int[Tensor, "n m"], copied: int = 2**23
+) -> Float[Tensor, "n m"]:
+    """``<W_i, W_j>``, with about ``copied`` numbers held at a time: as much as a GPU caches."""
+    rows = max(1, copied // (neighbours.shape[1] * W.shape[1]))
+    blocks = zip(W.split(rows), neighbours.split(rows), strict=True)
+    return torch.cat([torch.einsum("nd,nmd->nm", own, W[j]) for own, j in blocks])
 
 
 def pair_weights(affinity: Float[Tensor, "d_sae m"], alpha: float) -> Float[Tensor, "d_sae m"]:
