@@ -1,7 +1,8 @@
 """Neighbour lists: for each latent, the ``m`` latents most similar to it.
 
-A list is refreshed every so many steps by a blocked matrix product (d_sae^2 * d_in operations,
-some tens of MiB of memory); between refreshes a step touches d_sae * m pairs.
+A list is refreshed every so many steps by a blocked matrix product (d_sae^2 * d_in / 2
+multiply-adds, each pair of blocks once, some tens of MiB of memory); between refreshes a step
+touches d_sae * m pairs.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Similarities held at a time, unless a block size is given.
-BLOCK = 2**23
+# Rows of one block: a block of similarities is square and has 16 MiB in single precision.
+BLOCK = 2048
 
 
 @torch.no_grad()
 def top_similar(
-    directions: Float[Tensor, "n d"], m: int, block_size: int | None = None
+    directions: Float[Tensor, "n d"], m: int, block_size: int = BLOCK
 ) -> tuple[Int[Tensor, "n m"], Float[Tensor, "n m"]]:
     """Indices and values of the ``m`` largest ``<x_i, x_j>``, j != i, in falling order.
 
-    Exact, deterministic, and independent of ``block_size``.
+    Exact, deterministic, and independent of ``block_size`` up to rounding. As similarity is
+    symmetric, the block of rows a and columns b also serves the rows of b.
 
     Raises:
         ValueError: ``m`` outside [1, n - 1].
@@ -28,18 +30,27 @@ def top_similar(
     n = directions.shape[0]
     if not 1 <= m <= n - 1:
         raise ValueError(f"m must lie in [1, {n - 1}] for {n} directions, got {m}.")
-    block_size = block_size or max(64, min(2048, BLOCK // n))
-    indices, values = [], []
-    similarity = None
-    for start in range(0, n, block_size):
-        del similarity  # before the next one is made
-        similarity = directions[start : start + block_size] @ directions.T
-        rows = torch.arange(similarity.shape[0], device=similarity.device)
-        similarity[rows, rows + start] = float("-inf")
-        found, where = _largest(similarity, m)
-        values.append(found)
-        indices.append(where)
-    return torch.cat(indices), torch.cat(values)
+    values = directions.new_full((n, m), float("-inf"))
+    indices = torch.zeros(n, m, dtype=torch.long, device=directions.device)
+
+    def offer(rows: int, columns: int, similarity: Float[Tensor, "rows columns"]) -> None:
+        """Keep the m best of those found so far and those of this block."""
+        found, where = _largest(similarity, min(m, similarity.shape[1]))
+        kept = slice(rows, rows + similarity.shape[0])
+        both = torch.cat([values[kept], found], dim=1)
+        values[kept], best = both.topk(m, dim=1)
+        indices[kept] = torch.cat([indices[kept], where + columns], dim=1).gather(1, best)
+
+    for a in range(0, n, block_size):
+        for b in range(a, n, block_size):
+            similarity = directions[a : a + block_size] @ directions[b : b + block_size].T
+            if a == b:
+                similarity.fill_diagonal_(float("-inf"))
+            else:
+                offer(b, a, similarity.T.contiguous())
+            offer(a, b, similarity)
+            del similarity  # before the next one is made
+    return indices, values
 
 
 def _largest(

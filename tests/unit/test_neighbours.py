@@ -32,6 +32,19 @@ def test_top_similar_agrees_with_a_sorted_double_loop_at_any_block_size(
         assert values[i].tolist() == pytest.approx([-c for c, _ in ranked])
 
 
+@pytest.mark.parametrize("m", [3, 16])
+@pytest.mark.parametrize("block_size", [300, 512, 2048])
+def test_top_similar_agrees_with_the_whole_gram_matrix_where_a_list_spans_blocks(
+    m: int, block_size: int
+) -> None:
+    X = random_rows(1100)
+    gram = (X @ X.T).fill_diagonal_(float("-inf"))
+    indices, values = top_similar(X, m, block_size)
+    expected = gram.topk(m, dim=1)
+    assert torch.equal(indices, expected.indices)
+    torch.testing.assert_close(values, expected.values)
+
+
 def test_the_most_similar_latent_of_hand_made_directions() -> None:
     X = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
     indices, values = top_similar(X, 2)
