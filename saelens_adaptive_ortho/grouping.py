@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelens_adaptive_ortho.neighbours import BLOCK, top_similar
+from saelens_adaptive_ortho.neighbours import top_similar
 
 INACTIVE, FORGET, RETAIN, SHARED = -1, 0, 1, 2
 DOMAIN_NAMES = {FORGET: "forget", RETAIN: "retain", SHARED: "shared"}
@@ -75,7 +75,7 @@ def domain_sharing(
 
 
 def coactivation_groups(
-    sketches: Float[Tensor, "d_sae r"], threshold: float, m: int = 8, block_size: int = BLOCK
+    sketches: Float[Tensor, "d_sae r"], threshold: float, m: int = 8, block_size: int | None = None
 ) -> Int[Tensor, " d_sae"]:
     """Connected components of the mutual nearest-neighbour graph over firing patterns.
 

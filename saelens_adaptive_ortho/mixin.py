@@ -267,7 +267,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
     @torch.no_grad()
     def ortho_check(self, rows: Tensor) -> float:
         """Measure what the lists of the latents ``rows`` [k] still capture."""
-        directions = penalty.decoder_directions(self.W_dec.detach())
+        directions = self._compared_directions()
         share = neighbours.captured_share(
             directions, self.ortho_neighbours, rows.to(directions.device)
         )
@@ -276,11 +276,19 @@ class AdaptiveOrthoMixin(SwitchMixin):
         self.ortho_captured = torch.stack([share, lowest, total + share, number + 1])
         return float(share)
 
+    def _compared_directions(self) -> Tensor:
+        """Directions to compare with all others; on a GPU in half precision, many times faster.
+
+        Which latents are neighbours then depends on differences of cosines below 1e-3, a tenth of
+        what a list may miss. The penalty itself is never computed from these.
+        """
+        directions = penalty.decoder_directions(self.W_dec.detach())
+        return directions.half() if directions.device.type == "cuda" else directions
+
     @torch.no_grad()
     def ortho_search(self, step: int) -> None:
         """Search neighbours afresh and carry the pair statistics over."""
-        directions = penalty.decoder_directions(self.W_dec.detach())
-        found, _ = neighbours.top_similar(directions, self.cfg.ortho_neighbours)
+        found, _ = neighbours.top_similar(self._compared_directions(), self.cfg.ortho_neighbours)
         self.ortho_state = coactivation.retarget(self.ortho_state, self.ortho_neighbours, found)
         self.ortho_neighbours = found
         self.ortho_searched = torch.full_like(self.ortho_searched, step)

@@ -11,18 +11,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Rows of one block: a block of similarities is square and has 16 MiB in single precision.
-BLOCK = 2048
+# Rows of a square block of similarities: on a CPU it fits the cache, elsewhere few are launched.
+CPU_BLOCK = 1024
+BLOCK = 8192
 
 
 @torch.no_grad()
 def top_similar(
-    directions: Float[Tensor, "n d"], m: int, block_size: int = BLOCK
+    directions: Float[Tensor, "n d"], m: int, block_size: int | None = None
 ) -> tuple[Int[Tensor, "n m"], Float[Tensor, "n m"]]:
     """Indices and values of the ``m`` largest ``<x_i, x_j>``, j != i, in falling order.
 
-    Exact, deterministic, and independent of ``block_size`` up to rounding. As similarity is
-    symmetric, the block of rows a and columns b also serves the rows of b.
+    Exact, deterministic, and independent of ``block_size``, all up to rounding in the dtype of
+    ``directions``. As similarity is symmetric, the block of rows a and columns b also serves the
+    rows of b.
 
     Raises:
         ValueError: ``m`` outside [1, n - 1].
@@ -30,27 +32,54 @@ def top_similar(
     n = directions.shape[0]
     if not 1 <= m <= n - 1:
         raise ValueError(f"m must lie in [1, {n - 1}] for {n} directions, got {m}.")
+    block_size = block_size or (CPU_BLOCK if directions.device.type == "cpu" else BLOCK)
     values = directions.new_full((n, m), float("-inf"))
     indices = torch.zeros(n, m, dtype=torch.long, device=directions.device)
 
-    def offer(rows: int, columns: int, similarity: Float[Tensor, "rows columns"]) -> None:
-        """Keep the m best of those found so far and those of this block."""
-        found, where = _largest(similarity, min(m, similarity.shape[1]))
-        kept = slice(rows, rows + similarity.shape[0])
-        both = torch.cat([values[kept], found], dim=1)
-        values[kept], best = both.topk(m, dim=1)
-        indices[kept] = torch.cat([indices[kept], where + columns], dim=1).gather(1, best)
+    def keep_best(rows: slice, found: Tensor, where: Tensor) -> None:
+        """Of those found so far and the new ones, both [rows, k], keep the m best."""
+        both = torch.cat([values[rows], found], dim=1)
+        values[rows], best = both.topk(m, dim=1)
+        indices[rows] = torch.cat([indices[rows], where], dim=1).gather(1, best)
 
-    for a in range(0, n, block_size):
-        for b in range(a, n, block_size):
-            similarity = directions[a : a + block_size] @ directions[b : b + block_size].T
-            if a == b:
+    parts = [slice(start, start + block_size) for start in range(0, n, block_size)]
+    for a, mine in enumerate(parts):
+        for theirs in parts[a:]:
+            similarity = directions[mine] @ directions[theirs].T
+            if mine == theirs:
                 similarity.fill_diagonal_(float("-inf"))
             else:
-                offer(b, a, similarity.T.contiguous())
-            offer(a, b, similarity)
+                found, where = _largest_above(similarity.T, values[theirs, -1], m)
+                keep_best(theirs, found, where + mine.start)
+            found, where = _largest_above(similarity, values[mine, -1], m)
+            keep_best(mine, found, where + theirs.start)
             del similarity  # before the next one is made
     return indices, values
+
+
+def _largest_above(
+    x: Float[Tensor, "rows n"], threshold: Float[Tensor, " rows"], m: int
+) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """Values and columns holding, of each row, all of its m largest that exceed its threshold.
+
+    Where those are few they are listed, at the cost of a comparison; filled up with -inf.
+    """
+    exceeds = x > threshold.unsqueeze(1)
+    if int(exceeds.count_nonzero()) > 4 * m * x.shape[0]:
+        return _largest(x.contiguous(), min(m, x.shape[1]))
+    if exceeds.is_contiguous():
+        row, column = exceeds.nonzero(as_tuple=True)
+    else:  # a transposed block, read as it lies
+        column, row = exceeds.T.nonzero(as_tuple=True)
+        row, order = row.sort(stable=True)
+        column = column[order]
+    counts = row.bincount(minlength=x.shape[0])
+    slot = torch.arange(len(row), device=x.device) - (counts.cumsum(0) - counts)[row]
+    shape = (x.shape[0], int(counts.max()))
+    found, where = x.new_full(shape, float("-inf")), row.new_zeros(shape)
+    found[row, slot] = x[row, column]
+    where[row, slot] = column
+    return found, where
 
 
 def _largest(
@@ -101,13 +130,14 @@ def captured_share(
 ) -> Float[Tensor, ""]:
     """Share of the latents ``rows`` whose list, however old, still holds one as similar as any.
 
-    That is ``max_{j in N(i)} <x_i, x_j> >= max_{j != i} <x_i, x_j> - tolerance``. Memory k * n.
+    That is ``max_{j in N(i)} <x_i, x_j> >= max_{j != i} <x_i, x_j> - tolerance``, up to rounding in
+    the dtype of ``directions``. Memory k * n.
     """
     x = directions[rows]
     similarity = x @ directions.T
-    kept = similarity.gather(1, candidates[rows]).amax(1)
+    kept = similarity.gather(1, candidates[rows]).amax(1).float()
     similarity.scatter_(1, rows.unsqueeze(1), float("-inf"))
-    return (kept >= similarity.amax(1) - tolerance).float().mean()
+    return (kept >= similarity.amax(1).float() - tolerance).float().mean()
 
 
 def sampled_rows(n: int, k: int, turn: int) -> Int[Tensor, " k"]:

@@ -45,6 +45,29 @@ def test_top_similar_agrees_with_the_whole_gram_matrix_where_a_list_spans_blocks
     torch.testing.assert_close(values, expected.values)
 
 
+def test_in_half_precision_no_neighbour_is_further_than_its_rounding() -> None:
+    X = torch.nn.functional.normalize(random_rows(300, d=64), dim=1)
+    gram = (X @ X.T).fill_diagonal_(float("-inf"))
+    indices, _ = top_similar(X.half(), 16, block_size=64)
+    assert all(len(row.unique()) == 16 for row in indices)
+    lost = gram.topk(16, dim=1).values[:, -1] - gram.gather(1, indices).amin(1)
+    assert lost.max() < 1e-3
+    share = captured_share(X.half(), indices, torch.arange(300))
+    assert share.dtype == torch.float32
+    assert share.item() == 1.0
+
+
+def test_many_similar_latents_in_one_block_are_all_considered() -> None:
+    # The last block holds the 30 best neighbours of the first latents, more than are listed singly.
+    X = torch.cat([random_rows(40), torch.ones(30, 5, dtype=torch.float64)])
+    X[:20] = 1.0
+    indices, values = top_similar(X, 4, block_size=10)
+    gram = (X @ X.T).fill_diagonal_(float("-inf"))
+    torch.testing.assert_close(values, gram.topk(4, dim=1).values)
+    torch.testing.assert_close(gram.gather(1, indices), values)
+    assert all(len(row.unique()) == 4 for row in indices)
+
+
 def test_the_most_similar_latent_of_hand_made_directions() -> None:
     X = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
     indices, values = top_similar(X, 2)
