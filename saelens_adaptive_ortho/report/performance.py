@@ -16,13 +16,13 @@ OPERATIONS_SHOWN = 12
 
 
 def overhead_table(documents: Sequence[Row]) -> str:
-    """Time and peak memory per training step, a row per size, base and variant.
+    """Time and peak memory per training step, a row per size, batch, base and variant.
 
     ``to off`` compares with the same step without a penalty, with or without sparse products.
     """
     rows = sorted(
         (row for document in documents for row in document["rows"]),
-        key=lambda r: (r["d_in"], r["d_sae"], r["base"]),
+        key=_place,
     )
     text = []
     for row in rows:
@@ -30,6 +30,7 @@ def overhead_table(documents: Sequence[Row]) -> str:
         text.append(
             [
                 f"{row['d_in']:,} x {row['d_sae']:,}",
+                f"{row['batch']:,}",
                 row["base"],
                 row["variant"],
                 f"{row['seconds'] * 1e3:,.0f}",
@@ -38,8 +39,9 @@ def overhead_table(documents: Sequence[Row]) -> str:
                 DASH if memory is None else f"{memory:.3f}",
             ]
         )
-    head = ["d_in x d_sae", "base", "variant", "ms per step", "to stock", "to off", "memory"]
-    return markdown(head, text, text_columns=3)
+    head = ["d_in x d_sae", "batch", "base", "variant"]
+    head += ["ms per step", "to stock", "to off", "memory"]
+    return markdown(head, text, text_columns=4)
 
 
 def _interval(row: Row, *names: str) -> str:
@@ -116,9 +118,9 @@ def floor_table(documents: Sequence[Row]) -> str:
 
 
 def overhead_figure(documents: Sequence[Row]) -> Figure:
-    """Step time over stock for every variant, a panel per base and size; a bar is its interval."""
+    """Step time over stock per variant, a panel per base, size and batch; a bar is its interval."""
     rows = [row for document in documents for row in document["rows"]]
-    places = sorted({_place(row) for row in rows}, key=lambda p: (p[3], p[0], p[1]))
+    places = sorted({_place(row) for row in rows}, key=lambda p: (p[3], p))
     with matplotlib.rc_context(STYLE):
         figure, grid = panel_grid(len(places), height=2.6)
         for axes, place in zip(grid, places, strict=True):
@@ -130,5 +132,6 @@ def overhead_figure(documents: Sequence[Row]) -> Figure:
             axes.set_yticks(range(len(here)), [r["variant"] for r in reversed(here)])
             axes.set_xlim(left=0)
             axes.set_xlabel("time per step, stock = 1")
-            axes.set_title(f"{place[3]}, {place[0]:,} x {place[1]:,}")
+            d_in, d_sae, batch, base = place
+            axes.set_title(f"{base}, {d_in:,} x {d_sae:,}\nbatch {batch:,}")
     return figure

@@ -25,6 +25,7 @@ def test_a_step_is_compared_with_stock_and_with_one_without_a_penalty() -> None:
     cells = [[c.strip() for c in line.strip("| ").split(" | ")] for line in lines]
     assert cells[2] == [
         "512 x 16,384",
+        "4,096",
         "batchtopk",
         "adaptive",
         "3,300",
@@ -32,7 +33,7 @@ def test_a_step_is_compared_with_stock_and_with_one_without_a_penalty() -> None:
         "1.100 [1.000, 1.300]",
         "1.020",
     ]
-    assert [row[5] for row in cells] == ["–", "–", "1.100 [1.000, 1.300]", "–", "–"]
+    assert [row[6] for row in cells] == ["–", "–", "1.100 [1.000, 1.300]", "–", "–"]
     figure = performance.overhead_figure([{"rows": rows}])
     assert len(figure.axes) == 1
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
