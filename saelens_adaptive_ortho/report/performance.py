@@ -20,10 +20,7 @@ def overhead_table(documents: Sequence[Row]) -> str:
 
     ``to off`` compares with the same step without a penalty, with or without sparse products.
     """
-    rows = sorted(
-        (row for document in documents for row in document["rows"]),
-        key=_place,
-    )
+    rows = sorted((row for document in documents for row in document["rows"]), key=_place)
     text = []
     for row in rows:
         memory = row.get("peak_ratio")

@@ -41,6 +41,16 @@ def test_a_step_is_compared_with_stock_and_with_one_without_a_penalty() -> None:
     ]
 
 
+def test_batches_of_two_sizes_are_kept_apart() -> None:
+    rows = [overhead_row("stock", 4.0), overhead_row("adaptive", 3.0)]
+    small = [{**row, "batch": 1024} for row in rows]
+    documents = [{"rows": rows}, {"rows": small}]
+    lines = performance.overhead_table(documents).splitlines()[2:]
+    assert [line.split(" | ")[1] for line in lines] == ["1,024", "1,024", "4,096", "4,096"]
+    titles = [axes.get_title(loc="left") for axes in performance.overhead_figure(documents).axes]
+    assert [title.splitlines()[1] for title in titles] == ["batch 1,024", "batch 4,096"]
+
+
 def test_scaling_names_its_widths_and_exponents() -> None:
     part = {"seconds": [0.01, 0.0205], "exponent": 1.036}
     table = performance.scaling_table([{"widths": [4096, 8192], "parts": {"penalty": part}}])
