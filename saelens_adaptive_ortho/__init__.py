@@ -7,7 +7,8 @@ Importing the package registers the architectures ``adaptive_ortho_standard``, `
 __version__ = "0.1.0"
 
 try:
-    from saelens_adaptive_ortho.architectures import (
+    from saelens_adaptive_ortho.errors import ConfigError
+    from saelens_adaptive_ortho.host.architectures import (
         ARCHITECTURES,
         AdaptiveOrthoBatchTopKConfig,
         AdaptiveOrthoGatedConfig,
@@ -17,8 +18,8 @@ try:
         AdaptiveOrthoTopKConfig,
         register,
     )
-    from saelens_adaptive_ortho.config import ConfigError
-    from saelens_adaptive_ortho.runner import AdaptiveOrthoRunner, AdaptiveOrthoRunnerConfig
+    from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner
+    from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig
 except ModuleNotFoundError as error:
     # The report needs no torch and the pure modules no SAELens: without either, the package
     # still serves those. Any other missing module is a broken installation and must be seen.

@@ -10,15 +10,16 @@ import torch
 from jaxtyping import install_import_hook
 
 SHAPED_MODULES = (
-    "penalty",
-    "neighbours",
-    "coactivation",
-    "grouping",
-    "schedule",
-    "subspace",
-    "switches",
-    "candidates",
-    "unlearning.frontier",
+    "maths.penalty",
+    "maths.neighbours",
+    "maths.coactivation",
+    "maths.affinity",
+    "maths.grouping",
+    "maths.schedule",
+    "maths.geometry",
+    "maths.switches",
+    "maths.similar_pairs",
+    "maths.frontier",
     "synthetic.worlds",
     "synthetic.pool",
     "synthetic.selectivity",
@@ -31,6 +32,8 @@ install_import_hook(
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 torch.set_num_threads(1)
+
+pytest_plugins = ["tests.tiny"]
 
 D_IN, D_SAE, K = 16, 64, 4
 

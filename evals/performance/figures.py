@@ -1,6 +1,6 @@
 """The figure of the benchmarks, from the committed results.
 
-python evals/performance/figures.py
+python -m evals.performance.figures
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from saelens_adaptive_ortho.report.performance import overhead_figure
+from evals.performance.tables import overhead_figure
 from saelens_adaptive_ortho.report.plots import save_figure
 
 HERE = Path(__file__).parent

@@ -1,11 +1,255 @@
 """Time per training step and peak memory of every mode, against the stock architecture.
 
-python evals/performance/overhead.py [--json evals/performance/results/overhead.json]
+Variants take turns in one process, so that whatever else the machine does falls on all of them
+alike. A variant's steps are of several kinds (with statistics, with a refresh); its time
+is the mean of the kinds' medians, weighted by how often each occurs. How often neighbour lists are
+searched depends on the training; ``--search-every`` says what to assume.
 """
 
-import sys
+from __future__ import annotations
 
-from saelens_adaptive_ortho.performance.overhead import main
+import argparse
+import random
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from evals.performance.steps import (
+    BASES,
+    BY_NAME,
+    SEARCH_EVERY,
+    VARIANTS,
+    Size,
+    Stepper,
+    Variant,
+    activations,
+)
+from saelens_adaptive_ortho.files import write_json
+
+SIZES = ("512x4096", "512x16384", "512x32768", "2304x16384")
+REPLICATES = 2000
+
+
+def measure(
+    base: str,
+    size: Size,
+    rounds: int,
+    variants: Sequence[str],
+    device: str = "cpu",
+    autocast: bool = False,
+    search_every: int = SEARCH_EVERY,
+) -> list[dict[str, Any]]:
+    """Interleaved timings of ``variants`` at one size; a row per variant.
+
+    In each round every variant takes one step of each of its kinds, variants and kinds in an order
+    drawn afresh. Ahead of them it takes a plain one that is not timed, as the step before it was
+    another SAE's. The first round warms up and is dropped. ``stock`` must be among the variants.
+    """
+    steppers = {
+        name: Stepper(base, variant, size, device, autocast)
+        for name, variant in BY_NAME.items()
+        if name in variants
+    }
+    batches = [activations(size, seed, device) for seed in range(4)]
+    kinds = {name: stepper.kinds(search_every) for name, stepper in steppers.items()}
+    times: dict[tuple[str, str], list[float]] = {(n, k): [] for n in kinds for k in kinds[n]}
+    order = random.Random(0)
+    desc = f"{base} {size.d_in} x {size.d_sae}"
+    for turn in tqdm(range(rounds + 1), desc=desc, unit=" rounds", leave=False):
+        batch = batches[turn % len(batches)]
+        for name in order.sample(list(kinds), len(kinds)):
+            steppers[name].step(batch, kinds[name]["plain"].number)
+            for kind in order.sample(list(kinds[name]), len(kinds[name])):
+                number, _, search = kinds[name][kind]
+                seconds = steppers[name].step(batch, number, search)
+                if turn:
+                    times[name, kind].append(seconds)
+    rows = []
+
+    def by_kind(name: str) -> Kinds:
+        return {kind: (share, times[name, kind]) for kind, (_, share, _) in kinds[name].items()}
+
+    stock = by_kind("stock")
+    for name in steppers:
+        own, off = by_kind(name), unpenalised(BY_NAME[name])
+        low, high = ratio_interval(own, stock)
+        to_off = {}
+        if off in steppers:
+            off_low, off_high = ratio_interval(own, by_kind(off))
+            ratio = per_step(own) / per_step(by_kind(off))
+            to_off = {"off_ratio": ratio, "off_low": off_low, "off_high": off_high}
+        rows.append(
+            {
+                "base": base,
+                **size._asdict(),
+                "variant": name,
+                "seconds": per_step(own),
+                "ratio": per_step(own) / per_step(stock),
+                "ratio_low": low,
+                "ratio_high": high,
+                **to_off,
+                "kinds": {
+                    kind: {"share": share, "seconds": statistics.median(values)}
+                    for kind, (share, values) in own.items()
+                },
+                "rounds": rounds,
+            }
+        )
+    return rows
+
+
+def unpenalised(variant: Variant) -> str | None:
+    """Name of the variant that differs in the penalty alone; None if there is no such thing."""
+    if variant.fields is None or variant.fields["ortho_mode"] == "off":
+        return None
+    off = variant._replace(name="", fields={"ortho_mode": "off"})
+    return next((v.name for v in BY_NAME.values() if v._replace(name="") == off), None)
+
+
+Kinds = dict[str, tuple[float, list[float]]]  # share of steps, and seconds of each
+
+
+def per_step(kinds: Kinds) -> float:
+    """Seconds per step: medians of the kinds, weighted by their shares."""
+    return sum(share * statistics.median(values) for share, values in kinds.values())
+
+
+def ratio_interval(own: Kinds, stock: Kinds, seed: int = 0) -> tuple[float, float]:
+    """95% bootstrap interval of the ratio of two times per step, over rounds drawn for both."""
+    generator = np.random.default_rng(seed)
+    rounds = len(next(iter(own.values()))[1])
+    draws = generator.integers(rounds, size=(REPLICATES, rounds))
+
+    def replicated(kinds: Kinds) -> np.ndarray:
+        medians = [s * np.median(np.asarray(values)[draws], axis=1) for s, values in kinds.values()]
+        return np.sum(medians, axis=0)
+
+    low, high = np.quantile(replicated(own) / replicated(stock), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def peak_memory(base: str, size: Size, variant: str, device: str, autocast: bool) -> int:
+    """Bytes that a few steps of every kind need at most, above what the imports take.
+
+    In a process of its own on a CPU, where only the process's peak can be read.
+    """
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        _steps_of_every_kind(base, size, variant, device, autocast)
+        return torch.cuda.max_memory_allocated()
+    code = (
+        "from evals.performance import overhead\n"
+        "from evals.performance.steps import Size\n"
+        "before = overhead.peak_resident()\n"
+        f"overhead._steps_of_every_kind({base!r}, {size!r}, {variant!r}, 'cpu', {autocast})\n"
+        "print(overhead.peak_resident() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def peak_resident() -> int:
+    """Most memory this process has held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would count the parent's memory, too
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _steps_of_every_kind(base: str, size: Size, variant: str, device: str, autocast: bool) -> None:
+    stepper = Stepper(base, BY_NAME[variant], size, device, autocast)
+    batch = activations(size, 0, device)
+    for _ in range(2):
+        for number, _, search in stepper.kinds().values():
+            stepper.step(batch, number, search)
+
+
+def parse_size(text: str, batch: int) -> Size:
+    """``512x16384`` as a size."""
+    d_in, d_sae = (int(part) for part in text.split("x"))
+    return Size(d_in, d_sae, batch)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print a line per variant, and write the JSON after each size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="D_INxD_SAE")
+    parser.add_argument("--bases", nargs="+", default=list(BASES), choices=BASES)
+    names = [v.name for v in VARIANTS]
+    parser.add_argument("--variants", nargs="+", default=names, choices=BY_NAME)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--search-every", type=int, default=SEARCH_EVERY)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--autocast", action="store_true", help="bf16 autocast")
+    parser.add_argument(
+        "--memory",
+        nargs="*",
+        choices=BY_NAME,
+        metavar="VARIANT",
+        help="whose peak memory to measure, beside stock's (default: all; none given: nobody's)",
+    )
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    variants = ["stock", *(v for v in args.variants if v != "stock")]
+    measured = variants if args.memory is None else args.memory and ["stock", *args.memory]
+    document: dict[str, Any] = {
+        "device": _device(args.device),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "autocast": args.autocast,
+        "search_every": args.search_every,
+        "rows": [],
+    }
+    for text in args.sizes:
+        size = parse_size(text, args.batch)
+        for base in args.bases:
+            rows = measure(
+                base,
+                size,
+                args.rounds,
+                variants,
+                args.device,
+                args.autocast,
+                args.search_every,
+            )
+            for row in rows:
+                if row["variant"] in measured:
+                    row["peak_bytes"] = peak_memory(
+                        base, size, row["variant"], args.device, args.autocast
+                    )
+                # At toy sizes the imports alone need more than the steps, and nothing is measured.
+                if row.get("peak_bytes") and rows[0]["peak_bytes"]:
+                    row["peak_ratio"] = row["peak_bytes"] / rows[0]["peak_bytes"]
+                print(line(row), flush=True)
+            document["rows"] += rows
+            if args.json:
+                write_json(args.json, document)
+    return 0
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row for the terminal."""
+    text = f"{row['base']:10} {row['d_in']:5} x {row['d_sae']:6}  {row['variant']:26}"
+    text += f"{row['seconds'] * 1e3:9.1f} ms  {row['ratio']:.3f}"
+    text += f" [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
+    return text + (f"  memory {row['peak_ratio']:.3f}" if "peak_ratio" in row else "")
+
+
+def _device(name: str) -> str:
+    return torch.cuda.get_device_name() if name.startswith("cuda") else "CPU"
+
 
 if __name__ == "__main__":
     sys.exit(main())

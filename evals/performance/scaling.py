@@ -1,11 +1,102 @@
-"""Cost of the penalty, of its statistics and of a refresh against d_sae, with fitted exponents.
+"""Cost of the penalty, of its statistics and of a refresh against d_sae, with fitted exponents."""
 
-python evals/performance/scaling.py [--json evals/performance/results/scaling.json]
-"""
+from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-from saelens_adaptive_ortho.performance.scaling import main
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from evals.performance.steps import median_seconds
+from saelens_adaptive_ortho.files import write_json
+from saelens_adaptive_ortho.maths import affinity, coactivation, grouping, neighbours, penalty
+
+M, R, K = 16, 64, 64
+
+
+def parts(d_in: int, d_sae: int, batch: int, device: str) -> dict[str, Callable[[], Any]]:
+    """What a training step calls, on made-up weights and firings (K latents per row)."""
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(d_sae, d_in, generator=generator).to(device).requires_grad_()
+    D = penalty.decoder_directions(W.detach())
+    lists, _ = neighbours.top_similar(D, M)
+    latents = torch.randint(0, d_sae, (batch, K), generator=generator)
+    values = torch.rand(batch, K, generator=generator) + 0.1
+    acts = torch.zeros(batch, d_sae).scatter_(1, latents, values).to(device)
+    signs = coactivation.random_signs(batch, R, 0, 0).to(device)
+    state = coactivation.update(
+        coactivation.empty_state(d_sae, M, R, 2, device), acts, lists, signs, 0.99, batch // 2
+    )
+
+    def one_penalty() -> None:
+        loss = penalty.adaptive_penalty(
+            W,
+            lists,
+            penalty.pair_weights(affinity.unsuppressed_affinity(state, lists), 1.0),
+            coactivation.firing_rates(state),
+            coactivation.energies(state),
+        )
+        W.grad = None
+        loss.backward()
+
+    def refresh() -> None:
+        found, _ = neighbours.top_similar(D, M)
+        coactivation.retarget(state, lists, found)
+        grouping.coactivation_groups(coactivation.sketch_directions(state), 0.5)
+
+    return {
+        "penalty": one_penalty,
+        "statistics": lambda: coactivation.update(state, acts, lists, signs, 0.99, batch // 2),
+        "refresh": refresh,
+    }
+
+
+def exponent(widths: Sequence[int], seconds: Sequence[float]) -> float:
+    """Slope of log seconds over log width, by least squares."""
+    return float(np.polyfit(np.log(widths), np.log(seconds), 1)[0])
+
+
+def measure(
+    widths: Sequence[int], d_in: int, batch: int, rounds: int, device: str = "cpu"
+) -> dict[str, dict[str, Any]]:
+    """Median seconds of each part at each width, and the exponent fitted to them."""
+    found: dict[str, list[float]] = {}
+    for width in widths:
+        calls = parts(d_in, width, batch, device)
+        for name, call in tqdm(calls.items(), desc=f"{width} latents", leave=False):
+            found.setdefault(name, []).append(median_seconds(call, rounds, device))
+    per_step = [p + s for p, s in zip(found["penalty"], found["statistics"], strict=True)]
+    found["penalty + statistics"] = per_step
+    return {
+        name: {"seconds": seconds, "exponent": exponent(widths, seconds)}
+        for name, seconds in found.items()
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--widths", nargs="+", type=int, default=[4096, 8192, 16384, 32768])
+    parser.add_argument("--d-in", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    found = measure(args.widths, args.d_in, args.batch, args.rounds, args.device)
+    for name, part in found.items():
+        times = "  ".join(f"{s * 1e3:9.1f}" for s in part["seconds"])
+        print(f"{name:21} {times} ms   d_sae^{part['exponent']:.2f}")
+    if args.json:
+        settings = {"d_in": args.d_in, "batch": args.batch, "widths": args.widths}
+        write_json(args.json, {**settings, "threads": torch.get_num_threads(), "parts": found})
+    return 0
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,6 @@
 """Figures of the synthetic sweep, from the committed results.
 
-python evals/synthetic/figures.py [--results DIR] [--out DIR]
+python -m evals.synthetic.figures [--results DIR] [--out DIR]
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from evals.synthetic.draw import figures
+from evals.synthetic.sweep import load_results
 from saelens_adaptive_ortho.report.plots import save_figure
-from saelens_adaptive_ortho.report.synthetic_plots import figures
-from saelens_adaptive_ortho.synthetic.sweep import load_results
 
 HERE = Path(__file__).parent
 

@@ -1,12 +1,472 @@
-"""The synthetic sweep, resumable: one JSON per run under evals/synthetic/results.
+"""Many runs: one JSON file each, skipping the finished, over one or several processes.
 
-python evals/synthetic/sweep.py coarse|width|final|transfer
-    [--workers N] [--worlds ...] [--bases ...]
+Stages: ``coarse`` looks at every setting with one seed; ``final`` compares baseline, fixed at its
+own best coefficient, and adaptive at its defaults, over seeds and worlds of several seeds; so do
+``transfer``, in worlds with other parameters, and ``width``, with other numbers of latents. The
+best coefficient is read from the coarse results.
 """
 
-import sys
+from __future__ import annotations
 
-from saelens_adaptive_ortho.synthetic.sweep import main
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from tqdm.auto import tqdm
+
+from evals.synthetic.tables import ONE_WORLD
+from saelens_adaptive_ortho.errors import ConfigError, reject
+from saelens_adaptive_ortho.files import StorageError, check_writable, write_json
+from saelens_adaptive_ortho.host.config import (
+    OrthoAffinity,
+    OrthoOrdering,
+    OrthoWeighting,
+    ortho_coefficient,
+)
+from saelens_adaptive_ortho.synthetic.pool import load_pool
+from saelens_adaptive_ortho.synthetic.run import BASES, Run, build_run, execute, parse_settings
+from saelens_adaptive_ortho.synthetic.worlds import WORLDS
+
+ALPHAS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+LAMBDAS = {
+    "fixed": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+    "gram": (0.1, 1.0, 10.0),  # a mean over all pairs, most of them nearly orthogonal
+    "adaptive": (0.1, 0.3, 1.0, 3.0),
+}
+WIDTH_FACTORS = (0.5, 1.0, 2.0)
+CHOICES = {
+    "affinity": OrthoAffinity,
+    "weighting": OrthoWeighting,
+    "ordering": OrthoOrdering,
+}
+TRANSFER: dict[str, tuple[dict[str, Any], ...]] = {
+    "hierarchy": ({"world": {"exponent": 0.3}}, {"world": {"exponent": 0.8}}, {"k": 4}, {"k": 9}),
+    "cluster": (
+        {"world": {"cosine": 0.2}},
+        {"world": {"cosine": 0.6}},
+        {"world": {"feature_exponent": 0.3}},
+        {"k": 4},
+        {"k": 9},
+    ),
+    "domains": (
+        {"world": {"cosine": 0.25}},
+        {"world": {"cosine": 0.75}},
+        {"world": {"exponent": 0.2}},
+        {"k": 3},
+        {"k": 6},
+    ),
+}
+TRANSFER_WORLD_SEED = 10  # of no other stage
+DEFAULT_WORLDS = ("hierarchy", "cluster", "domains")
+COST = 0.005
+"""Explained variance that a penalty may cost when the coefficient of fixed is chosen."""
+DEFAULT_BASES = ("batchtopk", "matryoshka_batchtopk")
+SEEDS = (0, 1, 2, 3, 4)
+WORLD_SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a sweep.
+
+    Args:
+        run: what to run.
+        method: the line it belongs to in figures: baseline, fixed, fixed_one, gram, adaptive.
+        axis: the one setting that differs from the method's defaults, or "".
+    """
+
+    run: Run
+    method: str
+    axis: str = ""
+
+    @property
+    def name(self) -> str:
+        """File name stem; two runs of different settings never share one."""
+        run = self.run
+        parts = [run.world.name, run.base, self.method]
+        parts += [self.axis] if self.axis else []
+        parts += [f"w{run.world.seed}", f"s{run.seed}", run.digest()[:8]]
+        return "__".join(parts)
+
+
+class SweepError(RuntimeError):
+    """Some runs failed; names them. The others are finished."""
+
+
+# --------------------------------------------------------------------- stages
+
+
+def coarse_jobs(
+    worlds: Sequence[str],
+    bases: Sequence[str],
+    seed: int = 0,
+    settings: dict[str, Any] | None = None,
+) -> list[Job]:
+    """Every mode and lambda of each; for the first base also each choice, alpha and schedule of
+    adaptive, one at a time. A choice that is the default is not run twice."""
+    jobs = []
+    for world in worlds:
+        for base in bases:
+
+            def job(
+                method: str, axis: str = "", world: str = world, base: str = base, **sae: Any
+            ) -> Job:
+                mode = "off" if method == "baseline" else method
+                run = build_run(world, base, mode, seed, {**(settings or {}), **sae})
+                return Job(run, method, axis)
+
+            default = job("adaptive")
+            jobs += [job("baseline"), default]
+            some = [
+                job(method, f"lambda={x:g}", ortho_coefficient=x)
+                for method, grid in LAMBDAS.items()
+                for x in grid
+            ]
+            if base == bases[0]:
+                some += [job("adaptive", f"alpha={x:g}", ortho_alpha=x) for x in ALPHAS]
+                for axis, choices in CHOICES.items():
+                    field = f"ortho_{axis}"
+                    some += [
+                        job("adaptive", f"{axis}={x}", **{field: x}) for x in get_args(choices)
+                    ]
+                some += [
+                    job("adaptive", f"schedule={name}", **sae)
+                    for name, sae in _schedules(default.run).items()
+                ]
+            jobs += [j for j in some if j.run.digest() != default.run.digest()]
+    return jobs
+
+
+def _schedules(run: Run) -> dict[str, dict[str, Any]]:
+    steps, coefficient = run.train.steps, ortho_coefficient(run.sae)
+    return {
+        "warm_up": {"ortho_warm_up_steps": steps // 5},
+        "curriculum": {
+            "ortho_curriculum_start": coefficient / 10,
+            "ortho_curriculum_steps": steps // 2,
+        },
+        "fade": {"ortho_fade_start_step": steps // 2, "ortho_fade_end_step": 4 * steps // 5},
+    }
+
+
+def final_jobs(
+    worlds: Sequence[str],
+    bases: Sequence[str],
+    best: Callable[[str, str], float],
+    seeds: Sequence[int] = SEEDS,
+    world_seeds: Sequence[int] = WORLD_SEEDS,
+    settings: dict[str, Any] | None = None,
+) -> list[Job]:
+    """Baseline, fixed at ``best(world, base)``, adaptive at its defaults; seeds x world seeds.
+
+    In the other worlds also ``fixed_one``: fixed with the coefficient that is best in
+    :data:`ONE_WORLD`, as somebody has to use it who does not know which world theirs is.
+    """
+    jobs = []
+    for world in worlds:
+        for base in bases:
+            for world_seed in world_seeds:
+                for seed in seeds:
+                    fixed = {"fixed": best(world, base)}
+                    if world != ONE_WORLD:
+                        fixed["fixed_one"] = best(ONE_WORLD, base)
+                    jobs += _methods(world, base, fixed, seed, world_seed, settings)
+    return jobs
+
+
+def width_jobs(
+    worlds: Sequence[str],
+    bases: Sequence[str],
+    best: Callable[[str, str], float],
+    seeds: Sequence[int] = SEEDS[:3],
+    settings: dict[str, Any] | None = None,
+) -> list[Job]:
+    """The three methods at half, once and twice the world's own number of latents."""
+    jobs = []
+    for world in worlds:
+        default = WORLDS[world]().training["d_sae"]
+        for base in bases:
+            for factor in WIDTH_FACTORS:
+                for seed in seeds:
+                    sae = {**(settings or {}), "d_sae": int(default * factor)}
+                    fixed = {"fixed": best(world, base)}
+                    jobs += _methods(world, base, fixed, seed, None, sae)
+    return jobs
+
+
+def transfer_jobs(
+    worlds: Sequence[str],
+    bases: Sequence[str],
+    best: Callable[[str, str], float],
+    seeds: Sequence[int] = SEEDS[:2],
+    settings: dict[str, Any] | None = None,
+) -> list[Job]:
+    """The three methods, as tuned in the world itself, where its parameters are others."""
+    jobs = []
+    for world in worlds:
+        for change in TRANSFER.get(world, ()):
+            label = ",".join(
+                f"{k}={v}" for k, v in {**change, **change.get("world", {})}.items() if k != "world"
+            )
+            changed = {**(settings or {}), **change}
+            changed["world"] = {**(settings or {}).get("world", {}), **change.get("world", {})}
+            for base in bases:
+                fixed = {"fixed": best(world, base)}
+                for seed in seeds:
+                    same = _methods(world, base, fixed, seed, TRANSFER_WORLD_SEED, changed)
+                    jobs += [dataclasses.replace(job, axis=label) for job in same]
+    return jobs
+
+
+def _methods(
+    world: str,
+    base: str,
+    fixed: dict[str, float],
+    seed: int,
+    world_seed: int | None,
+    settings: dict[str, Any] | None,
+) -> list[Job]:
+    """Baseline, fixed (coefficients by method name) and adaptive, alike in all else."""
+    common = dict(settings or {})
+    if world_seed is not None:
+        common["world"] = {**common.get("world", {}), "seed": world_seed}
+    jobs = [Job(build_run(world, base, "off", seed, common), "baseline")]
+    for method, coefficient in fixed.items():
+        changed = {**common, "ortho_coefficient": coefficient}
+        jobs.append(Job(build_run(world, base, "fixed", seed, changed), method))
+    return [*jobs, Job(build_run(world, base, "adaptive", seed, common), "adaptive")]
+
+
+def score(result: dict[str, Any]) -> float:
+    """By what a coefficient is best: the mean of F1 and MCC, in the domains world the area of the
+    selectivity frontier."""
+    if "selectivity_area" in result:
+        return result["selectivity_area"]
+    return (result["f1"] + result["mcc"]) / 2
+
+
+def best_coefficient(
+    results: Sequence[dict[str, Any]], world: str, base: str, mode: str = "fixed"
+) -> float:
+    """The coefficient of the highest :func:`score` among coarse results that explain at least as
+    much variance as the baseline, less :data:`COST`: what is asked of adaptive, too.
+
+    Raises:
+        ConfigError: there are none, or no baseline.
+    """
+    of_world = [
+        r
+        for r in results
+        if (r["settings"]["world"]["name"], r["settings"]["base"]) == (world, base)
+    ]
+    baselines = [r["explained_variance"] for r in of_world if r["settings"]["mode"] == "off"]
+    found = [r for r in of_world if r["settings"]["mode"] == mode]
+    if not found or not baselines:
+        raise reject(
+            "stage",
+            "final",
+            f"no coarse results of mode {mode} and of the baseline, world {world}, base {base}; "
+            "run the coarse stage first, or give --fixed-coefficient.",
+        )
+    least = sum(baselines) / len(baselines) - COST
+    # Where every coefficient costs more, the cheapest.
+    affordable = [r for r in found if r["explained_variance"] >= least] or [
+        max(found, key=lambda r: r["explained_variance"])
+    ]
+    return float(max(affordable, key=score)["settings"]["sae"]["ortho_coefficient"])
+
+
+# -------------------------------------------------------------------- running
+
+
+def load_results(folder: str | Path) -> list[dict[str, Any]]:
+    """The result files of a folder, in order of their names.
+
+    Raises:
+        ConfigError: a file that is not a result.
+    """
+    results = []
+    for path in sorted(Path(folder).glob("*.json")):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            result["settings"]["world"]["name"]  # noqa: B018  # raises where it is no result
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise reject("results", str(path), "is not a result; delete it.") from error
+        results.append(result)
+    return results
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    out: str | Path,
+    cache: str | Path,
+    workers: int = 1,
+    say: Callable[[str], None] = print,
+) -> list[Path]:
+    """Run what has no result in ``out`` yet; returns the paths of all results.
+
+    A result file appears whole or not at all, named by its settings, so that a killed sweep
+    continues with the same call and a changed setting runs afresh. Each run uses one thread.
+
+    Raises:
+        ConfigError: a number of workers that cannot work, or a folder that cannot be written.
+        SweepError: some runs failed, after the others are done.
+    """
+    if not isinstance(workers, int) or workers < 1:
+        raise reject("--workers", workers, "must be a whole number of at least 1.")
+    out = Path(out)
+    check_writable("--out", out)
+    check_writable("--cache", cache)
+    unique = {job.name: job for job in jobs}
+    pending = {n: j for n, j in unique.items() if not (out / f"{n}.json").is_file()}
+    say(f"{len(unique)} runs, {len(unique) - len(pending)} finished already.")
+    foreign = {p.stem for p in out.glob("*.json")} - set(unique)
+    if foreign:
+        say(f"{out} also holds {len(foreign)} results that are not of these settings.")
+    # Here, and one after the other: two workers would draw the same pool twice.
+    worlds = {(j.run.world, j.run.pool): j.run for j in pending.values()}
+    for run in worlds.values():
+        load_pool(run.world, cache, run.pool)
+    failed: dict[str, str] = {}
+    with tqdm(total=len(unique), initial=len(unique) - len(pending), desc="Runs") as bar:
+        for name, error in _outcomes(pending, out, cache, workers):
+            if error is not None:
+                failed[name] = error
+                say(f"{name} failed: {error}")
+            bar.update()
+    if failed:
+        raise SweepError(
+            f"{len(failed)} of {len(pending)} runs failed (first: {next(iter(failed.values()))}). "
+            "The same command runs them again."
+        )
+    return [out / f"{name}.json" for name in unique]
+
+
+def _outcomes(
+    pending: dict[str, Job], out: Path, cache: str | Path, workers: int
+) -> Iterator[tuple[str, str | None]]:
+    if workers == 1:
+        for name, job in pending.items():
+            yield name, _run_one(job, out, cache)
+        return
+    with (
+        _quiet_children(),
+        ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor,
+    ):
+        futures = {executor.submit(_run_one, j, out, cache): n for n, j in pending.items()}
+        try:
+            for future in as_completed(futures):
+                error = future.exception()
+                yield futures[future], future.result() if error is None else repr(error)
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _quiet_children() -> Iterator[None]:
+    """Bars of several processes would overwrite each other; tqdm reads this when imported."""
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = before
+
+
+def _run_one(job: Job, out: Path, cache: str | Path) -> str | None:
+    """Run and write a job; returns what went wrong with it, None if nothing."""
+    torch.set_num_threads(1)
+    try:
+        result = execute(job.run, cache, out / f"{job.name}.checkpoint")
+    except (RuntimeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    write_json(out / f"{job.name}.json", {"method": job.method, "axis": job.axis, **result})
+    return None
+
+
+# --------------------------------------------------------------- command line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Exit status: 0 done, 1 runs failed, 2 bad input, 130 interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=["coarse", "final", "transfer", "width"])
+    parser.add_argument("--out", default="evals/synthetic/results", help="results go to OUT/STAGE")
+    parser.add_argument("--cache", default="runs/synthetic_pools")
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--worlds", default=",".join(DEFAULT_WORLDS))
+    parser.add_argument("--bases", default=",".join(DEFAULT_BASES))
+    parser.add_argument("--seeds", default=None, help="comma-separated; default: the stage's own")
+    parser.add_argument("--world-seeds", default=",".join(map(str, WORLD_SEEDS)), help="final only")
+    parser.add_argument("--fixed-coefficient", type=float, help="instead of the best coarse one")
+    parser.add_argument("--only", default="", help="run only jobs whose name contains this")
+    parser.add_argument("--list", action="store_true", help="say what would run, and stop")
+    parser.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[])
+    args = parser.parse_args(argv)
+    try:
+        jobs = [j for j in _jobs(args) if args.only in j.name]
+        if args.list:
+            print("\n".join(job.name for job in jobs))
+            return 0
+        run_jobs(jobs, Path(args.out) / args.stage, args.cache, args.workers, tqdm.write)
+    except (ConfigError, StorageError, SweepError) as error:
+        print(f"sweep: error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, SweepError) else 2
+    except KeyboardInterrupt:
+        print("sweep: interrupted. The same command continues.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _jobs(args: argparse.Namespace) -> list[Job]:
+    worlds, bases = args.worlds.split(","), args.bases.split(",")
+    for field, given, known in (("--worlds", worlds, WORLDS), ("--bases", bases, BASES)):
+        for name in given:
+            if name not in known:
+                raise reject(field, name, f"must be among {', '.join(known)}.")
+    settings = parse_settings(args.set)
+    if args.stage == "coarse":
+        return [
+            job
+            for seed in _numbers("--seeds", args.seeds or "0")
+            for job in coarse_jobs(worlds, bases, seed, settings)
+        ]
+    coarse = load_results(Path(args.out) / "coarse")
+
+    def best(world: str, base: str) -> float:
+        if args.fixed_coefficient is not None:
+            return args.fixed_coefficient
+        return best_coefficient(coarse, world, base)
+
+    for stage, jobs, count in (("width", width_jobs, 3), ("transfer", transfer_jobs, 2)):
+        if args.stage == stage:
+            seeds = _numbers("--seeds", args.seeds or ",".join(map(str, SEEDS[:count])))
+            return jobs(worlds, bases, best, seeds, settings)
+    seeds = _numbers("--seeds", args.seeds or ",".join(map(str, SEEDS)))
+    world_seeds = _numbers("--world-seeds", args.world_seeds)
+    return final_jobs(worlds, bases, best, seeds, world_seeds, settings)
+
+
+def _numbers(field: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise reject(field, text, "must be whole numbers with commas between.") from error
+
 
 if __name__ == "__main__":
     sys.exit(main())

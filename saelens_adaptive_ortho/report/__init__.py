@@ -3,11 +3,17 @@
 Nothing here imports torch or SAELens, so a finished run can be read anywhere.
 """
 
-from .analysis_page import analysis_table, write_analysis
-from .evaluations import EVALUATIONS, EvaluationInfo, evaluation, headline_keys
-from .metrics import METRICS, MetricInfo, describe
-from .page import render_page, write_report, write_summary
-from .plots import (
+from saelens_adaptive_ortho.report.analysis_page import analysis_table, write_analysis
+from saelens_adaptive_ortho.report.evaluations import (
+    EVALUATIONS,
+    EvaluationInfo,
+    evaluation,
+    headline_keys,
+)
+from saelens_adaptive_ortho.report.markdown import update_tables
+from saelens_adaptive_ortho.report.metrics import METRICS, MetricInfo, describe
+from saelens_adaptive_ortho.report.page import render_page, write_report, write_summary
+from saelens_adaptive_ortho.report.plots import (
     angles_figure,
     cosine_figure,
     counts_figure,
@@ -21,19 +27,7 @@ from .plots import (
     save_plots,
     training_figure,
 )
-from .readme import update_tables
-from .results import (
-    SCHEMA_VERSION,
-    Result,
-    ResultError,
-    load_result,
-    load_results,
-    order_variants,
-    result_path,
-    write_result,
-    write_text_atomic,
-)
-from .summary import (
+from saelens_adaptive_ortho.report.summary import (
     Difference,
     EvaluationSummary,
     EvaluationVerdict,
@@ -45,12 +39,16 @@ from .summary import (
     Summary,
     summarise,
 )
-from .tables import evaluation_lines, markdown_table, markdown_verdicts, terminal_table
+from saelens_adaptive_ortho.report.tables import (
+    evaluation_lines,
+    markdown_table,
+    markdown_verdicts,
+    terminal_table,
+)
 
 __all__ = [
     "EVALUATIONS",
     "METRICS",
-    "SCHEMA_VERSION",
     "Difference",
     "EvaluationInfo",
     "EvaluationSummary",
@@ -60,8 +58,6 @@ __all__ = [
     "MetricInfo",
     "MetricSummary",
     "OverallVerdict",
-    "Result",
-    "ResultError",
     "Spread",
     "Summary",
     "analysis_table",
@@ -77,13 +73,9 @@ __all__ = [
     "groups_figure",
     "headline_figure",
     "headline_keys",
-    "load_result",
-    "load_results",
     "markdown_table",
     "markdown_verdicts",
-    "order_variants",
     "render_page",
-    "result_path",
     "run_figures",
     "save_figure",
     "save_plots",
@@ -93,7 +85,5 @@ __all__ = [
     "update_tables",
     "write_analysis",
     "write_report",
-    "write_result",
     "write_summary",
-    "write_text_atomic",
 ]

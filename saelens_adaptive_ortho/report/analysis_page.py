@@ -15,9 +15,10 @@ import matplotlib
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from .formatting import DASH
-from .metrics import describe
-from .plots import (
+from saelens_adaptive_ortho.files import write_text_atomic
+from saelens_adaptive_ortho.report.formatting import DASH
+from saelens_adaptive_ortho.report.metrics import describe
+from saelens_adaptive_ortho.report.plots import (
     STYLE,
     angles_figure,
     cosine_figure,
@@ -28,7 +29,7 @@ from .plots import (
     shared_legend,
     variant_styles,
 )
-from .results import Result, order_variants, write_text_atomic
+from saelens_adaptive_ortho.results import Result, order_variants
 
 CAPTIONS = {
     "condition_numbers": "Condition number of each group's decoder directions: 1 when they are "

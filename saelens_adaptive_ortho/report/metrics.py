@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from .evaluations import DOMAINS, evaluation
+from saelens_adaptive_ortho.report.evaluations import DOMAINS, evaluation
 
 Direction = Literal["higher", "lower"]
 

@@ -15,11 +15,11 @@ from string import Template
 
 from matplotlib.figure import Figure
 
-from .evaluations import evaluation
-from .formatting import DASH, estimate, number
-from .plots import figure_svg, run_figures, variant_styles
-from .results import Result, load_results, results_dir, write_text_atomic
-from .summary import (
+from saelens_adaptive_ortho.files import write_text_atomic
+from saelens_adaptive_ortho.report.evaluations import evaluation
+from saelens_adaptive_ortho.report.formatting import DASH, estimate, number
+from saelens_adaptive_ortho.report.plots import figure_svg, run_figures, variant_styles
+from saelens_adaptive_ortho.report.summary import (
     BETTER,
     MIXED,
     WORSE,
@@ -30,7 +30,14 @@ from .summary import (
     Summary,
     summarise,
 )
-from .tables import difference_texts, level_texts, metric_label, pair_title, seeds_text
+from saelens_adaptive_ortho.report.tables import (
+    difference_texts,
+    level_texts,
+    metric_label,
+    pair_title,
+    seeds_text,
+)
+from saelens_adaptive_ortho.results import Result, load_results, results_dir
 
 QUESTION = (
     "Does adaptive orthogonality separate knowledge, the forget corpus from the retain corpus, "

@@ -23,10 +23,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from .evaluations import EVALUATIONS, evaluation
-from .metrics import MetricInfo
-from .results import Result, load_results, order_variants
-from .summary import BETTER, WORSE, MetricSummary, Summary, summarise
+from saelens_adaptive_ortho.report.evaluations import EVALUATIONS, evaluation
+from saelens_adaptive_ortho.report.metrics import MetricInfo
+from saelens_adaptive_ortho.report.summary import BETTER, WORSE, MetricSummary, Summary, summarise
+from saelens_adaptive_ortho.results import Result, load_results, order_variants
 
 #: Colour-blind-safe (Okabe and Ito, with a grey for the reference), told apart by marker too.
 PALETTE = ("#5F6B7A", "#E07B00", "#0072B2", "#009E73", "#CC79A7", "#A0522D", "#56B4E9")

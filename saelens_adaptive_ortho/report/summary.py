@@ -27,11 +27,16 @@ from typing import Any, Literal
 
 from scipy.special import stdtrit
 
-from .bootstrap import difference_interval
-from .evaluations import EvaluationInfo, evaluation, headline_keys, order_evaluations
-from .formatting import estimate, number, value_decimals
-from .metrics import MetricInfo, describe
-from .results import SCHEMA_VERSION, Result, order_variants
+from saelens_adaptive_ortho.report.bootstrap import difference_interval
+from saelens_adaptive_ortho.report.evaluations import (
+    EvaluationInfo,
+    evaluation,
+    headline_keys,
+    order_evaluations,
+)
+from saelens_adaptive_ortho.report.formatting import estimate, number, value_decimals
+from saelens_adaptive_ortho.report.metrics import MetricInfo, describe
+from saelens_adaptive_ortho.results import SCHEMA_VERSION, Result, order_variants
 
 MetricVerdict = Literal["better", "worse", "no difference at 95%", "too few seeds"]
 #: Of several metrics together: "mixed" is better in some and worse in others.

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .formatting import DASH, MINUS, estimate, markdown, number, spread_decimals
-from .summary import BETTER, TOO_FEW, WORSE, Difference, MetricSummary, Summary
+from saelens_adaptive_ortho.report.formatting import (
+    DASH,
+    MINUS,
+    estimate,
+    markdown,
+    number,
+    spread_decimals,
+)
+from saelens_adaptive_ortho.report.summary import (
+    BETTER,
+    TOO_FEW,
+    WORSE,
+    Difference,
+    MetricSummary,
+    Summary,
+)
 
 _VERDICT_STYLE = {BETTER: "bold green", WORSE: "bold red"}
 
@@ -220,19 +233,3 @@ def _note(summary: Summary) -> str:
             "corrected for the number of metrics)."
         )
     return note
-
-
-def markdown_costs(costs: dict[str, Any]) -> str:
-    """What ``evals/cost.py`` measured, as a table and a sentence."""
-    rows = [
-        [f"`{name}`", f"{cost['seconds']:.0f}", f"{cost['peak_mib'] / 1024:.2f}"]
-        for name, cost in costs["evaluations"].items()
-    ]
-    head = ["evaluation", "wall time (s)", "peak memory (GiB)"]
-    found = costs["overhead"]
-    sentence = (
-        f"Our driver over SAEBench called directly (core, {found['repeats']} alternating pairs in "
-        f"one process): {found['ratio']:.3f} of its time "
-        f"(lowest pair {found['ratio_low']:.3f}, highest {found['ratio_high']:.3f})."
-    )
-    return f"{markdown(head, rows, text_columns=1)}\n\n{sentence}\n"

@@ -15,7 +15,7 @@ from sae_lens.synthetic import (
     mean_correlation_coefficient,
 )
 
-from saelens_adaptive_ortho.subspace import mean_max_cosine
+from saelens_adaptive_ortho.maths.geometry import mean_max_cosine
 from saelens_adaptive_ortho.synthetic.pool import Pool
 
 

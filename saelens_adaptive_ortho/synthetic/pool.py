@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 from tqdm.auto import tqdm
 
-from saelens_adaptive_ortho.config import reject
-from saelens_adaptive_ortho.storage import write_failures_named
+from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.files import write_failures_named
 from saelens_adaptive_ortho.synthetic.worlds import World
 
 FORMAT = 1

@@ -19,21 +19,17 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import SAE, TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 
-from saelens_adaptive_ortho.architectures import PREFIX
-from saelens_adaptive_ortho.config import ortho_coefficient, reject
-from saelens_adaptive_ortho.experiment import (
-    apply_override,
-    check_types,
-    construct_sae,
-    reject_unknown,
-)
-from saelens_adaptive_ortho.storage import atomic_directory, write_json
-from saelens_adaptive_ortho.switch_trainer import build_trainer
+from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.files import atomic_directory, write_json
+from saelens_adaptive_ortho.host.architectures import PREFIX, construct_sae
+from saelens_adaptive_ortho.host.config import ortho_coefficient
+from saelens_adaptive_ortho.host.trainer import build_trainer
+from saelens_adaptive_ortho.settings import apply_override, check_types, reject_unknown
 from saelens_adaptive_ortho.synthetic.metrics import feature_metrics
 from saelens_adaptive_ortho.synthetic.pool import Batches, Pool, PoolSettings, load_pool
 from saelens_adaptive_ortho.synthetic.selectivity import domain_metrics
 from saelens_adaptive_ortho.synthetic.worlds import WORLDS, World
-from saelens_adaptive_ortho.training import NonFiniteLossError
+from saelens_adaptive_ortho.training.lockstep import NonFiniteLossError
 
 BASES = ("standard", "topk", "batchtopk", "jumprelu", "matryoshka_batchtopk")
 MODES = ("off", "fixed", "gram", "adaptive")

@@ -17,11 +17,17 @@ from jaxtyping import Bool, Float, Int
 from sae_lens.saes.sae import SAE
 from torch import Tensor
 
-from saelens_adaptive_ortho import subspace
-from saelens_adaptive_ortho.grouping import DOMAIN_NAMES, FORGET, RETAIN, SHARED, domain_groups
-from saelens_adaptive_ortho.penalty import decoder_directions
+from saelens_adaptive_ortho.maths import geometry
+from saelens_adaptive_ortho.maths.frontier import frontier
+from saelens_adaptive_ortho.maths.grouping import (
+    DOMAIN_NAMES,
+    FORGET,
+    RETAIN,
+    SHARED,
+    domain_groups,
+)
+from saelens_adaptive_ortho.maths.penalty import decoder_directions
 from saelens_adaptive_ortho.synthetic.pool import Pool
-from saelens_adaptive_ortho.unlearning.frontier import frontier
 
 RATIOS = (1.5, 2.0, 3.0, 5.0, 9.0, 20.0, 50.0, 100.0)
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -263,20 +269,20 @@ def _geometry(
     directions = decoder_directions(sae.W_dec.detach().double())
     ids = domain_groups(rates, GROUP_RATIO, MIN_RATE)
     metrics: dict[str, float | None] = {}
-    geometry: dict[str, Any] = {}
+    details: dict[str, Any] = {}
     for which, rows, labels in (
         ("found", directions, ids),
         ("true", pool.directions.double(), pool.groups),
     ):
         groups = {name: rows[labels == code] for code, name in DOMAIN_NAMES.items()}
         numbers = {
-            name: _finite(subspace.condition_number(part)) if len(part) > 1 else None
+            name: _finite(geometry.condition_number(part)) if len(part) > 1 else None
             for name, part in groups.items()
         }
         angles: list[float] = []
         if len(groups["forget"]) and len(groups["retain"]):
-            angles = subspace.principal_angles(groups["forget"], groups["retain"], ENERGY).tolist()
-        geometry[which] = {
+            angles = geometry.principal_angles(groups["forget"], groups["retain"], ENERGY).tolist()
+        details[which] = {
             "sizes": {name: len(part) for name, part in groups.items()},
             "condition_numbers": numbers,
             "principal_angles_deg": [round(a, 3) for a in angles],
@@ -286,9 +292,9 @@ def _geometry(
         metrics[f"{prefix}principal_angle_min_deg"] = angles[0] if angles else None
         for name in groups:
             metrics[f"{prefix}condition_number_{name}"] = numbers[name]
-    for name, size in geometry["found"]["sizes"].items():
+    for name, size in details["found"]["sizes"].items():
         metrics[f"{name}_latents"] = float(size)
-    return metrics, geometry
+    return metrics, details
 
 
 def _finite(value: float) -> float | None:

@@ -29,8 +29,8 @@ from sae_lens.synthetic import (
 )
 from torch import Tensor
 
-from saelens_adaptive_ortho.config import reject
-from saelens_adaptive_ortho.grouping import FORGET, RETAIN, SHARED
+from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.maths.grouping import FORGET, RETAIN, SHARED
 
 # What suits stock SAEs (BatchTopK and Matryoshka) in the small worlds. At 8e-4 or below they are
 # far from converged after 3,000 steps, with up to half of the latents dead, and any penalty that

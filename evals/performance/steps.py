@@ -1,0 +1,186 @@
+"""One training step of an SAE, as SAELens takes it, at a step number of one's choice."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from torch import Tensor
+
+from saelens_adaptive_ortho.host.architectures import PREFIX
+from saelens_adaptive_ortho.host.penalty_mixin import CHECK_EVERY
+from saelens_adaptive_ortho.host.trainer import build_trainer
+
+# A step number that is a multiple of every period below, and not the first step.
+ORIGIN = 100_000
+# Steps between searches of neighbour lists; when lists capture too little is known from trainings
+# only. 2,900 steps of the local-text comparison at lr 1e-3 searched every 65 steps on average.
+SEARCH_EVERY = 50
+
+
+class Size(NamedTuple):
+    """Widths of an SAE, rows of a batch, and latents that fire per row."""
+
+    d_in: int
+    d_sae: int
+    batch: int
+    k: int = 64
+
+
+class Variant(NamedTuple):
+    """What an SAE is trained with; ``fields`` of None is SAELens's own class.
+
+    Sparse products are what the project's runner trains with on a CPU.
+    """
+
+    name: str
+    fields: dict[str, Any] | None
+    sparse_products: bool = False
+    autocast: bool = False
+    compiled: bool = False
+
+
+VARIANTS = (
+    Variant("stock", None),
+    Variant("off", {"ortho_mode": "off"}),
+    Variant("fixed", {"ortho_mode": "fixed"}),
+    Variant("fixed, every 5th", {"ortho_mode": "fixed", "ortho_every": 5}),
+    Variant("gram", {"ortho_mode": "gram"}),
+    Variant("adaptive", {"ortho_mode": "adaptive"}),
+    Variant("off, sparse products", {"ortho_mode": "off"}, sparse_products=True),
+    Variant("fixed, sparse products", {"ortho_mode": "fixed"}, sparse_products=True),
+    Variant("adaptive, sparse products", {"ortho_mode": "adaptive"}, sparse_products=True),
+)
+# The whole step, made faster in other ways.
+LEVERS = (
+    Variant("stock, bf16 autocast", None, autocast=True),
+    Variant("stock, compiled", None, compiled=True),
+    Variant("adaptive, bf16 autocast", {"ortho_mode": "adaptive"}, autocast=True),
+)
+BY_NAME = {variant.name: variant for variant in (*VARIANTS, *LEVERS)}
+BASES = ("batchtopk", "standard")
+
+
+def activations(size: Size, seed: int = 0, device: str = "cpu") -> Float[Tensor, "batch d_in"]:
+    """Sparse sums of ``4 d_in`` fixed directions: what an SAE can learn, unlike noise."""
+    generator = torch.Generator().manual_seed(seed)
+    n = 4 * size.d_in
+    D = torch.randn(n, size.d_in, generator=torch.Generator().manual_seed(0))
+    codes = torch.rand(size.batch, n, generator=generator)
+    return ((codes * (codes > 1 - 16 / n)) @ D).to(device)
+
+
+def median_seconds(call: Callable[[], Any], rounds: int, device: str = "cpu") -> float:
+    """Of ``rounds`` calls, after one that warms up."""
+    call()
+    times = []
+    for _ in range(rounds):
+        wait(device)
+        started = time.perf_counter()
+        call()
+        wait(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def wait(device: str) -> None:
+    """Until the device has done all it was told."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+class Kind(NamedTuple):
+    """A kind of step: a number of that kind, its share of all, and whether lists are searched."""
+
+    number: int
+    share: float
+    search: bool = False
+
+
+class Stepper:
+    """Takes single training steps of one SAE: forward, backward, clip, Adam, bookkeeping."""
+
+    def __init__(
+        self, base: str, variant: Variant, size: Size, device: str = "cpu", autocast: bool = False
+    ) -> None:
+        ours = variant.fields is not None
+        sparsity = {"k": size.k} if "topk" in base else {"l1_coefficient": 5.0}
+        sae_class, cfg_class = get_sae_training_class(f"{PREFIX}{base}" if ours else base)
+        torch.manual_seed(0)
+        own = dict(variant.fields or {})
+        if own.get("ortho_mode") == "adaptive":
+            own["ortho_min_captured"] = 1e-9  # lists are checked, but searched when told
+        cfg = cfg_class(d_in=size.d_in, d_sae=size.d_sae, device=device, **sparsity, **own)
+        trainer_cfg = SAETrainerConfig(
+            total_training_samples=size.batch * 10 * ORIGIN,
+            train_batch_size_samples=size.batch,
+            # All steps at the same point of training, however many of a kind are taken.
+            lr=1e-9,
+            lr_end=1e-10,
+            device=device,
+            autocast=autocast or variant.autocast,
+            logger=LoggingConfig(log_to_wandb=False),
+        )
+        self.device = device
+        self.sae = sae_class(cfg).to(device)
+        if base == "standard":
+            self._silence(size)
+        if ours:
+            self.sae.ortho_sparse_products = variant.sparse_products  # type: ignore[assignment]
+        if variant.compiled:
+            # What SAELens's compile_sae does.
+            self.sae.training_forward_pass = torch.compile(self.sae.training_forward_pass)
+        self.trainer = build_trainer(trainer_cfg, self.sae, data_provider=iter(()))
+
+    @torch.no_grad()
+    def _silence(self, size: Size) -> None:
+        """Lower the encoder's bias until k latents fire per row, as after some training.
+
+        At first half of all latents of a ReLU fire, and for a small part of a training only.
+        """
+        x = activations(size, device=self.device)[:256]
+        pre = (x - self.sae.b_dec) @ self.sae.W_enc
+        rank = pre.numel() - size.k * len(pre)
+        self.sae.b_enc.sub_(pre.flatten().kthvalue(max(1, rank)).values)  # type: ignore[operator]
+
+    def step(self, batch: Float[Tensor, "batch d_in"], number: int, search: bool = False) -> float:
+        """Train on a batch as if it were step ``number``, with a search or without; seconds."""
+        self.trainer.n_training_steps = number
+        searched: Any = getattr(self.sae, "ortho_searched", None)
+        if searched is not None and searched >= 0:  # the first step always searches
+            searched.fill_(0 if search else number)
+        wait(self.device)
+        started = time.perf_counter()
+        self.trainer.step(batch)
+        wait(self.device)
+        return time.perf_counter() - started
+
+    def kinds(self, search_every: int = SEARCH_EVERY) -> dict[str, Kind]:
+        """Kinds of steps, and the share of all steps that are of each.
+
+        A step that both counts statistics and checks on the lists is taken as one of each. Lists
+        are searched when groups are formed, and between if ``search_every`` says so.
+        """
+        cfg = self.sae.cfg
+        mode = getattr(cfg, "ortho_mode", "off")
+        if mode == "fixed" and cfg.ortho_every > 1:
+            every = cfg.ortho_every
+            return {"plain": Kind(ORIGIN + 1, 1 - 1 / every), "penalty": Kind(ORIGIN, 1 / every)}
+        if mode != "adaptive":
+            return {"plain": Kind(ORIGIN + 1, 1.0)}
+        count, check = cfg.ortho_statistics_every, CHECK_EVERY
+        refresh = 1 / cfg.ortho_refresh_every
+        search = max(0.0, 1 / search_every - refresh)
+        return {
+            "plain": Kind(ORIGIN + 1, 1 - 1 / count - 1 / check),
+            "counted": Kind(ORIGIN + count, 1 / count - refresh),
+            "checked": Kind(ORIGIN + check, 1 / check - search),
+            "searched": Kind(ORIGIN + check, search, search=True),
+            "refreshed": Kind(ORIGIN, refresh, search=True),
+        }

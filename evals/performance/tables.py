@@ -1,0 +1,150 @@
+"""Tables and a figure of the benchmarks in ``evals/performance``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from saelens_adaptive_ortho.report.formatting import DASH, markdown
+from saelens_adaptive_ortho.report.plots import INK, MUTED, STYLE, panel_grid
+
+Row = Mapping[str, Any]
+OPERATIONS_SHOWN = 12
+
+
+def overhead_table(documents: Sequence[Row]) -> str:
+    """Time and peak memory per training step, a row per size, batch, base and variant.
+
+    ``to off`` compares with the same step without a penalty, with or without sparse products.
+    """
+    rows = sorted((row for document in documents for row in document["rows"]), key=_place)
+    text = []
+    for row in rows:
+        memory = row.get("peak_ratio")
+        text.append(
+            [
+                f"{row['d_in']:,} x {row['d_sae']:,}",
+                f"{row['batch']:,}",
+                row["base"],
+                row["variant"],
+                f"{row['seconds'] * 1e3:,.0f}",
+                _interval(row, "ratio", "ratio_low", "ratio_high"),
+                _interval(row, "off_ratio", "off_low", "off_high"),
+                DASH if memory is None else f"{memory:.3f}",
+            ]
+        )
+    head = ["d_in x d_sae", "batch", "base", "variant"]
+    head += ["ms per step", "to stock", "to off", "memory"]
+    return markdown(head, text, text_columns=4)
+
+
+def _interval(row: Row, *names: str) -> str:
+    if names[0] not in row:
+        return DASH
+    value, low, high = (row[name] for name in names)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    return row["d_in"], row["d_sae"], row["batch"], row["base"]
+
+
+def scaling_table(documents: Sequence[Row]) -> str:
+    """Milliseconds of each part against d_sae, and the exponent fitted to them."""
+    (document,) = documents
+    head = ["part", *(f"d_sae = {width:,}" for width in document["widths"]), "exponent"]
+    rows = [
+        [name, *(f"{s * 1e3:,.1f}" for s in part["seconds"]), f"{part['exponent']:.2f}"]
+        for name, part in document["parts"].items()
+    ]
+    return markdown(head, rows, text_columns=1)
+
+
+def levers_table(documents: Sequence[Row]) -> str:
+    """Whole trainings: seconds, against SAELens's runner, and against one training of ours."""
+
+    def ratio(found: Mapping[str, float]) -> str:
+        return f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+
+    tables = []
+    for document in documents:
+        rows = []
+        for row in document["rows"]:
+            deviation = row["deviation"]
+            rows.append(
+                [
+                    row["training"],
+                    f"{row['seconds']:.1f}",
+                    ratio(row["to_saelens"]),
+                    ratio(row["to_one"]),
+                    DASH if deviation is None else f"{deviation:.0e}" if deviation else "0",
+                ]
+            )
+        head = ["training", "seconds", "to SAELens", "to one training", "deviation"]
+        width = f"{document['d_in']:,} x {document['d_sae']:,}"
+        caption = f"{width}, {document['tokens']:,} tokens in batches of {document['batch']:,}"
+        tables.append(f"**{caption}**\n\n{markdown(head, rows, text_columns=1)}")
+    return "\n\n".join(tables)
+
+
+def floor_table(documents: Sequence[Row]) -> str:
+    """Self time per operation before and after, and how far each step is from the floor."""
+    (document,) = documents
+    steps, floor = document["steps"], document["floor"]["seconds"]
+    last = steps[-1]["operations"]
+    first = steps[0]["operations"]
+    weight = {name: max(first.get(name, 0), last.get(name, 0)) for name in {*first, *last}}
+    shown = sorted(weight, key=lambda name: -weight[name])[:OPERATIONS_SHOWN]
+    rows = [
+        [f"`{name}`", *(f"{s['operations'].get(name, 0) * 1e3:,.0f}" for s in steps)]
+        for name in shown
+    ]
+    others = [sum(v for k, v in s["operations"].items() if k not in shown) for s in steps]
+    rows.append(["all others", *(f"{s * 1e3:,.0f}" for s in others)])
+    rows.append(["**the step, unprofiled**", *(f"**{s['seconds'] * 1e3:,.0f}**" for s in steps)])
+    rows.append(
+        [
+            f"times the floor ({floor * 1e3:,.0f} ms)",
+            *(f"{s['seconds'] / floor:.1f}" for s in steps),
+        ]
+    )
+    return markdown(["operation, ms", *(s["variant"] for s in steps)], rows, text_columns=1)
+
+
+def overhead_figure(documents: Sequence[Row]) -> Figure:
+    """Step time over stock per variant, a panel per base, size and batch; a bar is its interval."""
+    rows = [row for document in documents for row in document["rows"]]
+    places = sorted({_place(row) for row in rows}, key=lambda p: (p[3], p))
+    with matplotlib.rc_context(STYLE):
+        figure, grid = panel_grid(len(places), height=2.6)
+        for axes, place in zip(grid, places, strict=True):
+            here = [r for r in rows if _place(r) == place and r["variant"] != "stock"]
+            axes.axvline(1, color=MUTED, lw=1)
+            for y, row in enumerate(reversed(here)):
+                axes.plot([row["ratio_low"], row["ratio_high"]], [y, y], color=INK, lw=3, alpha=0.3)
+                axes.plot(row["ratio"], y, "o", color=INK, ms=4)
+            axes.set_yticks(range(len(here)), [r["variant"] for r in reversed(here)])
+            axes.set_xlim(left=0)
+            axes.set_xlabel("time per step, stock = 1")
+            d_in, d_sae, batch, base = place
+            axes.set_title(f"{base}, {d_in:,} x {d_sae:,}\nbatch {batch:,}")
+    return figure
+
+
+def markdown_costs(costs: dict[str, Any]) -> str:
+    """What ``evals.performance.cost`` measured, as a table and a sentence."""
+    rows = [
+        [f"`{name}`", f"{cost['seconds']:.0f}", f"{cost['peak_mib'] / 1024:.2f}"]
+        for name, cost in costs["evaluations"].items()
+    ]
+    head = ["evaluation", "wall time (s)", "peak memory (GiB)"]
+    found = costs["overhead"]
+    sentence = (
+        f"Our driver over SAEBench called directly (core, {found['repeats']} alternating pairs in "
+        f"one process): {found['ratio']:.3f} of its time "
+        f"(lowest pair {found['ratio_low']:.3f}, highest {found['ratio_high']:.3f})."
+    )
+    return f"{markdown(head, rows, text_columns=1)}\n\n{sentence}\n"

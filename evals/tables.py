@@ -1,0 +1,101 @@
+"""Every table and verdict of the documentation, from the committed JSON.
+
+python -m evals.tables [--check] [FILE ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from evals.alpha.tables import alpha_table
+from evals.performance import tables as performance
+from evals.prior_runs import tables as prior_runs
+from evals.synthetic import tables as synthetic
+from saelens_adaptive_ortho.report.markdown import (
+    RENDERERS,
+    Renderer,
+    results_of,
+    update_tables,
+)
+from saelens_adaptive_ortho.results import ResultError
+
+ROOT = Path(__file__).parents[1]
+
+
+def _alpha(root: Path, path: str, where: str) -> str:
+    return alpha_table(results_of(root, path, where))
+
+
+def _costs(root: Path, path: str, where: str) -> str:
+    try:
+        found = json.loads((root / path).read_text(encoding="utf-8"))
+        return performance.markdown_costs(found).rstrip()
+    except (OSError, ValueError, KeyError) as error:
+        raise ResultError(f"{where}: {path} holds no measured costs ({error!r})") from error
+
+
+def _runs(render: Callable[[Sequence[Any]], str], pattern: str = "*.json") -> Renderer:
+    """What ``render`` makes of all JSON files of a folder."""
+
+    def table(root: Path, path: str, where: str) -> str:
+        try:
+            runs = [
+                json.loads(file.read_text(encoding="utf-8"))
+                for file in sorted((root / path).glob(pattern))
+            ]
+            return render(runs) if runs else "No results yet."
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ResultError(f"{where}: {path} holds no such results ({error!r})") from error
+
+    return table
+
+
+#: What a marker's word stands for, in the documentation of this repository.
+KINDS: dict[str, Renderer] = {
+    **RENDERERS,
+    "alpha": _alpha,
+    "costs": _costs,
+    "prior-runs": _runs(prior_runs.table, "*/*.json"),
+    "overhead": _runs(performance.overhead_table, "overhead*.json"),
+    "scaling": _runs(performance.scaling_table, "scaling.json"),
+    "levers": _runs(performance.levers_table, "levers*.json"),
+    "floor": _runs(performance.floor_table, "floor.json"),
+    "synthetic-final": _runs(synthetic.final_table),
+    "synthetic-bars": _runs(synthetic.bars_table),
+    "synthetic-ablation": _runs(synthetic.ablation_table),
+    "synthetic-transfer": _runs(synthetic.transfer_table),
+}
+
+
+def documents() -> list[Path]:
+    """The pages that hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "evals").rglob("README.md"))]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Renew the tables. Exit status: 0 done, 1 with ``--check`` where a page is out of date."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    args = parser.parse_args(argv)
+    try:
+        changed = [
+            path
+            for path in args.files or documents()
+            if update_tables(path, check=args.check, renderers=KINDS)
+        ]
+    except ResultError as error:
+        print(f"tables: error: {error}", file=sys.stderr)
+        return 2
+    for path in changed:
+        print(f"{path}: {'out of date' if args.check else 'renewed'}")
+    return int(args.check and bool(changed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""One experiment, one strict YAML file: a runner config, and the variants, seeds and evals."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from sae_lens.config import LoggingConfig
+from sae_lens.registry import get_sae_training_class
+
+from saelens_adaptive_ortho.errors import ConfigError, reject
+from saelens_adaptive_ortho.host.architectures import ARCHITECTURES, construct_sae
+from saelens_adaptive_ortho.settings import (
+    apply_override,
+    check_types,
+    init_fields,
+    parse_yaml,
+    reject_unknown,
+)
+from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig, with_sae
+
+DEFAULT_VARIANTS: dict[str, dict[str, Any]] = {
+    "baseline": {"ortho_mode": "off"},
+    "fixed": {"ortho_mode": "fixed"},
+    "adaptive": {"ortho_mode": "adaptive"},
+}
+DEFAULT_EVALS = {"core": {}, "subspace": {}}
+EXPERIMENT_KEYS = ("variants", "seeds", "evals")
+MERGED_KEYS = ("sae", "logger")  # where a file that extends another changes single fields
+
+
+@dataclass
+class Experiment:
+    """What ``adaptive-ortho compare`` runs.
+
+    Args:
+        runner: model, corpora, training and the SAE all variants start from.
+        variants: changes to the ``sae`` fields, by variant name.
+        seeds: each variant is trained once per seed; variants of a seed share initial weights
+            and activation stream.
+        evals: settings by evaluation name.
+        name: of the experiment (the file's stem).
+    """
+
+    runner: AdaptiveOrthoRunnerConfig
+    variants: dict[str, dict[str, Any]] = field(default_factory=lambda: dict(DEFAULT_VARIANTS))
+    seeds: list[int] = field(default_factory=lambda: [0])
+    evals: dict[str, dict[str, Any]] = field(default_factory=lambda: dict(DEFAULT_EVALS))
+    name: str = "experiment"
+
+
+def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
+    """Read a YAML file and those it extends, apply ``key=value`` overrides, validate all.
+
+    Raises:
+        ConfigError: unreadable file, malformed YAML, unknown key (with the nearest known one),
+            wrong type or value.
+    """
+    path = Path(path)
+    tree = _read_tree(path, ())
+    for override in overrides or []:
+        apply_override(tree, override)
+    return build_experiment(tree, path.stem)
+
+
+def _read_tree(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's settings laid over those of the file it ``extends``.
+
+    ``sae`` and ``logger`` are merged field by field; any other setting is replaced whole (a list
+    of variants, or a corpus, is one thing).
+    """
+    if path.resolve() in extended_by:
+        raise reject("extends", str(path), "extends itself.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise reject("config", str(path), f"cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise reject("config", str(path), "is not UTF-8 text.") from error
+    tree = parse_yaml(text, str(path))
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise reject("extends", base, "must name a YAML file, relative to this one.")
+    extended = _read_tree(path.parent / base, (*extended_by, path.resolve()))
+    for key in MERGED_KEYS:
+        if isinstance(tree.get(key), dict) and isinstance(extended.get(key), dict):
+            tree[key] = {**extended[key], **tree[key]}
+    return {**extended, **tree}
+
+
+def eval_settings(names: list[str], overrides: list[str]) -> dict[str, dict[str, Any]]:
+    """Settings of the named evaluations, with ``eval.field=value`` overrides.
+
+    Raises:
+        ConfigError: an unknown evaluation or field, or a value of the wrong type.
+    """
+    tree: dict[str, Any] = {name.strip(): {} for name in names}
+    for override in overrides:
+        if override.partition(".")[0] not in tree:
+            raise reject("--set", override, f"must begin with one of {', '.join(tree)} and a dot.")
+        apply_override(tree, override)
+    return _check_evals(tree)
+
+
+def build_experiment(tree: dict[str, Any], name: str = "experiment") -> Experiment:
+    """Validate a tree of settings and build the experiment.
+
+    Raises:
+        ConfigError: naming field, value and remedy.
+    """
+    tree = dict(tree)
+    runner_fields = init_fields(AdaptiveOrthoRunnerConfig)
+    reject_unknown(tree, [*runner_fields, *EXPERIMENT_KEYS], "")
+    variants = tree.pop("variants", DEFAULT_VARIANTS)
+    seeds = tree.pop("seeds", [0])
+    evals = tree.pop("evals", DEFAULT_EVALS)
+    runner = _build_runner(tree)
+    _check_variants(variants, runner)
+    if not isinstance(seeds, list) or not seeds or not all(_is_seed(s) for s in seeds):
+        raise reject("seeds", seeds, "must be a list of whole numbers >= 0, such as [0, 1, 2].")
+    if len(set(seeds)) != len(seeds):
+        raise reject("seeds", seeds, "names a seed twice.")
+    return Experiment(
+        runner=runner,
+        variants={k: dict(v or {}) for k, v in variants.items()},
+        seeds=seeds,
+        evals=_check_evals(evals),
+        name=name,
+    )
+
+
+def _build_runner(tree: dict[str, Any]) -> AdaptiveOrthoRunnerConfig:
+    sae = tree.pop("sae", None)
+    if not isinstance(sae, dict):
+        raise reject("sae", sae, "must be a mapping with at least architecture, d_in and d_sae.")
+    sae_cfg = _build_sae(sae)
+    logger = tree.pop("logger", {"log_to_wandb": False})
+    if not isinstance(logger, dict):
+        raise reject("logger", logger, "must be a mapping of SAELens LoggingConfig fields.")
+    reject_unknown(logger, init_fields(LoggingConfig), "logger.")
+    for key in ("model_name", "hook_name"):
+        if not isinstance(tree.get(key), str) or not tree[key]:
+            raise reject(key, tree.get(key), "must be given.")
+    if isinstance(tree.get("seqpos_slice"), list):
+        tree["seqpos_slice"] = tuple(tree["seqpos_slice"])
+    corpora = tree.get("ortho_corpora", {})
+    if not isinstance(corpora, dict):
+        raise reject("ortho_corpora", corpora, "must map forget and retain to corpora.")
+    tree["ortho_corpora"] = corpora
+    check_types(tree, AdaptiveOrthoRunnerConfig, "")
+    try:
+        return AdaptiveOrthoRunnerConfig(
+            sae=sae_cfg, logger=LoggingConfig(**{"log_to_wandb": False, **logger}), **tree
+        )
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:  # SAELens's own checks
+        raise ConfigError(f"config: SAELens refuses it: {error}") from error
+
+
+def _build_sae(sae: dict[str, Any]) -> Any:
+    sae = dict(sae)
+    architecture = sae.pop("architecture", None)
+    if architecture not in ARCHITECTURES:
+        near = difflib.get_close_matches(str(architecture), ARCHITECTURES, n=1, cutoff=0.3)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise reject(
+            "sae.architecture", architecture, f"must be one of {', '.join(ARCHITECTURES)}.{hint}"
+        )
+    return construct_sae(architecture, sae, "sae.")
+
+
+def _check_variants(variants: object, runner: AdaptiveOrthoRunnerConfig) -> None:
+    if not isinstance(variants, dict) or not variants:
+        raise reject("variants", variants, "must map variant names to changes of `sae` fields.")
+    for name, changes in variants.items():
+        where = f"variants.{name}"
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.=-]*", name):
+            raise reject("variants", name, "a name has letters, digits and .=- only.")
+        if not isinstance(changes or {}, dict):
+            raise reject(where, changes, "must be a mapping of `sae` fields.")
+        changes = changes or {}
+        architecture = changes.get("architecture", runner.sae.architecture())
+        if architecture not in ARCHITECTURES:
+            raise reject(f"{where}.architecture", architecture, f"known: {list(ARCHITECTURES)}.")
+        config_class = get_sae_training_class(architecture)[1]
+        reject_unknown(changes, ["architecture", *init_fields(config_class)], f"{where}.")
+        check_types(changes, config_class, f"{where}.")
+        for shared in ("d_in", "normalize_activations"):
+            if shared in changes and changes[shared] != getattr(runner.sae, shared):
+                raise reject(
+                    f"{where}.{shared}", changes[shared], "variants share one activation stream."
+                )
+        try:
+            with_sae(runner, changes)
+        except ConfigError as error:
+            raise ConfigError(f"{where}.{error}") from error
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{where}: SAELens refuses it: {error}") from error
+
+
+def _check_evals(evals: object) -> dict[str, dict[str, Any]]:
+    from saelens_adaptive_ortho.judging.registry import EVALS
+
+    if isinstance(evals, list):
+        evals = {name: {} for name in evals}
+    if not isinstance(evals, dict):
+        raise reject("evals", evals, f"must list evaluations; known: {', '.join(EVALS)}.")
+    checked: dict[str, dict[str, Any]] = {}
+    for name, settings in evals.items():
+        if name not in EVALS:
+            near = difflib.get_close_matches(str(name), EVALS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise reject("evals", name, f"unknown evaluation; known: {', '.join(EVALS)}.{hint}")
+        settings = {} if settings is None else settings
+        if not isinstance(settings, dict):
+            raise reject(f"evals.{name}", settings, "must be a mapping of its settings.")
+        known = {f.name: f for f in fields(EVALS[name].settings)}
+        reject_unknown(settings, list(known), f"evals.{name}.")
+        check_types(settings, EVALS[name].settings, f"evals.{name}.")
+        checked[name] = settings
+    return checked
+
+
+def _is_seed(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

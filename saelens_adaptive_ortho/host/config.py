@@ -1,0 +1,221 @@
+"""The ``ortho_*`` fields of every adaptive-orthogonal SAE, flat and validated.
+
+Flat, because SAELens writes SAE configs with ``asdict`` and reads them back field by field: a
+nested dataclass would come back as a dict.
+"""
+
+# No postponed annotations: SAELens's command line resolves those of a dataclass in the module of
+# one of its bases only, where the names of the other's would be missing.
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from saelens_adaptive_ortho.errors import ConfigError, reject
+from saelens_adaptive_ortho.host.switch_config import SwitchConfig, validate_switches
+
+__all__ = [
+    "DEFAULT_COEFFICIENTS",
+    "ConfigError",
+    "OrthoConfig",
+    "ortho_coefficient",
+    "ortho_field_names",
+    "reject",
+    "validate_ortho",
+]
+
+OrthoMode = Literal["off", "gram", "fixed", "adaptive"]
+OrthoAffinity = Literal["unsuppressed", "lift", "overlap", "group"]
+OrthoOrdering = Literal["frequency", "symmetric"]
+OrthoWeighting = Literal["energy", "uniform"]
+
+
+DEFAULT_COEFFICIENTS: dict[str, float] = {"uniform": 0.05, "energy": 0.3}
+
+
+@dataclass(kw_only=True)
+class OrthoConfig(SwitchConfig):
+    """Fields that an adaptive-orthogonal training SAE has on top of its stock architecture.
+
+    The loss is ``L_total = L_sae + lambda(t) * scale * L_ortho``; see
+    :mod:`saelens_adaptive_ortho.penalty` for ``L_ortho``.
+
+    Args:
+        ortho_mode: ``off`` (bit-identical to the stock architecture), ``gram`` (mean squared
+            cosine), ``fixed`` (OrtSAE) or ``adaptive`` (affinity-weighted pairs). OrtSAE as
+            published: ``fixed``, coefficient 0.25, not scale-free, every step or every 5th.
+        ortho_coefficient: lambda; None for the default of the penalty, see
+            :func:`ortho_coefficient`. Scale-free unless ``ortho_scale_free`` is off: 0.05 means
+            that a dictionary of duplicated directions costs as much as 0.05 of explained variance.
+        ortho_scale_free: multiply by a running estimate of the activations' total variance, so
+            that one lambda serves activations of any norm.
+        ortho_warm_up_steps: steps over which lambda rises linearly from 0.
+        ortho_curriculum_start: lambda at step 0 of a curriculum that reaches
+            ``ortho_coefficient`` after ``ortho_curriculum_steps``; none by default.
+        ortho_curriculum_steps: length of the curriculum, in steps.
+        ortho_fade_start_step: step at which lambda starts to fall to 0; none by default.
+        ortho_fade_end_step: step from which lambda is 0.
+        ortho_alpha: controlled sharing in [0, 1]; pair weight ``1 - alpha * s_ij``.
+        ortho_affinity: ``s_ij`` from co-activation: ``unsuppressed`` (lift, where neither latent
+            is weaker in the other's company), ``lift``, ``overlap``, or ``group`` (1 in the same
+            co-activation group, else 0).
+        ortho_weighting: ``energy`` sums over latents, each pair weighted by the share of the
+            variance that its weaker latent contributes; ``uniform`` averages over latents.
+        ortho_ordering: ``frequency`` pushes only the rarer latent of a pair, ``symmetric`` both.
+        ortho_neighbours: m, candidates per latent.
+        ortho_refresh_every: steps between refreshes of groups and domains, and most steps
+            between those of neighbour lists.
+        ortho_min_captured: share of latents whose list must still hold a neighbour within .01 of
+            the most similar. Watched on a sample every few steps: where it captures less, lists
+            are refreshed at once. 0 for refreshes every ``ortho_refresh_every`` steps, unwatched.
+        ortho_statistics_every: co-activation is counted on every n-th batch.
+        ortho_statistics_decay: factor on old counts at each counted batch, in (0, 1].
+        ortho_sketch_size: r, width of the firing-pattern sketch that groups are formed on.
+        ortho_group_threshold: phi correlation from which two latents may be grouped.
+        ortho_domain_ratio: firing-rate ratio from which a latent belongs to one corpus.
+        ortho_forget_rows: leading rows of every batch that come from the forget corpus, 0 for
+            batches of a single corpus. The project's runner sets it.
+        ortho_chunk_size: latents per chunk of the fixed penalty.
+        ortho_every: apply the fixed penalty every n-th step, with n times the coefficient.
+        ortho_seed: seed of chunks and sketches.
+    """
+
+    ortho_mode: OrthoMode = "adaptive"
+    ortho_coefficient: float | None = None
+    ortho_scale_free: bool = True
+    ortho_warm_up_steps: int = 0
+    ortho_curriculum_start: float | None = None
+    ortho_curriculum_steps: int = 0
+    ortho_fade_start_step: int | None = None
+    ortho_fade_end_step: int | None = None
+    ortho_alpha: float = 1.0
+    ortho_affinity: OrthoAffinity = "unsuppressed"
+    ortho_weighting: OrthoWeighting = "energy"
+    ortho_ordering: OrthoOrdering = "frequency"
+    ortho_neighbours: int = 16
+    ortho_refresh_every: int = 100
+    ortho_min_captured: float = 0.99
+    ortho_statistics_every: int = 4
+    ortho_statistics_decay: float = 0.99
+    ortho_sketch_size: int = 64
+    ortho_group_threshold: float = 0.5
+    ortho_domain_ratio: float = 9.0
+    ortho_forget_rows: int = 0
+    ortho_chunk_size: int = 8192
+    ortho_every: int = 1
+    ortho_seed: int = 0
+
+    def __post_init__(self) -> None:
+        validate_ortho(self)
+        validate_switches(self)
+        super().__post_init__()  # type: ignore[misc]  # the stock config beside us in the MRO
+
+
+def validate_ortho(cfg: Any) -> None:
+    """Check the ``ortho_*`` fields of an SAE config.
+
+    Raises:
+        ConfigError: naming the field, its value and the rule it breaks.
+    """
+    _one_of(cfg, "ortho_mode", OrthoMode)
+    _one_of(cfg, "ortho_affinity", OrthoAffinity)
+    _one_of(cfg, "ortho_weighting", OrthoWeighting)
+    _one_of(cfg, "ortho_ordering", OrthoOrdering)
+    _number(cfg, "ortho_coefficient", 0.0)
+    _number(cfg, "ortho_curriculum_start", 0.0)
+    _number(cfg, "ortho_alpha", 0.0, 1.0)
+    _number(cfg, "ortho_group_threshold", 0.0, 1.0)
+    _number(cfg, "ortho_min_captured", 0.0, 1.0)
+    _number(cfg, "ortho_statistics_decay", 0.0, 1.0, open_low=True)
+    _number(cfg, "ortho_domain_ratio", 1.0, open_low=True)
+    for name, low in {
+        "ortho_warm_up_steps": 0,
+        "ortho_curriculum_steps": 0,
+        "ortho_fade_start_step": 0,
+        "ortho_fade_end_step": 0,
+        "ortho_neighbours": 1,
+        "ortho_refresh_every": 1,
+        "ortho_statistics_every": 1,
+        "ortho_sketch_size": 1,
+        "ortho_forget_rows": 0,
+        "ortho_chunk_size": 2,
+        "ortho_every": 1,
+        "ortho_seed": 0,
+    }.items():
+        _integer(cfg, name, low)
+    if not isinstance(cfg.ortho_scale_free, bool):
+        raise reject("ortho_scale_free", cfg.ortho_scale_free, "must be true or false.")
+    if cfg.ortho_mode != "off" and cfg.d_sae < 2:
+        raise reject("d_sae", cfg.d_sae, "orthogonality needs at least 2 latents.")
+    if cfg.ortho_mode == "adaptive" and cfg.ortho_neighbours > cfg.d_sae - 1:
+        raise reject(
+            "ortho_neighbours",
+            cfg.ortho_neighbours,
+            f"a latent has only d_sae - 1 = {cfg.d_sae - 1} others; lower it.",
+        )
+    if (cfg.ortho_curriculum_start is None) != (cfg.ortho_curriculum_steps == 0):
+        raise reject(
+            "ortho_curriculum_start",
+            cfg.ortho_curriculum_start,
+            "a curriculum needs both ortho_curriculum_start and ortho_curriculum_steps > 0; "
+            f"ortho_curriculum_steps is {cfg.ortho_curriculum_steps}.",
+        )
+    if cfg.ortho_curriculum_start is not None and cfg.ortho_coefficient == 0:
+        raise reject(
+            "ortho_coefficient",
+            cfg.ortho_coefficient,
+            "a curriculum must end above 0; to fall to 0 use ortho_fade_start_step.",
+        )
+    start, end = cfg.ortho_fade_start_step, cfg.ortho_fade_end_step
+    if (start is None) != (end is None) or (start is not None and end is not None and start >= end):
+        raise reject(
+            "ortho_fade_start_step",
+            start,
+            f"a fade-out needs ortho_fade_start_step < ortho_fade_end_step (which is {end!r}); "
+            "set both or neither.",
+        )
+
+
+def ortho_coefficient(cfg: Any) -> float:
+    """lambda of an SAE config: its own, or by default that of :data:`DEFAULT_COEFFICIENTS`.
+
+    Two defaults, as ``uniform`` penalties are means over latents and ``energy`` sums shares of the
+    variance. Looked up when used, so that a variant of another mode gets its own default.
+    """
+    if cfg.ortho_coefficient is not None:
+        return cfg.ortho_coefficient
+    weighting = cfg.ortho_weighting if cfg.ortho_mode == "adaptive" else "uniform"
+    return DEFAULT_COEFFICIENTS[weighting]
+
+
+def ortho_field_names() -> list[str]:
+    """Names of the SAE-level ``ortho_*`` fields, in order."""
+    return [f.name for f in fields(OrthoConfig)]
+
+
+def _one_of(cfg: Any, name: str, literal: Any) -> None:
+    allowed = get_args(literal)
+    value = getattr(cfg, name)
+    if value not in allowed:
+        raise reject(name, value, f"must be one of {', '.join(allowed)}.")
+
+
+def _number(
+    cfg: Any, name: str, low: float, high: float = math.inf, open_low: bool = False
+) -> None:
+    value: Any = getattr(cfg, name)
+    if value is None and name in {"ortho_curriculum_start", "ortho_coefficient"}:
+        return
+    # Anything that is not a number becomes NaN, which no bound admits.
+    x = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else value
+    if not (math.isfinite(x) and low <= x <= high) or (open_low and x == low):
+        bounds = f"{'(' if open_low else '['}{low:g}, {high:g}{']' if math.isfinite(high) else ')'}"
+        raise reject(name, value, f"must be a number in {bounds}.")
+
+
+def _integer(cfg: Any, name: str, low: int) -> None:
+    value = getattr(cfg, name)
+    if value is None and name.startswith("ortho_fade"):
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise reject(name, value, f"must be a whole number of at least {low}.")

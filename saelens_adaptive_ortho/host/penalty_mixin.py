@@ -1,0 +1,355 @@
+"""The penalty at SAELens's seams (the switches are at theirs in :mod:`.switch_mixin`).
+
+A leaf class puts :class:`AdaptiveOrthoMixin` before a stock ``TrainingSAE``; every method calls
+``super()`` and adds only what the stock class does not know about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
+from torch import Tensor
+
+from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.host.config import ortho_coefficient
+from saelens_adaptive_ortho.host.switch_mixin import SwitchMixin
+from saelens_adaptive_ortho.maths import affinity as affinities
+from saelens_adaptive_ortho.maths import coactivation, grouping, neighbours, penalty, schedule
+from saelens_adaptive_ortho.maths.coactivation import CoactivationState
+from saelens_adaptive_ortho.maths.grouping import GroupSummary
+
+STATE_FIELDS = CoactivationState._fields
+SCALE_DECAY = 0.99
+# How often, and on how many latents, what the neighbour lists still capture is looked at.
+CHECK_EVERY = 5
+CHECKED_LATENTS = 512
+
+
+class AdaptiveOrthoMixin(SwitchMixin):
+    """Adds ``lambda(t) * scale * L_ortho`` to a stock training SAE.
+
+    State lives in persistent buffers of fixed shape named ``ortho_*``, so that SAELens's own
+    checkpoints carry it; an inference export drops them and loads as the stock architecture.
+    """
+
+    cfg: Any
+
+    def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
+        super().__init__(cfg, use_error_term)
+        self._ortho_groups: GroupSummary | None = None
+        self._ortho_loss: Tensor | None = None  # of the step under way
+        if cfg.ortho_mode == "off":
+            return  # no buffers: the state dict, too, is that of the stock class
+        device = self.W_dec.device
+        self.register_buffer("ortho_scale", torch.zeros(2, device=device))
+        if cfg.ortho_mode != "adaptive":
+            return
+        state = coactivation.empty_state(
+            cfg.d_sae,
+            cfg.ortho_neighbours,
+            cfg.ortho_sketch_size,
+            n_domains=2 if cfg.ortho_forget_rows else 1,
+            device=device,
+        )
+        for name, value in state._asdict().items():
+            self.register_buffer(f"ortho_{name}", value)
+        unset = torch.full((cfg.d_sae, cfg.ortho_neighbours), -1, device=device)
+        self.register_buffer("ortho_neighbours", unset)
+        # Step of the last search, -1 before the first.
+        self.register_buffer("ortho_searched", torch.tensor(-1, device=device))
+        # Captured share of the lists: latest, lowest, sum and number of all measurements.
+        self.register_buffer("ortho_captured", torch.tensor([1.0, 1.0, 0.0, 0.0], device=device))
+        self.register_buffer("ortho_group_ids", torch.arange(cfg.d_sae, device=device))
+        inactive = torch.full((cfg.d_sae,), grouping.INACTIVE, device=device)
+        self.register_buffer("ortho_domain_ids", inactive)
+
+    # ------------------------------------------------------------------ loss
+
+    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
+        coefficients = dict(super().get_coefficients())  # pyright: ignore[reportAbstractUsage]
+        if self.cfg.ortho_mode != "off":
+            coefficients["ortho"] = TrainCoefficientConfig(
+                value=ortho_coefficient(self.cfg), warm_up_steps=self.cfg.ortho_warm_up_steps
+            )
+        return coefficients
+
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        step_input = self.ortho_begin_step(step_input)
+        if self.cfg.ortho_mode == "off":
+            return super().training_forward_pass(step_input)
+        # Under autocast products run in bf16: too coarse for cosines near 1, and for sketches.
+        full_precision = torch.autocast(step_input.sae_in.device.type, enabled=False)
+        with full_precision:
+            self._before_step(step_input)
+            # Ahead of the forward pass, so that its backward pass comes after all others: the
+            # gradient it makes is then not held beside the activations'.
+            self._ortho_loss = self._weighted_penalty(step_input)
+        output = super().training_forward_pass(step_input)
+        with full_precision:
+            self._after_step(step_input, output)
+        return output
+
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: Tensor,
+        hidden_pre: Tensor,
+        sae_out: Tensor,
+    ) -> dict[str, Tensor]:
+        losses = super().calculate_aux_loss(  # pyright: ignore[reportAbstractUsage]
+            step_input=step_input,
+            feature_acts=feature_acts,
+            hidden_pre=hidden_pre,
+            sae_out=sae_out,
+        )
+        if not isinstance(losses, dict):  # the host allows a bare tensor
+            losses = {"aux_loss": losses}
+        loss, self._ortho_loss = self._ortho_loss, None
+        return losses if loss is None else {**losses, "ortho_loss": loss}
+
+    def _weighted_penalty(self, step_input: TrainStepInput) -> Tensor | None:
+        """``lambda(t) * scale * L_ortho``, None where lambda is 0 throughout."""
+        if ortho_coefficient(self.cfg) == 0:
+            return None
+        coefficient = self._coefficient(step_input)
+        if coefficient == 0:
+            return step_input.sae_in.new_zeros(())
+        return coefficient * self._scale() * self._penalty(step_input.n_training_steps)
+
+    def _coefficient(self, step_input: TrainStepInput) -> float:
+        """lambda(t); the host has already applied the linear warm-up."""
+        cfg, step = self.cfg, step_input.n_training_steps
+        value = step_input.coefficients["ortho"]
+        if cfg.ortho_curriculum_start is not None:
+            end = ortho_coefficient(cfg)
+            value *= schedule.curriculum(
+                step, cfg.ortho_curriculum_start, end, cfg.ortho_curriculum_steps
+            )
+            value /= end
+        if cfg.ortho_fade_start_step is not None:
+            value *= schedule.fade_out(step, cfg.ortho_fade_start_step, cfg.ortho_fade_end_step)
+        if cfg.ortho_mode == "fixed":
+            value *= cfg.ortho_every if step % cfg.ortho_every == 0 else 0.0
+        return value
+
+    def _scale(self) -> Tensor | float:
+        """Running mean of the batch's total variance ``E ||x - E x||^2``; 1 if not scale-free."""
+        if not self.cfg.ortho_scale_free:
+            return 1.0
+        return self.ortho_scale[0] / self.ortho_scale[1]
+
+    def _penalty(self, step: int) -> Tensor:
+        cfg = self.cfg
+        if cfg.ortho_mode == "gram":
+            return penalty.gram_penalty(self.W_dec)
+        if cfg.ortho_mode == "fixed":
+            permutation = penalty.chunk_permutation(cfg.d_sae, cfg.ortho_seed, step)
+            return penalty.fixed_penalty(self.W_dec, permutation, cfg.ortho_chunk_size)
+        rates = coactivation.firing_rates(self.ortho_state)
+        return penalty.adaptive_penalty(
+            self.W_dec,
+            self.ortho_neighbours,
+            penalty.pair_weights(self.ortho_affinities(), cfg.ortho_alpha),
+            firing_rates=rates if cfg.ortho_ordering == "frequency" else None,
+            energies=self._energies() if cfg.ortho_weighting == "energy" else None,
+        )
+
+    @torch.no_grad()
+    def _energies(self) -> Tensor:
+        """Share of the activations' total variance that each latent contributes."""
+        variance = self.ortho_scale[0] / self.ortho_scale[1]
+        return coactivation.energies(self.ortho_state) / variance
+
+    # ------------------------------------------------- statistics and groups
+
+    @property
+    def ortho_state(self) -> CoactivationState:
+        """The co-activation statistics, as the pure functions take them."""
+        return CoactivationState(*(getattr(self, f"ortho_{name}") for name in STATE_FIELDS))
+
+    @ortho_state.setter
+    def ortho_state(self, state: CoactivationState) -> None:
+        for name, value in state._asdict().items():
+            setattr(self, f"ortho_{name}", value)
+
+    @torch.no_grad()
+    def ortho_affinities(self) -> Tensor:
+        """``s_ij`` [d_sae, m] of the current candidate pairs, domains included."""
+        state, candidates = self.ortho_state, self.ortho_neighbours
+        if self.cfg.ortho_affinity == "unsuppressed":
+            affinity = affinities.unsuppressed_affinity(state, candidates)
+        elif self.cfg.ortho_affinity == "lift":
+            affinity = affinities.lift_affinity(state, candidates)
+        elif self.cfg.ortho_affinity == "overlap":
+            affinity = affinities.overlap_affinity(state, candidates)
+        else:
+            same = self.ortho_group_ids.unsqueeze(1) == self.ortho_group_ids[candidates]
+            affinity = same.float()
+        if self.cfg.ortho_forget_rows:
+            affinity = affinity * grouping.domain_sharing(self.ortho_domain_ids, candidates)
+        return affinity
+
+    @torch.no_grad()
+    def _before_step(self, step_input: TrainStepInput) -> None:
+        x = step_input.sae_in.float()
+        variance = (x - x.mean(0)).square().sum(-1).mean()
+        sample = torch.stack([variance, torch.ones_like(variance)])
+        self.ortho_scale = self.ortho_scale * SCALE_DECAY + sample * (1 - SCALE_DECAY)
+        if self.cfg.ortho_mode != "adaptive":
+            return
+        step, first = step_input.n_training_steps, self._ortho_groups is None
+        # First step of this process: a resumed SAE has lists, one that starts late has none.
+        if (first and int(self.ortho_searched) < 0) or self._search_due(step):
+            self.ortho_search(step)
+        if step % self.cfg.ortho_refresh_every == 0:
+            self.ortho_regroup()
+        elif first:
+            self._ortho_groups = self._summarise_groups(self.ortho_group_ids)
+
+    def _search_due(self, step: int) -> bool:
+        longest = self.cfg.ortho_refresh_every
+        if self.cfg.ortho_min_captured == 0:
+            return step % longest == 0
+        every = min(CHECK_EVERY, longest)
+        if step % every:
+            return False  # nothing is read from the device
+        if step - int(self.ortho_searched) >= longest:
+            return True
+        rows = neighbours.sampled_rows(self.cfg.d_sae, CHECKED_LATENTS, step // every)
+        return self.ortho_check(rows) < self.cfg.ortho_min_captured
+
+    @torch.no_grad()
+    def _after_step(self, step_input: TrainStepInput, output: TrainStepOutput) -> None:
+        cfg = self.cfg
+        output.metrics["ortho_scale"] = lambda: self._scale()
+        if cfg.ortho_mode != "adaptive":
+            return
+        if step_input.n_training_steps % cfg.ortho_statistics_every == 0:
+            acts = output.feature_acts
+            acts = acts.to_dense() if acts.is_sparse else acts
+            self._count(acts.reshape(-1, acts.shape[-1]), step_input.n_training_steps)
+        if cfg.ortho_min_captured:
+            latest, lowest, total, number = self.ortho_captured
+            output.metrics["ortho_captured"] = latest
+            output.metrics["ortho_captured_lowest"] = lowest
+            output.metrics["ortho_captured_mean"] = torch.where(number > 0, total / number, 1.0)
+        if self._ortho_groups is not None:
+            for name, value in self._ortho_groups._asdict().items():
+                output.metrics[f"ortho_groups/{name}"] = value
+
+    def _count(self, acts: Tensor, step: int) -> None:
+        cfg = self.cfg
+        if cfg.ortho_forget_rows >= acts.shape[0]:
+            raise reject(
+                "ortho_forget_rows",
+                cfg.ortho_forget_rows,
+                f"a batch has only {acts.shape[0]} rows and needs some from the retain corpus. "
+                "Leave it 0 unless batches are domain-stratified (the project's runner sets it).",
+            )
+        signs = coactivation.random_signs(
+            acts.shape[0], cfg.ortho_sketch_size, cfg.ortho_seed, step
+        )
+        self.ortho_state = coactivation.update(
+            self.ortho_state,
+            acts.detach(),
+            self.ortho_neighbours,
+            signs.to(acts.device),
+            cfg.ortho_statistics_decay,
+            cfg.ortho_forget_rows,
+            None if self._unit_rows() else self.W_dec.detach().float().norm(dim=-1),
+        )
+
+    def _unit_rows(self) -> bool:
+        """Whether activations are those of a decoder with unit rows."""
+        return getattr(self.cfg, "rescale_acts_by_decoder_norm", False)
+
+    @torch.no_grad()
+    def ortho_check(self, rows: Tensor) -> float:
+        """Measure what the lists of the latents ``rows`` [k] still capture."""
+        directions = self._compared_directions()
+        share = neighbours.captured_share(
+            directions, self.ortho_neighbours, rows.to(directions.device)
+        )
+        _, lowest, total, number = self.ortho_captured
+        lowest = torch.minimum(lowest, share)
+        self.ortho_captured = torch.stack([share, lowest, total + share, number + 1])
+        return float(share)
+
+    def _compared_directions(self) -> Tensor:
+        """Directions to compare with all others; on a GPU in half precision, many times faster.
+
+        Which latents are neighbours then depends on differences of cosines below 1e-3, a tenth of
+        what a list may miss. The penalty itself is never computed from these.
+        """
+        directions = penalty.decoder_directions(self.W_dec.detach())
+        return directions.half() if directions.device.type == "cuda" else directions
+
+    @torch.no_grad()
+    def ortho_search(self, step: int) -> None:
+        """Search neighbours afresh and carry the pair statistics over."""
+        found, _ = neighbours.top_similar(self._compared_directions(), self.cfg.ortho_neighbours)
+        self.ortho_state = coactivation.retarget(self.ortho_state, self.ortho_neighbours, found)
+        self.ortho_neighbours = found
+        self.ortho_searched = torch.full_like(self.ortho_searched, step)
+
+    @torch.no_grad()
+    def ortho_regroup(self) -> None:
+        """Form groups and domains from the statistics."""
+        cfg = self.cfg
+        state, previous = self.ortho_state, self.ortho_group_ids
+        self.ortho_group_ids = grouping.coactivation_groups(
+            coactivation.sketch_directions(state), cfg.ortho_group_threshold
+        )
+        if cfg.ortho_forget_rows:
+            self.ortho_domain_ids = grouping.domain_groups(
+                coactivation.domain_rates(state), cfg.ortho_domain_ratio
+            )
+        self._ortho_groups = self._summarise_groups(previous)
+
+    def _summarise_groups(self, previous: Tensor) -> GroupSummary:
+        return grouping.summarise_groups(self.ortho_group_ids, self.ortho_domain_ids, previous)
+
+    # --------------------------------------------------- saving and loading
+
+    def _ortho_buffers(self) -> dict[str, Tensor]:
+        """Our buffers by name (a stock class may have buffers of its own)."""
+        return {
+            name: buffer
+            for name, buffer in self._buffers.items()
+            if name.startswith("ortho_") and buffer is not None
+        }
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # sae.to(bfloat16) must not touch counts and ids: move them, but keep their dtype.
+        held = self._ortho_buffers()
+        for name in held:
+            self._buffers[name] = None  # nn.Module._apply skips buffers that are None
+        try:
+            super()._apply(fn, recurse)  # type: ignore[call-arg]
+        finally:
+            for name, buffer in held.items():
+                device = fn(torch.empty(0, dtype=buffer.dtype, device=buffer.device)).device
+                self._buffers[name] = buffer.to(device)
+        return self
+
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving(state_dict)
+        for name, buffer in self._ortho_buffers().items():
+            # As bytes: SAELens casts every tensor it loads to the SAE's dtype, and whole
+            # numbers up to 255 are the only values that survive a cast to bf16 unharmed.
+            state_dict[name] = buffer.contiguous().reshape(-1).view(torch.uint8)
+
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        for name, buffer in self._ortho_buffers().items():
+            if name in state_dict:
+                raw = state_dict[name].to(torch.uint8)
+                state_dict[name] = raw.view(buffer.dtype).reshape(buffer.shape)
+
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        for name in self._ortho_buffers():
+            state_dict.pop(name, None)

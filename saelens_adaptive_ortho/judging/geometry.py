@@ -1,0 +1,132 @@
+"""Which latents serve which corpus, and the geometry of those groups of decoder directions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome
+from saelens_adaptive_ortho.judging.firing import measure_firing
+from saelens_adaptive_ortho.maths import geometry, grouping
+from saelens_adaptive_ortho.maths.grouping import DOMAIN_NAMES, FORGET, RETAIN
+from saelens_adaptive_ortho.maths.penalty import decoder_directions
+
+GROUP_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Geometry of forget, retain and shared groups.
+
+    Args:
+        n_contexts: training contexts per corpus in the pass that measures firing rates.
+        domain_ratio: firing-rate ratio from which a latent belongs to one corpus.
+        energy: share of squared singular values a group's subspace keeps for principal angles.
+        batch_size_prompts: contexts per forward pass.
+    """
+
+    n_contexts: int = 256
+    domain_ratio: float = 9.0
+    energy: float = 0.9
+    batch_size_prompts: int = 32
+
+
+def run(context: EvalContext, settings: Settings) -> Outcome:
+    """Condition numbers, effective ranks and principal angles of an exported SAE's groups.
+
+    Groups are found the same way for every variant, by one pass over training text: forget,
+    retain and shared by firing rate where there are two corpora, and co-activation groups.
+    """
+    corpora = context.need_corpora(1)
+    sae = context.load()
+    directions = decoder_directions(sae.W_dec.detach().double()).cpu()
+    contexts = [c.train[: settings.n_contexts] for c in corpora]
+    firing = measure_firing(
+        sae, context.model, contexts, settings.batch_size_prompts, context.bench.seqpos_slice
+    )
+    metrics: dict[str, float | None] = {"mean_max_cosine": geometry.mean_max_cosine(directions)}
+    edges, counts = geometry.cosine_histogram(directions)
+    details: dict[str, Any] = {
+        "cosine_histogram": {"edges": edges, "counts": counts},
+        "group_sizes": {},
+    }
+    group_ids = grouping.coactivation_groups(firing.sketches, GROUP_THRESHOLD).cpu()
+    _describe_coactivation(metrics, details, directions, group_ids)
+    alive = firing.rates.sum(0).cpu() > 0
+    _describe_group(metrics, details, "all", directions[alive])
+    if context.has_domains:
+        ids = grouping.domain_groups(firing.rates, settings.domain_ratio).cpu()
+        _describe_domains(metrics, details, directions, ids, settings.energy)
+        details["firing_rates"] = {
+            c.domain: [float(f"{r:.4g}") for r in rates.tolist()]
+            for c, rates in zip(corpora, firing.rates, strict=True)
+        }
+    return Outcome(metrics, details)
+
+
+def _describe_domains(
+    metrics: dict[str, float | None],
+    details: dict[str, Any],
+    directions: Float[Tensor, "d_sae d_in"],
+    ids: Int[Tensor, " d_sae"],
+    energy: float,
+) -> None:
+    groups = {name: directions[ids == code] for code, name in DOMAIN_NAMES.items()}
+    for name, rows in groups.items():
+        metrics[f"n_{name}"] = float(len(rows))
+        _describe_group(metrics, details, name, rows)
+    forget, retain = groups[DOMAIN_NAMES[FORGET]], groups[DOMAIN_NAMES[RETAIN]]
+    _describe_group(metrics, details, "forget+retain", torch.cat([forget, retain]))
+    if not len(forget) or not len(retain):
+        for key in ("min_deg", "mean_deg"):
+            metrics[f"principal_angle/{key}"] = None
+        metrics["border_max_cosine"] = None
+        details["principal_angles_reason"] = "no latent belongs to one of the corpora alone"
+        return
+    angles = geometry.principal_angles(forget, retain, energy)
+    metrics["principal_angle/min_deg"] = float(angles[0])
+    metrics["principal_angle/mean_deg"] = float(angles.mean())
+    metrics["border_max_cosine"] = float((forget @ retain.T).max(1).values.mean())
+    details["principal_angles_deg"] = angles.tolist()
+
+
+def _describe_coactivation(
+    metrics: dict[str, float | None],
+    details: dict[str, Any],
+    directions: Float[Tensor, "d_sae d_in"],
+    group_ids: Int[Tensor, " d_sae"],
+) -> None:
+    """Counts of co-activation groups (of two or more) and their typical conditioning."""
+    labels, sizes = group_ids.unique(return_counts=True)
+    real = labels[sizes > 1]
+    numbers = [geometry.condition_number(directions[group_ids == g]) for g in real]
+    finite = torch.tensor([n for n in numbers if math.isfinite(n)], dtype=torch.float64)
+    metrics["n_coactivation_groups"] = float(len(real))
+    metrics["condition_number/coactivation_median"] = (
+        float(finite.median()) if len(finite) else None
+    )
+    details["group_sizes"]["coactivation"] = sorted(sizes[sizes > 1].tolist(), reverse=True)
+
+
+def _describe_group(
+    metrics: dict[str, float | None],
+    details: dict[str, Any],
+    name: str,
+    rows: Float[Tensor, "n d_in"],
+) -> None:
+    details["group_sizes"][name] = len(rows)
+    if len(rows) < 2:
+        metrics[f"condition_number/{name}"] = None
+        metrics[f"effective_rank/{name}"] = None
+        return
+    number = geometry.condition_number(rows)
+    # Infinity (dependent rows) is not JSON; null, with the reason beside it.
+    metrics[f"condition_number/{name}"] = number if math.isfinite(number) else None
+    if not math.isfinite(number):
+        details[f"condition_number/{name}"] = "infinite: the directions are linearly dependent"
+    metrics[f"effective_rank/{name}"] = geometry.effective_rank(rows)

@@ -1,0 +1,270 @@
+"""SAEBench's sae-probes: k-sparse probes at the last token, on data sets that ship with a package.
+
+Beside the SAE, three baselines: the package's logistic regression on all raw activations, and
+the k-sparse probe itself on raw dimensions and on principal components. Everything is seeded, and
+every SAE gets a fresh results folder, as the package reuses results that it finds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelens_adaptive_ortho.files import write_json
+from saelens_adaptive_ortho.judging.contract import SEED, EvalContext, EvaluationError, Outcome
+from saelens_adaptive_ortho.judging.saebench.session import keep_output, prepared_sae, session
+from saelens_adaptive_ortho.judging.saebench.tasks import shared_artifacts
+
+K_VALUES = (1, 2, 5, 10, 20, 50, 100)  # those that SAEBench's result has fields for
+ALL = "all"
+# One of each kind, of those with short texts and not too many of them.
+SUBSET = (
+    "24_headline_isiran",  # subject of a headline
+    "41_truthqa_tf",  # truth of an answer
+    "80_side-effects",  # ends in a given pair of words
+    "96_spam_is",  # spam
+    "105_click_bait",  # style of a headline
+    "119_us_state_TX",  # where a place lies
+    "126_art_type_book",  # what a title names
+    "129_arith_mc_A",  # arithmetic
+    "130_temp_cat_Frequency",  # what a question about time asks for
+    "133_context_type_Causality",  # what a question about a story asks for
+    "149_twt_emotion_happiness",  # sentiment
+    "154_athlete_sport_football",  # what a person is known for
+)
+SCORES = {"test_auc": "auc", "test_acc": "accuracy", "test_f1": "f1"}  # in sae-probes' files
+ACTIVATIONS, LOGREG, K_SPARSE = "activations", "logreg", "k_sparse.json"
+
+Encode = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n f"]]
+Scores = dict[str, dict[str, float]]  # by data set, then metric
+
+
+@dataclass(frozen=True)
+class Settings:
+    """sae-probes.
+
+    Args:
+        datasets: names as in the package sae_probes, or ``[all]`` for its 113. By default twelve,
+            one of each kind.
+        k_values: numbers of latents a probe may use, of 1, 2, 5, 10, 20, 50, 100.
+        context_length: at most so many tokens of a text, its last ones; never more than the
+            model's context.
+        llm_batch_size: texts per forward pass.
+        seed: of the choice of training texts and of every probe.
+    """
+
+    datasets: list[str] = field(default_factory=lambda: list(SUBSET))
+    k_values: list[int] = field(default_factory=lambda: [1, 2, 5, 10, 20, 50])
+    context_length: int = 1024
+    llm_batch_size: int = 32
+    seed: int = SEED
+
+
+def run(context: EvalContext, settings: Settings) -> Outcome:
+    """AUC, accuracy and F1 of binary classification, averaged over data sets; chance is 0.5.
+
+    ``sae_top_{k}_auc`` is of a probe on the ``k`` latents whose means differ most; ``llm_auc`` of
+    one on all raw activations, ``llm_top_{k}_auc`` and ``pca_top_{k}_auc`` of one on ``k`` raw
+    dimensions or principal components.
+
+    Raises:
+        EvaluationError: an unknown data set, or settings that SAEBench has no place for.
+    """
+    if not settings.k_values or set(settings.k_values) - set(K_VALUES):
+        raise EvaluationError(f"k_values must be some of {list(K_VALUES)}, not {settings.k_values}")
+    sae = prepared_sae(context)
+    hook_name = sae.cfg.metadata.hook_name
+    model_cfg: Any = context.model.cfg
+    length = min(settings.context_length, model_cfg.n_ctx)
+    with session(context) as folder, _warnings_kept():
+        datasets = _datasets(settings.datasets)
+        parts = (datasets, settings.k_values, length, settings.llm_batch_size, settings.seed)
+        with shared_artifacts(context, "sae_probes", hook_name, *parts) as artifacts:
+            if not (artifacts / K_SPARSE).is_file():
+                _make_activations(context, datasets, hook_name, length, settings, artifacts)
+                _make_baselines(context, datasets, hook_name, settings, artifacts)
+        # Kept by now, whatever this SAE does; every SAE reads it from the disk.
+        with shared_artifacts(context, "sae_probes", hook_name, *parts) as artifacts:
+            k_sparse: dict[str, Scores] = json.loads((artifacts / K_SPARSE).read_text())
+            found, file = _run_eval(context, settings, sae, datasets, artifacts, folder)
+    by_dataset = {
+        name: found[name] | k_sparse["llm"][name] | k_sparse["pca"][name] for name in datasets
+    }
+    metrics: dict[str, float | None] = {
+        metric: sum(scores[metric] for scores in by_dataset.values()) / len(datasets)
+        for metric in by_dataset[datasets[0]]
+    }
+    return Outcome(metrics, {"by_dataset": by_dataset, "sae_bench_file": file})
+
+
+@contextmanager
+def _warnings_kept() -> Iterator[None]:
+    """sae-probes changes the filters when it is imported; scikit-learn warns in every fit."""
+    with warnings.catch_warnings():
+        from sae_probes import run_sae_evals  # noqa: F401  changes them now
+
+        warnings.filterwarnings("ignore", category=UserWarning, module="sklearn")
+        warnings.filterwarnings("ignore", category=FutureWarning, module="sklearn")
+        yield
+
+
+def _datasets(names: list[str]) -> list[str]:
+    from sae_probes import DATASETS
+
+    if names == [ALL]:
+        return list(DATASETS)
+    for name in names:
+        if name not in DATASETS:
+            near = difflib.get_close_matches(name, DATASETS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise EvaluationError(f"sae-probes has no data set {name!r}{hint}")
+    if not names:
+        raise EvaluationError(f"datasets is empty: name some, or give [{ALL}]")
+    return list(dict.fromkeys(names))
+
+
+def _make_activations(
+    context: EvalContext,
+    datasets: list[str],
+    hook_name: str,
+    length: int,
+    settings: Settings,
+    artifacts: Path,
+) -> None:
+    """Activations at the last token of every text, as sae-probes keeps them."""
+    from sae_probes.generate_model_activations import ensure_dataset_activations
+
+    tokenizer: Any = context.model.tokenizer
+    sides = tokenizer.truncation_side, tokenizer.padding_side
+    try:
+        ensure_dataset_activations(
+            model_name=context.bench.model_label,
+            dataset_short_names=datasets,
+            hook_names=[hook_name],
+            model_cache_path=artifacts / ACTIVATIONS,
+            device=context.bench.device,
+            max_seq_len=length,
+            batch_size=settings.llm_batch_size,
+            model=context.model,  # type: ignore[arg-type]
+        )
+    finally:
+        tokenizer.truncation_side, tokenizer.padding_side = sides
+    for file in (artifacts / ACTIVATIONS).rglob("*.pt"):
+        activations = torch.load(file)
+        if activations.dtype != torch.float32:  # scikit-learn knows no bfloat16
+            torch.save(activations.float(), file)
+
+
+class _StandIn:
+    """What sae-probes needs of an SAE."""
+
+    def __init__(self, encode: Encode) -> None:
+        self.encode = encode
+
+
+def _make_baselines(
+    context: EvalContext, datasets: list[str], hook_name: str, settings: Settings, artifacts: Path
+) -> None:
+    """sae-probes' own baseline, and the k-sparse probe without an SAE."""
+    from sae_probes import run_baseline_evals, run_sae_evals
+    from sae_probes.run_sae_evals import DATASET_SIZES
+    from sae_probes.utils_data import get_xy_traintest
+
+    common: dict[str, Any] = {
+        "model_name": context.bench.model_label,
+        "hook_name": hook_name,
+        "model_cache_path": artifacts / ACTIVATIONS,
+        "seed": settings.seed,
+    }
+    run_baseline_evals(
+        setting="normal",
+        results_path=artifacts / LOGREG,
+        datasets=datasets,
+        device=context.bench.device,
+        **common,
+    )
+    found: dict[str, Scores] = {"llm": {}, "pca": {}}
+    for name in datasets:
+        n_train = min(DATASET_SIZES[name] - 100, 1024)  # as sae-probes splits
+        rows = get_xy_traintest(n_train, name, **common)[0]
+        for kind, encode in (("llm", lambda x: x), ("pca", pca_encoder(rows))):
+            results = artifacts / kind
+            run_sae_evals(
+                sae=_StandIn(encode),  # type: ignore[arg-type]
+                reg_type="l1",
+                setting="normal",
+                ks=settings.k_values,
+                results_path=results,
+                datasets=[name],
+                device=context.bench.device,
+                **common,
+            )
+            (file,) = results.rglob(f"{name}_{hook_name}_*.json")
+            found[kind][name] = {
+                f"{kind}_top_{entry['k']}_{score}": entry[key]
+                for entry in json.loads(file.read_text())
+                for key, score in SCORES.items()
+            }
+    write_json(artifacts / K_SPARSE, found)
+
+
+def pca_encoder(rows: Float[Tensor, "n d"]) -> Encode:
+    """Centres and rotates to the principal components of ``rows``, largest variance first."""
+    rows = rows.cpu().double()
+    centre = rows.mean(0)
+    components = torch.linalg.svd(rows - centre, full_matrices=False).Vh
+    return lambda x: ((x.cpu().double() - centre) @ components.T).float()
+
+
+def _run_eval(
+    context: EvalContext,
+    settings: Settings,
+    sae: Any,
+    datasets: list[str],
+    artifacts: Path,
+    folder: Path,
+) -> tuple[Scores, str]:
+    """Metrics by data set, and the name of SAEBench's result file."""
+    from sae_bench.evals.sparse_probing_sae_probes import main
+    from sae_bench.evals.sparse_probing_sae_probes.eval_config import (
+        SparseProbingSaeProbesEvalConfig,
+    )
+    from sae_bench.evals.sparse_probing_sae_probes.eval_output import (
+        SparseProbingSaeProbesEvalOutput,
+    )
+
+    results = folder / "results"
+    shutil.copytree(artifacts / LOGREG, results)  # found there, it is not made again
+    config = SparseProbingSaeProbesEvalConfig(
+        model_name=context.bench.model_label,
+        random_seed=settings.seed,
+        dataset_names=datasets,
+        ks=settings.k_values,
+        results_path=str(results),
+        model_cache_path=str(artifacts / ACTIVATIONS),
+    )
+    main.run_eval(
+        config, [(context.release, sae)], context.bench.device, str(folder), force_rerun=True
+    )
+    file = folder / f"{context.release}_custom_sae_eval_results.json"
+    kept = keep_output(context, "sae_probes", file, SparseProbingSaeProbesEvalOutput)
+    details = json.loads(file.read_text())["eval_result_details"]
+    return {
+        detail["dataset_name"]: {
+            name.replace("_test_", "_"): value
+            for name, value in detail.items()
+            if "_test_" in name and value is not None
+        }
+        for detail in details
+    }, kept

@@ -1,0 +1,207 @@
+"""SAEBench sparse probing: can few latents tell classes of texts apart?
+
+Beside the SAE, three baselines with the same selection and the same probe: the model's activations
+whole, their dimensions, and their principal components. Every probe is trained from the same
+seed, so an SAE's numbers do not depend on what was evaluated before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saelens_adaptive_ortho.files import write_json
+from saelens_adaptive_ortho.judging.contract import SEED, EvalContext, EvaluationError, Outcome
+from saelens_adaptive_ortho.judging.isolation import replaced
+from saelens_adaptive_ortho.judging.saebench.session import keep_output, prepared_sae, session
+from saelens_adaptive_ortho.judging.saebench.tasks import (
+    AUTO,
+    Task,
+    context_length,
+    labelled_task,
+    shared_artifacts,
+)
+
+K_VALUES = (1, 2, 5, 10, 20, 50, 100)  # those that SAEBench's result has fields for
+PCA_FILE = "pca.json"
+OWN_SIZES = (300, 200)  # training and test texts of each class
+
+Activations = dict[str, Tensor]  # by class
+Accuracies = dict[str, dict[str, float]]  # by metric, then class
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sparse probing.
+
+    Args:
+        source: of labelled texts. ``auto`` takes the embedded topics for the demo model,
+            SAEBench's published data sets for a model of the hub, and the two corpora for a local
+            model. Or one of them by name: ``demo:probing``, ``published``, ``corpus``; or one
+            published data set; or a .jsonl file with the fields text and label.
+        k_values: numbers of latents a probe may use, of 1, 2, 5, 10, 20, 50, 100.
+        train_size: training texts of each class; by default 2000 published ones, 300 others.
+        test_size: test texts of each class; by default 500 published ones, 200 others.
+        context_length: at most so many tokens of a text; never more than the model sees.
+        llm_batch_size: texts per forward pass.
+        sae_batch_size: texts encoded at a time.
+        seed: of the choice of texts and of every probe.
+    """
+
+    source: str = AUTO
+    k_values: list[int] = field(default_factory=lambda: [1, 2, 5, 10, 20, 50])
+    train_size: int | None = None
+    test_size: int | None = None
+    context_length: int = 128
+    llm_batch_size: int = 32
+    sae_batch_size: int = 125
+    seed: int = SEED
+
+
+def run(context: EvalContext, settings: Settings) -> Outcome:
+    """Accuracies at telling one class from the others, averaged over classes and data sets.
+
+    Chance is 0.5. ``sae_top_{k}_accuracy`` is of a probe on the ``k`` latents whose means differ
+    most, ``sae_accuracy`` of a probe on all; ``llm_`` and ``pca_`` are the baselines.
+
+    Raises:
+        EvaluationError: no labelled texts, too few, or settings that SAEBench has no place for.
+    """
+    from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
+
+    unknown = set(settings.k_values) - set(K_VALUES)
+    if unknown or not settings.k_values:
+        raise EvaluationError(f"k_values must be some of {list(K_VALUES)}, not {settings.k_values}")
+    published = SparseProbingEvalConfig().dataset_names
+    task = labelled_task(context, settings, published, OWN_SIZES)
+    by_dataset, file = _run_eval(context, settings, task)
+    means = [{m: _mean(v.values()) for m, v in a.items()} for a in by_dataset.values()]
+    details = {
+        "source": task.source,
+        "train_size": task.train_size,
+        "test_size": task.test_size,
+        "accuracy_by_class": by_dataset,
+        "sae_bench_file": file,
+    }
+    return Outcome({m: _mean(d[m] for d in means) for m in means[0]}, details)
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
+
+
+def _run_eval(
+    context: EvalContext, settings: Settings, task: Task
+) -> tuple[dict[str, Accuracies], str]:
+    """Accuracies by data set, and the name of SAEBench's result file."""
+    from sae_bench.evals.sparse_probing import main, probe_training
+    from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
+    from sae_bench.evals.sparse_probing.eval_output import SparseProbingEvalOutput
+
+    config = SparseProbingEvalConfig(
+        random_seed=settings.seed,
+        dataset_names=task.datasets,
+        # SAEBench counts the texts of a binary task: two classes.
+        probe_train_set_size=2 * task.train_size,
+        probe_test_set_size=2 * task.test_size,
+        context_length=context_length(context, settings.context_length, task.texts),
+        sae_batch_size=settings.sae_batch_size,
+        llm_batch_size=settings.llm_batch_size,
+        llm_dtype=context.bench.dtype,
+        model_name=context.bench.model_label,
+        k_values=settings.k_values,
+    )
+    sae = prepared_sae(context)
+    parts = (dataclasses.asdict(config), task.texts)
+    train = _seeded(probe_training.train_probe_on_activations, settings.seed)
+    with (
+        session(context) as folder,
+        warnings.catch_warnings(),
+        replaced(probe_training, "train_probe_on_activations", train),
+        task.served(),
+        shared_artifacts(
+            context, "sparse_probing", sae.cfg.metadata.hook_name, *parts
+        ) as artifacts,
+    ):
+        warnings.filterwarnings("ignore", category=FutureWarning, module="sklearn")
+        main.run_eval(
+            config,
+            [(context.release, sae)],
+            context.bench.device,
+            str(folder),
+            force_rerun=True,
+            artifacts_path=str(artifacts),
+        )
+        pca = _pca_baseline(artifacts, config, train)
+        result = folder / f"{context.release}_custom_sae_eval_results.json"
+        file = keep_output(context, "sparse_probing", result, SparseProbingEvalOutput)
+        found = json.loads(result.read_text())["eval_result_unstructured"]
+    return {
+        name: {
+            metric.replace("_test_", "_"): by_class
+            for metric, by_class in (found[f"{name}_results"] | pca[name]).items()
+        }
+        for name in task.datasets
+    }, file
+
+
+def _seeded(train: Callable[..., Any], seed: int) -> Callable[..., Any]:
+    """Each call starts from the same seed, whatever drew random numbers before."""
+
+    def seeded(*args: Any, **kwargs: Any) -> Any:
+        torch.manual_seed(seed)
+        return train(*args, **kwargs)
+
+    return seeded
+
+
+def _pca_baseline(artifacts: Path, config: Any, train: Callable[..., Any]) -> dict[str, Accuracies]:
+    """The k-sparse probe on principal components, by data set; kept with the artifacts."""
+    from sae_bench.sae_bench_utils.activation_collection import create_meaned_model_activations
+
+    file = artifacts / PCA_FILE
+    if file.is_file():
+        return json.loads(file.read_text())
+    found: dict[str, Accuracies] = {}
+    for name in config.dataset_names:
+        (saved,) = artifacts.rglob(f"{name.replace('/', '_')}_activations.pt")
+        activations = torch.load(saved, map_location="cpu")
+        rotated = in_pca_basis(
+            *(create_meaned_model_activations(activations[part]) for part in ("train", "test"))
+        )
+        found[name] = {
+            f"pca_top_{k}_test_accuracy": train(*rotated, select_top_k=k)[1]
+            for k in config.k_values
+        }
+    write_json(file, found)
+    return found
+
+
+def in_pca_basis(train: Activations, test: Activations) -> tuple[Activations, Activations]:
+    """Centred and rotated to the principal components of all the training rows.
+
+    Args:
+        train: (n, d) by class.
+        test: (m, d) by class.
+
+    Returns:
+        the same in the basis of components, largest variance first: ``min(n_rows, d)`` columns.
+    """
+    rows: Float[Tensor, "n_rows d"] = torch.cat(list(train.values())).double()
+    centre = rows.mean(0)
+    components = torch.linalg.svd(rows - centre, full_matrices=False).Vh
+
+    def rotate(part: Activations) -> Activations:
+        return {c: ((x.double() - centre) @ components.T).float() for c, x in part.items()}
+
+    return rotate(train), rotate(test)

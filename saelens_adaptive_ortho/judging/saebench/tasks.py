@@ -1,0 +1,408 @@
+"""Texts labelled with classes, served to SAEBench as a data set; artifacts that SAEs share.
+
+Where labels come from:
+
+- ``demo:probing``: the embedded file, passages labelled by topic;
+- ``corpus``: short passages of the forget and the retain corpus, labelled by corpus;
+- a ``.jsonl`` file with the fields ``text`` and ``label``;
+- a data set that SAEBench knows by name, loaded by SAEBench.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from saelens_adaptive_ortho.demo import PROBING_TEXTS
+from saelens_adaptive_ortho.files import atomic_directory
+from saelens_adaptive_ortho.judging.contract import SEED, EvalContext, EvaluationError
+from saelens_adaptive_ortho.judging.isolation import replaced
+from saelens_adaptive_ortho.rng import state_kept
+from saelens_adaptive_ortho.text import hub
+from saelens_adaptive_ortho.text.corpora import read_documents
+from saelens_adaptive_ortho.text.models import DEMO_MODEL, local_model_dir
+
+AUTO, CORPUS, DEMO, PUBLISHED = "auto", "corpus", "demo:probing", "published"
+PASSAGES_PER_DOCUMENT = 4
+# A dozen words: of whole contexts, one principal component tells two real corpora apart.
+PASSAGE_TOKENS = 16
+DOCUMENT_CHARACTERS = 20_000  # no more of a document is looked at
+MANIFEST = "files.json"
+SAMPLE = "A sample of 12 words: Ünder (the) bridge, they're quick\n and brown."  # shows a tokenizer
+MIN_TOKENS = 8  # shorter pieces (headings, tails of documents) are left out
+PUBLISHED_SIZES = (2000, 500)  # texts of each class; SAEBench's own sizes count two classes
+SERVED_NAMES = {DEMO: "demo_topics", CORPUS: "forget_or_retain"}
+
+Texts = dict[str, list[str]]
+
+
+class Task(NamedTuple):
+    """What to tell apart.
+
+    Args:
+        source: where texts and labels come from.
+        datasets: names under which SAEBench knows them.
+        train_size: training texts of each class.
+        test_size: test texts of each class.
+        texts: training and test texts of the one data set that is not published.
+    """
+
+    source: str
+    datasets: list[str]
+    train_size: int
+    test_size: int
+    texts: tuple[Texts, Texts] | None = None
+
+    def served(self) -> AbstractContextManager[None]:
+        """Inside, SAEBench finds the data sets, or says why a published one cannot be loaded."""
+        if self.texts is None:
+            return load_failures_explained()
+        return classes_served(*self.texts, self.datasets[0])
+
+
+def labelled_task(
+    context: EvalContext, settings: Any, published: list[str], own_sizes: tuple[int, int]
+) -> Task:
+    """The task of an evaluation whose settings have source, train_size, test_size and seed.
+
+    Args:
+        published: SAEBench's names of the evaluation's data sets.
+        own_sizes: training and test texts of each class if the texts are not published.
+
+    Raises:
+        EvaluationError: as :func:`class_texts`.
+    """
+    source = resolve_source(context, settings.source)
+    datasets = published_datasets(source, published)
+    train, test = sizes(settings, datasets is not None, own_sizes)
+    if datasets is not None:
+        return Task(source, datasets, train, test)
+    texts = class_texts(context, source, train, test, settings.seed)
+    return Task(source, [SERVED_NAMES.get(source, Path(source).stem)], train, test, texts)
+
+
+def published_datasets(source: str, published: list[str]) -> list[str] | None:
+    """The published data sets that a source means, None if it means other texts."""
+    if source == PUBLISHED:
+        return published
+    return [source] if source in published else None
+
+
+def sizes(settings: Any, is_published: bool, own: tuple[int, int]) -> tuple[int, int]:
+    """Training and test texts of each class: the settings', else SAEBench's or ``own``."""
+    train, test = PUBLISHED_SIZES if is_published else own
+    return settings.train_size or train, settings.test_size or test
+
+
+def context_length(context: EvalContext, limit: int, texts: tuple[Texts, Texts] | None) -> int:
+    """Tokens that every text is cut or padded to: at most as many as the longest text has.
+
+    SAEBench encodes padding too, and ablates latents that fire on it. Its published data sets
+    (``texts`` None) are padded as it does.
+    """
+    model: Any = context.model
+    length = min(limit, model.cfg.n_ctx)
+    if texts is None:
+        return length
+    every = [text for part in texts for of_class in part.values() for text in of_class]
+    return min(length, max(map(len, model.tokenizer(every, verbose=False)["input_ids"])))
+
+
+def resolve_source(context: EvalContext, source: str) -> str:
+    """What ``auto`` means here; any other source is itself.
+
+    The demo model has its own labelled file, a model of the hub is judged on the published data
+    sets, a local model on the corpora it comes with.
+
+    Raises:
+        EvaluationError: a local model without two corpora.
+    """
+    if source != AUTO:
+        return source
+    name = context.bench.model_name
+    if name == DEMO_MODEL:
+        return DEMO
+    if local_model_dir(name) is None:
+        return PUBLISHED
+    if set(context.bench.texts) == {"forget", "retain"}:
+        return CORPUS
+    raise EvaluationError(
+        "no labelled texts for a local model without corpora: give ortho_corpora (--forget and "
+        f"--retain), or set source to a .jsonl file with text and label, or to {PUBLISHED!r}"
+    )
+
+
+def class_texts(
+    context: EvalContext, source: str, train_size: int, test_size: int, seed: int
+) -> tuple[Texts, Texts]:
+    """Training and test texts by class: as many of each class, none twice, a function of ``seed``.
+
+    Passages of one document are never in both parts.
+
+    Args:
+        source: ``auto``, ``demo:probing``, ``corpus``, a ``.jsonl`` file, or the name of one of
+            SAEBench's data sets.
+        train_size: training texts of each class.
+        test_size: test texts of each class.
+
+    Raises:
+        EvaluationError: unknown or unreadable source, fewer than two classes, or too few texts.
+    """
+    source = resolve_source(context, source)
+    if source == DEMO:
+        groups = _labelled_file(PROBING_TEXTS, "topic")
+    elif source == CORPUS:
+        groups = _corpus_passages(context, train_size + test_size)
+    elif source.endswith(".jsonl"):
+        groups = _labelled_file(Path(source).expanduser(), "label")
+    else:
+        return _of_sae_bench(source, train_size, test_size, seed)
+    if len(groups) < 2:
+        raise EvaluationError(f"{source}: needs two classes or more, has {sorted(groups)}")
+    train: Texts = {}
+    test: Texts = {}
+    for label in sorted(groups):
+        draw = random.Random(f"{seed}-{label}")
+        train[label], test[label] = _split(groups[label], train_size, test_size, draw)
+        found = len(train[label]) + len(test[label])
+        if found < train_size + test_size:
+            raise EvaluationError(
+                f"{source}: class {label!r} has {found} texts, fewer than the "
+                f"{train_size} + {test_size} asked for; lower train_size and test_size, or give "
+                "more text"
+            )
+    return train, test
+
+
+def _split(
+    groups: list[list[str]], train_size: int, test_size: int, draw: random.Random
+) -> tuple[list[str], list[str]]:
+    """Whole groups at random, first to the test part until it is full, then to the other."""
+    train: list[str] = []
+    test: list[str] = []
+    for group in draw.sample(groups, len(groups)):
+        part = test if len(test) < test_size else train
+        part.extend(group)
+    return train[:train_size], test[:test_size]
+
+
+def _labelled_file(path: Path, field: str) -> dict[str, list[list[str]]]:
+    """Groups of one text by class, without repeated texts."""
+    labels: dict[str, str] = {}
+    number = 0
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                row = json.loads(line)
+                text, label = row["text"], str(row[field])
+                if not isinstance(text, str) or not text.strip():
+                    raise EvaluationError(f"{path}, line {number}: no text")
+                if labels.setdefault(text, label) != label:
+                    raise EvaluationError(f"{path}, line {number}: a text with two labels")
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read ({error.strerror})") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise EvaluationError(
+            f"{path}, line {number}: not JSON with the fields text and {field}"
+        ) from error
+    groups: dict[str, list[list[str]]] = {}
+    for text, label in labels.items():
+        groups.setdefault(label, []).append([text])
+    return groups
+
+
+def _corpus_passages(context: EvalContext, wanted: int) -> dict[str, list[list[str]]]:
+    """Passages of the first documents of each corpus, by document."""
+    context.need_corpora(2)
+    groups: dict[str, list[list[str]]] = {}
+    for domain, corpus in context.bench.texts.items():
+        seen: set[str] = set()
+        groups[domain] = []
+        for text in read_documents(corpus, domain):
+            passages = [p for p in _passages(text, context.model.tokenizer) if p not in seen]
+            seen.update(passages)
+            if passages:
+                groups[domain].append(passages)
+            # A few more than wanted, as the test part takes whole documents.
+            if len(seen) >= wanted + PASSAGES_PER_DOCUMENT:
+                break
+    return groups
+
+
+def _passages(text: str, tokenizer: Any) -> list[str]:
+    """Up to ``PASSAGES_PER_DOCUMENT``, spread over a document, cut between tokens."""
+    spans = tokenizer(
+        text[:DOCUMENT_CHARACTERS],
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        truncation=False,
+        verbose=False,
+    )["offset_mapping"]
+    pieces = [spans[i : i + PASSAGE_TOKENS] for i in range(0, len(spans), PASSAGE_TOKENS)]
+    whole = [text[p[0][0] : p[-1][1]] for p in pieces if len(p) >= MIN_TOKENS]
+    step = max(1, len(whole) // PASSAGES_PER_DOCUMENT)
+    return list(dict.fromkeys(whole[step // 2 :: step][:PASSAGES_PER_DOCUMENT]))
+
+
+def _of_sae_bench(name: str, train_size: int, test_size: int, seed: int) -> tuple[Texts, Texts]:
+    """A data set that SAEBench loads itself, from the hub."""
+    from sae_bench.sae_bench_utils import dataset_info, dataset_utils
+
+    known = dataset_info.chosen_classes_per_dataset
+    if name not in known:
+        raise EvaluationError(
+            f"unknown source {name!r}: give {DEMO!r}, {CORPUS!r}, a .jsonl file with text and "
+            f"label, or one of {', '.join(known)}"
+        )
+    with load_failures_explained():
+        # SAEBench counts the texts of a binary task: two classes.
+        train, test = dataset_utils.get_multi_label_train_test_data(
+            name, 2 * train_size, 2 * test_size, seed
+        )
+    return (
+        dataset_utils.filter_dataset(train, known[name]),
+        dataset_utils.filter_dataset(test, known[name]),
+    )
+
+
+@contextmanager
+def load_failures_explained() -> Iterator[None]:
+    """Inside, a published data set that SAEBench cannot load is an :class:`EvaluationError`."""
+    from sae_bench.sae_bench_utils import dataset_utils
+
+    load = dataset_utils.get_multi_label_train_test_data
+
+    def explained(name: str, *args: Any, **kwargs: Any) -> tuple[Texts, Texts]:
+        try:
+            return load(name, *args, **kwargs)
+        except Exception as error:
+            reason = hub.explain_failure(error, f"the data set {name}", "source=corpus or a file")
+            raise EvaluationError(reason) from error
+
+    with replaced(dataset_utils, "get_multi_label_train_test_data", explained):
+        yield
+
+
+@contextmanager
+def classes_served(train: Texts, test: Texts, dataset_name: str) -> Iterator[None]:
+    """Inside, SAEBench knows a data set ``dataset_name`` with these classes and texts.
+
+    Serves sparse probing and TPP; the sizes and the seed that SAEBench asks for are ignored.
+    """
+    from sae_bench.evals.scr_and_tpp import main as scr_and_tpp
+    from sae_bench.sae_bench_utils import dataset_info, dataset_utils
+
+    load = dataset_utils.get_multi_label_train_test_data
+
+    def serve(name: str, *args: Any, **kwargs: Any) -> tuple[Texts, Texts]:
+        # Copies: SAEBench deletes classes that one part lacks.
+        return (dict(train), dict(test)) if name == dataset_name else load(name, *args, **kwargs)
+
+    with ExitStack() as stack:
+        stack.enter_context(replaced(dataset_utils, "get_multi_label_train_test_data", serve))
+        stack.enter_context(
+            _entry(dataset_info.chosen_classes_per_dataset, dataset_name, list(train))
+        )
+        # Read for every data set, used only for SCR.
+        stack.enter_context(_entry(scr_and_tpp.COLUMN2_VALS_LOOKUP, dataset_name, ("", "")))
+        yield
+
+
+@contextmanager
+def _entry(mapping: MutableMapping[str, Any], key: str, value: Any) -> Iterator[None]:
+    """``mapping[key]`` is ``value`` inside the block."""
+    missing = object()
+    original = mapping.get(key, missing)
+    mapping[key] = value
+    try:
+        yield
+    finally:
+        if original is missing:
+            del mapping[key]
+        else:
+            mapping[key] = original
+
+
+def shared_artifacts(
+    context: EvalContext, name: str, hook_name: str, *parts: Any
+) -> AbstractContextManager[Path]:
+    """A folder for what depends on the model and the texts but on no SAE.
+
+    The first SAE fills it, those that follow find it filled. It is kept only if the block
+    succeeds, and used again only if every file in it is as it was then.
+
+    Args:
+        name: of the evaluation.
+        hook_name: where the activations are taken.
+        parts: anything else that determines the artifacts, as JSON can hold it.
+    """
+    tokenizer: Any = context.model.tokenizer
+    identity = [
+        context.bench.model_digest,
+        hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest(),
+        tokenizer(SAMPLE)["input_ids"],
+        hook_name,
+        context.bench.device,
+        context.bench.dtype,
+        version("sae-bench"),
+        parts,
+    ]
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return _kept_folder(context.bench.cache / name / key[:16])
+
+
+def made_once(
+    context: EvalContext, name: str, hook_name: str, make: Callable[[Path], None], *parts: Any
+) -> Path:
+    """The folder of what an evaluation needs from the language model alone.
+
+    It is made for the first SAE, from a seed that leaves the caller's random numbers alone, so
+    an SAE gets the same numbers whether it comes first or later.
+
+    Args:
+        name: of the evaluation.
+        hook_name: where activations are taken.
+        make: writes the content into the folder it is given.
+        parts: what else determines the content, as JSON can hold it.
+    """
+    with shared_artifacts(context, name, hook_name, *parts) as folder:
+        new = not any(folder.iterdir())
+        if new:
+            with state_kept(SEED), torch.enable_grad():
+                make(folder)
+    if new:  # it has a lasting name now
+        with shared_artifacts(context, name, hook_name, *parts) as folder:
+            pass
+    return folder
+
+
+@contextmanager
+def _kept_folder(folder: Path) -> Iterator[Path]:
+    """``folder`` if it is whole, else an empty one that takes its place when the block succeeds."""
+    manifest = folder / MANIFEST
+    if manifest.is_file() and manifest.read_text() == _manifest(folder):
+        yield folder
+        return
+    with atomic_directory(folder, "Results finished before are intact.") as temporary:
+        yield temporary
+        (temporary / MANIFEST).write_text(_manifest(temporary))
+
+
+def _manifest(folder: Path) -> str:
+    """SHA-256 of every file but the manifest, by relative path."""
+    digests = {}
+    for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST):
+        digest = hashlib.sha256()
+        with file.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+        digests[file.relative_to(folder).as_posix()] = digest.hexdigest()
+    return json.dumps(digests, indent=1)

@@ -1,0 +1,104 @@
+"""SAEBench TPP: does ablating a class's latents hurt the probe of that class, and no other?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from saelens_adaptive_ortho.judging.contract import SEED, EvalContext, EvaluationError, Outcome
+from saelens_adaptive_ortho.judging.saebench.scr_and_tpp import (
+    CAVEAT,
+    OWN_SIZES,
+    n_values,
+    run_eval,
+)
+from saelens_adaptive_ortho.judging.saebench.session import prepared_sae, session
+from saelens_adaptive_ortho.judging.saebench.tasks import AUTO, Task, context_length, labelled_task
+
+FIELDS = {
+    "": "total_metric",
+    "_intended": "intended_diff_only",
+    "_unintended": "unintended_diff_only",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Targeted probe perturbation.
+
+    Args:
+        source: of labelled texts. ``auto`` takes the embedded topics for the demo model and
+            SAEBench's two published data sets for a model of the hub; or name one:
+            ``demo:probing``, ``published``, one published data set, a .jsonl file with the fields
+            text and label. Three classes are the least.
+        train_size: training texts of each class; by default 2000 published ones, 300 others.
+        test_size: test texts of each class; by default 500 published ones, 100 others.
+        context_length: tokens of a text that are read, at most.
+        llm_batch_size: texts per forward pass.
+        sae_batch_size: texts encoded at a time.
+        seed: of the texts drawn and of the probes.
+    """
+
+    source: str = AUTO
+    train_size: int | None = None
+    test_size: int | None = None
+    context_length: int = 128
+    llm_batch_size: int = 32
+    sae_batch_size: int = 125
+    seed: int = SEED
+
+
+def run(context: EvalContext, settings: Settings) -> Outcome:
+    """Losses of probe accuracy when the ``n`` latents of a class are ablated, for several ``n``.
+
+    ``threshold_{n}_intended`` is the loss of the class's own probe, ``_unintended`` that of the
+    other classes' probes, ``threshold_{n}`` the difference: the score. All are means over
+    classes, then over data sets.
+
+    Raises:
+        EvaluationError: no labelled texts, too few texts or classes, or too narrow an SAE.
+    """
+    from sae_bench.evals.scr_and_tpp.eval_config import ScrAndTppEvalConfig
+    from sae_bench.evals.scr_and_tpp.eval_output import TppEvalOutput
+
+    sae = prepared_sae(context)
+    values = n_values(sae)
+    task = labelled_task(context, settings, ScrAndTppEvalConfig().dataset_names, OWN_SIZES)
+    _check_classes(task)
+    config = ScrAndTppEvalConfig(
+        random_seed=settings.seed,
+        dataset_names=task.datasets,
+        perform_scr=False,
+        train_set_size=2 * task.train_size,
+        test_set_size=2 * task.test_size,
+        context_length=context_length(context, settings.context_length, task.texts),
+        sae_batch_size=settings.sae_batch_size,
+        llm_batch_size=settings.llm_batch_size,
+        llm_dtype=context.bench.dtype,
+        model_name=context.bench.model_label,
+    )
+    with session(context) as folder, task.served():
+        result, accuracies, kept = run_eval(context, config, sae, folder, TppEvalOutput, task.texts)
+    scores = result["eval_result_metrics"]["tpp_metrics"]
+    return Outcome(
+        {
+            f"threshold_{n}{suffix}": scores[f"tpp_threshold_{n}_{field}"]
+            for n in values
+            for suffix, field in FIELDS.items()
+        },
+        {
+            "source": task.source,
+            "classes": result["eval_result_unstructured"],
+            "probe_accuracy": accuracies,
+            "caveat": CAVEAT,
+            "sae_bench_file": kept,
+        },
+    )
+
+
+def _check_classes(task: Task) -> None:
+    if task.texts is not None and len(task.texts[0]) < 3:
+        raise EvaluationError(
+            f"{task.source} has {len(task.texts[0])} classes and TPP needs three: the probes of "
+            "two classes read the same difference, so that no ablation hurts one and spares the "
+            "other. Set source to a .jsonl file with the fields text and label"
+        )

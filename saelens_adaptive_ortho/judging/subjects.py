@@ -1,0 +1,216 @@
+"""``adaptive-ortho eval``: judge finished SAEs, wherever they come from, side by side.
+
+An SAE is named by a directory that SAELens saved, or by a pair ``release:sae_id`` of the hub, with
+an optional name of its own: ``NAME=DIRECTORY``. All SAEs of a suite share one model and one text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_lens.constants import RUNNER_CFG_FILENAME
+from sae_lens.saes.sae import SAE
+
+from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.judging.contract import Workbench
+from saelens_adaptive_ortho.text import hub, models
+from saelens_adaptive_ortho.text.corpora import CorpusConfig, Tokenisation, tokenise_corpus
+
+SEED_FOLDER = re.compile(r"seed(\d+)")
+TRAIN_CONTEXTS = 1024  # of each corpus, for evaluations that select latents on training text
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An SAE to judge.
+
+    Args:
+        variant: its name in tables.
+        seed: SAEs of one variant are told apart by it; differences are paired by it.
+        path: its directory; None for an SAE of the hub.
+        release: and
+        sae_id: of the hub.
+    """
+
+    variant: str
+    seed: int
+    path: Path | None = None
+    release: str = ""
+    sae_id: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Subject:
+        """From ``[NAME=]DIRECTORY`` or ``[NAME=]release:sae_id``.
+
+        In a run folder (``seed3/adaptive``), the seed is that of the parent folder.
+
+        Raises:
+            ConfigError: neither a directory with an SAE nor a pair.
+        """
+        name, sep, rest = text.partition("=")
+        name, rest = (name, rest) if sep else ("", text)
+        path = Path(rest).expanduser()
+        if (path / "cfg.json").is_file():
+            match = SEED_FOLDER.fullmatch(path.resolve().parent.name)
+            seed = int(match[1]) if match else 0
+            return cls(_plain(name or path.resolve().name), seed, path.resolve())
+        if path.is_dir():
+            raise reject("SAE", rest, "the directory holds no cfg.json; is it a SAELens export?")
+        release, sep, sae_id = rest.partition(":")
+        if not sep or not release or not sae_id:
+            raise reject(
+                "SAE", rest, "no such directory. Give one that SAELens saved, or release:sae_id."
+            )
+        return cls(_plain(name or f"{release}-{sae_id}"), 0, None, release, sae_id)
+
+    def load(self, device: str = "cpu", dtype: str | None = None) -> SAE[Any]:
+        """A fresh copy.
+
+        Raises:
+            ConfigError: it cannot be read or fetched.
+        """
+        try:
+            if self.path is not None:
+                sae = SAE.load_from_disk(self.path, device=device)
+            else:
+                with hub.offline_if_unreachable():
+                    sae = SAE.from_pretrained(self.release, self.sae_id, device=device)
+        except Exception as error:
+            raise reject("SAE", self.source, _explain(error, self.path)) from error
+        return sae if dtype is None else sae.to(dtype=models.str_to_dtype(dtype))
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, as given."""
+        return str(self.path) if self.path is not None else f"{self.release}:{self.sae_id}"
+
+    def record(self) -> dict[str, Any]:
+        """The runner config saved beside it, or an empty dict."""
+        file = self.path / RUNNER_CFG_FILENAME if self.path is not None else None
+        return json.loads(file.read_text()) if file is not None and file.is_file() else {}
+
+
+def _plain(name: str) -> str:
+    """A name that can stand in a file name and that results are told apart by."""
+    return re.sub(r"[^A-Za-z0-9.=-]+", "-", name).strip("-") or "sae"
+
+
+def _explain(error: Exception, path: Path | None) -> str:
+    text = f"{type(error).__name__}: {error}".split("\n")[0][:300]
+    if path is not None:
+        return f"SAELens cannot read it ({text}). Is a file truncated or missing?"
+    return hub.explain_failure(error, "the SAE", "a local directory")
+
+
+@dataclass(frozen=True)
+class SuiteOptions:
+    """What to judge SAEs on; None takes it from the SAEs' own records.
+
+    Args:
+        evals: settings by evaluation name.
+        out: results, SAEBench's own files and the report go here.
+        model_name: the language model.
+        corpora: forget and retain, or one called ``corpus``.
+        context_size: tokens in a context.
+        device: for the model and the SAEs.
+        dtype: of the model and the SAEs.
+    """
+
+    evals: dict[str, dict[str, Any]]
+    out: Path
+    model_name: str | None = None
+    corpora: dict[str, CorpusConfig] | None = None
+    context_size: int | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+def workbench_for(subjects: list[Subject], options: SuiteOptions) -> Workbench:
+    """The model and text that all the SAEs share."""
+    loaded = {s.source: s.load() for s in subjects}
+    records = {s.source: s.record() for s in subjects}
+    names = {
+        source: options.model_name or sae.cfg.metadata.model_name for source, sae in loaded.items()
+    }
+    model_name = _same(names, "--model")
+    if not model_name:
+        raise reject("--model", None, "the SAEs do not say what model they are for.")
+    corpora = options.corpora
+    if corpora is None:
+        corpora = _recorded_corpora(records)
+    record = next((r for r in records.values() if r), {})
+    sizes = {
+        source: options.context_size or sae.cfg.metadata.context_size
+        for source, sae in loaded.items()
+    }
+    context_size = _same(sizes, "--context-size") or 128
+    metadata = next(iter(loaded.values())).cfg.metadata
+    hooks = sorted({sae.cfg.metadata.hook_name for sae in loaded.values()})
+    model = models.load_language_model(
+        model_name,
+        options.device,
+        metadata.model_class_name or "HookedTransformer",
+        {"dtype": options.dtype},
+        hooks,
+    )
+    for sae in loaded.values():
+        models.check_hook(model, sae.cfg.metadata.hook_name)
+        models.check_d_in(
+            model, sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_head_index, sae.cfg.d_in
+        )
+    models.check_context_size(model, context_size)
+    prepend_bos = metadata.prepend_bos if metadata.prepend_bos is not None else True
+    how = Tokenisation(
+        context_size,
+        prepend_bos,
+        record.get("sequence_separator_token", "bos"),
+        record.get("disable_concat_sequences", False),
+        record.get("ortho_holdout_fraction", 0.05),
+        record.get("ortho_holdout_contexts", 512),
+    )
+    cache = options.out.resolve() / "cache"
+    return Workbench(
+        model=model,
+        model_name=model_name,
+        corpora=[
+            tokenise_corpus(
+                corpus, domain, model.tokenizer, how, TRAIN_CONTEXTS, cache, f"--{domain}"
+            )
+            for domain, corpus in corpora.items()
+        ],
+        texts=corpora,
+        context_size=context_size,
+        cache=cache,
+        prepend_bos=prepend_bos,
+        seqpos_slice=tuple(metadata.seqpos_slice or (None,)),
+        device=options.device,
+        dtype=options.dtype,
+    )
+
+
+def _same(values: dict[str, Any], option: str) -> Any:
+    """The one value all SAEs agree on."""
+    first, *others = values.items()
+    for source, value in others:
+        if value != first[1]:
+            raise reject(
+                option,
+                value,
+                f"{source} was trained with it, {first[0]} with {first[1]!r}; SAEs are compared "
+                f"on one, so give {option}.",
+            )
+    return first[1]
+
+
+def _recorded_corpora(records: dict[str, dict[str, Any]]) -> dict[str, CorpusConfig]:
+    """The corpora the SAEs were trained on, as their runner configs say; empty if none does."""
+    recorded = {s: r["ortho_corpora"] for s, r in records.items() if r.get("ortho_corpora")}
+    if not recorded:
+        return {}
+    corpora = _same(recorded, "--forget and --retain")
+    parsed = {d: CorpusConfig.from_dict(f"--{d}", corpora[d]) for d in corpora}
+    return parsed if len(parsed) == 2 else {"corpus": next(iter(parsed.values()))}

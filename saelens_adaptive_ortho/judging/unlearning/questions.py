@@ -1,0 +1,238 @@
+"""Multiple-choice questions: reading them, asking them, and finding those a model knows.
+
+A question is known when the model answers it right under all 24 orders of its four choices, so a
+preference for a letter cannot pass for knowledge. The answer is the largest of the letters' logits
+(each letter with or without a leading space, whichever is larger) at the end of the prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformer_lens.HookedTransformer import HookedRootModule
+
+from saelens_adaptive_ortho.demo import QUESTIONS
+from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.judging.unlearning.clamps import Measure
+
+DEMO_QUESTIONS = "demo:questions"
+PUBLISHED_QUESTIONS = "published"
+LETTERS = "ABCD"
+ALL_ORDERS = list(itertools.permutations(range(4)))
+CYCLIC_ORDERS = [(0, 1, 2, 3), (1, 2, 3, 0), (2, 3, 0, 1), (3, 0, 1, 2)]
+"""Each choice under each letter once: a model that always says one letter scores exactly 1/4."""
+HEADER = "The following are multiple choice questions (with answers) about {subject}.\n"
+WMDP = ("cais/wmdp", "wmdp-bio")
+MMLU = (
+    "cais/mmlu",
+    (
+        "high_school_us_history",
+        "college_computer_science",
+        "high_school_geography",
+        "human_aging",
+    ),
+)
+
+
+class QuestionError(RuntimeError):
+    """Questions cannot be asked of this model; says why."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Four choices, ``answer`` the index of the right one, ``domain`` forget or retain."""
+
+    domain: str
+    subject: str
+    question: str
+    choices: tuple[str, str, str, str]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Tokenised prompts, right-padded, and where each one ends.
+
+    Args:
+        tokens: of the prompts, BOS first.
+        last: index of each prompt's last token.
+        answers: index of the right letter.
+        letters: token ids of each letter's forms, padded by repeating.
+    """
+
+    tokens: Int[Tensor, "n context"]
+    last: Int[Tensor, " n"]
+    answers: Int[Tensor, " n"]
+    letters: Int[Tensor, "4 forms"]
+
+    def right(self) -> Measure:
+        """Measures 1 where the right letter has the largest logit at the end, else 0."""
+
+        def read(logits: Tensor, rows: Tensor) -> Tensor:
+            letters = logits[:, 0, self.letters.to(logits.device)]
+            best = letters.float().amax(-1).argmax(-1)
+            return (best == self.answers[rows.cpu()].to(logits.device)).float()
+
+        return Measure(self.last[:, None], read)
+
+
+def load_questions(source: str) -> list[Question]:
+    """Questions from ``demo:questions``, ``published`` (WMDP-bio and MMLU, from the hub), or a
+    .jsonl file with fields domain, subject (or topic), question, choices, answer.
+
+    Raises:
+        ConfigError: a file that is missing or malformed; names line and field.
+    """
+    if source == PUBLISHED_QUESTIONS:
+        return _published()
+    path = QUESTIONS if source == DEMO_QUESTIONS else Path(source).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise reject("questions", source, f"cannot be read ({error.strerror}).") from error
+    return [_parse(source, n, line) for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def _parse(source: str, number: int, line: str) -> Question:
+    where = f"line {number} of {source}"
+    try:
+        row = json.loads(line)
+        choices = tuple(row["choices"])
+        question = Question(
+            row["domain"],
+            row.get("subject", row.get("topic", "")),
+            row["question"],
+            choices,  # pyright: ignore[reportArgumentType]
+            row["answer"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise reject("questions", where, f"is not a question ({error!r}).") from error
+    if len(choices) != 4 or not all(isinstance(c, str) for c in choices):
+        raise reject("questions", where, "needs four choices, each text.")
+    if question.domain not in ("forget", "retain"):
+        raise reject("questions", where, f"domain is {question.domain!r}, not forget or retain.")
+    if question.answer not in range(4):
+        raise reject("questions", where, f"answer is {question.answer!r}, not 0, 1, 2 or 3.")
+    return question
+
+
+def _published() -> list[Question]:
+    from datasets import load_dataset
+
+    found = []
+    sets = [("forget", "biology", *WMDP)]
+    sets += [("retain", subject.replace("_", " "), MMLU[0], subject) for subject in MMLU[1]]
+    for domain, subject, name, config in sets:
+        for row in load_dataset(name, config, split="test"):
+            row = dict(row)
+            found.append(
+                Question(domain, subject, row["question"], tuple(row["choices"]), row["answer"])
+            )
+    return found
+
+
+def digest(questions: list[Question], template: str) -> str:
+    """Identity of questions and of how they are asked."""
+    plain = json.dumps([template, HEADER, [vars(q) for q in questions]], sort_keys=True)
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def resolve_template(template: str, tokenizer: Any) -> str:
+    """``chat`` or ``plain``; ``auto`` means chat where the tokenizer has a chat template."""
+    if template != "auto":
+        return template
+    return "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+
+
+def prompt_text(question: Question, order: tuple[int, ...], template: str, tokenizer: Any) -> str:
+    """A question as the model reads it.
+
+    ``plain``: header, question, choices, ``Answer:``. ``chat``: header, question and choices as
+    a user's turn, then ``Answer: (`` as the beginning of the model's; for Gemma-2 this is the
+    published prompt.
+    """
+    choices = "".join(
+        f"\n{letter}. {question.choices[i]}" for letter, i in zip(LETTERS, order, strict=True)
+    )
+    asked = HEADER.format(subject=question.subject) + question.question + choices
+    if template == "plain":
+        return f"{asked}\nAnswer:"
+    turns = [{"role": "user", "content": asked}]
+    chat = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return f"{chat}Answer: ("
+
+
+def make_prompts(
+    questions: list[Question],
+    orders: list[tuple[int, ...]],
+    template: str,
+    model: HookedRootModule,
+) -> Prompts:
+    """All orders of all questions, question by question.
+
+    Raises:
+        QuestionError: the tokenizer lacks a letter as a single token, BOS or room in the context.
+    """
+    tokenizer: Any = model.tokenizer
+    template = resolve_template(template, tokenizer)
+    letters = _letter_tokens(tokenizer)
+    bos = tokenizer.bos_token_id
+    rows, answers = [], []
+    for question in questions:
+        for order in orders:
+            text = prompt_text(question, order, template, tokenizer)
+            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            rows.append(ids if bos is None or ids[:1] == [bos] else [bos, *ids])
+            answers.append(order.index(question.answer))
+    longest = max(map(len, rows))
+    n_ctx = getattr(getattr(model, "cfg", None), "n_ctx", None)
+    if n_ctx is not None and longest > n_ctx:
+        raise QuestionError(f"a prompt has {longest} tokens, and the model sees {n_ctx} at most")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    tokens = torch.full((len(rows), longest), pad, dtype=torch.int32)
+    for row, ids in enumerate(rows):
+        tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
+    last = torch.tensor([len(ids) - 1 for ids in rows])
+    return Prompts(tokens, last, torch.tensor(answers), letters)
+
+
+def _letter_tokens(tokenizer: Any) -> Int[Tensor, "4 forms"]:
+    forms = []
+    for letter in LETTERS:
+        ids = [
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (letter, f" {letter}")
+        ]
+        single = [i[0] for i in ids if len(i) == 1]
+        if not single:
+            raise QuestionError(f"the tokenizer has no single token for the letter {letter!r}")
+        forms.append((single * 2)[:2])
+    return torch.tensor(forms)
+
+
+@torch.no_grad()
+def known_questions(
+    model: HookedRootModule, questions: list[Question], template: str, batch_size: int
+) -> Bool[Tensor, " n_questions"]:
+    """Which questions the model answers right under all 24 orders."""
+    from tqdm.auto import tqdm
+
+    prompts = make_prompts(questions, ALL_ORDERS, template, model)
+    measure = prompts.right()
+    device = next(model.parameters()).device
+    right = []
+    rows = torch.arange(len(prompts.tokens))
+    for batch in tqdm(rows.split(batch_size), desc="Finding known questions", leave=False):
+        # Columns that are padding in every row of the batch are cut off.
+        tokens = prompts.tokens[batch, : int(prompts.last[batch].max()) + 1]
+        logits = model(tokens.long().to(device), prepend_bos=False, return_type="logits")
+        right.append(measure.of(logits, batch).cpu())
+    return torch.cat(right).view(len(questions), len(ALL_ORDERS)).bool().all(1)

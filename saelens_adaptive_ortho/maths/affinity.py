@@ -1,0 +1,83 @@
+"""How far two latents may share a direction: affinities ``s_ij`` in [0, 1], from co-activation."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelens_adaptive_ortho.maths.coactivation import CoactivationState, domain_rates, firing_rates
+
+PSEUDO_FIRINGS = 3.0
+
+
+def lift_affinity(
+    state: CoactivationState, neighbours: Int[Tensor, "d_sae m"]
+) -> Float[Tensor, "d_sae m"]:
+    """``s_ij = min(1, n_ij / (N sum_d pi_d p_id p_jd + 1))``: lift, given the domain.
+
+    ``n_ij`` joint firings in ``N`` rows, against those expected if the two latents fired
+    independently *within each domain* ``d`` (share ``pi_d`` of the rows, rates ``p_id``). Pairs
+    that fire together at least as often as that may share; mutually exclusive pairs, and pairs
+    without evidence (the pseudo-count 1), compete. Given the domain, because latents of one corpus
+    meet more often than their overall rates suggest: that is not yet sharing.
+    """
+    rates = domain_rates(state)
+    share = state.samples / state.samples.sum().clamp(min=1.0)
+    chance = torch.zeros_like(state.joint)
+    for pi, p in zip(share, rates, strict=True):
+        chance += pi * p.unsqueeze(1) * p[neighbours]
+    return (state.joint / (state.joint_samples * chance + 1.0)).clamp(max=1.0)
+
+
+def overlap_affinity(
+    state: CoactivationState, neighbours: Int[Tensor, "d_sae m"]
+) -> Float[Tensor, "d_sae m"]:
+    """``s_ij = P(i, j) / min(P(i), P(j))``, with a pseudo-count of 1 in the denominator."""
+    rates = firing_rates(state)
+    rarer = state.joint_samples * torch.minimum(rates.unsqueeze(1), rates[neighbours])
+    return (state.joint / (rarer + 1.0)).clamp(max=1.0)
+
+
+def unsuppressed_affinity(
+    state: CoactivationState, neighbours: Int[Tensor, "d_sae m"], tolerance: float = 0.1
+) -> Float[Tensor, "d_sae m"]:
+    """``s_ij = lift_ij * clip(1 - (1 - min(r_ij, r_ji)) / tolerance, 0, 1)``.
+
+    ``r_ij = E[a_i | i and j fire] / E[a_i | i fires, j does not]``: does latent i keep its strength
+    in the company of j? Features that truly share a direction add up along it, and neither
+    weakens the other. Where a latent has taken over part of another's direction (absorption,
+    hedging), the other is weaker in its company: such a pair competes, however often it
+    fires together. Shrunk towards 1 by :data:`PSEUDO_FIRINGS`.
+    """
+    counted = state.joint_samples / state.samples.sum().clamp(min=1.0)
+    own, other = (
+        _kept_strength(counted * fired, counted * total, state.joint, joint)
+        for fired, total, joint in (
+            (_rows(state.fired.sum(0)), _rows(state.total), state.joint_own),
+            (state.fired.sum(0)[neighbours], state.total[neighbours], state.joint_other),
+        )
+    )
+    kept = torch.minimum(own, other)
+    unsuppressed = (1.0 - (1.0 - kept) / tolerance).clamp(0.0, 1.0)
+    return lift_affinity(state, neighbours) * unsuppressed
+
+
+def _rows(per_latent: Float[Tensor, " d_sae"]) -> Float[Tensor, "d_sae 1"]:
+    return per_latent.unsqueeze(1)
+
+
+def _kept_strength(
+    fired: Float[Tensor, "d_sae m"],
+    total: Float[Tensor, "d_sae m"],
+    joint: Float[Tensor, "d_sae m"],
+    joint_total: Float[Tensor, "d_sae m"],
+) -> Float[Tensor, "d_sae m"]:
+    """Mean activation in company over the one alone; 1 where nothing is known."""
+    alone = fired - joint
+    mean = total / fired.clamp(min=1e-8)
+    # A latent that is never alone is compared with itself.
+    known = alone > PSEUDO_FIRINGS
+    mean_alone = torch.where(known, (total - joint_total) / alone.clamp(min=1e-8), mean)
+    shrunk = (joint_total + PSEUDO_FIRINGS * mean_alone) / (joint + PSEUDO_FIRINGS)
+    return torch.where(mean_alone > 0, shrunk / mean_alone.clamp(min=1e-8), 1.0)

@@ -1,0 +1,195 @@
+"""Which latents fire together, and how strongly: statistics as a pure ``state -> state`` update.
+
+Memory is linear in d_sae: joint counts are kept for the candidate pairs of the neighbour list
+([d_sae, m]) and a random sketch of each latent's firing pattern ([d_sae, r]) stands in for the
+full co-activation matrix when groups are formed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelens_adaptive_ortho.maths.neighbours import carry_over
+from saelens_adaptive_ortho.maths.sparse import Nonzeros, estimated_nonzeros
+
+# Firings whose neighbours are looked up at a time.
+FIRINGS_PER_BLOCK = 2**14
+# Above so many firings, or so many per latent, only every n-th row is counted: a count sees enough
+# with them, and half of a dense SAE's latents fire at first.
+MOST_FIRINGS = 2**17
+MOST_PER_LATENT = 8
+
+
+class CoactivationState(NamedTuple):
+    """Exponentially decayed counts; a count decays by ``decay`` at each update.
+
+    Attributes:
+        samples: rows seen, per domain (row 0 forget, row 1 retain; one row without domains).
+        fired: firings of each latent, per domain.
+        joint: firings of latent i in which its a-th neighbour fired, too.
+        joint_samples: rows over which ``joint`` was counted (a pair that enters the neighbour
+            list late has seen fewer rows).
+        sketch: ``sum_b F[b, i] * R[b]`` with random signs ``R[b]`` in {-1, 1}^r, so that
+            ``<sketch_i, sketch_j> / r`` estimates the joint count of *any* pair.
+        sketch_total: ``sum_b R[b]``, to centre the sketch.
+        total: summed activations ``a_i`` of each latent, with decoder rows of unit norm.
+        squares: summed ``a_i^2``.
+        joint_own: ``a_i`` summed over the firings that ``joint`` counts.
+        joint_other: ``a_j`` of the a-th neighbour, summed over the same.
+    """
+
+    samples: Float[Tensor, " n_domains"]
+    fired: Float[Tensor, "n_domains d_sae"]
+    joint: Float[Tensor, "d_sae m"]
+    joint_samples: Float[Tensor, "d_sae m"]
+    sketch: Float[Tensor, "d_sae r"]
+    sketch_total: Float[Tensor, " r"]
+    total: Float[Tensor, " d_sae"]
+    squares: Float[Tensor, " d_sae"]
+    joint_own: Float[Tensor, "d_sae m"]
+    joint_other: Float[Tensor, "d_sae m"]
+
+
+def empty_state(
+    d_sae: int,
+    m: int,
+    sketch_size: int,
+    n_domains: int = 1,
+    device: torch.device | str = "cpu",
+) -> CoactivationState:
+    """All counts zero, in float32 (bf16 loses counts above 256)."""
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float32, device=device)
+
+    return CoactivationState(
+        samples=zeros(n_domains),
+        fired=zeros(n_domains, d_sae),
+        joint=zeros(d_sae, m),
+        joint_samples=zeros(d_sae, m),
+        sketch=zeros(d_sae, sketch_size),
+        sketch_total=zeros(sketch_size),
+        total=zeros(d_sae),
+        squares=zeros(d_sae),
+        joint_own=zeros(d_sae, m),
+        joint_other=zeros(d_sae, m),
+    )
+
+
+def random_signs(n: int, r: int, seed: int, step: int) -> Float[Tensor, "n r"]:
+    """Signs in {-1, 1}, a pure function of ``(seed, step)``; the global RNG is untouched."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step + 7_919) % 2**63)
+    return torch.randint(0, 2, (n, r), generator=generator, dtype=torch.int8).float() * 2 - 1
+
+
+@torch.no_grad()
+def update(
+    state: CoactivationState,
+    acts: Float[Tensor, "batch d_sae"],
+    neighbours: Int[Tensor, "d_sae m"],
+    signs: Float[Tensor, "batch r"],
+    decay: float,
+    forget_rows: int = 0,
+    norms: Float[Tensor, " d_sae"] | None = None,
+) -> CoactivationState:
+    """Count one batch of firing patterns.
+
+    Works on the list of firings, so that one pass over ``acts`` is all that costs
+    ``batch * d_sae``. With more firings than about :data:`MOST_FIRINGS` and
+    :data:`MOST_PER_LATENT` times d_sae, every n-th row is counted alone; forget and retain rows
+    keep their shares.
+
+    Args:
+        acts: activations; a latent fires where its is positive.
+        neighbours: candidate pairs, as in the state.
+        signs: :func:`random_signs` of this batch.
+        decay: factor on everything counted before, in (0, 1].
+        forget_rows: rows ``[0:forget_rows]`` come from the forget corpus, the rest from the
+            retain corpus; ignored when the state has a single domain.
+        norms: norms of the decoder rows, where they are not 1: activations count as if they were.
+    """
+    stride = _counted_rows(acts)
+    # With a stride the forget rows are the first ceil(forget_rows / stride) of those left.
+    width = acts.shape[1] * stride  # from one counted row to the next
+    flat = acts.contiguous().view(-1)
+    acts, signs = acts[::stride], signs[::stride]
+    forget_rows = -(-forget_rows // stride)
+    n, d_sae = acts.shape
+    two_domains = state.samples.shape[0] == 2
+    rows, latents = acts.nonzero(as_tuple=True)
+    own = flat[rows * width + latents]
+    if bool((own < 0).any()):
+        rows, latents, own = rows[own > 0], latents[own > 0], own[own > 0]
+    unit = (lambda a, _: a.float()) if norms is None else (lambda a, i: a.float() * norms[i])
+    own = unit(own, latents)
+    new_samples = [forget_rows, n - forget_rows] if two_domains else [n]
+    domains = (rows >= forget_rows).long() if two_domains else torch.zeros_like(rows)
+    new_fired = torch.bincount(domains * d_sae + latents, minlength=len(new_samples) * d_sae)
+    m = neighbours.shape[1]
+    new_joint, new_own, new_other = (state.joint.new_zeros(d_sae * m) for _ in range(3))
+    for r, i, a in zip(*(x.split(FIRINGS_PER_BLOCK) for x in (rows, latents, own)), strict=True):
+        j = neighbours[i]
+        others = flat.take((r * width).unsqueeze(1) + j)
+        # Few of a latent's neighbours fire with it: only those are added up.
+        firing, slot = (others > 0).nonzero(as_tuple=True)
+        pair = i[firing] * m + slot
+        new_joint += torch.bincount(pair, minlength=d_sae * m)
+        new_own.index_add_(0, pair, a[firing])
+        new_other.index_add_(0, pair, unit(others[firing, slot], j[firing, slot]))
+    fired = Nonzeros(rows, latents, own, acts.shape)
+    once = fired._replace(values=torch.ones_like(own))
+    return CoactivationState(
+        samples=state.samples * decay + torch.tensor(new_samples, device=acts.device),
+        fired=state.fired * decay + new_fired.view(-1, d_sae),
+        joint=state.joint * decay + new_joint.view_as(state.joint),
+        joint_samples=state.joint_samples * decay + n,
+        sketch=state.sketch * decay + once.transposed().times(signs),
+        sketch_total=state.sketch_total * decay + signs.sum(0),
+        total=state.total * decay + fired.column_sums(),
+        squares=state.squares * decay + fired._replace(values=own.square()).column_sums(),
+        joint_own=state.joint_own * decay + new_own.view_as(state.joint),
+        joint_other=state.joint_other * decay + new_other.view_as(state.joint),
+    )
+
+
+def _counted_rows(acts: Float[Tensor, "batch d_sae"]) -> int:
+    """The n of "every n-th row", from the firings of some rows."""
+    most = max(MOST_FIRINGS, MOST_PER_LATENT * acts.shape[1])
+    return max(1, -(-estimated_nonzeros(acts) // most))
+
+
+def retarget(
+    state: CoactivationState, old: Int[Tensor, "d_sae m"], new: Int[Tensor, "d_sae m"]
+) -> CoactivationState:
+    """Carry pair counts over to a refreshed neighbour list; new pairs start uncounted."""
+    pairs = ("joint", "joint_samples", "joint_own", "joint_other")
+    return state._replace(**{p: carry_over(getattr(state, p), old, new) for p in pairs})
+
+
+def firing_rates(state: CoactivationState) -> Float[Tensor, " d_sae"]:
+    """``P(i)`` over all rows of all domains; zeros before the first update."""
+    return state.fired.sum(0) / state.samples.sum().clamp(min=1.0)
+
+
+def domain_rates(state: CoactivationState) -> Float[Tensor, "n_domains d_sae"]:
+    """``P(i | domain)``; zeros before the first update."""
+    return state.fired / state.samples.clamp(min=1.0).unsqueeze(1)
+
+
+def energies(state: CoactivationState) -> Float[Tensor, " d_sae"]:
+    """``E[a_i^2]`` over all rows, in squared units of the activations; zero if it never fired."""
+    return state.squares / state.samples.sum().clamp(min=1.0)
+
+
+def sketch_directions(state: CoactivationState) -> Float[Tensor, "d_sae r"]:
+    """Unit sketches of the *centred* firing patterns.
+
+    ``<x_i, x_j>`` estimates the phi correlation of latents i and j, with a standard error of
+    about ``1 / sqrt(r)``. A latent that never fired is a zero row.
+    """
+    centred = state.sketch - firing_rates(state).unsqueeze(1) * state.sketch_total
+    return centred / centred.norm(dim=-1, keepdim=True).clamp(min=1e-8)

@@ -1,0 +1,125 @@
+"""From statistics to groups: ``group_ids [d_sae]`` by co-activation, domains by firing rate.
+
+Both are deterministic functions of the statistics.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelens_adaptive_ortho.maths.neighbours import top_similar
+
+INACTIVE, FORGET, RETAIN, SHARED = -1, 0, 1, 2
+DOMAIN_NAMES = {FORGET: "forget", RETAIN: "retain", SHARED: "shared"}
+
+
+class GroupSummary(NamedTuple):
+    """What a regrouping logs.
+
+    ``churn`` is the share of latents whose label changed; as a group is named by its smallest
+    member, a group that loses that one counts whole.
+    """
+
+    n_groups: int
+    largest: int
+    grouped: int
+    churn: float
+    forget: int
+    retain: int
+    shared: int
+
+
+def domain_groups(
+    rates: Float[Tensor, "2 d_sae"], ratio: float = 9.0, min_rate: float = 1e-6
+) -> Int[Tensor, " d_sae"]:
+    """Forget, retain or shared, from firing rates on the two corpora (row 0 forget, row 1 retain).
+
+    FORGET where ``P(i | forget) >= ratio * P(i | retain)``, RETAIN the other way round, SHARED in
+    between, INACTIVE where both rates are below ``min_rate``. A ratio of 9 means that at least
+    nine in ten firings, on equal amounts of text, fall on one corpus.
+
+    Raises:
+        ValueError: ``ratio`` not above 1, or ``rates`` without exactly two rows.
+    """
+    if not ratio > 1:
+        raise ValueError(f"ratio must be above 1, got {ratio}.")
+    if rates.shape[0] != 2:
+        raise ValueError(f"rates needs a row for forget and one for retain, got {rates.shape[0]}.")
+    forget, retain = rates
+    ids = torch.full(forget.shape, SHARED, dtype=torch.int64, device=rates.device)
+    ids[forget >= ratio * retain] = FORGET
+    ids[retain >= ratio * forget] = RETAIN
+    ids[(forget < min_rate) & (retain < min_rate)] = INACTIVE
+    return ids
+
+
+def domain_sharing(
+    domain_ids: Int[Tensor, " d_sae"], neighbours: Int[Tensor, "d_sae m"]
+) -> Float[Tensor, "d_sae m"]:
+    """How much sharing the domains permit a pair: a factor in [0, 1] on its affinity.
+
+    1 within a domain, 0 across the forget/retain border, 1/2 between a shared latent and one of
+    a single domain; a pair with an inactive latent is left to its affinity (1).
+    """
+    mine = domain_ids.unsqueeze(1)
+    theirs = domain_ids[neighbours]
+    factor = torch.ones(neighbours.shape, dtype=torch.float32, device=neighbours.device)
+    factor[(mine != theirs) & ((mine == SHARED) | (theirs == SHARED))] = 0.5
+    factor[((mine == FORGET) & (theirs == RETAIN)) | ((mine == RETAIN) & (theirs == FORGET))] = 0.0
+    factor[(mine == INACTIVE) | (theirs == INACTIVE)] = 1.0
+    return factor
+
+
+def coactivation_groups(
+    sketches: Float[Tensor, "d_sae r"], threshold: float, m: int = 8, block_size: int | None = None
+) -> Int[Tensor, " d_sae"]:
+    """Connected components of the mutual nearest-neighbour graph over firing patterns.
+
+    Latents i and j are linked when each is among the other's ``m`` nearest sketches and their
+    estimated phi correlation is at least ``threshold``. A group is labelled by its smallest
+    member; a latent on its own is its own group. Cost d_sae^2 * r in blocks, memory linear.
+    """
+    n = sketches.shape[0]
+    m = min(m, n - 1)
+    indices, similarity = top_similar(sketches, m, block_size)
+    own = torch.arange(n, device=sketches.device).unsqueeze(1)
+    mutual = (indices[indices] == own.unsqueeze(2)).any(-1)  # is i in the list of its neighbour?
+    # Above 0 even at threshold 0: a latent that never fired (a zero sketch) is like no other.
+    linked = mutual & (similarity >= threshold) & (similarity > 0)
+    # An unlinked slot points at the latent itself, so a sweep of minima leaves it alone.
+    targets = torch.where(linked, indices, own)
+    labels = torch.arange(n, device=sketches.device)
+    while True:  # labels only fall and stay >= 0, so this ends
+        spread = torch.minimum(labels, labels[targets].amin(-1))
+        spread = spread[spread]  # pointer jumping: distances halve at each sweep
+        if torch.equal(spread, labels):
+            return labels
+        labels = spread
+
+
+def group_sizes(group_ids: Int[Tensor, " d_sae"]) -> Int[Tensor, " n_groups"]:
+    """Sizes of the groups, largest first."""
+    return group_ids.unique(return_counts=True)[1].sort(descending=True).values
+
+
+def summarise_groups(
+    group_ids: Int[Tensor, " d_sae"],
+    domain_ids: Int[Tensor, " d_sae"],
+    previous: Int[Tensor, " d_sae"],
+) -> GroupSummary:
+    """Counts for the log. Groups of one latent are not counted as groups."""
+    sizes = group_sizes(group_ids)
+    real = sizes[sizes > 1]
+    return GroupSummary(
+        n_groups=len(real),
+        largest=int(sizes[0]),
+        grouped=int(real.sum()),
+        churn=float((group_ids != previous).float().mean()),
+        forget=int((domain_ids == FORGET).sum()),
+        retain=int((domain_ids == RETAIN).sum()),
+        shared=int((domain_ids == SHARED).sum()),
+    )

@@ -1,0 +1,106 @@
+"""Keep result tables inside a markdown file equal to the JSON they come from.
+
+A table sits between two markers, each on a line of its own::
+
+    <!-- results: PATH -->
+    <!-- /results -->
+
+PATH is the folder or file the table is made of. The word before it names the renderer:
+``results`` makes the table and the verdicts of a comparison; a study may bring its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from saelens_adaptive_ortho.files import write_text_atomic
+from saelens_adaptive_ortho.report.summary import summarise
+from saelens_adaptive_ortho.report.tables import markdown_table, markdown_verdicts
+from saelens_adaptive_ortho.results import Result, ResultError, load_results
+
+#: Makes the text between two markers from (root, PATH, where the marker stands).
+Renderer = Callable[[Path, str, str], str]
+
+
+def update_tables(
+    markdown_path: str | Path,
+    root: str | Path | None = None,
+    check: bool = False,
+    renderers: Mapping[str, Renderer] | None = None,
+) -> bool:
+    """Replace the text between the markers with table and verdicts of the results they name.
+
+    Running it twice gives the same file. Markers inside fenced code are left alone.
+
+    Args:
+        markdown_path: the file to update.
+        root: the folder PATH is relative to; by default the markdown file's own.
+        check: write nothing, only report.
+        renderers: by kind; by default :data:`RENDERERS`.
+
+    Returns:
+        Whether the text changed, or with ``check`` would change.
+
+    Raises:
+        ResultError: a PATH does not exist or holds no results, or a marker is not closed.
+    """
+    markdown_path = Path(markdown_path)
+    root = markdown_path.parent if root is None else Path(root)
+    renderers = RENDERERS if renderers is None else renderers
+    kinds = "|".join(map(re.escape, renderers))
+    opening = re.compile(rf"^<!--[ \t]*(?P<kind>{kinds}):[ \t]*(?P<path>.+?)[ \t]*-->[ \t]*$")
+    closing = re.compile(rf"^<!--[ \t]*/(?P<kind>{kinds})[ \t]*-->[ \t]*$")
+    old = markdown_path.read_text(encoding="utf-8")
+    lines: list[str] = []
+    opened: re.Match[str] | None = None
+    fence = ""
+    for count, line in enumerate(old.split("\n"), start=1):
+        where = f"{markdown_path}:{count}"
+        if opened is None:
+            lines.append(line)
+            mark = line.lstrip()[:3]
+            if mark in ("```", "~~~") and fence in ("", mark):
+                fence = "" if fence else mark
+            begin = None if fence else opening.match(line)
+            if begin is not None:
+                opened = begin
+                lines += ["", renderers[begin["kind"]](root, begin["path"], where), ""]
+        elif (close := closing.match(line)) and close["kind"] == opened["kind"]:
+            lines.append(line)
+            opened = None
+        elif begin := opening.match(line):
+            raise ResultError(
+                f"{where}: {begin['kind']} marker inside the one for {opened['path']}"
+            )
+    if opened is not None:
+        kind = opened["kind"]
+        raise ResultError(f"{markdown_path}: no <!-- /{kind} --> after {kind}: {opened['path']}")
+    new = "\n".join(lines)
+    if new == old:
+        return False
+    if not check:
+        write_text_atomic(markdown_path, new)
+    return True
+
+
+def comparison(root: Path, path: str, where: str) -> str:
+    """Table and verdicts of a comparison."""
+    summary = summarise(results_of(root, path, where))
+    return f"{markdown_table(summary)}\n{markdown_verdicts(summary).rstrip()}"
+
+
+def results_of(root: Path, path: str, where: str) -> Sequence[Result]:
+    """The results of a folder that a marker names.
+
+    Raises:
+        ResultError: the folder does not exist or holds no results.
+    """
+    folder = root / path
+    if not folder.is_dir():
+        raise ResultError(f"{where}: results folder {path} does not exist under {root}")
+    return load_results(folder)
+
+
+RENDERERS: dict[str, Renderer] = {"results": comparison}

@@ -1,0 +1,270 @@
+"""Result files: one JSON document per variant, seed and evaluation.
+
+A file is named ``{variant}__seed{S}__{eval}.json`` and lives in ``RUN/results``. Other files in
+that folder (``summary.json``, temporary files) are not results and are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from saelens_adaptive_ortho.files import write_text_atomic
+
+SCHEMA_VERSION = 1
+
+#: Variants with a fixed place at the front; any other follows in order of appearance.
+LEADING_VARIANTS = ("baseline", "fixed", "adaptive")
+
+_FILE_NAME = re.compile(r"^(?P<variant>.+?)__seed(?P<seed>\d+)__(?P<eval>.+)\.json$")
+_STATUSES = ("ok", "failed")
+
+
+class ResultError(ValueError):
+    """A result file or folder that cannot be used; the message names it and the remedy."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one evaluation found for one variant trained with one seed.
+
+    ``metrics`` is flat (name to float, or ``None`` for a value that could not be computed);
+    ``details`` holds whatever JSON the evaluation adds for plots. ``reason`` says why a
+    ``status`` of ``"failed"`` came about. ``seconds`` is the wall time of the evaluation.
+    """
+
+    eval: str
+    variant: str
+    seed: int
+    status: str = "ok"
+    reason: str | None = None
+    seconds: float | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def ok(self) -> bool:
+        """True when the evaluation finished."""
+        return self.status == "ok"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document as plain dictionaries, lists, strings and finite numbers.
+
+        Raises:
+            ValueError: a metric or a detail is NaN or infinite; the message names it.
+        """
+        return {
+            "schema_version": self.schema_version,
+            "eval": self.eval,
+            "variant": self.variant,
+            "seed": int(self.seed),
+            "status": self.status,
+            "reason": self.reason,
+            "seconds": _plain(self.seconds, "seconds"),
+            "metrics": {
+                name: None if value is None else _finite(value, f"metric {name!r}")
+                for name, value in self.metrics.items()
+            },
+            "details": _plain(self.details, "details"),
+            "fingerprint": self.fingerprint,
+            "versions": dict(self.versions),
+        }
+
+
+def _finite(value: Any, where: str) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(
+            f"{where} is {number}; write None and say why in details, or mark the result failed"
+        )
+    return number
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Convert mappings, sequences and array-likes to plain JSON values, refusing NaN and inf."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return _finite(value, where)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    # Arrays, tensors and their scalars offer tolist(); none of those types is imported here.
+    to_list = getattr(value, "tolist", None)
+    if callable(to_list):
+        return _plain(to_list(), where)
+    raise ValueError(f"{where} has type {type(value).__name__}, which JSON cannot hold")
+
+
+def result_path(run_dir: str | Path, variant: str, seed: int, eval: str) -> Path:
+    """Return ``RUN/results/{variant}__seed{S}__{eval}.json``.
+
+    Raises:
+        ValueError: the names cannot be told apart again in a file name (a path separator, or
+            ``__seed`` inside the variant's name).
+    """
+    name = f"{variant}__seed{seed}__{eval}.json"
+    match = _FILE_NAME.match(name)
+    if (
+        match is None
+        or "/" in name
+        or "\\" in name
+        or match.group("variant", "seed", "eval") != (variant, str(seed), eval)
+    ):
+        raise ValueError(f"variant {variant!r}, seed {seed!r}, eval {eval!r} give no file name")
+    return Path(run_dir) / "results" / name
+
+
+def write_result(path: str | Path, result: Result) -> Path:
+    """Write one result atomically and return its path.
+
+    Raises:
+        ValueError: a metric or detail is NaN or infinite, or the result contradicts itself (an
+            unknown status, a failure without a reason). Nothing is written then.
+    """
+    path = Path(path)
+    document = result.to_json()
+    _parse(document, path)
+    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
+    return write_text_atomic(path, text + "\n")
+
+
+def load_result(path: str | Path) -> Result:
+    """Load one result file.
+
+    Raises:
+        ResultError: the file is missing, broken, of another schema version, or named for
+            another variant, seed or evaluation than it holds.
+    """
+    path = Path(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be read ({error})") from error
+    except ValueError as error:
+        _fail(path, f"is not complete JSON ({error})")
+    result = _parse(document, path)
+    match = _FILE_NAME.match(path.name)
+    if match is not None:
+        named = (match["variant"], int(match["seed"]), match["eval"])
+        held = (result.variant, result.seed, result.eval)
+        if named != held:
+            _fail(path, f"is named for {named} but holds {held}")
+    return result
+
+
+def results_dir(run_dir: str | Path) -> Path:
+    """Return ``RUN/results`` where it exists, else ``RUN`` itself (a bare results folder)."""
+    run_dir = Path(run_dir)
+    inner = run_dir / "results"
+    return inner if inner.is_dir() else run_dir
+
+
+def load_results(run_dir: str | Path, variants: Sequence[str] | None = None) -> list[Result]:
+    """Load every result of a run, ordered by variant, seed and evaluation.
+
+    Args:
+        run_dir: the run's folder, or its ``results`` folder.
+        variants: the order of the variants; by default `order_variants` decides.
+
+    Raises:
+        ResultError: there is no result, or one of them cannot be used (see `load_result`).
+    """
+    folder = results_dir(run_dir)
+    if not folder.is_dir():
+        raise ResultError(f"{folder}: no such folder; run compare first")
+    paths = sorted(path for path in folder.glob("*.json") if _FILE_NAME.match(path.name))
+    results = [load_result(path) for path in paths]
+    if not results:
+        raise ResultError(f"{folder}: holds no results; run compare first")
+    order = order_variants((result.variant for result in results), variants)
+    return sorted(results, key=lambda r: (order.index(r.variant), r.seed, r.eval))
+
+
+def order_variants(names: Iterable[str], first: Sequence[str] | None = None) -> list[str]:
+    """Return the distinct names in report order.
+
+    Those in ``first`` lead (default: baseline, fixed, adaptive), the rest follow in order of
+    appearance. The first one returned is the reference of every comparison.
+    """
+    distinct = list(dict.fromkeys(names))
+    leading = [name for name in (first or LEADING_VARIANTS) if name in distinct]
+    return leading + [name for name in distinct if name not in leading]
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _fail(path: Path, problem: str) -> NoReturn:
+    raise ResultError(f"{path}: {problem}; delete this file and rerun compare")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _parse(document: object, path: Path) -> Result:
+    """Check a decoded document field by field and build the `Result`."""
+    if not isinstance(document, dict):
+        _fail(path, "does not hold a JSON object")
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION:
+        _fail(path, f"has schema_version {version!r}, this version reads {SCHEMA_VERSION}")
+    for name in ("eval", "variant"):
+        if not isinstance(document.get(name), str) or not document[name]:
+            _fail(path, f"has no text under {name!r}")
+    seed = document.get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        _fail(path, "has no whole number under 'seed'")
+    status, reason = document.get("status"), document.get("reason")
+    if status not in _STATUSES:
+        _fail(path, f"has status {status!r}, expected one of {_STATUSES}")
+    if reason is not None and not isinstance(reason, str):
+        _fail(path, "has a 'reason' that is not text")
+    if status == "failed" and not reason:
+        _fail(path, "says 'failed' without a 'reason'")
+    seconds = document.get("seconds")
+    if seconds is not None and not _is_number(seconds):
+        _fail(path, "has 'seconds' that is not a number")
+    mappings: dict[str, dict[str, Any]] = {}
+    for name in ("metrics", "details", "versions"):
+        value = document.get(name)
+        if value is None:
+            value = {}
+        if not isinstance(value, dict):
+            _fail(path, f"has {name!r} that is not an object")
+        mappings[name] = value
+    metrics: dict[str, float | None] = {}
+    for name, value in mappings["metrics"].items():
+        if value is not None and not (_is_number(value) and math.isfinite(value)):
+            _fail(path, f"has metric {name!r} = {value!r}, expected a finite number or null")
+        metrics[name] = None if value is None else float(value)
+    return Result(
+        eval=document["eval"],
+        variant=document["variant"],
+        seed=seed,
+        status=status,
+        reason=reason,
+        seconds=None if seconds is None else float(seconds),
+        metrics=metrics,
+        details=mappings["details"],
+        fingerprint=str(document.get("fingerprint") or ""),
+        versions={key: str(value) for key, value in mappings["versions"].items()},
+        schema_version=version,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {name: version(name) for name in ("saelens-adaptive-ortho", "sae-lens", "torch")}

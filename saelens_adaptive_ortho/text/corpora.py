@@ -1,0 +1,370 @@
+"""Corpora, and domain-stratified activation batches drawn from them.
+
+Batch ``t`` is a pure function of the configuration and ``t``: contexts are permuted by epoch,
+activations are shuffled within chunks of a few batches, and every permutation is seeded by what
+it permutes. So a run resumes at any step without replaying, and its buffer needs no saving.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import load_dataset
+from jaxtyping import Int
+from sae_lens.pretokenize_runner import get_special_token_from_cfg
+from sae_lens.tokenization_and_batching import concat_and_batch_sequences
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from saelens_adaptive_ortho.demo import FORGET_CORPUS, RETAIN_CORPUS
+from saelens_adaptive_ortho.errors import ConfigError, reject
+from saelens_adaptive_ortho.files import write_failures_named
+from saelens_adaptive_ortho.text import hub
+
+DOMAINS = ("forget", "retain")
+DEMO_CORPORA = {"demo:forget": FORGET_CORPUS, "demo:retain": RETAIN_CORPUS}
+BUILDERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
+GATED_STAND_INS = {
+    "cais/wmdp-bio-forget-corpus": (
+        "an open corpus that may stand in: path=cais/wmdp-corpora, name=bio-retain-corpus, "
+        "text_field=text (general biology), or any local file"
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """Where the text of one corpus comes from.
+
+    Args:
+        path: a local .jsonl, .json, .txt or .parquet file (also .gz), a directory of them, a hub
+            data set id, or ``demo:forget`` / ``demo:retain``.
+        name: configuration of a hub data set.
+        split: split of a hub data set.
+        text_field: column that holds the text.
+        max_documents: read no more than this many documents.
+        revision: branch, tag or commit of a hub data set.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    text_field: str = "text"
+    max_documents: int | None = None
+    revision: str | None = None
+
+    @classmethod
+    def from_dict(cls, where: str, value: object) -> CorpusConfig:
+        """Build from a YAML mapping, naming ``where`` in errors.
+
+        Raises:
+            ConfigError: not a mapping, an unknown key, no path, or a value of the wrong type.
+        """
+        if isinstance(value, CorpusConfig):
+            return value
+        if isinstance(value, str):
+            return cls.from_dict(where, {"path": value})
+        if not isinstance(value, dict):
+            raise reject(where, value, "must be a path or a mapping with at least `path`.")
+        known = [f.name for f in fields(cls)]
+        for key in value:
+            if key not in known:
+                raise reject(f"{where}.{key}", value[key], f"unknown key; known: {known}.")
+        if not isinstance(value.get("path"), str) or not value["path"]:
+            raise reject(f"{where}.path", value.get("path"), "must name a file or a data set.")
+        limit = value.get("max_documents")
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise reject(f"{where}.max_documents", limit, "must be a positive whole number.")
+        return cls(**value)
+
+    @classmethod
+    def parse(cls, where: str, text: str) -> CorpusConfig:
+        """From a command line: a path, or a hub data set with its configuration, ``id:name``.
+
+        Raises:
+            ConfigError: empty.
+        """
+        path, _, name = text.partition(":")
+        if not name or path == "demo" or Path(text).expanduser().exists():
+            return cls.from_dict(where, text)
+        return cls.from_dict(where, {"path": path, "name": name})
+
+
+def local_files(path: str) -> list[Path] | None:
+    """The files a corpus path means, or None for a hub id.
+
+    Raises:
+        ConfigError: a path that looks local and does not exist, or a directory without text.
+    """
+    if path in DEMO_CORPORA:
+        return [DEMO_CORPORA[path]]
+    p = Path(path).expanduser()
+    if p.is_file():
+        if _builder(p) is None:
+            raise reject("path", path, f"unknown kind of file; known: {sorted(BUILDERS)} (+ .gz).")
+        return [p]
+    if p.is_dir():
+        found = sorted(f for f in p.rglob("*") if f.is_file() and _builder(f))
+        if not found:
+            raise reject("path", path, f"the directory holds no {sorted(BUILDERS)} file.")
+        return found
+    looks_local = p.is_absolute() or path.startswith((".", "~")) or _builder(p) is not None
+    if looks_local:
+        raise reject("path", path, "no such file or directory.")
+    return None
+
+
+def _builder(path: Path) -> str | None:
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    return BUILDERS.get(suffix)
+
+
+def read_documents(corpus: CorpusConfig, where: str) -> Iterator[str]:
+    """The non-empty texts of a corpus, streamed.
+
+    Raises:
+        ConfigError: missing, unreadable or gated corpus, missing text field; names ``where``.
+    """
+    try:
+        files = local_files(corpus.path)
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None
+    rows = _open(corpus, where, files)
+    if corpus.max_documents is not None:
+        rows = itertools.islice(rows, corpus.max_documents)
+    rows = iter(rows)
+    for number in itertools.count():
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise reject(
+                f"{where}.path", corpus.path, _explain_read_failure(error, corpus, files, number)
+            ) from error
+        if corpus.text_field not in row:
+            raise reject(
+                f"{where}.text_field",
+                corpus.text_field,
+                f"no such field in document {number} of {corpus.path}; it has {sorted(row)}.",
+            )
+        text = row[corpus.text_field]
+        if not isinstance(text, str):
+            raise reject(
+                f"{where}.text_field",
+                corpus.text_field,
+                f"document {number} of {corpus.path} has {type(text).__name__} there, not text.",
+            )
+        if text.strip():
+            yield text
+
+
+def _open(corpus: CorpusConfig, where: str, files: list[Path] | None) -> Iterator[dict[str, Any]]:
+    try:
+        if files is None:
+            with hub.offline_if_unreachable():
+                dataset = load_dataset(
+                    corpus.path,
+                    corpus.name,
+                    split=corpus.split,
+                    revision=corpus.revision,
+                    streaming=True,
+                )
+        else:
+            builder = _builder(files[0])
+            same = [str(f) for f in files if _builder(f) == builder]
+            if len(same) != len(files):
+                raise reject(f"{where}.path", corpus.path, "the directory mixes kinds of files.")
+            extra: dict[str, Any] = {"sample_by": "paragraph"} if builder == "text" else {}
+            dataset = load_dataset(
+                str(builder), data_files=same, split="train", streaming=True, **extra
+            )
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise reject(
+            f"{where}.path", corpus.path, _explain_read_failure(error, corpus, files, 0)
+        ) from error
+    return iter(dataset)  # type: ignore[arg-type]
+
+
+def _explain_read_failure(
+    error: Exception, corpus: CorpusConfig, files: list[Path] | None, number: int
+) -> str:
+    if files is not None:
+        empty = [f.name for f in files if f.stat().st_size == 0]
+        if empty:
+            return f"the file {empty[0]} is empty; a corpus needs text."
+        text = hub.diagnose(error).text
+        return f"unreadable at document {number} ({text}). Is a file truncated, or not UTF-8 text?"
+    kind, text = hub.diagnose(error)
+    if kind == "refused":
+        stand_in = GATED_STAND_INS.get(corpus.path, "or point `path` at a local file")
+        return (
+            f"access is refused ({text}). Request access on the data set's hub page and log in "
+            f"with `hf auth login`; {stand_in}."
+        )
+    if kind in ("missing", "other"):
+        return (
+            f"the data set cannot be read ({text}). Check its id, `name` and `split`, or give a "
+            "local file."
+        )
+    return hub.explain_failure(error, "the data set", "a local file")
+
+
+# --------------------------------------------------------------------- tokens
+
+
+@dataclass(frozen=True)
+class TokenisedCorpus:
+    """Contexts of one corpus. Whole documents are held out, so no text is in both parts."""
+
+    domain: str
+    train: Int[Tensor, "n_train context"]
+    held_out: Int[Tensor, "n_held_out context"]
+    fingerprint: str
+
+
+class Tokenisation(NamedTuple):
+    """How text becomes contexts: SAELens's fields of the same names."""
+
+    context_size: int
+    prepend_bos: bool = True
+    sequence_separator_token: int | str | None = "bos"
+    disable_concat_sequences: bool = False
+    holdout_fraction: float = 0.05
+    holdout_contexts: int = 1024
+
+
+def tokenise_corpus(
+    corpus: CorpusConfig,
+    domain: str,
+    tokenizer: Any,
+    how: Tokenisation,
+    train_contexts: int,
+    cache_dir: Path | None = None,
+    where: str | None = None,
+) -> TokenisedCorpus:
+    """Read, tokenise and pack a corpus into contexts, on its own (never across corpora).
+
+    Every ``round(1 / holdout_fraction)``-th document is held out, wherever the corpus ends.
+    Reading stops once ``train_contexts`` are full; a smaller corpus is read whole and later
+    repeated in epochs. The result is cached under ``cache_dir``, keyed by everything that
+    determines it.
+
+    Raises:
+        ConfigError: a corpus that is missing, unreadable, or too small for one context of each
+            part.
+        StorageError: the cache could not be written.
+    """
+    where = where or f"ortho_corpora.{domain}"
+    key = _cache_key(corpus, tokenizer, how, train_contexts)
+    cached = cache_dir / f"{domain}-{key[:16]}.safetensors" if cache_dir else None
+    if cached is not None and (found := _read_cache(cached, domain, key)) is not None:
+        return found
+    documents = _tokenise(corpus, domain, tokenizer, how, train_contexts, where)
+    train = _pack(documents.train, tokenizer, how, train_contexts)
+    held_out = _pack(documents.held_out, tokenizer, how, how.holdout_contexts)
+    if not train or not held_out:
+        raise reject(
+            f"{where}.path",
+            corpus.path,
+            f"too little text: {len(train)} training and {len(held_out)} held-out contexts of "
+            f"{how.context_size} tokens (both need at least one). Add text, lower context_size, "
+            "or raise ortho_holdout_fraction.",
+        )
+    result = TokenisedCorpus(domain, torch.stack(train), torch.stack(held_out), key)
+    if cached is not None:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cached.with_suffix(".tmp")
+        parts = {"train": result.train, "held_out": result.held_out}
+        with write_failures_named(cached, "Nothing else was being written."):
+            save_file(parts, temporary, {"fingerprint": key})
+            temporary.replace(cached)
+    return result
+
+
+class _Documents(NamedTuple):
+    train: list[Tensor]
+    held_out: list[Tensor]
+
+
+def _tokenise(
+    corpus: CorpusConfig,
+    domain: str,
+    tokenizer: Any,
+    how: Tokenisation,
+    train_contexts: int,
+    where: str,
+) -> _Documents:
+    """Token ids by document, read until both parts hold enough for their contexts."""
+    stride = max(2, round(1 / how.holdout_fraction))
+    wanted = {False: train_contexts, True: how.holdout_contexts}
+    parts: dict[bool, list[Tensor]] = {False: [], True: []}
+    full = {False: 0.0, True: 0.0}  # contexts' worth of tokens so far
+    documents = enumerate(read_documents(corpus, where))
+    with tqdm(desc=f"Tokenising {domain}", unit=" documents", leave=False) as bar:
+        while full[False] < wanted[False] or not parts[True]:
+            block = list(itertools.islice(documents, 256))
+            if not block:
+                break
+            texts = [text for _, text in block]
+            ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+            for (number, _), tokens in zip(block, ids, strict=True):
+                held = number % stride == stride - 1
+                if not tokens or (held and full[True] >= wanted[True]):
+                    continue
+                parts[held].append(torch.tensor(tokens, dtype=torch.int32))
+                share = len(tokens) / how.context_size
+                # Without concatenation a document gives one context, if it is long enough.
+                full[held] += float(share >= 1) if how.disable_concat_sequences else share
+            bar.update(len(block))
+    return _Documents(parts[False], parts[True])
+
+
+def _pack(
+    documents: list[Tensor], tokenizer: Any, how: Tokenisation, limit: int
+) -> list[Int[Tensor, " context"]]:
+    separator = get_special_token_from_cfg(how.sequence_separator_token, tokenizer)  # type: ignore[arg-type]
+    contexts = concat_and_batch_sequences(
+        tokens_iterator=iter(documents),
+        context_size=how.context_size,
+        begin_batch_token_id=tokenizer.bos_token_id if how.prepend_bos else None,
+        sequence_separator_token_id=separator,
+        disable_concat_sequences=how.disable_concat_sequences,
+    )
+    return [c.to(torch.int32) for c in itertools.islice(contexts, limit)]
+
+
+def _cache_key(corpus: CorpusConfig, tokenizer: Any, how: Tokenisation, train_contexts: int) -> str:
+    """Digest of everything that determines a tokenised corpus, local file contents included."""
+    digest = hashlib.sha256()
+    for part in (asdict(corpus), how._asdict(), train_contexts):
+        digest.update(json.dumps(part, sort_keys=True).encode())
+    digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    for file in local_files(corpus.path) or []:
+        with file.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_cache(path: Path, domain: str, key: str) -> TokenisedCorpus | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("fingerprint") == key:
+                return TokenisedCorpus(
+                    domain, file.get_tensor("train"), file.get_tensor("held_out"), key
+                )
+    except (OSError, SafetensorError):
+        pass  # absent or cut short: tokenise again
+    return None

@@ -1,0 +1,202 @@
+"""Language models: hub names as SAELens takes them, any local Hugging Face directory, the demo.
+
+Local directories are loaded without the hub and without remote code, with weights from
+safetensors, and are checked before anything long starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from sae_lens.load_model import load_model
+from sae_lens.util import str_to_dtype
+from transformer_lens import HookedTransformer
+from transformer_lens import loading_from_pretrained as tl_loading
+from transformer_lens.HookedTransformer import HookedRootModule
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from saelens_adaptive_ortho.demo import MODEL_DIR
+from saelens_adaptive_ortho.errors import ConfigError, reject
+from saelens_adaptive_ortho.text import hub
+
+DEMO_MODEL = "demo:model"
+# TransformerLens recognises most architectures by hub name and knows few from a directory; for
+# the others its TransformerBridge offers the same hook points around the Hugging Face model.
+CONVERTED_FROM_ANY_DIRECTORY = {"GPTNeoXForCausalLM"}
+LOCAL_KWARGS = {"dtype", "torch_dtype", "center_writing_weights"}
+
+
+def resolve_model_name(name: str) -> str:
+    """The directory of the embedded model for ``demo:model``, the name itself otherwise."""
+    return str(MODEL_DIR) if name == DEMO_MODEL else name
+
+
+def local_model_dir(name: str) -> Path | None:
+    """The directory a model name means, or None for a hub name.
+
+    A name that looks like a path (absolute, or starting with ``.`` or ``~``) is one, whether it
+    exists or not; any other name is one if such a directory holds a ``config.json``.
+    """
+    path = Path(resolve_model_name(name)).expanduser()
+    looks_local = path.is_absolute() or name.startswith((".", "~"))
+    return path if looks_local or (path / "config.json").is_file() else None
+
+
+def check_model(name: str) -> None:
+    """Refuse a local model directory that cannot load; hub names are checked when they load.
+
+    Raises:
+        ConfigError: the directory, its config, its weights or its tokenizer is missing.
+    """
+    path = local_model_dir(name)
+    if path is None:
+        return
+    if not path.is_dir():
+        raise reject("model_name", name, "no such directory. Give a hub name or a local model.")
+    if not (path / "config.json").is_file():
+        raise reject("model_name", name, "the directory has no config.json (Hugging Face format).")
+    if not any(path.glob("*.safetensors")):
+        raise reject(
+            "model_name",
+            name,
+            "the directory has no *.safetensors weights. Save the model with "
+            "model.save_pretrained(directory), which writes safetensors.",
+        )
+    if not (path / "tokenizer.json").is_file() and not (path / "tokenizer_config.json").is_file():
+        raise reject(
+            "model_name",
+            name,
+            "the directory has no tokenizer. Save it with tokenizer.save_pretrained(directory).",
+        )
+
+
+def load_language_model(
+    name: str,
+    device: str = "cpu",
+    model_class_name: str = "HookedTransformer",
+    model_from_pretrained_kwargs: dict[str, Any] | None = None,
+    hook_names: list[str] | None = None,
+) -> HookedRootModule:
+    """A model with hook points, unprocessed weights (no folding, no centring).
+
+    Raises:
+        ConfigError: the model does not exist, is gated, is corrupt, or cannot be reached.
+    """
+    check_model(name)
+    path = local_model_dir(name)
+    kwargs = dict(model_from_pretrained_kwargs or {})
+    try:
+        if path is not None and model_class_name == "HookedTransformer":
+            return _load_local(path, device, kwargs)
+        resolved = resolve_model_name(name)
+        with hub.offline_if_unreachable():
+            return load_model(model_class_name, resolved, device, kwargs, hook_names)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise reject("model_name", name, _explain_load_failure(error, path)) from error
+
+
+def _load_local(path: Path, device: str, kwargs: dict[str, Any]) -> HookedRootModule:
+    unknown = set(kwargs) - LOCAL_KWARGS
+    if unknown:
+        raise reject(
+            "model_from_pretrained_kwargs",
+            sorted(unknown),
+            f"a local model takes only {', '.join(sorted(LOCAL_KWARGS))}.",
+        )
+    dtype = kwargs.get("dtype", kwargs.get("torch_dtype", torch.float32))
+    dtype = str_to_dtype(dtype) if isinstance(dtype, str) else dtype
+    # TransformerLens picks the Hugging Face class by substrings of the *path* ("bert", "t5"), so
+    # it is handed the model instead.
+    hf_model = AutoModelForCausalLM.from_pretrained(
+        path, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype
+    )
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    if not set(hf_model.config.architectures or []) & CONVERTED_FROM_ANY_DIRECTORY:
+        bridge = TransformerBridge.boot_transformers(
+            str(path), device=device, dtype=dtype, tokenizer=tokenizer, hf_model=hf_model
+        )
+        return cast(HookedRootModule, bridge)  # same hooks and calls, another base class
+    with tempfile.TemporaryDirectory() as folder:
+        # Likewise the config's class ("gemma", "llama"): it is shown a path that says nothing.
+        unnamed = Path(folder) / "model"
+        unnamed.symlink_to(path.resolve(), target_is_directory=True)
+        cfg = tl_loading.get_pretrained_model_config(str(unnamed), device=device, dtype=dtype)
+    cfg.model_name, cfg.tokenizer_name = path.name, str(path)
+    state = tl_loading.get_pretrained_state_dict(str(path), cfg, hf_model, dtype=dtype)
+    model = HookedTransformer(cfg, tokenizer, move_to_device=False)
+    model.load_and_process_state_dict(
+        state,
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
+    )
+    return model.to(device)  # type: ignore[return-value]
+
+
+def special_tokens(model: HookedRootModule) -> set[int]:
+    """Ids of a model's BOS, EOS and padding tokens."""
+    tokenizer: Any = model.tokenizer
+    return {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+
+
+def check_hook(model: HookedRootModule, hook_name: str) -> None:
+    """Refuse a hook point the model does not have, naming the nearest ones.
+
+    Raises:
+        ConfigError: as said.
+    """
+    known = list(model.hook_dict)
+    if hook_name in known:
+        return
+    near = difflib.get_close_matches(hook_name, known, n=3, cutoff=0.5)
+    hint = f"Nearest: {', '.join(near)}." if near else f"It has {len(known)}, e.g. {known[0]!r}."
+    raise reject("hook_name", hook_name, f"the model has no such hook point. {hint}")
+
+
+def check_context_size(model: HookedRootModule, context_size: int) -> None:
+    """Refuse contexts longer than the model sees.
+
+    Raises:
+        ConfigError: as said.
+    """
+    n_ctx = getattr(getattr(model, "cfg", None), "n_ctx", None)
+    if n_ctx is not None and context_size > n_ctx:
+        raise reject("context_size", context_size, f"the model sees {n_ctx} tokens at most.")
+
+
+@torch.no_grad()
+def check_d_in(
+    model: HookedRootModule, hook_name: str, hook_head_index: int | None, d_in: int
+) -> None:
+    """Run two tokens and compare the width at the hook with ``sae.d_in``.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
+    acts = model.run_with_cache(tokens, names_filter=[hook_name])[1][hook_name]
+    if acts.ndim > 3:
+        acts = acts[:, :, hook_head_index] if hook_head_index is not None else acts.flatten(2)
+    if acts.shape[-1] != d_in:
+        raise reject("sae.d_in", d_in, f"{hook_name} is {acts.shape[-1]} wide; set it to that.")
+
+
+def _explain_load_failure(error: Exception, path: Path | None) -> str:
+    """Say what to do about a failed load, from the kind of failure."""
+    if path is not None:
+        text = hub.diagnose(error).text
+        return f"the model in {path} cannot be read ({text}). Is a file truncated or missing?"
+    if unknown := re.match(r"(\S+) not found\. Valid official model names", str(error)):
+        near = difflib.get_close_matches(unknown[1].lower(), tl_loading.make_model_alias_map(), 3)
+        hint = f"Nearest: {', '.join(near)}. " if near else ""
+        return f"TransformerLens knows no such model. {hint}Or give a local model directory."
+    return hub.explain_failure(error, "the model", f"a local model directory, or {DEMO_MODEL!r}")

@@ -1,0 +1,388 @@
+"""Several SAEs in lockstep on one activation stream, resumable to the bit.
+
+Each SAE is driven by SAELens's own ``SAETrainer`` through its public ``step`` seam, with its own
+optimiser, schedules and activation scaler; here is only what goes around the step: the shared
+batches, checkpoints that survive anything, the history, and a clear end when a loss is not finite.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.constants import (
+    ACTIVATION_SCALER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    TRAINER_STATE_FILENAME,
+)
+from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
+from sae_lens.training.prefetch import PrefetchingIterator
+from sae_lens.training.sae_trainer import SAETrainer
+from safetensors import SafetensorError
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from saelens_adaptive_ortho.errors import ConfigError, reject
+from saelens_adaptive_ortho.files import atomic_directory, write_json
+from saelens_adaptive_ortho.host.trainer import build_trainer
+from saelens_adaptive_ortho.training.store import StratifiedActivationsStore
+
+STATE_FILE = "lockstep_state.json"
+RNG_FILE = "rng_state.pt"
+KEPT_CHECKPOINTS = 2
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became NaN or infinite; names the SAE and the step."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was asked to stop and has saved a checkpoint first."""
+
+
+@dataclass
+class LockstepState:
+    """What a checkpoint holds beside the SAEs and their trainers."""
+
+    n_training_steps: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+
+class LockstepTrainer:
+    """Trains ``saes`` on the batches of one store, all from the same step to the same step.
+
+    An SAE trained here beside others is bit-equal to the same SAE trained here alone.
+
+    Args:
+        cfg: SAELens's trainer settings, shared by all.
+        saes: by name.
+        store: the activation stream.
+        checkpoint_dir: where checkpoints go; None for none.
+        fingerprint: identifies settings and data; a checkpoint of another one is refused.
+        log_every: steps between rows of the history.
+        prefetch: batches made ahead, in a thread.
+        sparse_products: see :mod:`.sparse`; SAELens's own products otherwise.
+        on_log: called with ``(step, {name: row})`` for each row.
+    """
+
+    def __init__(
+        self,
+        cfg: SAETrainerConfig,
+        saes: dict[str, TrainingSAE[Any]],
+        store: StratifiedActivationsStore,
+        checkpoint_dir: Path | None = None,
+        fingerprint: str = "",
+        log_every: int = 50,
+        prefetch: int = 0,
+        sparse_products: bool = False,
+        on_log: Callable[[int, dict[str, dict[str, float]]], None] | None = None,
+    ) -> None:
+        if not saes:
+            raise ConfigError("variants={}: name at least one SAE to train.")
+        self.cfg = cfg
+        self.saes = saes
+        for sae in saes.values():
+            sae.ortho_sparse_products = sparse_products  # type: ignore[assignment]
+        self.store = store
+        self.checkpoint_dir = checkpoint_dir
+        self.fingerprint = fingerprint
+        self.log_every = log_every
+        self.prefetch = prefetch
+        self.on_log = on_log
+        self.state = LockstepState(
+            seconds={name: 0.0 for name in [*saes, "activations"]},
+            history={name: [] for name in saes},
+        )
+        inner = replace(
+            cfg,
+            n_checkpoints=0,
+            checkpoint_path=None,
+            save_final_checkpoint=False,
+            logger=LoggingConfig(log_to_wandb=False),
+        )
+        self.trainers = {
+            name: build_trainer(inner, sae, data_provider=iter(())) for name, sae in saes.items()
+        }
+        self.n_steps = -(-cfg.total_training_samples // cfg.train_batch_size_samples)
+        self.checkpoint_steps = {
+            round(self.n_steps * i / (cfg.n_checkpoints + 1))
+            for i in range(1, cfg.n_checkpoints + 1)
+        } - {0, self.n_steps}
+
+    # ------------------------------------------------------------------- loop
+
+    def fit(self) -> dict[str, TrainingSAE[Any]]:
+        """Train to the end, folding the activation norm into the weights as the host does.
+
+        Raises:
+            NonFiniteLossError, NonFiniteActivationsError: as named.
+            Interrupted: after SIGINT or SIGTERM, once a checkpoint is saved.
+            StorageError: a checkpoint could not be written; earlier ones survive.
+        """
+        for sae in self.saes.values():
+            sae.to(self.cfg.device)
+        self._estimate_normalisation()
+        self.store.seek(self.state.n_training_steps)
+        batch_size = self.cfg.train_batch_size_samples
+        bar = tqdm(
+            total=self.n_steps * batch_size,
+            initial=self.state.n_training_steps * batch_size,
+            desc=f"Training {', '.join(self.saes)}",
+            unit=" tokens",
+            unit_scale=True,
+            smoothing=0.05,
+        )
+        with bar, _graceful_stop() as stop, self._batches() as batches:
+            while self.state.n_training_steps < self.n_steps:
+                outputs = self._step(batches)
+                bar.update(batch_size)
+                step = self.state.n_training_steps
+                if step % self.log_every == 0 or step in {1, self.n_steps}:
+                    self._log(outputs, bar)
+                stopping = stop.is_set() and step < self.n_steps
+                saved = None
+                if stopping or step in self.checkpoint_steps:
+                    self._refuse_non_finite(outputs)  # or every resumed run would fail as well
+                    saved = self.save_checkpoint()
+                if stopping:
+                    where = f"; saved {saved}" if saved else " (checkpoints are off)"
+                    raise Interrupted(f"stopped at step {step} of {self.n_steps}{where}")
+        for name, trainer in self.trainers.items():
+            trainer.sae.ortho_project()
+            self._fold(name, trainer)
+            trainer.set_final_sae_metadata()
+        return self.saes
+
+    @contextmanager
+    def _batches(self) -> Iterator[Iterator[Tensor]]:
+        if not self.prefetch:
+            yield iter(self.store)
+            return
+        prefetching = PrefetchingIterator(iter(self.store), prefetch=self.prefetch)
+        try:
+            yield prefetching
+        finally:
+            prefetching.close()
+
+    def _step(self, batches: Iterator[Tensor]) -> dict[str, TrainStepOutput]:
+        started = time.perf_counter()
+        batch = next(batches)
+        self.state.seconds["activations"] += time.perf_counter() - started
+        outputs = {}
+        for name, trainer in self.trainers.items():
+            started = time.perf_counter()
+            trainer.maybe_reset_sparsity()
+            outputs[name] = trainer.step(batch)
+            trainer.n_training_steps += 1
+            self.state.seconds[name] += time.perf_counter() - started
+        self.state.n_training_steps += 1
+        return outputs
+
+    def _estimate_normalisation(self) -> None:
+        """One estimate per kind of normalisation, from the first batches, shared by all SAEs."""
+        for kind in ("expected_average_only_in", "covariance_whitening"):
+            needing = [
+                t
+                for t in self.trainers.values()
+                if t.sae.cfg.normalize_activations == kind
+                and t.activation_scaler.scaling_factor is None
+                and t.activation_scaler.whitening is None
+            ]
+            if not needing:
+                continue
+            self.store.seek(0)
+            scaler, d_in = needing[0].activation_scaler, needing[0].sae.cfg.d_in
+            n = self.cfg.n_batches_for_norm_estimate
+            if kind == "expected_average_only_in":
+                scaler.estimate_scaling_factor(d_in, self.store, n)
+                factor = scaler.scaling_factor
+                if factor is None or not math.isfinite(factor):
+                    raise reject(
+                        "sae.normalize_activations", kind, "activations have no finite mean norm."
+                    )
+            else:
+                scaler.estimate_whitening(d_in, self.store, n)
+            for trainer in needing[1:]:
+                trainer.activation_scaler.scaling_factor = scaler.scaling_factor
+                trainer.activation_scaler.whitening = scaler.whitening
+
+    def _fold(self, name: str, trainer: SAETrainer[Any, Any]) -> None:
+        scaler, sae = trainer.activation_scaler, self.saes[name]
+        if scaler.scaling_factor is not None:
+            sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+            scaler.scaling_factor = None
+        if scaler.whitening is not None:
+            sae.fold_activation_whitening(
+                mean=scaler.whitening.mean,
+                whitening_matrix=scaler.whitening.matrix,
+                unwhitening_matrix=scaler.whitening.inverse_matrix,
+            )
+            scaler.whitening = None
+
+    @torch.no_grad()
+    def _log(self, outputs: dict[str, TrainStepOutput], bar: Any) -> None:
+        self._refuse_non_finite(outputs)
+        step = self.state.n_training_steps
+        rows = {}
+        for name, output in outputs.items():
+            trainer = self.trainers[name]
+            logged = trainer.build_train_step_log_dict(output, trainer.n_training_samples)
+            row = {k.removeprefix("losses/").removeprefix("metrics/"): v for k, v in logged.items()}
+            rows[name] = {"step": step, **{k: v for k, v in row.items() if math.isfinite(v)}}
+            self.state.history[name].append(rows[name])
+        bar.set_postfix_str(
+            ", ".join(f"{n} {r['explained_variance']:.3f}" for n, r in rows.items()) + " explained"
+        )
+        if self.on_log is not None:
+            self.on_log(step, rows)
+
+    def _refuse_non_finite(self, outputs: dict[str, TrainStepOutput]) -> None:
+        for name, output in outputs.items():
+            loss = float(output.loss.detach())
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"The loss of {name!r} is {loss} at step {self.state.n_training_steps}. Lower "
+                    "lr or ortho_coefficient, or normalise the activations "
+                    "(sae.normalize_activations: expected_average_only_in)."
+                )
+
+    # ------------------------------------------------------------ checkpoints
+
+    def save_checkpoint(self) -> Path | None:
+        """Write a checkpoint whole or not at all, then drop all but the newest two."""
+        if self.checkpoint_dir is None:
+            return None
+        target = self.checkpoint_dir / f"step_{self.state.n_training_steps:09d}"
+        kept = list_checkpoints(self.checkpoint_dir)
+        survives = f"{kept[-1]} is intact." if kept else "There was no earlier checkpoint."
+        with atomic_directory(target, survives) as temporary:
+            for name, trainer in self.trainers.items():
+                trainer.save_checkpoint(checkpoint_name=name, base_path=temporary)
+            torch.save({"cpu": torch.get_rng_state()}, temporary / RNG_FILE)
+            write_json(
+                temporary / STATE_FILE, {"fingerprint": self.fingerprint, **vars(self.state)}
+            )
+        # Later steps can only be left over from another run; they must not push out this one's.
+        ours = [c for c in list_checkpoints(self.checkpoint_dir) if c.name <= target.name]
+        for old in ours[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            ConfigError: no checkpoint there, one of other settings, of other SAEs, of another
+                architecture, or a corrupt or truncated one.
+        """
+        path = Path(path)
+        where = "resume_from_checkpoint"
+        if not (path / STATE_FILE).is_file():
+            raise reject(where, str(path), f"holds no checkpoint of this project ({STATE_FILE}).")
+        with _corruption_named(path / STATE_FILE):
+            saved = json.loads((path / STATE_FILE).read_text())
+            fingerprint = saved.pop("fingerprint")
+            state = LockstepState(**saved)
+        missing = [name for name in self.saes if not (path / name / "cfg.json").is_file()]
+        if missing:
+            raise reject(where, str(path), f"has no SAE named {', '.join(missing)}.")
+        for name, sae in self.saes.items():
+            _check_same_architecture(path / name, sae)
+        if fingerprint != self.fingerprint:
+            raise reject(
+                where,
+                str(path),
+                "was made with other settings or data, so the run would not continue but change. "
+                "Restore the settings, or start afresh.",
+            )
+        for name, trainer in self.trainers.items():
+            folder = path / name
+            with _corruption_named(folder / ACTIVATION_SCALER_CFG_FILENAME) as file:
+                json.loads(file.read_text())
+            with _corruption_named(folder / TRAINER_STATE_FILENAME):
+                trainer.load_trainer_state(folder)
+            with _corruption_named(folder / SAE_WEIGHTS_FILENAME):
+                trainer.sae.load_weights_from_checkpoint(folder)
+        with _corruption_named(path / RNG_FILE) as file:
+            torch.set_rng_state(torch.load(file, weights_only=True)["cpu"])
+        self.state = state
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    if not directory.is_dir():
+        return []
+    return sorted(p for p in directory.glob("step_*") if (p / STATE_FILE).is_file())
+
+
+def _check_same_architecture(path: Path, sae: TrainingSAE[Any]) -> None:
+    with _corruption_named(path / SAE_CFG_FILENAME) as file:
+        saved = json.loads(file.read_text())
+    for name, own in {
+        "architecture": sae.cfg.architecture(),
+        "d_in": sae.cfg.d_in,
+        "d_sae": sae.cfg.d_sae,
+    }.items():
+        if saved.get(name) != own:
+            raise reject(
+                "resume_from_checkpoint",
+                str(path),
+                f"holds an SAE with {name} {saved.get(name)!r}, but the run has {own!r}.",
+            )
+
+
+@contextmanager
+def _corruption_named(file: Path) -> Iterator[Path]:
+    """Turn whatever reading a damaged file raises into an error that names it."""
+    try:
+        yield file
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        text = str(error).split("\n")[0][:200]
+        raise reject(
+            "resume_from_checkpoint",
+            str(file),
+            f"is corrupt or truncated ({type(error).__name__}: {text}). Remove its checkpoint and "
+            "resume from an earlier one.",
+        ) from error
+
+
+@contextmanager
+def _graceful_stop() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; the previous handlers come back on any exit."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,253 @@
+"""Config and runner of one training: subclasses of SAELens's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import wandb
+from sae_lens import LanguageModelSAETrainingRunner
+from sae_lens.constants import RUNNER_CFG_FILENAME, SPARSITY_FILENAME
+from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
+from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.sae import TrainingSAE
+from safetensors.torch import save_file
+from transformer_lens.HookedTransformer import HookedRootModule
+
+from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.files import atomic_directory, check_writable, write_json
+from saelens_adaptive_ortho.text import models
+from saelens_adaptive_ortho.text.corpora import (
+    Tokenisation,
+    TokenisedCorpus,
+    read_documents,
+    tokenise_corpus,
+)
+from saelens_adaptive_ortho.training.lockstep import LockstepTrainer
+from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig, with_sae
+from saelens_adaptive_ortho.training.store import StratifiedActivationsStore
+
+
+class Prepared(NamedTuple):
+    """A model and its tokenised corpora, checked against the config."""
+
+    model: HookedRootModule
+    corpora: list[TokenisedCorpus]
+
+
+def check(cfg: AdaptiveOrthoRunnerConfig) -> None:
+    """Everything that can be refused without loading the model: folders, corpora, model files.
+
+    Raises:
+        ConfigError: naming field, value and remedy.
+    """
+    if cfg.output_path is not None:
+        check_writable("output_path", cfg.output_path)
+    models.check_model(cfg.model_name)
+    for domain, corpus in cfg.corpora().items():
+        where = cfg.corpus_field(domain)
+        if next(read_documents(corpus, where), None) is None:
+            raise reject(f"{where}.path", corpus.path, "holds no text; a corpus needs documents.")
+
+
+def prepare(
+    cfg: AdaptiveOrthoRunnerConfig,
+    cache_dir: Path | None = None,
+    model: HookedRootModule | None = None,
+) -> Prepared:
+    """Load the model, check hook and width against it, tokenise the corpora.
+
+    Raises:
+        ConfigError: naming field, value and remedy.
+    """
+    check(cfg)
+    if model is None:
+        assert cfg.llm_device is not None
+        model = models.load_language_model(
+            cfg.model_name,
+            cfg.llm_device,
+            cfg.model_class_name,
+            cfg.model_from_pretrained_kwargs,
+            [cfg.hook_name],
+        )
+    models.check_hook(model, cfg.hook_name)
+    models.check_d_in(model, cfg.hook_name, cfg.hook_head_index, cfg.sae.d_in)
+    models.check_context_size(model, cfg.context_size)
+    how = Tokenisation(
+        cfg.context_size,
+        cfg.prepend_bos,
+        cfg.sequence_separator_token,
+        cfg.disable_concat_sequences,
+        cfg.ortho_holdout_fraction,
+        cfg.ortho_holdout_contexts,
+    )
+    usable = len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
+    corpora = cfg.corpora()
+    shares = (
+        [cfg.ortho_forget_fraction, 1 - cfg.ortho_forget_fraction] if len(corpora) == 2 else [1.0]
+    )
+    tokenised = [
+        tokenise_corpus(
+            corpus,
+            domain,
+            model.tokenizer,
+            how,
+            train_contexts=int(cfg.training_tokens * share / usable) + 1,
+            cache_dir=cache_dir,
+            where=cfg.corpus_field(domain),
+        )
+        for (domain, corpus), share in zip(corpora.items(), shares, strict=True)
+    ]
+    return Prepared(model, tokenised)
+
+
+def build_sae(cfg: AdaptiveOrthoRunnerConfig) -> TrainingSAE[Any]:
+    """A fresh SAE whose initial weights depend on ``cfg.seed`` alone; the global RNG is kept."""
+    sae_cfg = deepcopy(cfg.sae)
+    sae_cfg.device = cfg.device
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(cfg.seed)
+        sae = get_sae_training_class(sae_cfg.architecture())[0](sae_cfg)
+    metadata = sae.cfg.metadata
+    metadata.dataset_path = cfg.dataset_path or {k: v.path for k, v in cfg.corpora().items()}
+    for name in (
+        "hook_name",
+        "model_class_name",
+        "hook_head_index",
+        "context_size",
+        "seqpos_slice",
+        "prepend_bos",
+        "exclude_special_tokens",
+        "sequence_separator_token",
+        "disable_concat_sequences",
+    ):
+        metadata[name] = getattr(cfg, name)
+    metadata.model_name = cfg.model_name
+    # SAEBench passes these on beside a dtype of its own, so a dtype here would be given twice.
+    metadata.model_from_pretrained_kwargs = {
+        k: v
+        for k, v in (cfg.model_from_pretrained_kwargs or {}).items()
+        if k not in {"dtype", "torch_dtype", "center_writing_weights"}
+    }
+    return sae
+
+
+class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
+    """SAELens's runner on domain-stratified batches, with checkpoints that resume to the bit.
+
+    >>> AdaptiveOrthoRunner(cfg).run()  # doctest: +SKIP
+
+    Args:
+        cfg: the configuration.
+        variants: several SAEs to train in lockstep on the one stream, as changes to ``cfg.sae``
+            by name; by default the one SAE of ``cfg.sae``, named ``sae``.
+        prepared: a model and corpora made by :func:`prepare`, to share between runners.
+    """
+
+    cfg: AdaptiveOrthoRunnerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(
+        self,
+        cfg: AdaptiveOrthoRunnerConfig,
+        variants: dict[str, dict[str, Any]] | None = None,
+        prepared: Prepared | None = None,
+        on_log: Callable[[int, dict[str, dict[str, float]]], None] | None = None,
+    ) -> None:
+        # Not super().__init__: it would load the data set and ignore the corpora.
+        self.cfg = cfg  # pyright: ignore[reportIncompatibleVariableOverride]
+        cache = Path(cfg.output_path) / "cache" if cfg.output_path else None
+        self.model, self.corpora = prepared or prepare(cfg, cache)
+        self._compile_llm_if_needed()
+        with _quiet_host():
+            self.activations_store = StratifiedActivationsStore.build(
+                self.model, cfg, self.corpora, cfg.seed
+            )
+        self.variants = {"sae": {}} if variants is None else variants
+        self.configs = {name: with_sae(cfg, changes) for name, changes in self.variants.items()}
+        self.saes = {name: build_sae(variant) for name, variant in self.configs.items()}
+        self.sae = next(iter(self.saes.values()))
+        self.evaluator = LLMSaeEvaluator(
+            model=self.model,
+            activations_store=self.activations_store,
+            eval_batch_size_prompts=cfg.eval_batch_size_prompts,
+            n_eval_batches=cfg.n_eval_batches,
+            model_kwargs=cfg.model_kwargs,
+        )
+        checkpoints = Path(cfg.checkpoint_path) if cfg.checkpoint_path else None
+        fingerprints = [c.fingerprint(self.corpora) for c in self.configs.values()]
+        self.trainer = LockstepTrainer(
+            cfg=cfg.to_sae_trainer_config(),
+            saes=self.saes,
+            store=self.activations_store,
+            checkpoint_dir=checkpoints,
+            fingerprint=hashlib.sha256("".join(fingerprints).encode()).hexdigest(),
+            log_every=cfg.ortho_log_every,
+            prefetch=int(cfg.prefetch_llm_batches),
+            sparse_products=cfg.ortho_sparse_products,
+            on_log=on_log or (self._log_to_wandb if cfg.logger.log_to_wandb else None),
+        )
+
+    def run(self) -> Any:
+        """Train (from ``resume_from_checkpoint``, if set) and save what ``output_path`` asks for.
+
+        Returns the one SAE named ``sae``, or else a dict of the variants. Each is exported to a
+        folder of its name in ``output_path``.
+        """
+        if self.cfg.resume_from_checkpoint is not None:
+            self.trainer.load_checkpoint(self.cfg.resume_from_checkpoint)
+        logger = self.cfg.logger
+        if logger.log_to_wandb:
+            wandb.init(
+                project=logger.wandb_project,
+                entity=logger.wandb_entity,
+                config=_plain(self.cfg.to_dict()),
+                name=logger.run_name,
+                id=logger.wandb_id,
+            )
+        self.trainer.fit()
+        if logger.log_to_wandb:
+            wandb.finish()
+        if self.cfg.output_path is not None:
+            for name in self.saes:
+                self.export(name, Path(self.cfg.output_path) / name)
+        return self.saes if set(self.saes) != {"sae"} else self.sae
+
+    @staticmethod
+    def _log_to_wandb(step: int, rows: dict[str, dict[str, float]]) -> None:
+        wandb.log({f"{name}/{k}": v for name, row in rows.items() for k, v in row.items()}, step)
+
+    def export(self, name: str, target: Path) -> Path:
+        """Write an SAE that plain SAELens loads, whole or not at all.
+
+        Raises:
+            StorageError: it could not be written; an earlier export survives.
+        """
+        sae, trainer = self.saes[name], self.trainer.trainers[name]
+        with atomic_directory(target, "The checkpoints are intact.") as temporary:
+            sae.save_inference_model(temporary)
+            save_file({"sparsity": trainer.log_feature_sparsity}, temporary / SPARSITY_FILENAME)
+            write_json(temporary / RUNNER_CFG_FILENAME, _plain(self.configs[name].to_dict()))
+        return target
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+@contextmanager
+def _quiet_host() -> Iterator[None]:
+    """Hold back the host's warnings about an override data set: ours comes from the config."""
+    logger = logging.getLogger("sae_lens")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,192 @@
+"""The runner's configuration: SAELens's own, with two corpora more."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from sae_lens import LanguageModelSAERunnerConfig
+from sae_lens.config import LoggingConfig
+from sae_lens.registry import get_sae_training_class
+
+from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.text.corpora import DOMAINS, CorpusConfig, TokenisedCorpus
+from saelens_adaptive_ortho.training import store
+
+# Where a run writes, how it logs, where it computes: these do not change what is learned.
+NOT_FINGERPRINTED = {
+    "output_path",
+    "checkpoint_path",
+    "n_checkpoints",
+    "save_final_checkpoint",
+    "resume_from_checkpoint",
+    "logger",
+    "verbose",
+    "device",
+    "llm_device",
+    "act_store_device",
+    "prefetch_llm_batches",
+    "n_eval_batches",
+    "eval_batch_size_prompts",
+    "sae_lens_version",
+    "sae_lens_training_version",
+    "ortho_log_every",
+}
+
+# Fields of the host that this runner would otherwise ignore: the only value it takes, and why.
+UNSUPPORTED: dict[str, tuple[Any, str]] = {
+    "use_cached_activations": (False, "variants share one activation stream instead."),
+    "use_chat_formatting": (False, "the corpora are plain text."),
+    "activations_mixing_fraction": (
+        0.5,
+        "batches are shuffled within chunks of n_batches_in_buffer; raise that to mix more.",
+    ),
+    "compile_sae": (False, "use SAELens's own runner to train a compiled SAE."),
+    "from_pretrained_path": (None, "continue a run by resume_from_checkpoint."),
+    "save_final_checkpoint": (False, "the finished SAE is exported to output_path."),
+}
+
+
+@dataclass
+class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
+    """SAELens's runner config, plus where the two corpora come from.
+
+    Defaults that differ from the host's: nothing goes to W&B, remote code is never run, text is
+    tokenised here, and the norm is estimated on 20 batches (not 1,000).
+
+    Args:
+        ortho_corpora: ``forget`` and ``retain`` (or ``retain`` alone), each a path or a mapping
+            of :class:`~saelens_adaptive_ortho.data.CorpusConfig` fields. Empty: one corpus,
+            ``dataset_path``, and no domains.
+        ortho_forget_fraction: share of every batch that comes from the forget corpus.
+        ortho_holdout_fraction: share of the documents kept out of training, for evaluation.
+        ortho_holdout_contexts: at most so many held-out contexts per corpus.
+        ortho_log_every: steps between rows of the training history.
+        ortho_sparse_products: on a CPU, multiply with firing latents alone
+            (:mod:`~saelens_adaptive_ortho.sparse`): equal up to rounding, and several times as fast
+            for wide top-k SAEs. Off, a baseline is SAELens's own SAE to the bit.
+    """
+
+    dataset_trust_remote_code: bool = False
+    is_dataset_tokenized: bool = False
+    n_batches_for_norm_estimate: int = 20
+    verbose: bool = False
+    logger: LoggingConfig = field(default_factory=lambda: LoggingConfig(log_to_wandb=False))
+
+    ortho_corpora: dict[str, Any] = field(default_factory=dict)
+    ortho_forget_fraction: float = 0.5
+    ortho_holdout_fraction: float = 0.05
+    ortho_holdout_contexts: int = 512
+    ortho_log_every: int = 50
+    ortho_sparse_products: bool = True
+
+    def __post_init__(self) -> None:
+        checkpoint_path = self.checkpoint_path
+        super().__post_init__()
+        # The host appends a random id, so that no run would find its checkpoints again.
+        self.checkpoint_path = checkpoint_path
+        self._validate()
+        self.sae.ortho_forget_rows = self._forget_rows()
+
+    def corpora(self) -> dict[str, CorpusConfig]:
+        """The corpora by domain; a single corpus is called ``corpus`` and has no domain."""
+        if not self.ortho_corpora:
+            return {"corpus": CorpusConfig.from_dict("dataset_path", self.dataset_path)}
+        named = {
+            domain: CorpusConfig.from_dict(f"ortho_corpora.{domain}", self.ortho_corpora[domain])
+            for domain in DOMAINS
+            if domain in self.ortho_corpora
+        }
+        return named if len(named) == 2 else {"corpus": next(iter(named.values()))}
+
+    def corpus_field(self, domain: str) -> str:
+        """Name of the config field a corpus comes from, for errors."""
+        if not self.ortho_corpora:
+            return "dataset_path"
+        name = domain if domain in self.ortho_corpora else next(iter(self.ortho_corpora))
+        return f"ortho_corpora.{name}"
+
+    def _validate(self) -> None:
+        for key, value in self.ortho_corpora.items():
+            if key not in DOMAINS:
+                raise reject(f"ortho_corpora.{key}", value, f"known corpora: {', '.join(DOMAINS)}.")
+        if self.ortho_corpora and self.dataset_path:
+            raise reject("dataset_path", self.dataset_path, "give it or ortho_corpora, not both.")
+        if not self.ortho_corpora and not self.dataset_path:
+            raise reject("dataset_path", "", "name a corpus here, or two in ortho_corpora.")
+        self.corpora()
+        for name, low, high in (
+            ("ortho_forget_fraction", 0.0, 1.0),
+            ("ortho_holdout_fraction", 0.0, 0.5),
+        ):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not low < value <= high or value == 1:
+                raise reject(name, value, f"must lie strictly between {low} and {high}.")
+        for name in (
+            "ortho_holdout_contexts",
+            "ortho_log_every",
+            "context_size",
+            "training_tokens",
+            "train_batch_size_tokens",
+            "store_batch_size_prompts",
+            "n_batches_in_buffer",
+            "n_batches_for_norm_estimate",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise reject(name, value, "must be a positive whole number.")
+        if self.context_size < 2:
+            raise reject("context_size", self.context_size, "must be at least 2.")
+        if not isinstance(self.lr, (int, float)) or not self.lr > 0:
+            raise reject("lr", self.lr, "must be positive.")
+        if self.training_tokens < self.train_batch_size_tokens:
+            raise reject(
+                "training_tokens",
+                self.training_tokens,
+                f"is less than one batch ({self.train_batch_size_tokens} tokens).",
+            )
+        for name, (only, why) in UNSUPPORTED.items():
+            if getattr(self, name) != only:
+                raise reject(name, getattr(self, name), f"not supported here: {why}")
+
+    def _forget_rows(self) -> int:
+        if not hasattr(self.sae, "ortho_mode"):
+            raise reject(
+                "sae.architecture",
+                self.sae.architecture(),
+                f"use adaptive_ortho_{self.sae.architecture()} with ortho_mode: off for the stock "
+                "architecture (it is bit-identical).",
+            )
+        return store.forget_rows(self)
+
+    def fingerprint(self, corpora: list[TokenisedCorpus]) -> str:
+        """Digest of everything that decides what is learned: settings, seed, text."""
+        settings = {k: v for k, v in self.settings().items() if k != "ortho_corpora"}
+        digest = json.dumps([settings, [c.fingerprint for c in corpora]], sort_keys=True)
+        return hashlib.sha256(digest.encode()).hexdigest()
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that decide what is learned, as plain JSON values."""
+        plain = {k: v for k, v in self.to_dict().items() if k not in NOT_FINGERPRINTED}
+        plain["sae"] = {k: v for k, v in plain["sae"].items() if k not in {"metadata", "device"}}
+        plain["ortho_corpora"] = {k: asdict(v) for k, v in self.corpora().items()}
+        return json.loads(json.dumps(plain, default=str))
+
+
+def with_sae(cfg: AdaptiveOrthoRunnerConfig, changes: dict[str, Any]) -> AdaptiveOrthoRunnerConfig:
+    """The same run with other SAE settings; ``architecture`` among them changes the class.
+
+    Raises:
+        ConfigError: an invalid value.
+    """
+    changed = dict(changes)
+    current = {f.name: getattr(cfg.sae, f.name) for f in fields(cfg.sae) if f.init}
+    architecture = changed.pop("architecture", cfg.sae.architecture())
+    config_class = get_sae_training_class(architecture)[1]
+    known = {f.name for f in fields(config_class)}
+    merged = {k: deepcopy(v) for k, v in current.items() if k in known and k != "metadata"}
+    return replace(cfg, sae=config_class(**{**merged, **changed}), logger=deepcopy(cfg.logger))

@@ -1,0 +1,222 @@
+"""Domain-stratified activation batches.
+
+Batch ``t`` is a pure function of the configuration and ``t``: contexts are permuted by epoch,
+activations are shuffled within chunks of a few batches, and every permutation is seeded by what
+it permutes. So a run resumes at any step without replaying, and its buffer needs no saving.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from jaxtyping import Bool, Float, Int
+from sae_lens.training.activations_store import ActivationsStore
+from torch import Tensor
+from transformer_lens.HookedTransformer import HookedRootModule
+
+from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.rng import mix
+from saelens_adaptive_ortho.text.corpora import TokenisedCorpus
+
+
+class NonFiniteActivationsError(RuntimeError):
+    """The language model produced NaN or infinity; names the corpus and the batch."""
+
+
+# ---------------------------------------------------------------- activations
+
+
+class _Rows(NamedTuple):
+    """A run of activation rows: whole contexts, and where in them the rows begin."""
+
+    contexts: Int[Tensor, " n"]
+    skip: int
+
+
+class DomainRows:
+    """Random access to the endless sequence of a corpus's usable token positions.
+
+    Epoch ``e`` visits the contexts in a permutation seeded by ``(seed, domain, e)``; within a
+    context only positions in ``usable`` count (the sequence slice, minus excluded tokens).
+    """
+
+    def __init__(
+        self, tokens: Int[Tensor, "n context"], usable: Bool[Tensor, "n context"], seed: int
+    ) -> None:
+        self.tokens = tokens
+        self.usable = usable
+        self._counts = usable.sum(1)
+        self.rows_per_epoch = int(self._counts.sum())
+        self._seed = seed
+        self._epoch: tuple[int, Tensor, Tensor] | None = None
+
+    def locate(self, start: int, n: int) -> list[_Rows]:
+        """Contexts that hold rows ``start .. start + n`` of the endless sequence, by epoch."""
+        out = []
+        while n > 0:
+            epoch, offset = divmod(start, self.rows_per_epoch)
+            order, ends = self._order(epoch)
+            take = min(n, self.rows_per_epoch - offset)
+            first = int(torch.searchsorted(ends, offset, right=True))
+            last = int(torch.searchsorted(ends, offset + take - 1, right=True))
+            skip = offset - (int(ends[first - 1]) if first else 0)
+            out.append(_Rows(order[first : last + 1], skip))
+            start, n = start + take, n - take
+        return out
+
+    def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
+        if self._epoch is None or self._epoch[0] != epoch:
+            generator = torch.Generator().manual_seed(mix(self._seed, epoch))
+            order = torch.randperm(len(self._counts), generator=generator)
+            self._epoch = (epoch, order, self._counts[order].cumsum(0))
+        return self._epoch[1], self._epoch[2]
+
+
+class StratifiedActivationsStore(ActivationsStore):
+    """SAELens's store, serving domain-stratified batches from one or two corpora.
+
+    Rows ``[0:forget_rows]`` of each batch come from the forget corpus, the rest from the retain
+    corpus. Iterating yields batches ``position, position + 1, ...``; :meth:`seek` moves anywhere.
+    The inherited token interface (``get_batch_tokens``, used by evaluations) serves the held-out
+    contexts of all corpora, interleaved.
+    """
+
+    corpora: list[TokenisedCorpus]
+    position: int
+
+    @classmethod
+    def build(
+        cls, model: HookedRootModule, cfg: Any, corpora: list[TokenisedCorpus], seed: int
+    ) -> StratifiedActivationsStore:
+        """A store for a runner config and its tokenised corpora.
+
+        Raises:
+            ConfigError: no usable token position, or a batch without a row of each corpus.
+        """
+        with warnings.catch_warnings():
+            # Held-out contexts are fewer than the training tokens, and meant to be.
+            warnings.filterwarnings("ignore", message="The training dataset contains fewer")
+            store = cls.from_config(model, cfg, override_dataset=held_out_dataset(corpora))
+        assert isinstance(store, StratifiedActivationsStore)
+        store._set_corpora(corpora, cfg.train_batch_size_tokens, forget_rows(cfg), seed)
+        return store
+
+    def _set_corpora(
+        self, corpora: list[TokenisedCorpus], batch: int, n_forget: int, seed: int
+    ) -> None:
+        self.corpora = corpora
+        self.position = 0
+        self._rows_per_batch = [batch] if len(corpora) == 1 else [n_forget, batch - n_forget]
+        self._domains = [
+            DomainRows(c.train, self._usable(c), mix(seed, i)) for i, c in enumerate(corpora)
+        ]
+        self._seed = seed
+        buffer_tokens = (
+            self.n_batches_in_buffer * self.store_batch_size_prompts * self.training_context_size
+        )
+        self.batches_per_chunk = max(1, buffer_tokens // batch)
+        self._chunk: tuple[int, list[Tensor]] | None = None
+
+    def _usable(self, corpus: TokenisedCorpus) -> Bool[Tensor, "n context"]:
+        usable = torch.zeros(corpus.train.shape, dtype=torch.bool)
+        usable[:, slice(*self.seqpos_slice)] = True
+        if self.exclude_special_tokens is not None:
+            usable &= ~torch.isin(corpus.train, self.exclude_special_tokens.cpu())
+        if not usable.any():
+            raise reject(
+                "seqpos_slice" if self.exclude_special_tokens is None else "exclude_special_tokens",
+                self.seqpos_slice,
+                f"leaves no token of the {corpus.domain} corpus to train on.",
+            )
+        return usable
+
+    def seek(self, position: int) -> None:
+        """Make the next batch the one of this step."""
+        self.position = position
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Float[Tensor, "batch d_in"]:
+        chunk, slot = divmod(self.position, self.batches_per_chunk)
+        if self._chunk is None or self._chunk[0] != chunk:
+            self._chunk = None  # free the old chunk before the new one is made
+            self._chunk = (chunk, [self._fill(d, chunk) for d in range(len(self._domains))])
+        self.position += 1
+        return torch.cat(
+            [
+                rows[slot * n : (slot + 1) * n]
+                for rows, n in zip(self._chunk[1], self._rows_per_batch, strict=True)
+            ]
+        )
+
+    def _fill(self, d: int, chunk: int) -> Float[Tensor, "rows d_in"]:
+        """Activations of one corpus for a whole chunk, shuffled."""
+        n = self._rows_per_batch[d] * self.batches_per_chunk
+        start, pieces = chunk * n, []
+        for piece in self._domains[d].locate(start, n):
+            rows = self._activations(d, piece.contexts, chunk)
+            pieces.append(rows[piece.skip : piece.skip + n - sum(map(len, pieces))])
+        rows = torch.cat(pieces)
+        generator = torch.Generator().manual_seed(mix(self._seed, d, chunk, 1))
+        return rows[torch.randperm(n, generator=generator).to(rows.device)]
+
+    def _activations(
+        self, d: int, contexts: Int[Tensor, " n"], chunk: int
+    ) -> Float[Tensor, "rows d_in"]:
+        domain, corpus = self._domains[d], self.corpora[d]
+        device = next(self.model.parameters()).device
+        sliced = slice(*self.seqpos_slice)
+        out = []
+        for batch in contexts.split(self.store_batch_size_prompts):
+            tokens = domain.tokens[batch].long().to(device)
+            acts = self.get_activations(tokens).to(self.device, self.dtype)
+            if not torch.isfinite(acts).all():
+                bad = batch[(~torch.isfinite(acts)).flatten(1).any(1).cpu()].tolist()
+                first = chunk * self.batches_per_chunk
+                raise NonFiniteActivationsError(
+                    f"The {corpus.domain} corpus gives NaN or infinite activations at "
+                    f"{self.hook_name}, in contexts {bad[:5]}{'...' if len(bad) > 5 else ''} "
+                    f"(batches {first} to {first + self.batches_per_chunk - 1}). Load the model "
+                    "in a wider dtype (bfloat16 or float32 rather than float16), or check its "
+                    "weights."
+                )
+            out.append(acts[domain.usable[batch][:, sliced].to(acts.device)])
+        return torch.cat(out)
+
+    def epochs(self, n_steps: int) -> dict[str, float]:
+        """How often ``n_steps`` batches go through each corpus."""
+        return {
+            c.domain: n * n_steps / d.rows_per_epoch
+            for c, d, n in zip(self.corpora, self._domains, self._rows_per_batch, strict=True)
+        }
+
+
+def held_out_dataset(corpora: list[TokenisedCorpus]) -> Dataset:
+    """The held-out contexts of all corpora, interleaved, equally many of each."""
+    n = min(len(c.held_out) for c in corpora)
+    interleaved = torch.stack([c.held_out[:n] for c in corpora], dim=1).flatten(0, 1)
+    return Dataset.from_dict({"tokens": interleaved.tolist()})
+
+
+def forget_rows(cfg: Any) -> int:
+    """Rows of a batch that come from the forget corpus; 0 with a single corpus.
+
+    Raises:
+        ConfigError: the fraction leaves one of the corpora without a row.
+    """
+    if len(cfg.corpora()) == 1:
+        return 0
+    n = math.floor(cfg.train_batch_size_tokens * cfg.ortho_forget_fraction + 0.5)
+    if not 0 < n < cfg.train_batch_size_tokens:
+        raise reject(
+            "ortho_forget_fraction",
+            cfg.ortho_forget_fraction,
+            f"a batch of {cfg.train_batch_size_tokens} needs a row of each corpus.",
+        )
+    return n

@@ -1,0 +1,369 @@
+"""Bad input through the command line: exit 2, a message that helps, and nothing trained."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.errors import GatedRepoError
+from requests import Response
+
+from saelens_adaptive_ortho.commands.cli import main
+from saelens_adaptive_ortho.text import corpora
+from saelens_adaptive_ortho.training import lockstep
+
+Refused = Callable[..., str]
+GATED = "cais/wmdp-bio-forget-corpus"
+
+
+@pytest.fixture
+def refused(
+    write_config: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Refused:
+    """Run ``compare`` on a config, see it refused before training, and give the message."""
+
+    def fit(_: Any) -> None:
+        raise AssertionError("training began")
+
+    def run(sae: dict[str, Any] | None = None, *options: str, **changes: Any) -> str:
+        monkeypatch.setattr(lockstep.LockstepTrainer, "fit", fit)
+        config = str(write_config(sae, **changes))
+        capsys.readouterr()
+        assert main(["compare", config, *options]) == 2
+        *_, message = capsys.readouterr().err.strip().splitlines()
+        assert message.startswith("adaptive-ortho: error: ")
+        assert not list(tmp_path.glob("run/seed*"))
+        assert not list(tmp_path.glob("run/results/*"))
+        return message.removeprefix("adaptive-ortho: error: ")
+
+    return run
+
+
+def two_corpora(forget: str | dict[str, Any], retain: Path) -> dict[str, Any]:
+    return {"ortho_corpora": {"forget": forget, "retain": str(retain)}}
+
+
+# --------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
+def test_sharing_outside_zero_to_one_is_refused(refused: Refused, alpha: float) -> None:
+    assert refused({"ortho_alpha": alpha}).startswith(
+        f"sae.ortho_alpha={alpha}: must be a number in [0, 1]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("ortho_coefficient", -0.05), ("ortho_curriculum_start", -1.0), ("ortho_coefficient", 1e999)],
+)
+def test_a_negative_or_infinite_coefficient_is_refused(
+    refused: Refused, field: str, value: float
+) -> None:
+    assert f"sae.{field}={value}: must be a number in [0, inf)" in refused({field: value})
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest_one(refused: Refused) -> None:
+    assert "sae.ortho_coeficient=0.1: unknown key. Did you mean sae.ortho_coefficient?" in refused(
+        {"ortho_coeficient": 0.1}
+    )
+
+
+def test_an_override_is_checked_like_the_file(refused: Refused) -> None:
+    assert "sae.ortho_alpha=7" in refused(None, "--set", "sae.ortho_alpha=7")
+
+
+def test_a_config_that_does_not_exist_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("compare", "train", "check"):
+        assert main([command, str(tmp_path / "nowhere.yaml")]) == 2
+        assert "nowhere.yaml" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------ model
+
+
+def test_a_width_that_is_not_the_models_is_refused(refused: Refused) -> None:
+    message = refused({"d_in": 48})
+    assert message.startswith("sae.d_in=48: ")
+    assert "is 32 wide; set it to that" in message
+
+
+def test_a_hook_the_model_has_not_is_refused_with_the_nearest(refused: Refused) -> None:
+    message = refused(hook_name="blocks.1.hook_resid_posst")
+    assert message.startswith("hook_name='blocks.1.hook_resid_posst': ")
+    assert "Nearest: blocks.1.hook_resid_post" in message
+
+
+@pytest.mark.parametrize(
+    ("lost", "remedy"),
+    [
+        (["model.safetensors"], "model.save_pretrained"),
+        (["tokenizer.json", "tokenizer_config.json"], "tokenizer.save_pretrained"),
+        (["config.json"], "config.json"),
+    ],
+)
+def test_a_model_directory_without_weights_tokenizer_or_config_is_refused(
+    refused: Refused, tiny: Any, tmp_path: Path, lost: list[str], remedy: str
+) -> None:
+    path = shutil.copytree(tiny.model, tmp_path / "model")
+    for name in lost:
+        (path / name).unlink()
+    message = refused(model_name=str(path))
+    assert message.startswith(f"model_name='{path}': ")
+    assert remedy in message
+
+
+def test_truncated_model_weights_are_refused(refused: Refused, tiny: Any, tmp_path: Path) -> None:
+    path = shutil.copytree(tiny.model, tmp_path / "model")
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert re.match("model_name=.*truncated", refused(model_name=str(path)))
+
+
+def test_a_context_longer_than_the_model_sees_is_refused(refused: Refused) -> None:
+    assert "context_size=128: the model sees 64 tokens" in refused(context_size=128)
+
+
+# ---------------------------------------------------------------------- corpora
+
+
+@pytest.mark.parametrize("name", ["nowhere.jsonl", "/nowhere/at/all", "./nowhere"])
+def test_a_missing_corpus_is_refused(refused: Refused, tiny: Any, name: str) -> None:
+    assert refused(**two_corpora(name, tiny.retain)).startswith(
+        f"ortho_corpora.forget.path='{name}': no such file or directory"
+    )
+
+
+def write_bad(folder: Path, kind: str) -> Path:
+    lines = "".join(json.dumps({"text": f"virus{i}"}) + "\n" for i in range(2000))
+    path = folder / f"bad.{kind.split()[-1]}"
+    if kind.startswith("empty"):
+        path.write_bytes(gzip.compress(b"") if path.suffix == ".gz" else b"")
+    elif kind.startswith("blank"):
+        path.write_text("\n \n\n")
+    elif kind.startswith("binary"):
+        path.write_bytes(bytes(range(128, 256)) * 20)
+    elif kind == "truncated jsonl.gz":
+        whole = gzip.compress(lines.encode())
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "truncated parquet":
+        pq.write_table(pa.table({"text": ["virus"] * 2000}), path)
+        path.write_bytes(path.read_bytes()[:-40])
+    else:
+        path.write_text('{"text": "virus1"}\n{"text": "vir')
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "empty jsonl",
+        "empty txt",
+        "empty parquet",
+        "empty jsonl.gz",
+        "blank txt",
+        "binary jsonl",
+        "binary txt",
+        "binary parquet",
+        "binary jsonl.gz",
+        "truncated jsonl.gz",
+        "truncated parquet",
+        "cut short jsonl",
+    ],
+)
+def test_an_empty_or_unreadable_corpus_is_refused(
+    refused: Refused, tiny: Any, tmp_path: Path, kind: str
+) -> None:
+    path = write_bad(tmp_path, kind)
+    message = refused(**two_corpora(str(path), tiny.retain))
+    assert message.startswith(f"ortho_corpora.forget.path='{path}': ")
+    assert re.search("empty|no text|truncated, or not UTF-8", message)
+
+
+def test_the_second_corpus_is_named_when_it_is_the_bad_one(
+    refused: Refused, tiny: Any, tmp_path: Path
+) -> None:
+    path = write_bad(tmp_path, "empty jsonl")
+    assert refused(**two_corpora(str(tiny.forget), path)).startswith("ortho_corpora.retain.path=")
+
+
+def test_a_lone_corpus_is_named_by_the_field_it_came_from(refused: Refused, tmp_path: Path) -> None:
+    path = str(write_bad(tmp_path, "empty jsonl"))
+    assert refused(ortho_corpora={}, dataset_path=path).startswith("dataset_path")
+    assert refused(ortho_corpora={"retain": path}).startswith("ortho_corpora.retain.path=")
+
+
+def test_a_wrong_text_field_is_refused_with_those_there_are(refused: Refused, tiny: Any) -> None:
+    forget = {"path": str(tiny.forget), "text_field": "body"}
+    assert refused(**two_corpora(forget, tiny.retain)).startswith(
+        "ortho_corpora.forget.text_field='body': no such field"
+    )
+    assert "it has ['text']" in refused(**two_corpora(forget, tiny.retain))
+
+
+def test_a_field_that_holds_no_text_is_refused(refused: Refused, tiny: Any, tmp_path: Path) -> None:
+    path = tmp_path / "numbers.jsonl"
+    path.write_text('{"text": 1}\n{"text": 2}\n')
+    assert "has int there, not text" in refused(**two_corpora(str(path), tiny.retain))
+
+
+@pytest.mark.parametrize("name", ["corpus.csv", "corpus.zip"])
+def test_an_unknown_kind_of_file_is_refused_with_those_known(
+    refused: Refused, tiny: Any, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("text\nvirus\n")
+    message = refused(**two_corpora(str(tmp_path / name), tiny.retain))
+    assert ".jsonl" in message
+    assert ".parquet" in message
+
+
+def test_a_directory_without_text_is_refused(refused: Refused, tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.md").write_text("nothing here")
+    message = refused(**two_corpora(str(tmp_path / "folder"), tiny.retain))
+    assert "the directory holds no" in message
+
+
+def test_a_corpus_too_small_for_a_context_is_refused(
+    refused: Refused, tiny: Any, tmp_path: Path
+) -> None:
+    path = tiny.write_jsonl(tmp_path / "small.jsonl", ["virus1 virus2"] * 3)
+    message = refused(**two_corpora(str(path), tiny.retain))
+    assert message.startswith(f"ortho_corpora.forget.path='{path}': too little text")
+    assert "lower context_size" in message
+
+
+# -------------------------------------------------------------------------- hub
+
+
+def hub_raises(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def load_dataset(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(corpora, "load_dataset", load_dataset)
+
+
+def gated_error() -> GatedRepoError:
+    response = Response()
+    response.status_code = 403
+    return GatedRepoError(
+        "403 Client Error. (Request ID: Root=1-0)\n\nCannot access gated repo for url "
+        f"https://huggingface.co/datasets/{GATED}/resolve/main/README.md.\nAccess to dataset "
+        f"{GATED} is restricted and you are not in the authorized list.",
+        response=response,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        gated_error(),
+        DatasetNotFoundError(
+            f"Dataset '{GATED}' is a gated dataset on the Hub. You must be authenticated to access "
+            "it."
+        ),
+        DatasetNotFoundError(
+            f"Dataset '{GATED}' is a gated dataset on the Hub. Visit the dataset page at "
+            f"https://huggingface.co/datasets/{GATED} to ask for access."
+        ),
+    ],
+    ids=["gated", "not logged in", "not granted"],
+)
+def test_a_gated_data_set_says_how_to_get_access_and_names_a_stand_in(
+    refused: Refused, tiny: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    hub_raises(monkeypatch, error)
+    message = refused(**two_corpora(GATED, tiny.retain))
+    assert message.startswith(f"ortho_corpora.forget.path='{GATED}': access is refused")
+    for part in ("Request access", "hf auth login", "cais/wmdp-corpora", "bio-retain-corpus"):
+        assert part in message
+
+
+def test_a_gated_data_set_without_a_known_stand_in_points_at_local_files(
+    refused: Refused, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_raises(monkeypatch, gated_error())
+    message = refused(**two_corpora("somebody/secret", tiny.retain))
+    assert "Request access" in message
+    assert "local file" in message
+    assert "wmdp-corpora" not in message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("Couldn't reach 'somebody/text' on the Hub (LocalEntryNotFoundError)"),
+        OSError("HTTPSConnectionPool: Max retries exceeded (Failed to resolve 'huggingface.co')"),
+        TimeoutError("The read operation timed out"),
+    ],
+)
+def test_an_unreachable_hub_is_said_to_be_that(
+    refused: Refused, tiny: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    hub_raises(monkeypatch, error)
+    message = refused(**two_corpora("somebody/text", tiny.retain))
+    assert message.startswith(
+        "ortho_corpora.forget.path='somebody/text': the hub cannot be reached"
+    )
+    assert "local file" in message
+
+
+def test_a_data_set_that_does_not_exist_is_refused(
+    refused: Refused, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_raises(
+        monkeypatch,
+        DatasetNotFoundError("Dataset 'somebody/nothing' doesn't exist on the Hub."),
+    )
+    assert "Check its id" in refused(**two_corpora("somebody/nothing", tiny.retain))
+
+
+# ----------------------------------------------------------------------- output
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(
+    refused: Refused, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "run"
+    message = refused(output_path=str(path))
+    assert message.startswith(f"output_path='{path}': cannot be written")
+    assert "Choose another folder" in message
+
+
+def test_a_comparison_without_an_output_folder_is_refused(refused: Refused) -> None:
+    assert refused(output_path=None).startswith("output_path=None: a comparison needs a folder")
+
+
+# ------------------------------------------------------------------------ check
+
+
+def test_the_check_command_opens_everything_and_trains_nothing(
+    write_config: Callable[..., Path],
+    tiny: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lockstep.LockstepTrainer, "fit", None)
+    assert main(["check", str(write_config())]) == 0
+    out = capsys.readouterr().out
+    assert "forget: 49 training and 16 held-out contexts of 32 tokens" in out
+    assert "ready to run" in out
+    missing = str(write_config(**two_corpora("nowhere.txt", tiny.retain)))
+    assert main(["check", missing, "--offline"]) == 0
+    assert "were not opened" in capsys.readouterr().out
+    assert main(["check", missing]) == 2

@@ -1,0 +1,458 @@
+"""``adaptive-ortho compare`` end to end on the tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sae_lens import SAE
+from transformer_lens import HookedTransformer
+
+from saelens_adaptive_ortho import report
+from saelens_adaptive_ortho.commands.cli import main
+from saelens_adaptive_ortho.commands.compare import RECORD, workbench
+from saelens_adaptive_ortho.commands.experiment import load_experiment
+from saelens_adaptive_ortho.demo import MODEL_DIR, RETAIN_CORPUS
+from saelens_adaptive_ortho.judging import geometry
+from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
+from saelens_adaptive_ortho.judging.registry import EVALS
+from saelens_adaptive_ortho.results import load_result, load_results, result_path
+from saelens_adaptive_ortho.training import lockstep
+from saelens_adaptive_ortho.training.runner import Prepared
+
+pytest.importorskip("sae_bench")
+# SAEBench's store warns of its own tensor copies and of short data sets.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:To copy construct:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The training dataset contains fewer:UserWarning"),
+]
+
+VARIANTS = {"baseline": {"ortho_mode": "off"}, "adaptive": {}}
+SEEDS = [0, 1]
+DOMAINS = ("forget", "retain", "pooled")
+EVALUATIONS = ("training", "core", "subspace")
+REWRITTEN = {"report.html", "summary.json", "config.yaml"}
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(
+    settings: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished run in ``run`` beside its ``experiment.yaml``; look, do not touch."""
+    folder = tmp_path_factory.mktemp("finished")
+    tree = settings(variants=VARIANTS, seeds=SEEDS, output_path=str(folder / "run"))
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    assert main(["compare", str(folder / "experiment.yaml")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run to work on."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def compare(finished: Path, run: Path) -> Callable[..., int]:
+    """The command line on the copy, with further options."""
+    config = str(finished.parent / "experiment.yaml")
+
+    def again(*options: str) -> int:
+        return main(["compare", config, "--set", f"output_path={run}", *options])
+
+    return again
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(_: Any) -> None:
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(lockstep.LockstepTrainer, "fit", fit)
+
+
+def snapshot(root: Path) -> dict[str, tuple[int, bytes]]:
+    """Time and content of every file that a rerun has no reason to write."""
+    return {
+        str(path.relative_to(root)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in root.rglob("*")
+        if path.is_file() and path.name not in REWRITTEN
+    }
+
+
+# -------------------------------------------------------------------- what it leaves
+
+
+def test_there_is_a_result_for_every_variant_seed_and_evaluation(finished: Path) -> None:
+    found = {(r.variant, r.seed, r.eval): r for r in load_results(finished)}
+    assert set(found) == {(v, s, e) for v in VARIANTS for s in SEEDS for e in EVALUATIONS}
+    assert all(r.ok and r.metrics and r.fingerprint and r.versions for r in found.values())
+    steps = {r.metrics["steps"] for r in found.values() if r.eval == "training"}
+    assert steps == {24.0}
+
+
+def test_core_metrics_are_there_for_each_corpus_and_both_together(finished: Path) -> None:
+    for variant in VARIANTS:
+        metrics = load_result(result_path(finished, variant, 0, "core")).metrics
+        for domain in DOMAINS:
+            for name in ("explained_variance", "ce_loss_score", "l0", "cossim"):
+                assert metrics[f"{domain}/{name}"] is not None
+            exact = metrics[f"{domain}/explained_variance"]
+            published = metrics[f"{domain}/explained_variance_sae_bench"]
+            assert exact is not None
+            assert published is not None
+            assert exact < 1
+            assert exact != published  # of another formula
+            l0 = metrics[f"{domain}/l0"]
+            assert l0 is not None
+            assert 0 < l0 < 64
+        l0s = [metrics[f"{domain}/l0"] for domain in DOMAINS]
+        assert min(l0s) < max(l0s)  # type: ignore[type-var]
+
+
+def test_variants_and_seeds_give_different_saes_and_a_seed_the_same_start(finished: Path) -> None:
+    weights = {
+        (variant, seed): SAE.load_from_disk(finished / f"seed{seed}" / variant).W_dec
+        for variant in VARIANTS
+        for seed in SEEDS
+    }
+    keys = list(weights)
+    for i, first in enumerate(keys):
+        assert not any(torch.equal(weights[first], weights[k]) for k in keys[i + 1 :])
+    # The first step is taken from the same weights on the same batch.
+    first_rows = [
+        load_result(result_path(finished, v, 0, "training")).details["history"][0] for v in VARIANTS
+    ]
+    assert first_rows[0]["mse_loss"] == first_rows[1]["mse_loss"]
+
+
+def test_exported_saes_are_stock_ones_that_plain_saelens_loads(finished: Path) -> None:
+    for variant in VARIANTS:
+        sae = SAE.load_from_disk(finished / "seed0" / variant)
+        assert type(sae).__module__.startswith("sae_lens.")
+        assert sae.cfg.metadata.hook_name == "blocks.1.hook_resid_post"
+        assert sae.cfg.metadata.context_size == 32
+        assert not any(name.startswith("ortho_") for name in sae.state_dict())
+        assert sae(torch.randn(3, 32)).isfinite().all()
+
+
+def test_the_report_names_every_variant_and_needs_nothing_from_elsewhere(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert all(variant in page for variant in VARIANTS)
+    assert "<svg" in page
+    assert "<script" not in page
+    assert "@import" not in page
+    for reference in re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)["']""", page):
+        assert reference.startswith(("#", "data:")), reference
+    for reference in re.findall(r"""url\(["']?([^"')]*)""", page):
+        assert reference.startswith(("#", "data:")), reference
+
+
+def test_the_config_that_was_run_is_kept_and_can_be_run_again(finished: Path) -> None:
+    tree = yaml.safe_load((finished / "config.yaml").read_text())
+    assert tree["variants"] == VARIANTS
+    assert tree["seeds"] == SEEDS
+    assert tree["sae"]["d_sae"] == 64
+    assert not (finished / "seed0" / "checkpoints").exists()
+
+
+# ------------------------------------------------------------------------- reruns
+
+
+@pytest.mark.usefixtures("no_training", "no_report")
+def test_a_rerun_does_nothing_new(run: Path, compare: Callable[..., int]) -> None:
+    before = snapshot(run)
+    assert len(before) > 20
+    assert compare() == 0
+    assert snapshot(run) == before
+
+
+@pytest.mark.usefixtures("no_training", "no_report")
+def test_deleting_a_result_reruns_only_that_evaluation_to_the_same_metrics(
+    run: Path, compare: Callable[..., int]
+) -> None:
+    path = result_path(run, "adaptive", 1, "core")
+    metrics = load_result(path).metrics
+    path.unlink()
+    before = snapshot(run)
+    assert compare() == 0
+    after = snapshot(run)
+    new = {name for name in after if after[name] != before.get(name)}
+    assert str(path.relative_to(run)) in new
+    assert all("adaptive__seed1" in name and "core" in name for name in new)
+    assert load_result(path).metrics == metrics
+
+
+@pytest.mark.usefixtures("no_training", "no_report")
+def test_other_settings_of_an_evaluation_rerun_it(run: Path, compare: Callable[..., int]) -> None:
+    before = snapshot(run)
+    assert compare("--set", "evals.subspace.domain_ratio=2.0") == 0
+    after = snapshot(run)
+    new = {name for name in after if after[name] != before.get(name)}
+    assert new == {f"results/{v}__seed{s}__subspace.json" for v in VARIANTS for s in SEEDS}
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_new_variant_is_trained_beside_the_finished_ones(
+    run: Path, compare: Callable[..., int]
+) -> None:
+    before = snapshot(run)
+    assert compare("--set", "variants.fixed={ortho_mode: fixed}", "--set", "evals=[]") == 0
+    after = snapshot(run)
+    assert before.items() <= after.items()
+    new = set(after) - set(before)
+    assert new
+    assert all("fixed" in name for name in new)
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("lr=0.005", "lr was 0.01, is 0.005"),
+        ("sae.ortho_alpha=0.25", "sae.ortho_alpha was 1.0, is 0.25"),
+        (
+            "variants.adaptive.ortho_affinity=overlap",
+            "ortho_affinity was 'unsuppressed', is 'overlap'",
+        ),
+        ("ortho_forget_fraction=0.25", "ortho_forget_fraction was 0.5, is 0.25"),
+    ],
+)
+def test_other_settings_in_the_same_folder_are_refused_naming_the_difference(
+    run: Path,
+    compare: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    difference: str,
+) -> None:
+    before = snapshot(run)
+    assert compare("--set", override) == 2
+    message = capsys.readouterr().err
+    assert f"output_path='{run}'" in message
+    assert difference in message
+    assert "--fresh" in message
+    after = snapshot(run)
+    assert before.items() <= after.items()
+    assert all(name.startswith("cache/") for name in set(after) - set(before))
+
+
+@pytest.mark.usefixtures("no_training")
+def test_other_text_at_the_same_path_is_refused(
+    tiny: Any,
+    run: Path,
+    compare: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    # The run was made of this very path, as far as its record tells.
+    other = tiny.write_jsonl(tmp_path / "other.jsonl", tiny.documents(tiny.retain_words, 9))
+    for record in run.glob(f"*/*/{RECORD}"):
+        record.write_text(record.read_text().replace(str(tiny.retain), str(other)))
+    assert compare("--set", f"ortho_corpora.retain={other}") == 2
+    assert "(the text)" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_report")
+def test_starting_over_trains_everything_anew_and_touches_nothing_else(
+    run: Path, compare: Callable[..., int]
+) -> None:
+    (run / "notes.txt").write_text("mine")
+    assert compare("--fresh", "--set", "lr=0.005", "--set", "evals=[]", "--set", "seeds=[1]") == 0
+    assert (run / "notes.txt").read_text() == "mine"
+    assert not (run / "seed0").exists()
+    for variant in VARIANTS:
+        record = json.loads((run / "seed1" / variant / RECORD).read_text())
+        assert record["settings"]["lr"] == 0.005
+    assert {r.eval for r in load_results(run)} == {"training"}
+
+
+@pytest.mark.usefixtures("no_training")
+def test_an_evaluation_that_fails_leaves_the_others_and_is_explained_and_tried_again(
+    run: Path,
+    compare: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for seed in SEEDS:
+        for variant in VARIANTS:
+            result_path(run, variant, seed, "subspace").unlink()
+    others = snapshot(run)
+    whole = geometry.run
+
+    def fails_for_the_baseline(context: EvalContext, settings: Any) -> Any:
+        if context.variant == "baseline":
+            raise ZeroDivisionError("the angle was lost")
+        return whole(context, settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(geometry, "run", fails_for_the_baseline)
+        assert compare() == 1
+    assert "failed: ZeroDivisionError('the angle was lost')" in capsys.readouterr().out
+    assert others.items() <= snapshot(run).items()
+    results = {(r.variant, r.seed): r for r in load_results(run) if r.eval == "subspace"}
+    assert [results["baseline", s].status for s in SEEDS] == ["failed", "failed"]
+    assert [results["adaptive", s].status for s in SEEDS] == ["ok", "ok"]
+    assert "the angle was lost" in (run / "report.html").read_text()
+    monkeypatch.setattr(report, "write_report", lambda root: root)
+    assert compare() == 0
+    assert all(r.ok for r in load_results(run))
+
+
+def test_the_report_command_writes_the_page_again_and_refuses_an_empty_folder(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (run / "report.html").read_text()
+    (run / "report.html").unlink()
+    assert main(["report", str(run)]) == 0
+    assert (run / "report.html").read_text() == page
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    assert "run compare first" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------- other shapes
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_single_corpus_is_compared_without_domains(
+    write_config: Callable[..., Path], tiny: Any, tmp_path: Path
+) -> None:
+    config = write_config(
+        ortho_corpora={}, dataset_path=str(tiny.retain), variants={"adaptive": {}}
+    )
+    assert main(["compare", str(config)]) == 0
+    root = tmp_path / "run"
+    core = load_result(result_path(root, "adaptive", 0, "core"))
+    assert {name.split("/")[0] for name in core.metrics} == {"pooled"}
+    subspace = load_result(result_path(root, "adaptive", 0, "subspace"))
+    assert subspace.metrics["mean_max_cosine"] is not None
+    assert not any("forget" in name for name in subspace.metrics)
+
+
+@pytest.mark.skipif(
+    not (DEMO.is_file() and (MODEL_DIR / "config.json").is_file() and RETAIN_CORPUS.is_file()),
+    reason="the demo is not built",
+)
+@pytest.mark.usefixtures("no_report")
+def test_the_demo_runs_at_a_tiny_setting(tmp_path: Path) -> None:
+    overrides = {
+        "output_path": tmp_path / "demo",
+        "training_tokens": 2048,
+        "train_batch_size_tokens": 256,
+        "context_size": 32,
+        "store_batch_size_prompts": 8,
+        "n_batches_in_buffer": 2,
+        "n_batches_for_norm_estimate": 2,
+        "lr_warm_up_steps": 0,
+        "lr_decay_steps": 0,
+        "sae.d_sae": 64,
+        "sae.k": 4,
+        "seeds": [0],
+        "evals": "{core: {n_contexts: 4, batch_size_prompts: 4}, subspace: {n_contexts: 8}}",
+    }
+    options = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
+    assert main(["compare", str(DEMO), *options]) == 0
+    results = load_results(tmp_path / "demo")
+    assert {r.variant for r in results} == set(load_experiment(DEMO).variants)
+    assert all(r.ok for r in results)
+
+
+# ----------------------------------------------------------------------- evaluation
+
+
+@pytest.fixture
+def context(finished: Path, prepared: Prepared, tmp_path: Path) -> EvalContext:
+    experiment = load_experiment(finished.parent / "experiment.yaml")
+    sae_dir = finished / "seed0" / "adaptive"
+    return EvalContext(
+        bench=workbench(experiment.runner, prepared, tmp_path / "work"),
+        load=lambda: SAE.load_from_disk(sae_dir),
+        variant="adaptive",
+        seed=0,
+        raw_dir=tmp_path / "raw",
+    )
+
+
+def process_state() -> list[Any]:
+    from sae_bench.evals.core import main as core
+
+    numpy_state = np.random.get_state()
+    return [
+        vars(HookedTransformer)["from_pretrained_no_processing"],
+        vars(core)["ActivationsStore"],
+        list(core.logger.handlers),
+        torch.is_grad_enabled(),
+        os.getcwd(),
+        random.getstate(),
+        (numpy_state[1].tolist(), *numpy_state[2:]),  # type: ignore[index, union-attr]
+        torch.get_rng_state().tolist(),
+    ]
+
+
+CORE_SETTINGS = {"n_contexts": 8, "batch_size_prompts": 4}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_evaluating_leaves_the_process_as_it_was(context: EvalContext, grad: bool) -> None:
+    with torch.set_grad_enabled(grad):
+        before = process_state()
+        EVALS["core"].run(context, CORE_SETTINGS)
+        assert process_state() == before
+
+
+def test_a_failing_evaluation_leaves_the_process_as_it_was_and_passes_the_reason_on(
+    context: EvalContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        random.seed(1)
+        torch.manual_seed(1)
+        torch.set_grad_enabled(False)
+        raise RuntimeError("the forward pass was lost")
+
+    before = process_state()
+    monkeypatch.setattr(context.model, "forward", fail)
+    with pytest.raises((EvaluationError, RuntimeError), match="the forward pass was lost"):
+        EVALS["core"].run(context, CORE_SETTINGS)
+    assert process_state() == before
+
+
+@pytest.mark.parametrize("name", ["core", "subspace"])
+def test_evaluating_an_sae_twice_gives_the_very_same_metrics(
+    context: EvalContext, name: str
+) -> None:
+    settings = CORE_SETTINGS if name == "core" else {"n_contexts": 8}
+    torch.manual_seed(1)
+    first = EVALS[name].run(context, settings)
+    torch.manual_seed(2)
+    second = EVALS[name].run(context, settings)
+    assert first.metrics == second.metrics
+    assert first.details == second.details
+
+
+def test_too_few_held_out_contexts_for_a_batch_are_an_explained_failure(
+    context: EvalContext,
+) -> None:
+    with pytest.raises(EvaluationError, match=r"16 held-out contexts, fewer than.*=64; lower that"):
+        EVALS["core"].run(context, {"n_contexts": 64, "batch_size_prompts": 64})
+
+
+def test_an_sae_in_bf16_is_judged_in_float32(context: EvalContext) -> None:
+    stored = context.load().to(torch.bfloat16)
+    half, full = (
+        EVALS["core"].run(replace(context, load=load), CORE_SETTINGS).metrics
+        for load in (lambda: deepcopy(stored), lambda: deepcopy(stored).to(torch.float32))
+    )
+    assert stored.dtype == torch.bfloat16
+    assert half == full

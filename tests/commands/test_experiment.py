@@ -1,0 +1,324 @@
+"""The strict YAML: what is read, what is refused, and how the refusal reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from saelens_adaptive_ortho.commands.experiment import (
+    DEFAULT_EVALS,
+    DEFAULT_VARIANTS,
+    build_experiment,
+    load_experiment,
+)
+from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.settings import parse_yaml
+from saelens_adaptive_ortho.text import corpora, models
+
+Settings = Callable[..., dict[str, Any]]
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings are checked before corpora or models are touched."""
+
+    def fail(*args: object, **_: object) -> None:
+        raise AssertionError(f"opened {args}")
+
+    monkeypatch.setattr(corpora, "load_dataset", fail)
+    monkeypatch.setattr(models, "load_model", fail)
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", fail)
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", fail)
+
+
+def changed(tree: dict[str, Any], key: str, value: object) -> dict[str, Any]:
+    """The tree with ``value`` at the dotted ``key``."""
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+    node[last] = value
+    return tree
+
+
+def remove(tree: dict[str, Any], key: str) -> dict[str, Any]:
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node[parent]
+    del node[last]
+    return tree
+
+
+# --------------------------------------------------------------------- strict
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("trainning_tokens", "Did you mean training_tokens?"),
+        ("ortho_forget_fractoin", "Did you mean ortho_forget_fraction?"),
+        ("variant", "Did you mean variants?"),
+        ("sae.ortho_alhpa", "Did you mean sae.ortho_alpha?"),
+        ("sae.dsae", "Did you mean sae.d_sae?"),
+        ("sae.l1_coefficient", "unknown key"),  # of another architecture
+        ("variants.fixed.ortho_mod", "Did you mean variants.fixed.ortho_mode?"),
+        ("logger.log_to_wandbb", "Did you mean logger.log_to_wandb?"),
+        ("evals.core.n_context", "Did you mean evals.core.n_contexts?"),
+        ("evals.subspace.energi", "Did you mean evals.subspace.energy?"),
+        ("evals.subspaces", "Did you mean 'subspace'?"),
+        ("ortho_corpora.forgot", "known corpora: forget, retain"),
+        ("ortho_corpora.forget.text_fields", "text_field"),
+        ("zzz", "See configs/ for what is known"),
+        ("sae.zzz", "See configs/ for what is known"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(
+    settings: Settings, key: str, nearest: str
+) -> None:
+    tree = settings(ortho_corpora={"forget": {"path": "a.jsonl"}, "retain": {"path": "b.jsonl"}})
+    value: Any = {} if key == "evals.subspaces" else 1
+    with pytest.raises(ConfigError, match=re.escape(nearest)) as error:
+        build_experiment(changed(tree, key, value))
+    assert key.split(".")[-1] in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["sae_lens_version", "hook_eval", "sae.ortho_forget_rows"])
+def test_what_is_derived_from_other_settings_cannot_be_set(settings: Settings, key: str) -> None:
+    with pytest.raises(ConfigError, match="unknown key"):
+        build_experiment(changed(settings(), key, 1))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("training_tokens", "many", "training_tokens='many': must be of type int"),
+        ("training_tokens", 1.5, "must be of type int"),
+        ("training_tokens", True, "must be of type int"),
+        ("training_tokens", 0, "must be a positive whole number"),
+        ("training_tokens", 100, "less than one batch"),
+        ("context_size", 1, "context_size=1: must be at least 2"),
+        ("lr", "fast", "lr='fast': must be of type float"),
+        ("lr", -1e-3, r"lr=-0\.001: must be positive"),
+        ("model_name", 3, "model_name=3: must be given"),
+        ("sae", "big", "sae='big': must be a mapping"),
+        ("sae.d_sae", "64", r"sae\.d_sae='64': must be a positive whole number"),
+        ("sae.d_in", 0, r"sae\.d_in=0: must be a positive whole number"),
+        ("sae.ortho_alpha", "half", r"sae\.ortho_alpha='half': must be of type float"),
+        ("sae.ortho_mode", "adaptiv", r"sae\.ortho_mode='adaptiv'"),
+        ("sae.ortho_scale_free", "yes", r"sae\.ortho_scale_free='yes': must be of type bool"),
+        ("sae.normalize_activations", "by_magic", r"sae\.normalize_activations='by_magic'"),
+        ("sae.architecture", "adaptive_ortho_batchtop", "Did you mean 'adaptive_ortho_batchtopk'"),
+        ("sae.architecture", "batchtopk", "Did you mean 'adaptive_ortho_batchtopk'"),
+        ("logger", True, "logger=True: must be a mapping"),
+        ("seeds", [0, 0], "names a seed twice"),
+        ("seeds", [-1], "whole numbers >= 0"),
+        ("seeds", 3, "must be a list"),
+        ("seeds", [], "must be a list"),
+        ("evals", "core", "must list evaluations"),
+        ("evals.core", [1], r"evals\.core=\[1\]: must be a mapping"),
+        ("evals.core.n_contexts", "all", r"evals\.core\.n_contexts='all': must be of type int"),
+        ("variants", {}, "must map variant names"),
+        ("variants", {"a b": {}}, "a name has letters"),
+        ("variants", {"a": 3}, r"variants\.a=3: must be a mapping"),
+        ("variants", {"a": {"d_in": 64}}, r"variants\.a\.d_in=64: variants share"),
+        ("variants", {"a": {"ortho_alpha": 2}}, r"variants\.a\.ortho_alpha=2: must be a number"),
+        ("variants", {"a": {"architecture": "topk"}}, r"variants\.a\.architecture='topk'"),
+        ("ortho_corpora", ["a.txt"], "must map forget and retain"),
+        ("ortho_corpora", {"forget": 3}, "must be a path or a mapping"),
+        ("ortho_corpora", {"forget": {"name": "x"}}, r"ortho_corpora\.forget\.path=None"),
+        (
+            "ortho_corpora",
+            {"retain": {"path": "x", "max_documents": 0}},
+            r"ortho_corpora\.retain\.max_documents=0: must be a positive",
+        ),
+        ("ortho_corpora", {}, "dataset_path='': name a corpus"),
+        ("ortho_forget_fraction", 1.0, "must lie strictly between"),
+        ("ortho_forget_fraction", "half", "ortho_forget_fraction='half'"),
+        ("ortho_holdout_fraction", 0, "must lie strictly between"),
+        ("use_cached_activations", True, "not supported"),
+    ],
+)
+def test_a_wrong_type_or_value_is_refused_naming_field_value_and_rule(
+    settings: Settings, key: str, value: object, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_experiment(changed(settings(), key, value))
+
+
+@pytest.mark.parametrize(
+    "key", ["model_name", "hook_name", "sae", "sae.d_in", "sae.d_sae", "sae.architecture"]
+)
+def test_a_missing_key_is_named(settings: Settings, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{re.escape(key)}=None"):
+        build_experiment(remove(settings(), key))
+
+
+def test_what_the_host_refuses_is_a_config_error_too(settings: Settings) -> None:
+    with pytest.raises(ConfigError, match="SAELens refuses it"):
+        build_experiment(settings(seqpos_slice=[0, 0]))
+
+
+def test_defaults_fill_in_what_is_not_said(settings: Settings) -> None:
+    experiment = build_experiment(remove(settings(), "evals"), "mine")
+    assert experiment.name == "mine"
+    assert experiment.variants == DEFAULT_VARIANTS
+    assert experiment.evals == DEFAULT_EVALS
+    assert experiment.seeds == [0]
+    assert not experiment.runner.logger.log_to_wandb
+    assert not experiment.runner.dataset_trust_remote_code
+
+
+def test_building_twice_from_one_tree_gives_the_same_experiment(settings: Settings) -> None:
+    tree = settings(ortho_corpora={"forget": "a.jsonl", "retain": {"path": "b.jsonl"}})
+    before = yaml.safe_dump(tree)
+    first, second = build_experiment(tree), build_experiment(tree)
+    assert yaml.safe_dump(tree) == before
+    assert first.runner.settings() == second.runner.settings()
+
+
+# ----------------------------------------------------------------------- YAML
+
+
+def test_off_stays_text_and_numbers_in_any_notation_are_numbers() -> None:
+    tree = parse_yaml(
+        "a: off\nb: on\nc: yes\nd: no\ne: true\nf: False\n"
+        "g: 1e-3\nh: 1E3\ni: .5\nj: 1_048_576\nk: -2.5e+1\nl: .inf\nm: 1.5\nn: 7\no: null\np: e3\n",
+        "text",
+    )
+    assert tree == {
+        **{"a": "off", "b": "on", "c": "yes", "d": "no", "e": True, "f": False},
+        **{"g": 1e-3, "h": 1e3, "i": 0.5, "j": 1_048_576, "k": -25.0, "l": float("inf")},
+        **{"m": 1.5, "n": 7, "o": None, "p": "e3"},
+    }
+    assert isinstance(tree["n"], int)
+    assert isinstance(tree["h"], float)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "duplicate key 'a'"),
+        ("sae: {k: 1, d_sae: 2, k: 3}\n", "duplicate key 'k'"),
+        ("a: !!python/object/apply:os.getcwd []\n", "python/object"),
+        ("a: !!python/name:os.system\n", "python/name"),
+        ("a: [1, 2\n", "not valid YAML"),
+        ("a: b: c\n", "not valid YAML"),
+        ("- a\n- b\n", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("just words", "must be a mapping"),
+        ("? [1, 2]\n: 3\n", r"key \[1, 2\] is not text"),
+        ("sae: {1: 2}\n", "key 1 is not text"),
+    ],
+)
+def test_text_that_is_not_a_plain_mapping_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_yaml(text, "file.yaml")
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"missing\.yaml.*No such file"):
+        load_experiment(tmp_path / "missing.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(ConfigError, match=r"binary\.yaml.*not UTF-8"):
+        load_experiment(tmp_path / "binary.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_experiment(tmp_path)
+
+
+# ------------------------------------------------------------------- overrides
+
+
+def test_overrides_reach_inside_and_are_read_as_yaml(write_config: Callable[..., Path]) -> None:
+    experiment = load_experiment(
+        write_config(),
+        [
+            "sae.k=8",
+            "lr=1e-4",
+            "variants={only: {ortho_mode: off}}",
+            "variants.only.ortho_alpha=0.25",
+            "seeds=[3, 4]",
+            "logger.wandb_project=a=b",
+            "evals.core.n_contexts=4",
+            "evals.subspace=null",
+        ],
+    )
+    assert experiment.runner.sae.k == 8
+    assert experiment.runner.lr == 1e-4
+    assert experiment.variants == {"only": {"ortho_mode": "off", "ortho_alpha": 0.25}}
+    assert experiment.seeds == [3, 4]
+    assert experiment.runner.logger.wandb_project == "a=b"
+    assert experiment.evals["core"]["n_contexts"] == 4
+    assert experiment.evals["subspace"] == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sae.k", "must read key=value"),
+        ("=3", "must read key=value"),
+        ("lr.x=3", "'lr' is not a mapping"),
+        ("sae.kk=3", "Did you mean sae.k?"),
+        ("sae.k=[", "not valid YAML"),
+    ],
+)
+def test_an_override_that_cannot_work_is_refused(
+    write_config: Callable[..., Path], override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_experiment(write_config(), [override])
+
+
+# -------------------------------------------------------------------- extends
+
+
+def test_a_file_is_laid_over_the_one_it_extends(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = write_config(lr=1e-2)
+    (tmp_path / "inner").mkdir()
+    middle = tmp_path / "inner" / "middle.yaml"
+    middle.write_text("extends: ../experiment.yaml\nlr: 1e-3\nsae: {k: 6}\n")
+    top = tmp_path / "top.yaml"
+    top.write_text("extends: inner/middle.yaml\nsae: {ortho_alpha: 0.75}\n")
+    experiment = load_experiment(top)
+    assert experiment.name == "top"
+    assert (experiment.runner.lr, experiment.runner.sae.k) == (1e-3, 6)
+    assert experiment.runner.sae.ortho_alpha == 0.75
+    assert experiment.runner.sae.d_sae == load_experiment(base).runner.sae.d_sae
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("top.yaml", "extends itself"),
+        ("missing.yaml", r"missing\.yaml.*No such file"),
+        ("[a.yaml]", "must name a YAML file"),
+    ],
+)
+def test_an_extended_file_that_cannot_be_is_refused(
+    tmp_path: Path, base: str, message: str
+) -> None:
+    (tmp_path / "top.yaml").write_text(f"extends: {base}\n")
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(tmp_path / "top.yaml")
+
+
+# --------------------------------------------------------------------- configs
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(CONFIGS.rglob("*.yaml")),
+    ids=lambda path: str(path.relative_to(CONFIGS)),
+)
+def test_every_config_of_the_repository_is_valid_without_opening_anything(path: Path) -> None:
+    experiment = load_experiment(path)
+    assert experiment.name == path.stem
+    assert experiment.runner.output_path is not None

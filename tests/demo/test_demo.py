@@ -1,0 +1,156 @@
+"""The embedded demo: its world is well formed and its model knows it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saelens_adaptive_ortho import demo
+from saelens_adaptive_ortho.demo.world import (
+    DOMAINS,
+    LETTERS,
+    POOLS,
+    Domain,
+    Question,
+    World,
+    corpus_records,
+    format_prompt,
+    jsonl,
+    question_record,
+)
+
+MAX_BYTES = 5_000_000
+
+
+@pytest.fixture(scope="module")
+def card() -> dict[str, Any]:
+    return json.loads(demo.CARD.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def world(card: dict[str, Any]) -> World:
+    return World(card["seed"])
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(demo.MODEL_DIR)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(demo.MODEL_DIR, dtype=torch.float32).eval()
+
+
+def test_world_depends_only_on_the_seed() -> None:
+    one, same, other = World(3), World(3), World(4)
+    assert one.questions() == same.questions()
+    assert one.questions() != other.questions()
+    for domain in DOMAINS:
+        assert one.passages(domain, 20) == same.passages(domain, 20)
+        assert one.passages(domain, 20) != other.passages(domain, 20)
+        assert one.passages(domain, 20) != one.passages(domain, 20, stream="another")
+
+
+def test_questions_are_well_formed(world: World) -> None:
+    questions = world.questions()
+    assert len({q.question for q in questions}) == len(questions)
+    for question in questions:
+        assert len(set(question.choices)) == 4
+        assert 0 <= question.answer < 4
+        assert any(set(question.choices) <= set(pool) for pool in POOLS.values())
+    counts = {domain: sum(q.domain == domain for q in questions) for domain in DOMAINS}
+    assert counts["forget"] >= 100
+    assert counts["retain"] >= 150
+
+
+def test_right_choice_is_the_fact(world: World) -> None:
+    facts = {
+        attribute.questions[0].format(s=entity.subject): entity.values[attribute.noun]
+        for entity in world.entities
+        for attribute in entity.topic.attributes
+    }
+    for question in world.questions():
+        assert question.choices[question.answer] == facts[question.question]
+
+
+def test_domains_share_words_but_not_entities(world: World) -> None:
+    texts = {domain: " ".join(world.passages(domain, 500)) for domain in DOMAINS}
+    words = {domain: set(text.replace(".", " ").split()) for domain, text in texts.items()}
+    for pool in ("colour", "place", "food", "animal", "symptom"):
+        assert len(set(POOLS[pool]) & words["forget"] & words["retain"]) >= 6
+    for entity in world.entities:
+        other = "retain" if entity.topic.domain == "forget" else "forget"
+        assert entity.subject not in texts[other]
+
+
+def test_prompt_layout() -> None:
+    prompt = format_prompt("Why?", ["w", "x", "y", "z"])
+    assert prompt == "Why?\nA. w\nB. x\nC. y\nD. z\nAnswer:"
+    assert format_prompt("Why?", ["w", "x", "y", "z"], "sport").endswith("sport.\n\n" + prompt)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_committed_corpus_is_what_the_seed_gives(world: World, domain: Domain) -> None:
+    path = {"forget": demo.FORGET_CORPUS, "retain": demo.RETAIN_CORPUS}[domain]
+    committed = path.read_text(encoding="utf-8")
+    assert committed == jsonl(corpus_records(world, domain))
+
+
+def test_committed_questions_are_what_the_seed_gives(world: World) -> None:
+    committed = demo.QUESTIONS.read_text(encoding="utf-8")
+    assert committed == jsonl(question_record(q) for q in world.questions())
+
+
+def test_tokenizer(tokenizer: Any, world: World) -> None:
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 0, 1)
+    assert tokenizer.bos_token == "<|endoftext|>"
+    for letter in LETTERS:
+        for form in (letter, f" {letter}"):
+            assert len(tokenizer.encode(form, add_special_tokens=False)) == 1
+    for pool in POOLS.values():
+        for value in pool:
+            assert len(tokenizer.encode(f" {value}", add_special_tokens=False)) == 1
+    for text in [*world.passages("forget", 20), "Unknown words: zebra, café, 12%\n"]:
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+def test_model_knows_a_sample_under_all_orders(model: Any, tokenizer: Any, world: World) -> None:
+    from tools.build_demo import answers_under_orders
+
+    questions: list[Question] = world.questions()[::10]
+    hits = answers_under_orders(model, tokenizer, questions)
+    assert hits.shape == (len(questions), 24)
+    assert hits.float().mean().item() >= 0.95
+    assert hits.all(dim=1).float().mean().item() >= 0.9
+
+
+def test_model_predicts_passages_of_both_domains(
+    model: Any, tokenizer: Any, world: World, card: dict[str, Any]
+) -> None:
+    from tools.build_demo import held_out_loss
+
+    for domain in DOMAINS:
+        numbers = card["domains"][domain]
+        loss = held_out_loss(model, tokenizer, world.passages(domain, 4000)[-50:])
+        assert loss == pytest.approx(numbers["held_out_loss"], rel=0.15)
+        assert loss < 0.6 * numbers["held_out_unigram_loss"]
+
+
+def test_card_meets_the_requirement(card: dict[str, Any]) -> None:
+    for domain in DOMAINS:
+        assert card["domains"][domain]["right_under_all_24_orders"] >= 0.95
+        assert card["domains"][domain]["tokens"] >= 150_000
+
+
+def test_demo_is_small() -> None:
+    files = [p for p in Path(demo.DEMO_DIR).rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    assert sum(p.stat().st_size for p in files) < MAX_BYTES

@@ -1,0 +1,130 @@
+"""The benchmarks measure what they say; no time is asserted."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from evals.performance import overhead, scaling
+from evals.performance.steps import (
+    BASES,
+    BY_NAME,
+    ORIGIN,
+    VARIANTS,
+    Size,
+    Stepper,
+    Variant,
+    activations,
+)
+from saelens_adaptive_ortho.host.penalty_mixin import CHECK_EVERY
+
+TINY = Size(d_in=8, d_sae=32, batch=16, k=4)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
+def test_the_kinds_of_steps_make_up_all_steps_and_their_numbers_are_of_their_kind(
+    base: str, variant: Variant
+) -> None:
+    stepper = Stepper(base, variant, TINY)
+    kinds = stepper.kinds(search_every=40)
+    # A step that counts and checks is taken as one of each, in place of a plain one.
+    assert sum(kind.share for kind in kinds.values()) == pytest.approx(1)
+    cfg = stepper.sae.cfg
+    if variant.fields == {"ortho_mode": "adaptive"}:
+        count = cfg.ortho_statistics_every
+        refresh, counted, checked = (kinds[n] for n in ("refreshed", "counted", "checked"))
+        assert (refresh.share, refresh.search) == (1 / cfg.ortho_refresh_every, True)
+        searched = kinds["searched"]
+        assert refresh.share + searched.share == pytest.approx(1 / 40)
+        assert (searched.number, searched.search) == (checked.number, True)
+        assert refresh.number % math.lcm(count, CHECK_EVERY, cfg.ortho_refresh_every) == 0
+        assert counted.share + refresh.share == pytest.approx(1 / count)
+        assert counted.number % count == 0 != counted.number % CHECK_EVERY
+        assert checked.share + searched.share == pytest.approx(1 / CHECK_EVERY)
+        assert checked.number % CHECK_EVERY == 0 != checked.number % count
+        assert kinds["plain"].number % count != 0 != kinds["plain"].number % CHECK_EVERY
+    if variant.name == "fixed, every 5th":
+        assert kinds["penalty"] == (ORIGIN, 0.2, False)
+
+
+def test_a_step_of_adaptive_does_what_its_kind_says() -> None:
+    stepper, batch = Stepper("batchtopk", BY_NAME["adaptive"], TINY), activations(TINY)
+    lists, samples, measured = [], [], []
+    kinds = stepper.kinds()
+    for name in ("refreshed", "counted", "checked", "plain"):
+        stepper.step(batch, kinds[name].number, kinds[name].search)
+        lists.append(stepper.sae.ortho_neighbours)
+        samples.append(float(stepper.sae.ortho_samples))
+        measured.append(int(stepper.sae.ortho_captured[-1]))
+    assert all(later is lists[0] for later in lists[1:])
+    assert 0 < samples[0] < samples[1] == samples[2] == samples[3]
+    assert measured == [0, 0, 1, 1]
+    stepper.step(batch, kinds["refreshed"].number, search=True)
+    assert stepper.sae.ortho_neighbours is not lists[0]
+
+
+def test_levers_change_the_step_they_name() -> None:
+    steppers = {name: Stepper("batchtopk", v, TINY) for name, v in BY_NAME.items()}
+    assert {n for n, s in steppers.items() if s.trainer.cfg.autocast} == {
+        "stock, bf16 autocast",
+        "adaptive, bf16 autocast",
+    }
+    sparse = {n for n, s in steppers.items() if getattr(s.sae, "ortho_sparse_products", False)}
+    assert sparse == {n for n in steppers if n.endswith("sparse products")}
+    assert hasattr(
+        steppers["stock, compiled"].sae.training_forward_pass, "_torchdynamo_orig_callable"
+    )
+
+
+def test_the_time_per_step_weighs_medians_by_shares() -> None:
+    stock = {"plain": (1.0, [1.0, 1.0, 9.0])}
+    own = {"plain": (0.75, [1.0, 1.0, 9.0]), "counted": (0.25, [3.0, 3.0, 11.0])}
+    assert overhead.per_step(stock) == 1
+    assert overhead.per_step(own) == 1.5
+    # The rounds are drawn for both, so that a round that is slow for both does not count.
+    low, high = overhead.ratio_interval(own, stock)
+    assert low == pytest.approx(9.5 / 9, abs=0.01)
+    assert high == pytest.approx(1.5)
+    assert overhead.ratio_interval(stock, stock) == (1.0, 1.0)
+
+
+def test_overhead_writes_a_row_per_base_and_variant(tmp_path: Path) -> None:
+    path = tmp_path / "overhead.json"
+    arguments = "--sizes 8x80 --batch 16 --rounds 2 --memory --variants off adaptive".split()
+    assert overhead.main([*arguments, "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    names = [(r["base"], r["variant"]) for r in rows]
+    assert names == [(b, v) for b in BASES for v in ("stock", "off", "adaptive")]
+    assert all(r["d_sae"] == 80 and r["ratio_low"] <= r["ratio_high"] for r in rows)
+    for _, off, adaptive in (rows[:3], rows[3:]):
+        assert "off_ratio" not in off
+        assert adaptive["off_ratio"] == pytest.approx(adaptive["seconds"] / off["seconds"])
+        assert adaptive["off_low"] <= adaptive["off_high"]
+
+
+def test_a_step_is_compared_with_one_that_differs_in_the_penalty_alone() -> None:
+    assert {name: overhead.unpenalised(variant) for name, variant in BY_NAME.items()} == {
+        "stock": None,
+        "off": None,
+        "off, sparse products": None,
+        **dict.fromkeys(("fixed", "fixed, every 5th", "gram", "adaptive"), "off"),
+        "fixed, sparse products": "off, sparse products",
+        "adaptive, sparse products": "off, sparse products",
+        "stock, bf16 autocast": None,
+        "stock, compiled": None,
+        "adaptive, bf16 autocast": None,
+    }
+
+
+def test_the_exponent_is_that_of_a_power_law(tmp_path: Path) -> None:
+    widths = [10, 20, 40]
+    assert scaling.exponent(widths, [3 * w**1.5 for w in widths]) == pytest.approx(1.5)
+    path = tmp_path / "scaling.json"
+    arguments = "--widths 128 256 --d-in 8 --batch 16 --rounds 1".split()
+    assert scaling.main([*arguments, "--json", str(path)]) == 0
+    parts = json.loads(path.read_text())["parts"]
+    assert set(parts) == {"penalty", "statistics", "refresh", "penalty + statistics"}

@@ -1,0 +1,195 @@
+"""Writes that fail leave what was there before, and say so."""
+
+from __future__ import annotations
+
+import errno
+import json
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from saelens_adaptive_ortho.commands.cli import main
+from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.files import StorageError, atomic_directory, check_writable, write_json
+from saelens_adaptive_ortho.training.lockstep import list_checkpoints
+from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
+
+
+@contextmanager
+def no_file_over(size: int) -> Iterator[None]:
+    """The system refuses to let a file grow past ``size`` bytes, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def fill(folder: Path, text: str) -> None:
+    (folder / "inner").mkdir()
+    (folder / "inner" / "file.txt").write_text(text)
+
+
+# --------------------------------------------------------------- atomic folders
+
+
+def test_a_folder_appears_whole_and_replaces_an_older_one(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "target"
+    for text in ("old", "new"):
+        with atomic_directory(target, "Nothing.") as temporary:
+            fill(temporary, text)
+            assert not (target / "inner").exists() or text == "new"
+    assert (target / "inner" / "file.txt").read_text() == "new"
+    assert names(target.parent) == ["target"]
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("mine"), KeyboardInterrupt(), RuntimeError("mine"), OSError("mine")]
+)
+def test_any_failure_keeps_the_older_folder_and_removes_the_unfinished_one(
+    tmp_path: Path, error: BaseException
+) -> None:
+    target = tmp_path / "target"
+    with atomic_directory(target, "Nothing.") as temporary:
+        fill(temporary, "old")
+
+    def overwrite() -> None:
+        with atomic_directory(target, "Nothing.") as temporary:
+            fill(temporary, "half of the new")
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        overwrite()
+    assert caught.value is error
+    assert (target / "inner" / "file.txt").read_text() == "old"
+    assert names(tmp_path) == ["target"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    ],
+)
+def test_a_full_disk_is_an_error_that_names_the_path_the_cause_and_what_survives(
+    tmp_path: Path, error: Exception
+) -> None:
+    target = tmp_path / "target"
+
+    def write() -> None:
+        with atomic_directory(target, "step_8 is intact."):
+            raise error
+
+    with pytest.raises(StorageError) as caught:
+        write()
+    for part in (str(target), str(error), "step_8 is intact.", "Free some space"):
+        assert part in str(caught.value)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("writer", ["text", "safetensors", "torch"])
+def test_a_write_that_the_system_refuses_is_recognised(tmp_path: Path, writer: str) -> None:
+    writers: dict[str, Callable[[Path], Any]] = {
+        "text": lambda path: path.write_text("x" * 100_000),
+        "safetensors": lambda path: save_file({"x": torch.zeros(100_000)}, path),
+        "torch": lambda path: torch.save({"x": torch.zeros(100_000)}, path),
+    }
+
+    def write() -> None:
+        with atomic_directory(tmp_path / "target", "Nothing.") as temporary:
+            writers[writer](temporary / "file")
+
+    with no_file_over(4096), pytest.raises(StorageError, match="target could not be written"):
+        write()
+    assert names(tmp_path) == []
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    write_json(path, {"a": 1})
+    with no_file_over(4096), pytest.raises(StorageError, match=r"value\.json could not be written"):
+        write_json(path, {"a": "x" * 100_000})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert names(tmp_path) == ["value.json"]
+
+
+def test_a_folder_under_a_regular_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"output_path='.*file/run': cannot be written"):
+        check_writable("output_path", tmp_path / "file" / "run")
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+# The first limit stops at the weights, the second lets them pass and stops at the optimiser.
+@pytest.mark.parametrize("limit", [4_096, 25_000])
+def test_no_space_while_saving_a_checkpoint_leaves_the_previous_one_to_resume_from(
+    prepared: Prepared, make_config: Callable[..., Any], tmp_path: Path, limit: int
+) -> None:
+    folder = tmp_path / "checkpoints"
+    variants = {"adaptive": {}}
+
+    def runner() -> AdaptiveOrthoRunner:
+        cfg = make_config(checkpoint_path=str(folder), n_checkpoints=2)
+        return AdaptiveOrthoRunner(cfg, variants, prepared)
+
+    failing = runner()
+    save, saves = failing.trainer.save_checkpoint, []
+
+    def save_second_without_space() -> Path | None:
+        saves.append(failing.trainer.state.n_training_steps)
+        if len(saves) == 1:
+            return save()
+        with no_file_over(limit):
+            return save()
+
+    failing.trainer.save_checkpoint = save_second_without_space  # type: ignore[method-assign]
+    with pytest.raises(StorageError, match=r"step_000000016.*step_000000008 is intact"):
+        failing.trainer.fit()
+    assert saves == [8, 16]
+    assert names(folder) == ["step_000000008"]
+
+    resumed = runner()
+    resumed.trainer.load_checkpoint(list_checkpoints(folder)[-1])
+    resumed.trainer.fit()
+    whole = AdaptiveOrthoRunner(make_config(), variants, prepared)
+    whole.trainer.fit()
+    ours, theirs = resumed.saes["adaptive"].state_dict(), whole.saes["adaptive"].state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("limit", [100, 2_000, 16_384])
+def test_the_command_line_reports_a_full_disk_without_a_traceback_and_continues_later(
+    write_config: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    limit: int,
+) -> None:
+    config = str(write_config(variants={"baseline": {"ortho_mode": "off"}}, evals=[]))
+    with no_file_over(limit):
+        assert main(["compare", config]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "could not be written" in message
+    assert str(tmp_path / "run") in message
+    assert main(["compare", config]) == 0
+    assert (tmp_path / "run" / "seed0" / "baseline" / "sae_weights.safetensors").is_file()

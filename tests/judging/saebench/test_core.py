@@ -1,0 +1,32 @@
+"""What SAEBench core is given to judge."""
+
+from __future__ import annotations
+
+import torch
+from sae_lens.registry import get_sae_class
+
+from saelens_adaptive_ortho.judging.saebench.core import with_skip_in_decode
+
+
+def build(architecture: str) -> torch.nn.Module:
+    sae_class, cfg_class = get_sae_class(architecture)
+    fields = {"d_out": 6, "apply_b_dec_to_input": False} if "transcoder" in architecture else {}
+    torch.manual_seed(0)
+    sae = sae_class(cfg_class(d_in=6, d_sae=12, **fields))
+    for parameter in sae.parameters():
+        parameter.data.normal_()
+    return sae
+
+
+def test_decoding_what_was_encoded_adds_the_skip_connection() -> None:
+    sae, x = build("jumprelu_skip_transcoder"), torch.randn(2, 3, 6)
+    expected, without = sae(x), sae.decode(sae.encode(x))
+    assert not torch.allclose(expected, without)
+    whole = with_skip_in_decode(sae)
+    torch.testing.assert_close(whole.decode(whole.encode(x)), expected)
+
+
+def test_an_sae_without_a_skip_connection_is_left_alone() -> None:
+    sae = build("jumprelu")
+    assert with_skip_in_decode(sae) is sae
+    assert "decode" not in vars(sae)

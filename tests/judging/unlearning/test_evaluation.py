@@ -1,0 +1,479 @@
+"""Unlearning: the clamp, the questions and the driver, against SAEBench and brute force."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens.saes.sae import SAE
+from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
+from torch import Tensor
+
+from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Workbench
+from saelens_adaptive_ortho.judging.unlearning import clamps as intervention
+from saelens_adaptive_ortho.judging.unlearning import evaluation as unlearning
+from saelens_adaptive_ortho.judging.unlearning import published as published_unlearning
+from saelens_adaptive_ortho.judging.unlearning import questions as mcq
+from saelens_adaptive_ortho.judging.unlearning.clamps import Clamp
+from saelens_adaptive_ortho.text.corpora import CorpusConfig, Tokenisation, tokenise_corpus
+from saelens_adaptive_ortho.text.models import load_language_model
+
+HOOK = "blocks.2.hook_resid_post"
+D_IN, D_SAE = 96, 64
+TEXTS = {d: CorpusConfig(path=f"demo:{d}", max_documents=400) for d in ("forget", "retain")}
+QUICK = {
+    "counts": [4],
+    "strengths": [2.0, 8.0],
+    "n_select_contexts": 8,
+    "n_choose_contexts": 4,
+    "n_contexts": 8,
+    "batch_size_prompts": 8,
+    "replicates": 20,
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return load_language_model("demo:model")
+
+
+@pytest.fixture(scope="module")
+def corpora(model: Any) -> list[Any]:
+    how = Tokenisation(context_size=48, holdout_fraction=0.2, holdout_contexts=16)
+    return [tokenise_corpus(c, d, model.tokenizer, how, 32) for d, c in TEXTS.items()]
+
+
+def build_sae(seed: int = 0, **changes: Any) -> SAE[Any]:
+    """A random SAE about as sparse as a trained one."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.nn.functional.normalize(torch.randn(D_SAE, D_IN, generator=generator), dim=1)
+    cfg = JumpReLUSAEConfig(d_in=D_IN, d_sae=D_SAE, **changes)
+    sae = JumpReLUSAE(cfg)
+    with torch.no_grad():
+        sae.W_dec.copy_(rows)
+        sae.W_enc.copy_(rows.T)
+        sae.threshold.fill_(1.5)
+    sae.cfg.metadata.hook_name = HOOK
+    sae.cfg.metadata.model_name = "demo:model"
+    return sae
+
+
+@pytest.fixture(scope="module")
+def thresholds(model: Any, corpora: list[Any]) -> Tensor:
+    """With them half of the latents fire on one retain token in 200, the others on a third."""
+    with torch.no_grad():
+        acts = model.run_with_cache(corpora[1].train.long(), names_filter=HOOK, prepend_bos=False)[
+            1
+        ]
+        before = acts[HOOK].flatten(0, 1) @ build_sae().W_enc
+    return torch.cat([before[:, :32].quantile(0.995, 0), before[:, 32:].quantile(0.67, 0)])
+
+
+@pytest.fixture
+def context(model: Any, corpora: list[Any], thresholds: Tensor, tmp_path: Path) -> EvalContext:
+    def load() -> SAE[Any]:
+        sae = build_sae()
+        with torch.no_grad():
+            sae.threshold.copy_(thresholds)
+        return sae
+
+    bench = Workbench(model, "demo:model", corpora, TEXTS, 48, tmp_path / "cache")
+    return EvalContext(bench, load, "random", 0, tmp_path / "raw")
+
+
+@pytest.fixture
+def few_questions(tmp_path: Path) -> str:
+    """40 of the demo's questions, so that finding the known ones is quick."""
+    lines = Path(mcq.QUESTIONS).read_text().splitlines()
+    chosen = [
+        line
+        for domain in ("forget", "retain")
+        for line in [x for x in lines if json.loads(x)["domain"] == domain][:20]
+    ]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n".join(chosen))
+    return str(path)
+
+
+# ------------------------------------------------------------------ the clamp
+
+
+def test_the_clamp_is_saebenchs(model: Any) -> None:
+    pytest.importorskip("sae_bench")
+    from sae_bench.evals.unlearning.utils.intervention import anthropic_clamp_resid_SAE_features
+
+    sae, x = build_sae(), 3 * torch.randn(2, 5, D_IN)
+    latents = torch.tensor([3, 10, 40])
+    ours = intervention.clamped(sae, x, Clamp(latents, torch.full((3,), -25.0)))
+    theirs = anthropic_clamp_resid_SAE_features(x, None, sae, latents.tolist(), 25.0)  # type: ignore[arg-type]
+    torch.testing.assert_close(ours, theirs)
+    assert not torch.allclose(ours, x)
+
+
+def test_each_latent_has_its_own_value_and_only_where_it_is_active() -> None:
+    sae, x = build_sae(), 3 * torch.randn(1, 6, D_IN)
+    clamp = Clamp(torch.tensor([1, 2]), torch.tensor([-1.0, -7.0]))
+    acts = sae.encode(x)
+    acts[:, 0] = 0  # BOS
+    wanted = torch.zeros_like(acts)
+    for i, value in ((1, -1.0), (2, -7.0)):
+        wanted[..., i] = torch.where(acts[..., i] > 0, value - acts[..., i], 0.0)
+    torch.testing.assert_close(intervention.clamped(sae, x, clamp), x + wanted @ sae.W_dec)
+
+
+def test_ranking_is_saebenchs() -> None:
+    pytest.importorskip("sae_bench")
+    from sae_bench.evals.unlearning.utils.feature_activation import get_top_features
+
+    generator = np.random.default_rng(0)
+    forget, retain = generator.random(200), generator.random(200) * 0.02
+    theirs = get_top_features(forget, retain, retain_threshold=0.01)
+    ours = intervention.rank_latents(torch.tensor(forget), torch.tensor(retain), 0.01)
+    assert ours.tolist() == theirs.tolist()
+
+
+def test_a_limit_for_each_latent_asks_for_a_ratio() -> None:
+    forget, retain = torch.tensor([0.09, 0.5, 0.2, 0.0]), torch.tensor([0.005, 0.2, 0.01, 0.0])
+    assert intervention.rank_latents(forget, retain, forget / 9).tolist() == [2, 0]
+
+
+def test_firing_statistics_ignore_special_tokens(model: Any, corpora: list[Any]) -> None:
+    sae, tokens = build_sae(), corpora[0].train[:4].long()
+    special = {0, 1}
+    found = intervention.firing_statistics(model, sae, tokens, 3, special)
+    acts = model.run_with_cache(tokens, names_filter=HOOK, prepend_bos=False)[1][HOOK]
+    acts = sae.encode(acts[~torch.isin(tokens, torch.tensor([0, 1]))])
+    torch.testing.assert_close(found.rate, (acts > 0).float().mean(0))
+    fired = acts.sum(0) / (acts > 0).sum(0).clamp(min=1)
+    torch.testing.assert_close(found.scale, fired.detach())
+
+
+def test_measuring_equals_running_the_whole_model_with_a_hook(
+    model: Any, corpora: list[Any]
+) -> None:
+    sae, tokens = build_sae(), corpora[0].held_out[:6]
+    clamps = [
+        Clamp(torch.tensor([1, 5, 9]), torch.tensor([-3.0, 0.0, -20.0])),
+        Clamp(torch.tensor([7]), torch.tensor([-5.0])),
+    ]
+    measure = intervention.per_context_loss(tokens)
+    plain, changed = intervention.measure_clamps(model, sae, tokens, clamps, measure, 4, "")
+
+    def loss(hooks: list[Any]) -> Tensor:
+        per_token = model.run_with_hooks(
+            tokens.long(),
+            fwd_hooks=hooks,
+            return_type="loss",
+            loss_per_token=True,
+            prepend_bos=False,
+        )
+        return per_token.mean(1)
+
+    with torch.no_grad():
+        torch.testing.assert_close(plain, loss([]), atol=1e-5, rtol=1e-5)
+        for number, clamp in enumerate(clamps):
+
+            def edit(x: Tensor, hook: object, clamp: Clamp = clamp) -> Tensor:
+                return intervention.clamped(sae, x, clamp)
+
+            torch.testing.assert_close(changed[number], loss([(HOOK, edit)]), atol=1e-4, rtol=1e-4)
+    assert (changed[0] > plain).any()
+
+
+def test_a_loss_at_some_positions_is_the_mean_of_the_losses_there(
+    model: Any, corpora: list[Any]
+) -> None:
+    sae, tokens = build_sae(), corpora[0].held_out[:3]
+    clamp = Clamp(torch.tensor([1, 5, 9]), torch.tensor([-3.0, 0.0, -20.0]))
+    measure = intervention.per_context_loss(tokens, every=3)
+    plain, changed = intervention.measure_clamps(model, sae, tokens, [clamp], measure, 2, "")
+
+    def edit(x: Tensor, hook: object) -> Tensor:
+        return intervention.clamped(sae, x, clamp)
+
+    with torch.no_grad():
+        for found, hooks in ((plain, []), (changed[0], [(HOOK, edit)])):
+            losses = model.run_with_hooks(
+                tokens.long(),
+                fwd_hooks=hooks,
+                return_type="loss",
+                loss_per_token=True,
+                prepend_bos=False,
+            )
+            torch.testing.assert_close(found, losses[:, ::3].mean(1), atol=1e-4, rtol=1e-4)
+
+
+def test_an_sae_behind_the_last_block_is_measured_too(model: Any, corpora: list[Any]) -> None:
+    sae, tokens = build_sae(), corpora[0].held_out[:3]
+    hook = sae.cfg.metadata.hook_name = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    clamp = Clamp(torch.arange(20), -4 * torch.ones(20))
+    measure = intervention.per_context_loss(tokens, every=2)
+    _, changed = intervention.measure_clamps(model, sae, tokens, [clamp], measure, 2, "")
+
+    def edit(x: Tensor, hook: object) -> Tensor:
+        return intervention.clamped(sae, x, clamp)
+
+    with torch.no_grad():
+        logits = model.run_with_hooks(tokens.long(), fwd_hooks=[(hook, edit)], prepend_bos=False)
+    expected = measure.of(logits, torch.arange(3))
+    torch.testing.assert_close(changed[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_latent_that_never_fires_changes_nothing_to_the_bit(
+    model: Any, corpora: list[Any]
+) -> None:
+    sae, tokens = build_sae(), corpora[0].held_out[:4]
+    with torch.no_grad():
+        sae.threshold[5] = 1e6
+    clamp = Clamp(torch.tensor([5]), torch.tensor([-100.0]))
+    measure = intervention.per_context_loss(tokens)
+    plain, changed = intervention.measure_clamps(model, sae, tokens, [clamp], measure, 4, "")
+    assert torch.equal(changed[0], plain)
+
+
+@pytest.mark.parametrize("normalisation", ["none", "layer_norm", "constant_norm_rescale"])
+def test_the_short_cut_for_affine_decoders_is_taken_only_where_it_is_right(
+    model: Any, corpora: list[Any], normalisation: Any
+) -> None:
+    sae, tokens = build_sae(normalize_activations=normalisation), corpora[0].held_out[:4]
+    with torch.no_grad():
+        sae.threshold.fill_(0.3)
+    clamp = Clamp(torch.arange(20), -4 * torch.ones(20))
+    measure = intervention.per_context_loss(tokens)
+    _, quick = intervention.measure_clamps(model, sae, tokens, [clamp], measure, 4, "")
+
+    def edit(x: Tensor, hook: object) -> Tensor:
+        return intervention.clamped(sae, x, clamp)
+
+    with torch.no_grad():
+        logits = model.run_with_hooks(tokens.long(), fwd_hooks=[(HOOK, edit)], prepend_bos=False)
+        torch.testing.assert_close(
+            quick[0], measure.of(logits, torch.arange(4)), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_a_hook_inside_a_layer_is_measured_too(model: Any, corpora: list[Any]) -> None:
+    sae = StandardSAE(StandardSAEConfig(d_in=D_IN, d_sae=D_SAE))
+    sae.cfg.metadata.hook_name = "blocks.1.hook_mlp_out"
+    tokens = corpora[0].held_out[:4]
+    clamp = Clamp(torch.arange(8), -torch.ones(8))
+    measure = intervention.per_context_loss(tokens)
+    plain, changed = intervention.measure_clamps(model, sae, tokens, [clamp], measure, 4, "")
+    with torch.no_grad():
+        expected = measure.of(model(tokens.long(), prepend_bos=False), torch.arange(4))
+    torch.testing.assert_close(plain, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(plain, changed[0])
+
+
+def test_settings_lie_on_both_sides_of_each_budget_on_the_path_that_is_best_there() -> None:
+    latents = torch.arange(3)
+    clamp = Clamp(latents, -torch.ones(3))
+    strengths = [2.0, 8.0, 32.0]
+    sweep = [unlearning.Setting(p, s, clamp) for p in (0, 1) for s in strengths]
+    s = torch.tensor(strengths)
+    # Path 0 is better at small costs, path 1 at large ones; costs grow as s^2 and s^1.5.
+    cost = torch.cat([1e-3 * s**2, 1e-3 * s**1.5])
+    gain = torch.cat([0.2 * s**0.5, 0.05 * s])
+    chosen = unlearning._promising(sweep, cost, gain, (0.01, 0.1))
+    by_path = {p: sorted(k for q, k in chosen if q == p) for p in (0, 1)}
+    meeting = (0.01 / 1e-3) ** 0.5, (0.1 / 1e-3) ** (1 / 1.5)
+    for path, at in enumerate(meeting):
+        assert by_path[path][0] < at < by_path[path][-1]
+        assert by_path[path][0] > at / 2.1
+        assert by_path[path][-1] < at * 2.1
+
+
+# ------------------------------------------------------------------ questions
+
+
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m['role'] }}\n{{ m['content'] }}"
+    "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+
+
+def test_the_chat_prompt_is_the_published_one_for_gemma() -> None:
+    pytest.importorskip("sae_bench")
+    from sae_bench.evals.unlearning.utils.metrics import convert_wmdp_data_to_prompt
+    from transformers import AutoTokenizer
+
+    from saelens_adaptive_ortho.demo import MODEL_DIR
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    tokenizer.chat_template = GEMMA_TEMPLATE
+    tokenizer.bos_token = "<bos>"
+    question = mcq.Question("forget", "biology", "What is it?", ("a", "b", "c", "d"), 1)
+    order = (2, 0, 3, 1)
+    ours = mcq.prompt_text(question, order, "chat", tokenizer)
+    theirs = convert_wmdp_data_to_prompt(
+        question.question,
+        list(question.choices),
+        prompt_format="GEMMA_INST_FORMAT",
+        permute_choices=list(order),
+    )
+    assert ours == theirs
+
+
+def test_prompts_end_where_the_answer_is_asked_for(model: Any) -> None:
+    questions = mcq.load_questions("demo:questions")[:2]
+    prompts = mcq.make_prompts(questions, mcq.CYCLIC_ORDERS, "plain", model)
+    assert prompts.tokens.shape[0] == 8
+    for row, last, answer in zip(prompts.tokens, prompts.last, prompts.answers, strict=True):
+        text = model.tokenizer.decode(row[: int(last) + 1])
+        assert text.endswith("Answer:")
+        assert row[0] == model.tokenizer.bos_token_id
+        assert (row[int(last) + 1 :] == model.tokenizer.pad_token_id).all()
+        letter = "ABCD"[int(answer)]
+        right = next(q for q in questions if q.question in text)
+        assert f"{letter}. {right.choices[right.answer]}" in text
+
+
+def test_always_saying_one_letter_scores_chance_over_the_cyclic_orders(model: Any) -> None:
+    questions = mcq.load_questions("demo:questions")[:5]
+    prompts = mcq.make_prompts(questions, mcq.CYCLIC_ORDERS, "plain", model)
+    logits = torch.zeros(20, prompts.tokens.shape[1], model.cfg.d_vocab)
+    logits[..., prompts.letters[2]] = 1.0
+    right = prompts.right().of(logits, torch.arange(20))
+    assert right.view(5, 4).mean(1).tolist() == [unlearning.CHANCE] * 5
+
+
+def test_the_demo_model_knows_its_questions(model: Any, few_questions: str) -> None:
+    known = mcq.known_questions(model, mcq.load_questions(few_questions)[::4], "plain", 64)
+    assert known.all()
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{", "is not a question"),
+        ('{"domain": "forget", "question": "?", "choices": ["a"], "answer": 0}', "four choices"),
+        (
+            '{"domain": "x", "question": "?", "choices": ["a","b","c","d"], "answer": 0}',
+            "not forget or retain",
+        ),
+        (
+            '{"domain": "forget", "question": "?", "choices": ["a","b","c","d"], "answer": 4}',
+            "not 0, 1, 2 or 3",
+        ),
+    ],
+)
+def test_a_malformed_question_is_named_by_its_line(tmp_path: Path, line: str, problem: str) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text(f"\n{line}\n")
+    with pytest.raises(ConfigError, match=rf"line 2 of .*{problem}"):
+        mcq.load_questions(str(path))
+
+
+# ----------------------------------------------------------------- the driver
+
+
+def test_results_are_the_same_twice_and_finite(context: EvalContext, few_questions: str) -> None:
+    settings = unlearning.Settings(questions=few_questions, **QUICK)
+    first, second = (unlearning.run(context, settings) for _ in range(2))
+    assert first == second
+    assert all(v is not None and math.isfinite(v) for v in first.metrics.values())
+    for name in ("loss", "mcq"):
+        frontier = first.details["frontiers"][name]
+        assert all(lo <= hi for lo, hi in zip(frontier["low"], frontier["high"], strict=True))
+    assert first.metrics["mcq/n_forget_questions"] == 20
+
+
+def test_the_score_is_kept_in_saebenchs_format(context: EvalContext, few_questions: str) -> None:
+    pytest.importorskip("sae_bench")
+    from pydantic import TypeAdapter
+    from sae_bench.evals.unlearning.eval_output import UnlearningEvalOutput
+
+    outcome = unlearning.run(context, unlearning.Settings(questions=few_questions, **QUICK))
+    file = context.raw_dir / "unlearning" / outcome.details["sae_bench_file"]
+    kept = TypeAdapter(UnlearningEvalOutput).validate_json(file.read_text())
+    assert kept.eval_result_metrics.unlearning.unlearning_score == outcome.metrics["score"]
+
+
+def test_without_questions_the_losses_remain_and_the_reason_is_given(
+    context: EvalContext,
+) -> None:
+    outcome = unlearning.run(context, unlearning.Settings(questions="none", **QUICK))
+    assert "no questions were given" in outcome.details["mcq_reason"]
+    assert not any("mcq" in key or key == "score" for key in outcome.metrics)
+    assert "loss/forget_damage_at_0.10" in outcome.metrics
+
+
+def test_a_model_that_knows_too_little_gets_a_verdict(
+    context: EvalContext, few_questions: str, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in Path(few_questions).read_text().splitlines()]
+    for row in rows:
+        row["answer"] = (row["answer"] + 1) % 4
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text("\n".join(map(json.dumps, rows)))
+    outcome = unlearning.run(context, unlearning.Settings(questions=str(wrong), **QUICK))
+    assert "answers 0 of 20 forget questions right under all 24" in outcome.details["mcq_reason"]
+
+
+def test_one_corpus_is_not_enough(context: EvalContext) -> None:
+    bench = dataclasses.replace(context.bench, corpora=context.corpora[:1])
+    with pytest.raises(EvaluationError, match="a forget and a retain corpus"):
+        unlearning.run(dataclasses.replace(context, bench=bench), unlearning.Settings())
+
+
+@pytest.fixture
+def taken_for_gemma(model: Any, corpora: list[Any], few_questions: str, monkeypatch: Any) -> Any:
+    """The demo model under a name that SAEBench accepts, asked in its own words, on our text."""
+    pytest.importorskip("sae_bench")
+    from sae_bench.evals.unlearning.utils import feature_activation, metrics
+
+    questions = mcq.load_questions(few_questions)
+    forget = [vars(q) for q in questions if q.domain == "forget"]
+    retain = [vars(q) for q in questions if q.domain == "retain"]
+    sets = {"wmdp-bio": forget} | {
+        subject: retain[i * 5 : i * 5 + 5] for i, subject in enumerate(mcq.MMLU[1])
+    }
+    plain = mcq.prompt_text
+
+    def prompt(question: str, choices: Any, **options: Any) -> str:
+        shown = mcq.Question("", "", question, tuple(choices), 0)
+        text = plain(shown, (0, 1, 2, 3), "plain", model.tokenizer)
+        if options.get("without_question"):
+            text = "Answer:"
+        elif options.get("permute_choices") is not None:
+            text = plain(shown, tuple(options["permute_choices"]), "plain", model.tokenizer)
+        return f"<|endoftext|>{text}"
+
+    monkeypatch.setattr(metrics, "load_dataset", lambda path, name, split: sets[name])
+    monkeypatch.setattr(metrics, "convert_wmdp_data_to_prompt", prompt)
+    tokens = tuple(c.train[:8].long() for c in corpora)
+    monkeypatch.setattr(
+        feature_activation, "get_shuffled_forget_retain_tokens", lambda *_, **__: tokens
+    )
+    # The header names the subject, which SAEBench's prompt function is not told.
+    monkeypatch.setattr(mcq, "HEADER", "")
+    monkeypatch.setattr(model.cfg, "model_name", "gemma-2-2b-it")
+    return model
+
+
+@pytest.mark.usefixtures("taken_for_gemma")
+def test_our_score_is_that_of_saebench_where_both_can_run(
+    context: EvalContext, few_questions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = unlearning.Settings(questions=few_questions, template="plain", **QUICK)
+    by_saebench = unlearning.run(context, settings)
+    monkeypatch.setattr(published_unlearning, "applies", lambda model: False)
+    by_us = unlearning.run(context, settings)
+    assert by_saebench.metrics == by_us.metrics
+    assert 0 <= by_us.metrics["score"] <= 1  # type: ignore[operator]
+
+
+@pytest.fixture(autouse=True)
+def _grad_mode_kept() -> Iterator[None]:
+    before = torch.is_grad_enabled()
+    yield
+    torch.set_grad_enabled(before)

@@ -1,0 +1,94 @@
+"""The frontier of an intervention against brute force and closed forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from saelens_adaptive_ortho.maths.frontier import envelope, frontier, interval, resampling_weights
+
+
+def brute_force(costs: Tensor, gains: Tensor, paths: Tensor, budgets: Tensor) -> Tensor:
+    """Walk every path in tiny steps and keep the best gain within each budget."""
+    best = torch.zeros(len(budgets), dtype=torch.float64)
+    for path in paths.unique():
+        points = torch.stack([costs[paths == path], gains[paths == path]], 1)
+        points = torch.cat([torch.zeros(1, 2, dtype=torch.float64), points])
+        for start, end in zip(points[:-1], points[1:], strict=True):
+            walk = start + torch.linspace(0, 1, 4001, dtype=torch.float64)[:, None] * (end - start)
+            allowed = walk[:, :1] <= budgets
+            best = torch.maximum(best, torch.where(allowed, walk[:, 1:], 0.0).amax(0))
+    return best
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 10_000))
+def test_the_envelope_is_the_best_point_of_any_path_within_the_budget(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # Costs fall and rise and may be negative, as measured ones do.
+    costs, gains = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    paths = torch.tensor([0, 0, 0, 1, 1, 2])
+    budgets = torch.linspace(0, 1.5, 7, dtype=torch.float64)
+    exact = envelope(costs[None], gains[None], paths, budgets)[0]
+    walked = brute_force(costs, gains, paths, budgets)
+    assert (exact >= walked - 1e-12).all()
+    torch.testing.assert_close(exact, walked, atol=5e-3, rtol=0)
+
+
+def test_a_straight_path_gives_a_straight_frontier_up_to_its_end() -> None:
+    cost = torch.tensor([[0.1], [0.2]])
+    found = frontier(cost, 3 * cost, torch.tensor([0, 0]), torch.linspace(0, 0.4, 5))
+    torch.testing.assert_close(found.gain, torch.tensor([0.0, 0.3, 0.6, 0.6, 0.6]))
+    assert found.area(0, 0.2)[0] == pytest.approx(0.3)
+    assert found.at(0.1)[0] == pytest.approx(0.3)
+
+
+def test_an_intervention_that_only_harms_is_not_used() -> None:
+    cost, gain = torch.full((1, 4), 0.1), torch.full((1, 4), -1.0)
+    found = frontier(cost, gain, torch.tensor([0]), torch.tensor([0.0, 1.0]))
+    assert found.gain.tolist() == [0.0, 0.0]
+
+
+def test_the_frontier_never_falls_with_the_budget() -> None:
+    generator = torch.Generator().manual_seed(0)
+    cost, gain = torch.rand(2, 12, 30, generator=generator)
+    paths = torch.arange(12) // 4
+    found = frontier(cost, gain, paths, torch.linspace(0, 1, 50))
+    assert (found.gain.diff() >= 0).all()
+    assert (found.replicates.diff(dim=1) >= 0).all()
+
+
+def test_equal_units_leave_no_uncertainty() -> None:
+    cost, gain = torch.full((1, 20), 0.05), torch.full((1, 30), 2.0)
+    found = frontier(cost, gain, torch.tensor([0]), torch.tensor([0.1]))
+    torch.testing.assert_close(found.replicates, torch.full((400, 1), 2.0))
+
+
+def test_the_interval_is_as_wide_as_the_standard_error_says() -> None:
+    generator = torch.Generator().manual_seed(1)
+    gain = torch.randn(1, 400, generator=generator) + 5
+    found = frontier(torch.zeros(1, 10), gain, torch.tensor([0]), torch.tensor([0.1]), 2000)
+    low, high = interval(found.replicates)[:, 0]
+    expected = 1.96 * float(gain.std()) / 20
+    assert float(high - low) / 2 == pytest.approx(expected, rel=0.06)
+    assert low < found.gain[0] < high
+
+
+def test_the_costs_of_a_budget_are_resampled_too() -> None:
+    """The gain is certain, its cost is not: the interval must show that."""
+    generator = torch.Generator().manual_seed(2)
+    cost = 0.1 + 0.1 * torch.randn(1, 100, generator=generator)
+    found = frontier(cost, torch.full((1, 5), 1.0), torch.tensor([0]), torch.tensor([0.05]))
+    assert found.band()[1, 0] - found.band()[0, 0] > 0.05
+
+
+def test_resampling_depends_on_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    first = resampling_weights(10, 3, seed=5)
+    torch.manual_seed(2)
+    assert torch.equal(first, resampling_weights(10, 3, seed=5))
+    assert not torch.equal(first, resampling_weights(10, 3, seed=6))
+    torch.testing.assert_close(first.sum(1), torch.ones(3, dtype=torch.float64))

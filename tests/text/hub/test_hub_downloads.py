@@ -1,0 +1,122 @@
+"""Real names, real libraries, tiny content: everything an experiment downloads arrives."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from saelens_adaptive_ortho.demo import FORGET_CORPUS, RETAIN_CORPUS
+from tests.text.hub.repositories import D_IN, D_SAE, GATED, HOOK, Repositories, run_client
+
+
+@pytest.fixture(scope="module")
+def steps(repositories: Repositories, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("downloads") / "out"
+    return run_client("downloads.py", repositories.root, out)
+
+
+@pytest.fixture
+def step(steps: dict[str, Any], request: pytest.FixtureRequest) -> Any:
+    """What the step that the test names has returned."""
+    step = steps[request.param]
+    assert step["error"] is None, step["error"]
+    return step["value"]
+
+
+def of(name: str) -> Any:
+    return pytest.mark.parametrize("step", [name], indirect=True, ids=[""])
+
+
+def first(corpus: Path, n: int) -> list[str]:
+    return [json.loads(line)["text"] for line in corpus.read_text().splitlines()[:n]]
+
+
+@of("model")
+def test_pythia_loads_by_its_transformer_lens_name(step: Any) -> None:
+    assert step == {"layers": 4, "width": D_IN, "vocabulary": 705, "as_local": True}
+
+
+@of("sae")
+def test_a_registered_pair_loads(step: Any, repositories: Repositories) -> None:
+    folder = repositories.root / "models/ctigges/pythia-70m-deduped__res-sm_processed/3-res-sm"
+    assert step == {
+        "hook_name": HOOK,
+        "model_name": "pythia-70m-deduped",
+        "shape": [D_SAE, D_IN],
+        "first": load_file(folder / "sae_weights.safetensors")["W_dec"][0, 0].item(),
+    }
+
+
+@of("corpora")
+def test_corpora_are_read_whole_and_in_order(step: Any) -> None:
+    assert step == {
+        GATED: first(FORGET_CORPUS, 1500),
+        "cais/wmdp-corpora": first(FORGET_CORPUS, 300),
+        "wikitext-103-raw-v1": first(RETAIN_CORPUS, 1500),
+        "wikitext-2-raw-v1": first(RETAIN_CORPUS, 50),
+    }
+
+
+@of("evaluate")
+def test_a_registered_pair_is_judged_on_hub_corpora(step: Any) -> None:
+    assert step["status"] == 0
+    (result,) = step["results"]
+    assert (result["eval"], result["status"]) == ("core", "ok")
+    for domain in ("forget", "retain", "pooled"):
+        assert math.isfinite(result["metrics"][f"{domain}/ce_loss_score"])
+
+
+@of("core")
+def test_sae_bench_core_streams_its_own_data_set(step: Any) -> None:
+    assert math.isfinite(step["ce_loss_score"])
+    # The trained model, not a random one: it predicts its own language.
+    assert step["ce_loss_without_sae"] < 0.6 * math.log(705)
+
+
+@of("probing")
+def test_sae_bench_sparse_probing_reads_its_own_data_set(step: Any) -> None:
+    assert step["llm"]["llm_test_accuracy"] > 0.5
+    assert 0 < step["sae"]["sae_test_accuracy"] <= 1
+
+
+@of("questions")
+def test_the_questions_of_wmdp_and_mmlu_arrive(step: Any) -> None:
+    subjects = {"cais/wmdp": "biology", "cais/mmlu": "history"}
+    for repo, subject in subjects.items():
+        choices = ["cave", "valley", "marsh", "forest"]
+        question = f"Question 1 of {subject}?"
+        assert step[repo] == {"question": question, "choices": choices, "answer": 1}
+
+
+@of("sae_lens")
+def test_the_example_of_the_readme_trains(step: Any) -> None:
+    assert step == {"architecture": "jumprelu"}
+
+
+@of("check")
+def test_the_pythia_experiment_checks_out(step: Any) -> None:
+    assert step == 0
+
+
+def test_the_names_were_looked_up_on_the_stand_in(steps: dict[str, Any]) -> None:
+    asked = "\n".join(line for step in steps.values() for line in step["requests"])
+    for name in ("EleutherAI/pythia-70m-deduped", f"datasets/{GATED}", "datasets/cais/mmlu"):
+        assert f"/{name}/resolve/" in asked
+
+
+@pytest.mark.slow
+def test_the_pythia_experiment_runs_to_its_report(
+    repositories: Repositories, tmp_path: Path
+) -> None:
+    step = run_client("downloads.py", repositories.root, tmp_path / "out", "compare")["compare"]
+    assert step["error"] is None, step["error"]
+    assert step["value"]["status"] == 0
+    found = {(r["variant"], r["eval"], r["status"]) for r in step["value"]["results"]}
+    variants = ("baseline", "fixed", "adaptive")
+    assert found >= {(v, e, "ok") for v in variants for e in ("core", "subspace")}
+    assert (tmp_path / "out/work/run/report.html").is_file()

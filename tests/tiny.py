@@ -1,0 +1,213 @@
+"""A random language model, two synthetic corpora and a tiny experiment, made anew per session."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+
+from saelens_adaptive_ortho import report
+from saelens_adaptive_ortho.commands.experiment import build_experiment
+from saelens_adaptive_ortho.text.models import load_language_model
+from saelens_adaptive_ortho.training.runner import Prepared, prepare
+from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig
+
+CONTEXT, WIDTH, D_SAE, BATCH, STEPS = 32, 32, 64, 128, 24
+HOOK = "blocks.1.hook_resid_post"
+BOS, PAD = 0, 1
+SPECIAL = ["<|endoftext|>", "<|pad|>", "<|unknown|>"]
+FORGET_WORDS = [f"virus{i}" for i in range(90)]
+RETAIN_WORDS = [f"castle{i}" for i in range(90)]
+SHARED_WORDS = [f"the{i}" for i in range(60)]
+
+
+def documents(words: list[str], seed: int, n: int = 300) -> list[str]:
+    """Texts of 8 to 40 words, of one domain's vocabulary and the shared one."""
+    draw = random.Random(seed)
+    pool = words + SHARED_WORDS
+    return [" ".join(draw.choices(pool, k=draw.randint(8, 40))) for _ in range(n)]
+
+
+def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
+    path.write_text("".join(json.dumps({field: text}) + "\n" for text in texts))
+    return path
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """The session's model and corpora, and how to make more text like theirs."""
+
+    model: Path
+    forget: Path
+    retain: Path
+    hook = HOOK
+    context, width, d_sae, batch, steps = CONTEXT, WIDTH, D_SAE, BATCH, STEPS
+    bos, pad, n_special = BOS, PAD, len(SPECIAL)
+    forget_words, retain_words, shared_words = FORGET_WORDS, RETAIN_WORDS, SHARED_WORDS
+    documents = staticmethod(documents)
+    write_jsonl = staticmethod(write_jsonl)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = [*SPECIAL, *FORGET_WORDS, *RETAIN_WORDS, *SHARED_WORDS]
+    model = WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=SPECIAL[2])
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=SPECIAL[BOS],
+        eos_token=SPECIAL[BOS],
+        pad_token=SPECIAL[PAD],
+        unk_token=SPECIAL[2],
+    )
+
+
+def build_model(path: Path) -> Path:
+    """Save a random GPT-NeoX and its tokenizer as Hugging Face does."""
+    config = GPTNeoXConfig(
+        vocab_size=len(SPECIAL) + len(FORGET_WORDS) + len(RETAIN_WORDS) + len(SHARED_WORDS),
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        bos_token_id=BOS,
+        eos_token_id=BOS,
+        pad_token_id=PAD,
+        # Wide enough that tokens differ at every layer.
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GPTNeoXForCausalLM(config)
+    model.save_pretrained(path)
+    build_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    root = tmp_path_factory.mktemp("tiny")
+    return Tiny(
+        build_model(root / "model"),
+        write_jsonl(root / "forget.jsonl", documents(FORGET_WORDS, 1)),
+        write_jsonl(root / "retain.jsonl", documents(RETAIN_WORDS, 2)),
+    )
+
+
+@pytest.fixture(scope="session")
+def settings(tiny: Tiny) -> Callable[..., dict[str, Any]]:
+    """The tree of a tiny experiment; ``sae`` is merged (None drops a key), the rest replaced."""
+
+    def tree(sae: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+        full = {
+            "model_name": str(tiny.model),
+            "hook_name": HOOK,
+            "ortho_corpora": {"forget": str(tiny.forget), "retain": str(tiny.retain)},
+            "ortho_holdout_fraction": 0.1,
+            "ortho_holdout_contexts": 16,
+            "ortho_log_every": 4,
+            "context_size": CONTEXT,
+            "store_batch_size_prompts": 8,
+            "n_batches_in_buffer": 2,
+            "n_batches_for_norm_estimate": 2,
+            "training_tokens": BATCH * STEPS,
+            "train_batch_size_tokens": BATCH,
+            "lr": 1e-2,
+            "device": "cpu",
+            "dtype": "float32",
+            "sae": {
+                "architecture": "adaptive_ortho_batchtopk",
+                "d_in": WIDTH,
+                "d_sae": D_SAE,
+                "k": 4,
+                "normalize_activations": "expected_average_only_in",
+                "ortho_neighbours": 8,
+                "ortho_sketch_size": 16,
+                "ortho_refresh_every": 8,
+                "ortho_statistics_every": 2,
+                **(sae or {}),
+            },
+            "evals": {
+                "core": {"n_contexts": 8, "batch_size_prompts": 4},
+                "subspace": {"n_contexts": 8},
+            },
+            **changes,
+        }
+        full["sae"] = {k: v for k, v in full["sae"].items() if v is not None}
+        return full
+
+    return tree
+
+
+@pytest.fixture(scope="session")
+def make_config(
+    settings: Callable[..., dict[str, Any]],
+) -> Callable[..., AdaptiveOrthoRunnerConfig]:
+    """A tiny runner config; nothing is written unless ``output_path`` is given."""
+
+    def make(sae: dict[str, Any] | None = None, **changes: Any) -> AdaptiveOrthoRunnerConfig:
+        fields = {"output_path": None, "checkpoint_path": None, **changes}
+        return build_experiment(settings(sae, **fields)).runner
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model(tiny: Tiny) -> Any:
+    return load_language_model(str(tiny.model))
+
+
+@pytest.fixture(scope="session")
+def prepared(make_config: Callable[..., AdaptiveOrthoRunnerConfig], model: Any) -> Prepared:
+    """The session's model and tokenised corpora, for configs that leave the data alone."""
+    return prepare(make_config(), model=model)
+
+
+@pytest.fixture
+def write_config(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Path]:
+    """The YAML file of a tiny experiment that writes to ``tmp_path / "run"``."""
+
+    def write(sae: dict[str, Any] | None = None, **changes: Any) -> Path:
+        tree = settings(sae, **{"output_path": str(tmp_path / "run"), **changes})
+        path = tmp_path / "experiment.yaml"
+        path.write_text(yaml.safe_dump(tree, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def _offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test may reach the hub; its stand-in runs on this machine, in processes of its own."""
+    if "hub" in request.path.parts:
+        return
+
+    def refuse(*_: object) -> None:
+        raise OSError("the tests have no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare tests that look elsewhere the drawing of figures."""
+
+    def skip(root: Path) -> Path:
+        return root / "report.html"
+
+    monkeypatch.setattr(report, "write_report", skip)
+    monkeypatch.setattr(report, "write_summary", skip)

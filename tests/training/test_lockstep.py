@@ -1,0 +1,479 @@
+"""Lockstep training: resuming to the bit, agreeing with the host, ending clearly."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens.constants import SAE_WEIGHTS_FILENAME, TRAINER_STATE_FILENAME
+from sae_lens.registry import get_sae_training_class
+from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file, save_file
+
+from saelens_adaptive_ortho.commands.cli import main
+from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.host.architectures import ARCHITECTURES
+from saelens_adaptive_ortho.host.config import OrthoConfig
+from saelens_adaptive_ortho.host.penalty_mixin import AdaptiveOrthoMixin
+from saelens_adaptive_ortho.training import lockstep, store
+from saelens_adaptive_ortho.training.lockstep import (
+    STATE_FILE,
+    Interrupted,
+    NonFiniteLossError,
+    list_checkpoints,
+)
+from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
+
+MakeConfig = Callable[..., Any]
+STANDARD = {"architecture": "adaptive_ortho_standard", "k": None, "l1_coefficient": 0.1}
+KINDS: dict[str, dict[str, Any]] = {
+    "batchtopk adaptive": {"ortho_mode": "adaptive"},
+    "standard fixed": STANDARD | {"ortho_mode": "fixed", "ortho_chunk_size": 16},
+}
+
+
+@pytest.fixture
+def make_runner(
+    make_config: MakeConfig, prepared: Prepared, tmp_path: Path
+) -> Callable[..., AdaptiveOrthoRunner]:
+    """A runner on the session's data; ``checkpoints`` of them, in ``tmp_path / "checkpoints"``."""
+
+    def make(
+        sae: dict[str, Any] | None = None,
+        variants: dict[str, dict[str, Any]] | None = None,
+        checkpoints: int = 0,
+        **changes: Any,
+    ) -> AdaptiveOrthoRunner:
+        folder = str(tmp_path / "checkpoints") if checkpoints else None
+        cfg = make_config(sae, checkpoint_path=folder, n_checkpoints=checkpoints, **changes)
+        return AdaptiveOrthoRunner(cfg, variants, prepared)
+
+    return make
+
+
+def assert_same_state(ours: Any, theirs: Any) -> None:
+    ours, theirs = ours.state_dict(), theirs.state_dict()
+    assert ours.keys() == theirs.keys()
+    different = [k for k in theirs if not torch.equal(ours[k], theirs[k])]
+    assert not different
+
+
+# -------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resuming_at_any_checkpoint_ends_in_the_same_weights_and_buffers_as_never_stopping(
+    make_runner: Callable[..., AdaptiveOrthoRunner], tmp_path: Path, kind: str
+) -> None:
+    whole = make_runner(KINDS[kind])
+    whole.trainer.fit()
+    assert any(key.startswith("ortho_") for key in whole.sae.state_dict())
+    make_runner(KINDS[kind], checkpoints=2).trainer.fit()
+    found = list_checkpoints(tmp_path / "checkpoints")
+    assert [p.name for p in found] == ["step_000000008", "step_000000016"]
+    for checkpoint in found:
+        resumed = make_runner(KINDS[kind])
+        torch.manual_seed(int(checkpoint.name[-2:]) + 100)  # whatever state the process is in
+        resumed.trainer.load_checkpoint(checkpoint)
+        resumed.trainer.fit()
+        assert_same_state(resumed.sae, whole.sae)
+        history = resumed.trainer.state.history["sae"]
+        assert [r["step"] for r in history] == [1, 4, 8, 12, 16, 20, 24]
+        assert history == whole.trainer.state.history["sae"]
+        assert resumed.sae.cfg.metadata.l0 == whole.sae.cfg.metadata.l0
+
+
+def test_a_checkpoint_brings_the_global_random_state_back(
+    make_runner: Callable[..., AdaptiveOrthoRunner],
+) -> None:
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    saved = make_runner(checkpoints=1).trainer.save_checkpoint()
+    assert saved is not None
+    torch.manual_seed(12)
+    make_runner().trainer.load_checkpoint(saved)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_only_the_two_newest_checkpoints_are_kept(
+    make_runner: Callable[..., AdaptiveOrthoRunner], tmp_path: Path
+) -> None:
+    make_runner(checkpoints=5).trainer.fit()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "step_000000016",
+        "step_000000020",
+    ]
+
+
+def test_left_over_checkpoints_of_a_longer_run_do_not_push_out_new_ones(
+    make_runner: Callable[..., AdaptiveOrthoRunner], tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoints"
+    make_runner(checkpoints=2).trainer.fit()
+    (folder / "step_000000008").rename(folder / "step_000000800")
+    (folder / "step_000000016").rename(folder / "step_000000900")
+    make_runner(checkpoints=5).trainer.fit()
+    assert {"step_000000016", "step_000000020"} <= {p.name for p in folder.iterdir()}
+
+
+def test_a_stop_signal_saves_a_checkpoint_that_continues_to_the_bit(
+    make_runner: Callable[..., AdaptiveOrthoRunner], tmp_path: Path
+) -> None:
+    whole = make_runner()
+    whole.trainer.fit()
+    stopped = make_runner(checkpoints=1)
+    stopped.trainer.on_log = lambda step, _: (
+        os.kill(os.getpid(), signal.SIGTERM) if step == 4 else None
+    )
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match=r"stopped at step 4 of 24; saved .*step_000000004"):
+        stopped.trainer.fit()
+    assert signal.getsignal(signal.SIGTERM) is handler
+    resumed = make_runner()
+    resumed.trainer.load_checkpoint(tmp_path / "checkpoints" / "step_000000004")
+    resumed.trainer.fit()
+    assert_same_state(resumed.sae, whole.sae)
+
+
+# -------------------------------------------------------------------- lockstep
+
+
+def test_saes_trained_in_lockstep_are_those_trained_alone(
+    make_runner: Callable[..., AdaptiveOrthoRunner],
+) -> None:
+    variants = {
+        "off": {"ortho_mode": "off"},
+        "fixed": {"ortho_mode": "fixed", "ortho_chunk_size": 16},
+        "adaptive": {},
+        "standard": {"architecture": "adaptive_ortho_standard"},
+    }
+    together = make_runner(variants=variants)
+    together.trainer.fit()
+    for name, changes in variants.items():
+        torch.manual_seed(len(name))
+        alone = make_runner(variants={name: changes})
+        alone.trainer.fit()
+        assert_same_state(together.saes[name], alone.saes[name])
+    weights = [sae.W_dec for sae in together.saes.values()]
+    assert not any(torch.equal(weights[0], other) for other in weights[1:])
+
+
+@pytest.mark.parametrize(
+    ("sae", "stock"), [({}, "batchtopk"), (STANDARD, "standard")], ids=["batchtopk", "standard"]
+)
+@pytest.mark.parametrize("sparse_products", [False, True])
+def test_mode_off_trains_the_very_weights_that_the_hosts_own_trainer_does(
+    make_runner: Callable[..., AdaptiveOrthoRunner],
+    sae: dict[str, Any],
+    stock: str,
+    sparse_products: bool,
+) -> None:
+    ours = make_runner(sae | {"ortho_mode": "off"}, ortho_sparse_products=sparse_products)
+    stock_class, stock_config = get_sae_training_class(stock)
+    cfg = ours.configs["sae"].sae
+    own = {*OrthoConfig.__dataclass_fields__, "metadata"}
+    shared = {f: getattr(cfg, f) for f in stock_config.__dataclass_fields__ if f not in own}
+    torch.manual_seed(ours.cfg.seed)
+    theirs = stock_class(stock_config(**shared))
+    assert type(theirs) in ARCHITECTURES[cfg.architecture()][0].__mro__
+    assert not isinstance(theirs, AdaptiveOrthoMixin)
+    store = ours.activations_store
+    host = SAETrainer(ours.cfg.to_sae_trainer_config(), theirs, store)
+    host.activation_scaler.estimate_scaling_factor(
+        cfg.d_in, store, ours.cfg.n_batches_for_norm_estimate
+    )
+    store.seek(0)
+    host.fit()
+    ours.trainer.fit()
+    # The sparse products sum in another order.
+    tolerance = 1e-4 if sparse_products else 0.0
+    for name, tensor in theirs.state_dict().items():
+        own_tensor = ours.sae.state_dict()[name]
+        torch.testing.assert_close(own_tensor, tensor, rtol=tolerance, atol=tolerance, msg=name)
+
+
+# ------------------------------------------------------------- bad checkpoints
+
+
+@pytest.fixture(scope="module")
+def intact(
+    make_config: MakeConfig, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    cfg = make_config(checkpoint_path=str(folder), n_checkpoints=1)
+    AdaptiveOrthoRunner(cfg, None, prepared).trainer.fit()
+    (found,) = list_checkpoints(folder)
+    return found
+
+
+@pytest.fixture
+def checkpoint(intact: Path, tmp_path: Path) -> Path:
+    """A checkpoint to damage, of the SAE ``sae`` at step 12."""
+    return shutil.copytree(intact, tmp_path / intact.name)
+
+
+FILES = [
+    STATE_FILE,
+    "rng_state.pt",
+    "sae/cfg.json",
+    f"sae/{SAE_WEIGHTS_FILENAME}",
+    f"sae/{TRAINER_STATE_FILENAME}",
+    "sae/activation_scaler.json",
+]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_checkpoint_is_refused_naming_the_file_and_the_remedy(
+    make_runner: Callable[..., AdaptiveOrthoRunner], checkpoint: Path, file: str, damage: str
+) -> None:
+    whole = (checkpoint / file).read_bytes()
+    broken = {"truncated": whole[: len(whole) // 2], "garbage": b"\xfe\x01" * 50, "empty": b""}
+    (checkpoint / file).write_bytes(broken[damage])
+    with pytest.raises(ConfigError, match="resume_from_checkpoint=.*corrupt or truncated") as error:
+        make_runner().trainer.load_checkpoint(checkpoint)
+    assert str(checkpoint / file) in str(error.value)
+    assert "Remove its checkpoint" in str(error.value)
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f != STATE_FILE])
+def test_a_checkpoint_that_lacks_a_file_is_refused(
+    make_runner: Callable[..., AdaptiveOrthoRunner], checkpoint: Path, file: str
+) -> None:
+    (checkpoint / file).unlink()
+    with pytest.raises(ConfigError, match="resume_from_checkpoint="):
+        make_runner().trainer.load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("sae", "message"),
+    [
+        ({"architecture": "adaptive_ortho_topk"}, "architecture.*batchtopk.*the run has.*topk"),
+        ({"d_sae": 128}, "d_sae 64, but the run has 128"),
+        ({"ortho_alpha": 0.25}, "made with other settings or data"),
+    ],
+)
+def test_a_checkpoint_of_another_sae_is_refused(
+    make_runner: Callable[..., AdaptiveOrthoRunner],
+    checkpoint: Path,
+    sae: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(ConfigError, match=f"resume_from_checkpoint=.*{message}"):
+        make_runner(sae).trainer.load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("changes", [{"lr": 2e-2}, {"seed": 1}, {"training_tokens": 4096}])
+def test_a_checkpoint_of_another_training_is_refused(
+    make_runner: Callable[..., AdaptiveOrthoRunner], checkpoint: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match="Restore the settings, or start afresh"):
+        make_runner(**changes).trainer.load_checkpoint(checkpoint)
+
+
+def test_a_checkpoint_without_the_wanted_sae_or_no_checkpoint_at_all_is_refused(
+    make_runner: Callable[..., AdaptiveOrthoRunner], checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="has no SAE named fixed"):
+        make_runner(variants={"fixed": {}}).trainer.load_checkpoint(checkpoint)
+    with pytest.raises(ConfigError, match="holds no checkpoint of this project"):
+        make_runner().trainer.load_checkpoint(tmp_path)
+
+
+# ------------------------------------------------------------------ non-finite
+
+
+def turns_nan_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    original = AdaptiveOrthoMixin.calculate_aux_loss
+
+    def poisoned(self: Any, step_input: Any, *args: Any, **kwargs: Any) -> Any:
+        losses = original(self, step_input, *args, **kwargs)
+        if step_input.n_training_steps >= step:
+            losses["ortho_loss"] = self.W_dec.sum() * math.nan
+        return losses
+
+    monkeypatch.setattr(AdaptiveOrthoMixin, "calculate_aux_loss", poisoned)
+
+
+def test_a_loss_that_is_not_finite_names_the_sae_the_step_and_what_to_lower(
+    make_runner: Callable[..., AdaptiveOrthoRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns_nan_after(monkeypatch, 9)
+    runner = make_runner(variants={"adaptive": {}})
+    with pytest.raises(NonFiniteLossError, match=r"'adaptive' is nan at step 12.*Lower lr"):
+        runner.trainer.fit()
+
+
+def test_a_checkpoint_is_never_made_of_an_sae_whose_loss_is_not_finite(
+    make_runner: Callable[..., AdaptiveOrthoRunner],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    turns_nan_after(monkeypatch, 6)
+    with pytest.raises(NonFiniteLossError, match="is nan at step 8"):
+        make_runner(checkpoints=2, ortho_log_every=1000).trainer.fit()
+    assert list_checkpoints(tmp_path / "checkpoints") == []
+
+
+# ---------------------------------------------------------------- command line
+
+KILLED_AT = 15
+KILL = f"""
+import os, signal, sys
+from saelens_adaptive_ortho.commands import cli
+from saelens_adaptive_ortho.training import store
+
+serve = store.StratifiedActivationsStore.__next__
+steps = 0
+
+def serve_or_die(store):
+    global steps
+    steps += 1
+    if steps > {KILLED_AT} + 2:  # two batches went into the norm
+        os.kill(os.getpid(), signal.SIGKILL)
+    return serve(store)
+
+store.StratifiedActivationsStore.__next__ = serve_or_die
+sys.exit(cli.main(["compare", sys.argv[1]]))
+"""
+
+
+def exported(root: Path) -> dict[str, dict[str, torch.Tensor]]:
+    files = sorted((root / "seed0").glob(f"*/{SAE_WEIGHTS_FILENAME}"))
+    return {f.parent.name: load_file(f) for f in files}
+
+
+def assert_same_export(ours: Path, theirs: Path) -> None:
+    a, b = exported(ours), exported(theirs)
+    assert a.keys() == b.keys()
+    assert a
+    for name in a:
+        assert a[name].keys() == b[name].keys()
+        assert all(torch.equal(a[name][k], b[name][k]) for k in a[name])
+
+
+TWO = {"fixed": {"ortho_mode": "fixed"}, "adaptive": {}}
+
+
+@pytest.fixture
+def config(write_config: Callable[..., Path]) -> str:
+    return str(write_config(variants=TWO, evals=[], n_checkpoints=2))
+
+
+@pytest.fixture
+def uninterrupted(config: str, no_report: None, tmp_path: Path) -> Path:
+    root = tmp_path / "uninterrupted"
+    assert main(["compare", config, "--set", f"output_path={root}"]) == 0
+    return root
+
+
+def test_a_killed_run_continues_and_exports_the_weights_of_an_uninterrupted_one(
+    config: str, uninterrupted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILL, config], check=False, timeout=200)
+    assert killed.returncode == -signal.SIGKILL
+    assert exported(tmp_path / "run") == {}
+    assert main(["compare", config]) == 0
+    assert "Resuming from" in capfd.readouterr().out
+    assert_same_export(tmp_path / "run", uninterrupted)
+    assert not (tmp_path / "run" / "seed0" / "checkpoints").exists()
+
+
+def test_a_terminated_run_exits_with_130_and_the_same_command_continues(
+    config: str,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    serve = store.StratifiedActivationsStore.__next__
+
+    def terminated(batches: Any) -> torch.Tensor:
+        if batches.position == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return serve(batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.StratifiedActivationsStore, "__next__", terminated)
+        assert main(["compare", config]) == 130
+    assert "stopped at step 11 of 24; saved" in capsys.readouterr().err
+    found = list_checkpoints(tmp_path / "run" / "seed0" / "checkpoints")
+    assert [p.name for p in found] == ["step_000000008", "step_000000011"]
+    assert main(["compare", config]) == 0
+    assert "Resuming from" in capsys.readouterr().out
+    assert_same_export(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize("n_damaged", [1, 2])
+def test_damaged_checkpoints_are_passed_over_and_leave_nothing_behind(
+    config: str,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    n_damaged: int,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise Interrupted("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lockstep.LockstepTrainer, "_fold", interrupted)
+        assert main(["compare", config]) == 130
+    checkpoints = list_checkpoints(tmp_path / "run" / "seed0" / "checkpoints")
+    assert len(checkpoints) == 2
+    for checkpoint in checkpoints[-n_damaged:]:
+        # The first SAE is whole: loading gets half way before it fails.
+        file = checkpoint / "adaptive" / SAE_WEIGHTS_FILENAME
+        file.write_bytes(file.read_bytes()[:1000])
+    capsys.readouterr()
+    assert main(["compare", config]) == 0
+    out = capsys.readouterr().out
+    assert out.count("Not resuming") == n_damaged
+    assert ("Resuming from" in out) == (n_damaged == 1)
+    assert_same_export(tmp_path / "run", uninterrupted)
+
+
+def test_the_train_command_resumes_where_it_is_told_to_and_refuses_another_architecture(
+    write_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "checkpoints"
+    config = str(write_config(checkpoint_path=str(folder), n_checkpoints=1))
+    assert main(["train", config]) == 0
+    weights = tmp_path / "run" / "sae" / SAE_WEIGHTS_FILENAME
+    whole = load_file(weights)
+    (found,) = list_checkpoints(folder)
+    shutil.rmtree(weights.parent)
+    resume = ["--set", f"resume_from_checkpoint={found}"]
+    assert main(["train", config, *resume]) == 0
+    resumed = load_file(weights)
+    assert all(torch.equal(resumed[k], whole[k]) for k in whole)
+    other = ["--set", "sae.architecture=adaptive_ortho_topk"]
+    assert main(["train", config, *resume, *other]) == 2
+    assert "holds an SAE with architecture" in capsys.readouterr().err
+
+
+def test_a_model_that_gives_no_numbers_for_one_corpus_ends_the_run_naming_it(
+    write_config: Callable[..., Path],
+    tiny: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = shutil.copytree(tiny.model, tmp_path / "model")
+    weights = load_file(path / "model.safetensors")
+    first = tiny.n_special + len(tiny.forget_words)
+    weights["gpt_neox.embed_in.weight"][first : first + len(tiny.retain_words)] = math.inf
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    assert main(["compare", str(write_config(model_name=str(path)))]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"The retain corpus gives NaN or infinite .*\(batches 0 to \d+\)", message)
+    assert exported(tmp_path / "run") == {}

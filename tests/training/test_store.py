@@ -1,0 +1,475 @@
+"""Corpora and the domain-stratified batches drawn from them."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import itertools
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset
+from sae_lens.config import PretokenizeRunnerConfig
+from sae_lens.pretokenize_runner import pretokenize_dataset
+from torch import Tensor
+
+from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.text import corpora
+from saelens_adaptive_ortho.text.corpora import (
+    CorpusConfig,
+    Tokenisation,
+    TokenisedCorpus,
+    read_documents,
+    tokenise_corpus,
+)
+from saelens_adaptive_ortho.training.runner import Prepared, prepare
+from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig
+from saelens_adaptive_ortho.training.store import (
+    DomainRows,
+    NonFiniteActivationsError,
+    StratifiedActivationsStore,
+)
+
+# The host warns of its own tensor copies.
+pytestmark = pytest.mark.filterwarnings("ignore:To copy construct:UserWarning")
+
+MakeConfig = Callable[..., AdaptiveOrthoRunnerConfig]
+CONTEXT, BATCH, HOOK = 32, 128, "blocks.1.hook_resid_post"
+BOS, FIRST_WORD = 0, 3  # ids of the tiny tokenizer
+FORGET_IDS = slice(FIRST_WORD, FIRST_WORD + 90)
+HOW = Tokenisation(CONTEXT, holdout_fraction=0.1, holdout_contexts=16)
+TEXTS = ["virus1 the2 virus3", "the4", "virus5 virus6\nthe7"]
+
+
+def build_store(
+    prepared: Prepared, cfg: AdaptiveOrthoRunnerConfig, seed: int = 0
+) -> StratifiedActivationsStore:
+    return StratifiedActivationsStore.build(prepared.model, cfg, prepared.corpora, seed)
+
+
+def corpus_activations(model: Any, contexts: Tensor) -> Tensor:
+    """Activations of every position, one context at a time."""
+    rows = [
+        model.run_with_cache(c[None].long(), names_filter=[HOOK], prepend_bos=False)[1][HOOK][0]
+        for c in contexts
+    ]
+    return torch.cat(rows).detach()
+
+
+# ------------------------------------------------------------------- batches
+
+
+def test_batches_are_a_pure_function_of_position(
+    prepared: Prepared, make_config: MakeConfig
+) -> None:
+    cfg = make_config()
+    store = build_store(prepared, cfg)
+    assert store.epochs(60)["forget"] > 2
+    assert store.batches_per_chunk > 1
+    in_order = [next(store) for _ in range(60)]
+    other = build_store(prepared, cfg)
+    for position in random.Random(0).sample(range(60), 25):
+        other.seek(position)
+        assert torch.equal(next(other), in_order[position])
+        assert other.position == position + 1
+    assert len({batch.sum().item() for batch in in_order}) == 60
+
+
+def test_another_seed_gives_other_batches(prepared: Prepared, make_config: MakeConfig) -> None:
+    cfg = make_config()
+    assert not torch.equal(next(build_store(prepared, cfg, 0)), next(build_store(prepared, cfg, 1)))
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.5])
+def test_the_leading_rows_come_from_the_forget_corpus_and_the_rest_from_retain(
+    prepared: Prepared, make_config: MakeConfig, fraction: float
+) -> None:
+    cfg = make_config(ortho_forget_fraction=fraction)
+    n_forget = int(BATCH * fraction)
+    assert cfg.sae.ortho_forget_rows == n_forget
+    store = build_store(prepared, cfg)
+    forget, retain = (corpus_activations(prepared.model, c.train) for c in prepared.corpora)
+    for position in (0, 7, 33):
+        store.seek(position)
+        batch = next(store)
+        for rows, own, other in (
+            (batch[:n_forget], forget, retain),
+            (batch[n_forget:], retain, forget),
+        ):
+            assert distances(rows, own).min(1).values.max() < 1e-3
+            # Beginnings of contexts without a domain word are the same in both corpora.
+            assert (distances(rows, other).min(1).values > 1e-2).float().mean() > 0.8
+
+
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def identifying_store(
+    prepared: Prepared, cfg: AdaptiveOrthoRunnerConfig, n_contexts: int
+) -> StratifiedActivationsStore:
+    """A store whose every activation is the id of the token, and every token has its own id."""
+    n = n_contexts * CONTEXT
+    ids = torch.arange(n, dtype=torch.int32).view(n_contexts, CONTEXT)
+    corpora = [
+        TokenisedCorpus(domain, ids + 10_000 * i, ids[:4], domain)
+        for i, domain in enumerate(("forget", "retain"))
+    ]
+    store = StratifiedActivationsStore.build(prepared.model, cfg, corpora, seed=3)
+
+    def get_activations(tokens: Tensor) -> Tensor:
+        return tokens[:, slice(*store.seqpos_slice), None].float().expand(-1, -1, store.d_in)
+
+    store.get_activations = get_activations  # type: ignore[method-assign]
+    return store
+
+
+def served(store: StratifiedActivationsStore, n_batches: int, n_forget: int) -> list[Counter[int]]:
+    """How often each token was served, by domain."""
+    batches = torch.stack([next(store)[:, 0] for _ in range(n_batches)]).long()
+    return [
+        Counter(batches[:, :n_forget].flatten().tolist()),
+        Counter((batches[:, n_forget:] - 10_000).flatten().tolist()),
+    ]
+
+
+def test_an_epoch_serves_every_row_of_both_corpora_exactly_once(
+    prepared: Prepared, make_config: MakeConfig
+) -> None:
+    store = identifying_store(prepared, make_config(), n_contexts=24)
+    per_epoch = 24 * CONTEXT // (BATCH // 2)
+    assert per_epoch % store.batches_per_chunk == 0  # an epoch ends where a chunk ends
+    for epoch in range(1, 3):
+        for counts in served(store, per_epoch, BATCH // 2):
+            assert counts == Counter(dict.fromkeys(range(24 * CONTEXT), 1)), epoch
+
+
+def test_a_slice_and_excluded_tokens_are_respected_and_still_every_other_row_is_served_once(
+    prepared: Prepared, make_config: MakeConfig
+) -> None:
+    excluded = [5, 40, 41, 200]
+    cfg = make_config(seqpos_slice=[4, 20], exclude_special_tokens=excluded)
+    store = identifying_store(prepared, cfg, n_contexts=24)
+    usable = {i for i in range(24 * CONTEXT) if 4 <= i % CONTEXT < 20} - set(excluded)
+    assert {5, 200} & {i for i in range(24 * CONTEXT) if 4 <= i % CONTEXT < 20}
+    n_batches = -(-len(usable) // (BATCH // 2)) * 2
+    (forget, _) = served(store, n_batches, BATCH // 2)
+    assert set(forget) == usable
+    assert max(forget.values()) - min(forget.values()) <= 2
+
+
+def test_locating_rows_in_any_portions_visits_each_usable_row_once_per_epoch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.arange(13 * 7).view(13, 7)
+    usable = torch.rand(13, 7, generator=generator) > 0.4
+    usable[3] = False  # a context without a single usable token
+    rows = DomainRows(tokens, usable, seed=5)
+    expected = sorted(tokens[usable].tolist())
+    draw = random.Random(0)
+    start, visited = 0, []
+    while start < 4 * rows.rows_per_epoch:
+        n = draw.randint(1, 2 * rows.rows_per_epoch)
+        portion: list[int] = []
+        for piece in rows.locate(start, n):
+            found = torch.cat([tokens[c][usable[c]] for c in piece.contexts])[piece.skip :]
+            portion += found[: min(n - len(portion), _left(rows, start + len(portion)))].tolist()
+        assert len(portion) == n
+        visited += portion
+        start += n
+    epochs = [
+        visited[e * rows.rows_per_epoch : (e + 1) * rows.rows_per_epoch]
+        for e in range(len(visited) // rows.rows_per_epoch)
+    ]
+    assert len(epochs) >= 4
+    assert all(sorted(epoch) == expected for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def _left(rows: DomainRows, start: int) -> int:
+    return rows.rows_per_epoch - start % rows.rows_per_epoch
+
+
+def test_special_tokens_are_not_trained_on_when_excluded(
+    prepared: Prepared, make_config: MakeConfig
+) -> None:
+    store = build_store(prepared, make_config(exclude_special_tokens=True))
+    bos = corpus_activations(prepared.model, torch.tensor([[BOS, FIRST_WORD]]))[:1]
+    for _ in range(30):
+        assert distances(next(store), bos).min() > 1e-2
+    with_special = build_store(prepared, make_config())
+    assert distances(next(with_special), bos).min() < 1e-3
+
+
+def test_a_slice_that_leaves_nothing_is_refused(
+    prepared: Prepared, make_config: MakeConfig
+) -> None:
+    every_word = list(range(300))
+    with pytest.raises(ConfigError, match="exclude_special_tokens=.*leaves no token.*forget"):
+        build_store(prepared, make_config(exclude_special_tokens=every_word))
+
+
+def test_a_fraction_that_leaves_a_corpus_without_a_row_is_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=r"ortho_forget_fraction=0\.001.*row of each corpus"):
+        make_config(ortho_forget_fraction=0.001)
+
+
+def test_a_single_corpus_fills_the_whole_batch_and_has_no_domains(
+    model: Any, make_config: MakeConfig, tiny: Any
+) -> None:
+    cfg = make_config(ortho_corpora={}, dataset_path=str(tiny.retain))
+    only = prepare(cfg, model=model)
+    assert [c.domain for c in only.corpora] == ["corpus"]
+    assert cfg.sae.ortho_forget_rows == 0
+    batch = next(build_store(only, cfg))
+    assert batch.shape == (BATCH, model.cfg.d_model)
+    retain = corpus_activations(model, only.corpora[0].train)
+    assert distances(batch, retain).min(1).values.max() < 1e-3
+
+
+def test_the_token_interface_serves_held_out_contexts_of_both_corpora(
+    prepared: Prepared, make_config: MakeConfig
+) -> None:
+    store = build_store(prepared, make_config())
+    tokens = store.get_batch_tokens(4).cpu()
+    forget, retain = (c.held_out.long() for c in prepared.corpora)
+    assert torch.equal(tokens, torch.stack([forget[0], retain[0], forget[1], retain[1]]))
+
+
+# ------------------------------------------------------------------ non-finite
+
+
+def poisoned(prepared: Prepared, words: slice) -> Prepared:
+    """The same corpora, and a model that is NaN after ``words``."""
+    model = copy.deepcopy(prepared.model)
+    with torch.no_grad():
+        model.embed.W_E[words] = float("nan")  # type: ignore[union-attr, operator]
+    return prepared._replace(model=model)
+
+
+def test_non_finite_activations_name_the_corpus_the_hook_and_the_remedy(
+    prepared: Prepared, make_config: MakeConfig
+) -> None:
+    store = build_store(poisoned(prepared, FORGET_IDS), make_config())
+    with pytest.raises(NonFiniteActivationsError, match="forget corpus.*dtype") as caught:
+        next(store)
+    assert HOOK in str(caught.value)
+    assert "batches 0 to" in str(caught.value)
+
+
+def test_non_finite_activations_name_the_batches_and_the_context_they_fall_in(
+    prepared: Prepared, make_config: MakeConfig
+) -> None:
+    store = identifying_store(prepared, make_config(), n_contexts=48)
+    (bad,) = store._domains[1].locate(700, 1)[0].contexts.tolist()
+    clean = store.get_activations
+
+    def get_activations(tokens: Tensor) -> Tensor:
+        acts = clean(tokens).clone()
+        acts[tokens == 10_000 + bad * CONTEXT] = float("inf")
+        return acts
+
+    store.get_activations = get_activations  # type: ignore[method-assign]
+    first = 700 // (BATCH // 2) // store.batches_per_chunk * store.batches_per_chunk
+    last = first + store.batches_per_chunk - 1
+    assert first > 0
+    with pytest.raises(
+        NonFiniteActivationsError,
+        match=rf"retain corpus .* contexts \[{bad}\] \(batches {first} to {last}\)",
+    ):
+        list(itertools.islice(store, last + 1))
+
+
+# ---------------------------------------------------------------------- tokens
+
+
+def ngrams(rows: list[list[int]], n: int = 5) -> set[tuple[int, ...]]:
+    return {tuple(row[i : i + n]) for row in rows for i in range(len(row) - n + 1)}
+
+
+def test_no_text_of_a_held_out_document_is_trained_on(model: Any, tiny: Any) -> None:
+    corpus = tokenise_corpus(
+        CorpusConfig(path=str(tiny.forget)), "forget", model.tokenizer, HOW, 10_000
+    )
+    texts = [json.loads(line)["text"] for line in tiny.forget.read_text().splitlines()]
+    ids = model.tokenizer(texts)["input_ids"]
+    held_out = [i for n, i in enumerate(ids) if n % 10 == 9]
+    trained = [i for n, i in enumerate(ids) if n % 10 != 9]
+    train = ngrams(corpus.train.tolist())
+    assert not ngrams(held_out) & train
+    assert not ngrams(trained) & ngrams(corpus.held_out.tolist())
+    assert len(ngrams(trained) & train) > 0.7 * len(ngrams(trained))
+    assert ngrams(held_out) & ngrams(corpus.held_out.tolist())
+
+
+def test_contexts_are_packed_as_worked_out_by_hand(model: Any, tiny: Any, tmp_path: Path) -> None:
+    kept = ["virus0 virus1 virus2", "virus3 virus4", "virus5 virus6 virus7 virus8"]
+    texts = [t for text in kept for t in (text, "the0 the1 the2")]
+    corpus = CorpusConfig(path=str(tiny.write_jsonl(tmp_path / "c.jsonl", texts)))
+    how = Tokenisation(4, holdout_fraction=0.5, holdout_contexts=3)
+    packed = tokenise_corpus(corpus, "forget", model.tokenizer, how, 100)
+    v = range(FIRST_WORD, FIRST_WORD + 9)
+    assert packed.train.tolist() == [
+        [BOS, v[0], v[1], v[2]],
+        [BOS, v[3], v[4], BOS],
+        [BOS, v[5], v[6], v[7]],
+    ]
+    apart = tokenise_corpus(
+        corpus, "forget", model.tokenizer, how._replace(disable_concat_sequences=True), 100
+    )
+    assert apart.train.tolist() == [[BOS, v[0], v[1], v[2]], [BOS, v[5], v[6], v[7]]]
+
+
+def test_packing_agrees_with_the_hosts_own_pretokenisation(model: Any, tiny: Any) -> None:
+    texts = tiny.documents(tiny.forget_words, 1)
+    trained = [text for n, text in enumerate(texts) if n % 10 != 9]
+    host = pretokenize_dataset(
+        Dataset.from_dict({"text": trained}),
+        model.tokenizer,
+        PretokenizeRunnerConfig(
+            context_size=CONTEXT,
+            shuffle=False,
+            num_proc=1,
+            begin_batch_token="bos",
+            begin_sequence_token=None,
+            sequence_separator_token="bos",
+        ),
+    )
+    corpus = CorpusConfig(path=str(tiny.forget))
+    ours = tokenise_corpus(corpus, "forget", model.tokenizer, HOW, 10_000)
+    theirs = host["input_ids"][:].int()
+    assert len(theirs) > 100
+    assert torch.equal(ours.train, theirs)
+
+
+def test_reading_stops_once_the_training_contexts_are_full(
+    model: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Counter()
+    original = corpora.read_documents
+
+    def counting(*args: Any) -> Any:
+        for text in original(*args):
+            read["documents"] += 1
+            yield text
+
+    monkeypatch.setattr(corpora, "read_documents", counting)
+    few = tokenise_corpus(CorpusConfig(path=str(tiny.forget)), "f", model.tokenizer, HOW, 3)
+    assert len(few.train) == 3
+    assert read["documents"] < len(tiny.documents(tiny.forget_words, 1))
+
+
+@pytest.fixture
+def cached(model: Any, tiny: Any, tmp_path: Path) -> Callable[[], TokenisedCorpus]:
+    path = tiny.write_jsonl(tmp_path / "corpus.jsonl", tiny.documents(tiny.forget_words, 3, 60))
+
+    def tokenise(how: Tokenisation = HOW) -> TokenisedCorpus:
+        return tokenise_corpus(
+            CorpusConfig(path=str(path)), "forget", model.tokenizer, how, 20, tmp_path / "cache"
+        )
+
+    return tokenise
+
+
+def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("the corpus was read again")
+
+    monkeypatch.setattr(corpora, "read_documents", fail)
+
+
+def test_a_tokenised_corpus_is_read_from_the_cache(
+    cached: Callable[..., TokenisedCorpus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = cached()
+    forbid_reading(monkeypatch)
+    second = cached()
+    assert torch.equal(first.train, second.train)
+    assert torch.equal(first.held_out, second.held_out)
+    assert first.fingerprint == second.fingerprint
+
+
+def test_the_cache_is_not_used_once_the_file_or_the_settings_change(
+    cached: Callable[..., TokenisedCorpus], tiny: Any, tmp_path: Path
+) -> None:
+    first = cached()
+    tiny.write_jsonl(tmp_path / "corpus.jsonl", tiny.documents(tiny.forget_words, 4, 60))
+    second = cached()
+    assert not torch.equal(first.train, second.train)
+    assert first.fingerprint != second.fingerprint
+    third = cached(HOW._replace(context_size=16))
+    assert third.train.shape[1] == 16
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
+def test_a_corrupt_cache_file_is_made_again(
+    cached: Callable[..., TokenisedCorpus], tmp_path: Path, damage: str
+) -> None:
+    first = cached()
+    (file,) = (tmp_path / "cache").iterdir()
+    whole = file.read_bytes()
+    broken = {"truncated": whole[: len(whole) // 2], "garbage": b"\xff" * 64, "empty": b""}
+    file.write_bytes(broken[damage])
+    again = cached()
+    assert torch.equal(first.train, again.train)
+    assert file.read_bytes() == whole
+
+
+# ----------------------------------------------------------------------- files
+
+
+def write_corpus(tiny: Any, folder: Path, kind: str) -> Path:
+    lines = "".join(json.dumps({"text": t}) + "\n" for t in TEXTS)
+    path = folder / f"corpus.{kind}"
+    if kind == "txt":
+        path.write_text("\n\n".join(TEXTS))
+    elif kind == "txt.gz":
+        path.write_bytes(gzip.compress("\n\n".join(TEXTS).encode()))
+    elif kind == "jsonl":
+        path.write_text(lines)
+    elif kind == "jsonl.gz":
+        path.write_bytes(gzip.compress(lines.encode()))
+    elif kind == "parquet":
+        pq.write_table(pa.table({"text": TEXTS}), path)
+    else:
+        path = folder / "several"
+        (path / "inner").mkdir(parents=True)
+        (path / "notes.md").write_text("not a corpus")
+        tiny.write_jsonl(path / "a.jsonl", TEXTS[:1])
+        tiny.write_jsonl(path / "inner" / "b.jsonl", TEXTS[1:])
+    return path
+
+
+@pytest.mark.parametrize("kind", ["txt", "txt.gz", "jsonl", "jsonl.gz", "parquet", "directory"])
+def test_every_kind_of_local_corpus_gives_the_same_documents(
+    tiny: Any, tmp_path: Path, kind: str
+) -> None:
+    corpus = CorpusConfig(path=str(write_corpus(tiny, tmp_path, kind)))
+    assert list(read_documents(corpus, "dataset_path")) == TEXTS
+
+
+def test_blank_documents_are_left_out_and_the_limit_counts_documents(
+    tiny: Any, tmp_path: Path
+) -> None:
+    path = tiny.write_jsonl(tmp_path / "c.jsonl", ["the1", "  \n", "the2", "the3"], field="body")
+    corpus = CorpusConfig(path=str(path), text_field="body", max_documents=3)
+    assert list(read_documents(corpus, "dataset_path")) == ["the1", "the2"]
+
+
+def test_a_directory_of_several_kinds_is_refused(tiny: Any, tmp_path: Path) -> None:
+    write_corpus(tiny, tmp_path, "txt")
+    write_corpus(tiny, tmp_path, "jsonl")
+    with pytest.raises(ConfigError, match="mixes kinds"):
+        list(read_documents(CorpusConfig(path=str(tmp_path)), "dataset_path"))
+
+
+def test_shared_words_occur_in_both_corpora(tiny: Any) -> None:
+    for path in (tiny.forget, tiny.retain):
+        assert tiny.shared_words[0] in path.read_text().split()
