@@ -24,7 +24,7 @@ from pathlib import Path
 from saelens_adaptive_ortho.files import write_json
 from saelens_adaptive_ortho.judging.contract import EvalContext
 from saelens_adaptive_ortho.judging.isolation import model_served, tokens_served
-from saelens_adaptive_ortho.judging.registry import EVALS
+from saelens_adaptive_ortho.judging.running import run_evaluation
 from saelens_adaptive_ortho.judging.saebench import core
 from saelens_adaptive_ortho.judging.subjects import Subject, SuiteOptions, workbench_for
 from saelens_adaptive_ortho.results import load_results
@@ -64,7 +64,7 @@ def overhead(sae: str, repeats: int) -> dict[str, float]:
         parts = core.held_out_contexts(context, settings)
 
         def driver() -> None:
-            EVALS["core"].run(context, {})
+            run_evaluation("core", context, {})
 
         def direct() -> None:
             from sae_bench.evals.core import main

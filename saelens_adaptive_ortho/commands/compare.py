@@ -22,7 +22,7 @@ from saelens_adaptive_ortho.commands.experiment import Experiment
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import write_failures_named, write_json, write_text_atomic
 from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome, Workbench
-from saelens_adaptive_ortho.judging.registry import check_evals_runnable, run_missing, write_outcome
+from saelens_adaptive_ortho.judging.running import check_evals_runnable, run_missing, write_outcome
 from saelens_adaptive_ortho.results import Result, load_results
 from saelens_adaptive_ortho.training.lockstep import list_checkpoints
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared, prepare

@@ -12,6 +12,7 @@ from sae_lens.config import LoggingConfig
 from sae_lens.registry import get_sae_training_class
 
 from saelens_adaptive_ortho.errors import ConfigError, reject
+from saelens_adaptive_ortho.evaluations import runnable
 from saelens_adaptive_ortho.host.architectures import ARCHITECTURES, construct_sae
 from saelens_adaptive_ortho.settings import (
     apply_override,
@@ -205,24 +206,26 @@ def _check_variants(variants: object, runner: AdaptiveOrthoRunnerConfig) -> None
 
 
 def _check_evals(evals: object) -> dict[str, dict[str, Any]]:
-    from saelens_adaptive_ortho.judging.registry import EVALS
 
+    known = runnable()
     if isinstance(evals, list):
         evals = {name: {} for name in evals}
     if not isinstance(evals, dict):
-        raise reject("evals", evals, f"must list evaluations; known: {', '.join(EVALS)}.")
+        raise reject("evals", evals, f"must list evaluations; known: {', '.join(known)}.")
     checked: dict[str, dict[str, Any]] = {}
     for name, settings in evals.items():
-        if name not in EVALS:
-            near = difflib.get_close_matches(str(name), EVALS, n=1)
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise reject("evals", name, f"unknown evaluation; known: {', '.join(EVALS)}.{hint}")
+            raise reject("evals", name, f"unknown evaluation; known: {', '.join(known)}.{hint}")
         settings = {} if settings is None else settings
         if not isinstance(settings, dict):
             raise reject(f"evals.{name}", settings, "must be a mapping of its settings.")
-        known = {f.name: f for f in fields(EVALS[name].settings)}
-        reject_unknown(settings, list(known), f"evals.{name}.")
-        check_types(settings, EVALS[name].settings, f"evals.{name}.")
+        kind = known[name].settings
+        fields_of = [] if kind is None else [f.name for f in fields(kind)]
+        reject_unknown(settings, fields_of, f"evals.{name}.")
+        if kind is not None:
+            check_types(settings, kind, f"evals.{name}.")
         checked[name] = settings
     return checked
 

@@ -8,7 +8,7 @@ from saelens_adaptive_ortho import report
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import check_writable, write_failures_named
 from saelens_adaptive_ortho.judging.contract import EvalContext
-from saelens_adaptive_ortho.judging.registry import check_evals_runnable, run_missing
+from saelens_adaptive_ortho.judging.running import check_evals_runnable, run_missing
 from saelens_adaptive_ortho.judging.subjects import Subject, SuiteOptions, workbench_for
 from saelens_adaptive_ortho.results import Result, load_results
 

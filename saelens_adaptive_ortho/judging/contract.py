@@ -1,8 +1,7 @@
-"""What every evaluation gets and gives; the registry; running what has no result yet.
+"""What an evaluation of a finished SAE gets and gives.
 
-To add an evaluation: a module with a ``Settings`` dataclass and ``run(context, settings) ->
-Outcome``, and a line in ``EVALS``. A driver of SAEBench imports it inside ``run``, so a missing
-extra stops only its own evaluation.
+The module of an evaluation has ``run(context, settings) -> Outcome``. A driver of SAEBench imports
+it inside ``run``, so that a missing extra stops only its own evaluation.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ from transformer_lens.HookedTransformer import HookedRootModule
 
 from saelens_adaptive_ortho.text.corpora import CorpusConfig, TokenisedCorpus
 from saelens_adaptive_ortho.text.models import load_language_model
-
-SEED = 42  # of every evaluation; SAEBench's own default
 
 
 class Outcome(NamedTuple):

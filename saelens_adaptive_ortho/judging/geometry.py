@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saelens_adaptive_ortho.evaluations.subspace import Settings
 from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome
 from saelens_adaptive_ortho.judging.firing import measure_firing
 from saelens_adaptive_ortho.maths import geometry, grouping
@@ -17,23 +17,6 @@ from saelens_adaptive_ortho.maths.grouping import DOMAIN_NAMES, FORGET, RETAIN
 from saelens_adaptive_ortho.maths.penalty import decoder_directions
 
 GROUP_THRESHOLD = 0.5
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Geometry of forget, retain and shared groups.
-
-    Args:
-        n_contexts: training contexts per corpus in the pass that measures firing rates.
-        domain_ratio: firing-rate ratio from which a latent belongs to one corpus.
-        energy: share of squared singular values a group's subspace keeps for principal angles.
-        batch_size_prompts: contexts per forward pass.
-    """
-
-    n_contexts: int = 256
-    domain_ratio: float = 9.0
-    energy: float = 0.9
-    batch_size_prompts: int = 32
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:

@@ -4,14 +4,8 @@ Nothing here imports torch or SAELens, so a finished run can be read anywhere.
 """
 
 from saelens_adaptive_ortho.report.analysis_page import analysis_table, write_analysis
-from saelens_adaptive_ortho.report.evaluations import (
-    EVALUATIONS,
-    EvaluationInfo,
-    evaluation,
-    headline_keys,
-)
 from saelens_adaptive_ortho.report.markdown import update_tables
-from saelens_adaptive_ortho.report.metrics import METRICS, MetricInfo, describe
+from saelens_adaptive_ortho.report.metrics import MetricInfo, describe
 from saelens_adaptive_ortho.report.page import render_page, write_report, write_summary
 from saelens_adaptive_ortho.report.plots import (
     angles_figure,
@@ -47,10 +41,7 @@ from saelens_adaptive_ortho.report.tables import (
 )
 
 __all__ = [
-    "EVALUATIONS",
-    "METRICS",
     "Difference",
-    "EvaluationInfo",
     "EvaluationSummary",
     "EvaluationVerdict",
     "Gap",
@@ -65,14 +56,12 @@ __all__ = [
     "cosine_figure",
     "counts_figure",
     "describe",
-    "evaluation",
     "evaluation_lines",
     "figure_svg",
     "firing_figure",
     "frontier_figure",
     "groups_figure",
     "headline_figure",
-    "headline_keys",
     "markdown_table",
     "markdown_verdicts",
     "render_page",

@@ -20,6 +20,7 @@ from saelens_adaptive_ortho.report.formatting import DASH
 from saelens_adaptive_ortho.report.metrics import describe
 from saelens_adaptive_ortho.report.plots import (
     STYLE,
+    Section,
     angles_figure,
     cosine_figure,
     figure_svg,
@@ -29,6 +30,7 @@ from saelens_adaptive_ortho.report.plots import (
     shared_legend,
     variant_styles,
 )
+from saelens_adaptive_ortho.report.summary import summarise
 from saelens_adaptive_ortho.results import Result, order_variants
 
 CAPTIONS = {
@@ -47,14 +49,15 @@ CAPTIONS = {
 
 def analysis_figures(results: Sequence[Result]) -> dict[str, Figure]:
     """Figures by name; those with nothing to show are left out."""
+    section = Section(summarise(results), results, "subspace")
     makers = {
         "condition_numbers": lambda: _group_figure(
             results, "condition_number/", "Condition numbers", "sigma max / sigma min", log=True
         ),
         "group_sizes": lambda: _group_figure(results, "n_", "Group sizes", "latents"),
-        "cosines": lambda: cosine_figure(results),
-        "principal_angles": lambda: angles_figure(results),
-        "firing": lambda: firing_figure(results),
+        "cosines": lambda: cosine_figure(section),
+        "principal_angles": lambda: angles_figure(section),
+        "firing": lambda: firing_figure(section),
         "pairs": lambda: _pairs_figure(results),
     }
     figures = {name: make() for name, make in makers.items()}

@@ -15,8 +15,8 @@ from string import Template
 
 from matplotlib.figure import Figure
 
+from saelens_adaptive_ortho.evaluations import evaluation
 from saelens_adaptive_ortho.files import write_text_atomic
-from saelens_adaptive_ortho.report.evaluations import evaluation
 from saelens_adaptive_ortho.report.formatting import DASH, estimate, number
 from saelens_adaptive_ortho.report.plots import figure_svg, run_figures, variant_styles
 from saelens_adaptive_ortho.report.summary import (
@@ -44,93 +44,11 @@ QUESTION = (
     "at no cost in reconstruction?"
 )
 
-#: Figure -> (heading, what it shows and how to read it).
-CAPTIONS: dict[str, tuple[str, str]] = {
-    "headline": (
-        "At a glance",
-        "Each panel is one metric: compare dots of the same seed along the thin lines, since the "
-        "verdict in the corner rests on those paired differences and not on whether the bars of "
-        "two variants overlap.",
-    ),
-    "reconstruction": (
-        "Reconstruction on each corpus",
-        "As in the first figure: a dot per SAE, the seeds of one line share initial weights and "
-        "activations.",
-    ),
-    "principal_angles": (
-        "Principal angles",
-        "Angles between the subspaces spanned by forget and by retain decoder directions, "
-        "smallest first: a curve further up shares fewer directions, but angles also depend on "
-        "how many latents each side has, so compare those counts among the other metrics.",
-    ),
-    "cosines": (
-        "Cosines between decoder directions",
-        "A narrower peak at zero means decoder directions nearer to orthogonal; the tails are "
-        "pairs of latents that point nearly the same or the opposite way.",
-    ),
-    "firing_rates": (
-        "Firing rates",
-        "One dot per latent: on the diagonal it fires as often on both corpora, far from it on "
-        "one of them only, and in the shaded margin it never fires on that corpus.",
-    ),
-    "unlearning": (
-        "Frontiers",
-        "Each point of a curve is the best that any strength of intervention reaches. Thick lines "
-        "are means over seeds, thin lines single SAEs, dots single interventions; the band is the "
-        "95% bootstrap band of one SAE over the evaluation's texts or questions, averaged over "
-        "seeds. It does not hold the spread between seeds, which the thin lines show.",
-    ),
-    "unlearning_metrics": (
-        "Readings of the frontiers",
-        "The primary metrics, a dot per SAE.",
-    ),
-    "sparse_probing": (
-        "Accuracy against the number of latents",
-        "Lines are means over seeds, small dots single SAEs (shifted sideways to tell variants "
-        "apart). Dashed: probes that need no SAE; an SAE earns its keep where it is above the "
-        "same number of raw dimensions or principal components.",
-    ),
-    "sae_probes": (
-        "AUC against the number of latents",
-        "Lines are means over seeds, small dots single SAEs (shifted sideways to tell variants "
-        "apart). Dashed: probes that need no SAE.",
-    ),
-    "absorption": ("Absorption", "A dot per SAE; lower means less is absorbed."),
-    "tpp": (
-        "Effect against the number of ablated latents",
-        "Lines are means over seeds, small dots single SAEs.",
-    ),
-    "scr": (
-        "Score against the number of ablated latents",
-        "Lines are means over seeds, small dots single SAEs.",
-    ),
-    "ravel": ("Cause and isolation", "A dot per SAE."),
-    "training": (
-        "Training curves",
-        "Thick lines are means over seeds, faint lines single seeds; variants that end at the "
-        "same reconstruction loss paid nothing for orthogonality (the axis of explained variance "
-        "leaves out the first tenth).",
-    ),
-    "groups": (
-        "Groups over training",
-        "How the orthogonality groups change while training: churn that settles near zero means "
-        "the groups have become stable.",
-    ),
-}
-
-#: Evaluation -> its figures; any other evaluation has none.
-FIGURES: dict[str, tuple[str, ...]] = {
-    "core": ("reconstruction",),
-    "subspace": ("principal_angles", "cosines", "firing_rates"),
-    "unlearning": ("unlearning", "unlearning_metrics"),
-    "sparse_probing": ("sparse_probing",),
-    "sae_probes": ("sae_probes",),
-    "absorption": ("absorption",),
-    "tpp": ("tpp",),
-    "scr": ("scr",),
-    "ravel": ("ravel",),
-    "training": ("training", "groups"),
-}
+HEADLINE_CAPTION = (
+    "Each panel is one metric: compare dots of the same seed along the thin lines, since the "
+    "verdict in the corner rests on those paired differences and not on whether the bars of two "
+    "variants overlap."
+)
 
 _GAP_WORDS = {"failed": "failed", "missing": "missing", "null": "no value"}
 
@@ -359,13 +277,12 @@ def _gap(gap: GapGroup) -> str:
 def _glance(figures: Mapping[str, Figure]) -> str:
     if "headline" not in figures:
         return ""
-    heading = CAPTIONS["headline"][0]
-    figure = _figure("headline", figures["headline"])
+    heading = "At a glance"
+    figure = _figure("headline", heading, HEADLINE_CAPTION, figures["headline"])
     return f'<section id="headline"><h2>{heading}</h2>{figure}</section>'
 
 
-def _figure(key: str, figure: Figure) -> str:
-    heading, caption = CAPTIONS[key]
+def _figure(key: str, heading: str, caption: str, figure: Figure) -> str:
     svg = figure_svg(figure, key.replace("_", "-"))
     # The natural size in CSS pixels keeps small figures from growing to the full width.
     width = f"max-width:{figure.get_figwidth() * 96:.0f}px"
@@ -391,9 +308,10 @@ def _evaluation(summary: Summary, found: EvaluationSummary, figures: Mapping[str
             parts.append(f'<ul class="lines">{items}</ul>')
         parts += [f'<p class="note">{escape(caveat)}</p>' for caveat in found.caveats]
         parts += [_remarks(found), _tables(summary, found)]
-        for key in FIGURES.get(info.name, ()):
-            if key in figures:
-                parts.append(f"<h3>{escape(CAPTIONS[key][0])}</h3>{_figure(key, figures[key])}")
+        for shown in info.figures:
+            if shown.name in figures:
+                drawn = _figure(shown.name, shown.heading, shown.caption, figures[shown.name])
+                parts.append(f"<h3>{escape(shown.heading)}</h3>{drawn}")
         if found.seconds is not None:
             n = found.finished
             took = f"Took {_duration(found.seconds)} per SAE (mean of {n})."

@@ -7,13 +7,14 @@ writes it as PNG and SVG.
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -23,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from saelens_adaptive_ortho.report.evaluations import EVALUATIONS, evaluation
+from saelens_adaptive_ortho.evaluations import evaluation, every
 from saelens_adaptive_ortho.report.metrics import MetricInfo
 from saelens_adaptive_ortho.report.summary import BETTER, WORSE, MetricSummary, Summary, summarise
 from saelens_adaptive_ortho.results import Result, load_results, order_variants
@@ -89,6 +90,20 @@ _GROUPS: dict[str, tuple[str, str]] = {
 }
 
 
+class Section(NamedTuple):
+    """What a figure of an evaluation is drawn from.
+
+    Attributes:
+        summary: statistics of the run.
+        results: of the run, all evaluations.
+        eval: name of the evaluation whose section it is.
+    """
+
+    summary: Summary
+    results: Sequence[Result]
+    eval: str
+
+
 def variant_styles(variants: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return (colour, marker) per variant; baseline, fixed and adaptive always keep theirs."""
     taken = {_FIXED_STYLE[name] for name in variants if name in _FIXED_STYLE}
@@ -110,24 +125,29 @@ def headline_figure(summary: Summary) -> Figure | None:
 
     Dots of the same seed are joined, which shows the paired differences.
     """
-    return _dots_figure(summary, [key for info in EVALUATIONS for key in info.keys(info.glance)])
+    return _dots_figure(
+        summary, [key for info in every().values() for key in info.keys(info.glance)]
+    )
 
 
-def reconstruction_figure(summary: Summary) -> Figure | None:
+def reconstruction_figure(section: Section) -> Figure | None:
     """The panels of `headline_figure` for core on each corpus; None with one corpus."""
+    summary = section.summary
     keys = [key for key in summary.headline if key.startswith("core/")]
     several = any(not key.startswith("core/pooled/") for key in keys)
     return _dots_figure(summary, keys) if several else None
 
 
-def primary_figure(summary: Summary, eval: str) -> Figure | None:
+def primary_figure(section: Section) -> Figure | None:
     """The panels of `headline_figure` for the primary metrics of an evaluation."""
+    summary, _, eval = section
     info = evaluation(eval)
     return _dots_figure(summary, info.keys(info.primary))
 
 
-def judged_figure(summary: Summary, eval: str) -> Figure | None:
+def judged_figure(section: Section) -> Figure | None:
     """The panels of `headline_figure` for the metrics of an evaluation that have a direction."""
+    summary, _, eval = section
     keys = [key for key in summary.metrics if key.startswith(f"{eval}/")]
     return _dots_figure(summary, [key for key in keys if summary.metrics[key].info.direction])
 
@@ -345,13 +365,15 @@ def _dot_panel(
         )
 
 
-def training_figure(results: Sequence[Result]) -> Figure | None:
+def training_figure(section: Section) -> Figure | None:
     """Training curves: mean over seeds (thick) and each seed (faint), per variant."""
+    results = section.results
     return _curve_figure(results, "history", _HISTORY)
 
 
-def groups_figure(results: Sequence[Result]) -> Figure | None:
+def groups_figure(section: Section) -> Figure | None:
     """Number, size and churn of the orthogonality groups over training, per variant."""
+    results = section.results
     return _curve_figure(results, "groups", _GROUPS)
 
 
@@ -440,11 +462,12 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def angles_figure(results: Sequence[Result]) -> Figure | None:
+def angles_figure(section: Section) -> Figure | None:
     """Principal angles between forget and retain decoder subspaces, in rising order (degrees).
 
     The mean over seeds ends at the rank that every seed reaches.
     """
+    results = section.results
     found = _details(results, "subspace", "principal_angles_deg")
     spectra = {
         variant: [np.sort(np.asarray(angles, dtype=float)) for angles in lists if len(angles)]
@@ -482,12 +505,13 @@ def angles_figure(results: Sequence[Result]) -> Figure | None:
     return figure
 
 
-def cosine_figure(results: Sequence[Result]) -> Figure | None:
+def cosine_figure(section: Section) -> Figure | None:
     """Distribution of cosines of decoder directions, as a density with a log scale.
 
     A histogram becomes count / (total · bin width); it is averaged over the seeds of a variant
     where they share the bin edges, and else drawn seed by seed.
     """
+    results = section.results
     found = _details(results, "subspace", "cosine_histogram")
     densities: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for variant, histograms in found.items():
@@ -525,11 +549,12 @@ def cosine_figure(results: Sequence[Result]) -> Figure | None:
     return figure
 
 
-def firing_figure(results: Sequence[Result]) -> Figure | None:
+def firing_figure(section: Section) -> Figure | None:
     """Firing rate of every latent on forget and on retain tokens, of the first seed (log-log).
 
     A latent that never fires on one corpus is drawn on the margin below the smallest rate.
     """
+    results = section.results
     chosen: dict[str, tuple[int, np.ndarray, np.ndarray]] = {}
     for result in results:
         rates = result.details.get("firing_rates") if result.ok else None
@@ -600,12 +625,13 @@ _LEVELS = {
 _Curve = tuple[np.ndarray, np.ndarray]
 
 
-def frontier_figure(summary: Summary, results: Sequence[Result]) -> Figure | None:
+def frontier_figure(section: Section) -> Figure | None:
     """Unlearning frontiers: what is lost on forget against what is lost on retain.
 
     Thick lines are means over the seeds of a variant, thin lines single SAEs; the band is the 95%
     bootstrap band of one SAE, averaged over seeds. Dots are the single interventions.
     """
+    summary, results, _ = section
     found = {
         part: {
             variant: [r for r in results if r.variant == variant and _frontier(r, part, "y")]
@@ -739,12 +765,13 @@ _PROBES = {
 }
 
 
-def counts_figure(summary: Summary, eval: str) -> Figure | None:
+def counts_figure(section: Section) -> Figure | None:
     """A metric against the number of latents it uses: mean per variant, a dot per seed.
 
     Probes without an SAE (the whole residual stream, k of its dimensions, k principal components)
     are dashed.
     """
+    summary, _, eval = section
     xlabel, panels = _COUNTS[eval]
     series = {name: _by_count(summary, f"{eval}/{name}") for name in panels}
     series = {name: metrics for name, metrics in series.items() if metrics}
@@ -811,24 +838,12 @@ def _probe_lines(axes: Axes, summary: Summary, template: str) -> None:
 
 def run_figures(summary: Summary, results: Sequence[Result]) -> dict[str, Figure]:
     """Return every figure the results allow, by file name stem, in the order of the page."""
-    makers: dict[str, Callable[[], Figure | None]] = {
-        "headline": lambda: headline_figure(summary),
-        "reconstruction": lambda: reconstruction_figure(summary),
-        "principal_angles": lambda: angles_figure(results),
-        "cosines": lambda: cosine_figure(results),
-        "firing_rates": lambda: firing_figure(results),
-        "unlearning": lambda: frontier_figure(summary, results),
-        "unlearning_metrics": lambda: primary_figure(summary, "unlearning"),
-        "sparse_probing": lambda: counts_figure(summary, "sparse_probing"),
-        "sae_probes": lambda: counts_figure(summary, "sae_probes"),
-        "absorption": lambda: judged_figure(summary, "absorption"),
-        "tpp": lambda: counts_figure(summary, "tpp"),
-        "scr": lambda: counts_figure(summary, "scr"),
-        "ravel": lambda: judged_figure(summary, "ravel"),
-        "training": lambda: training_figure(results),
-        "groups": lambda: groups_figure(results),
-    }
-    figures = {name: make() for name, make in makers.items()}
+    figures: dict[str, Figure | None] = {"headline": headline_figure(summary)}
+    for name, found in summary.evaluations.items():
+        for shown in found.info.figures:
+            module, _, function = shown.draw.partition(":")
+            draw = getattr(importlib.import_module(module), function)
+            figures[shown.name] = draw(Section(summary, results, name))
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 

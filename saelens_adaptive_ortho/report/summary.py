@@ -13,7 +13,7 @@ Formulas, for n values x with mean m and sample standard deviation s (divisor n 
 
 The intervals are per metric. They are not corrected for looking at many metrics: among twenty
 metrics without any true difference, one is expected to miss zero. The verdict on an evaluation
-therefore looks at its few primary metrics (`evaluations.EVALUATIONS`), says how many these are, and
+therefore looks at its few primary metrics (`evaluations.every`), says how many these are, and
 how many of their differences remain with Bonferroni's correction for that number.
 """
 
@@ -27,13 +27,13 @@ from typing import Any, Literal
 
 from scipy.special import stdtrit
 
-from saelens_adaptive_ortho.report.bootstrap import difference_interval
-from saelens_adaptive_ortho.report.evaluations import (
-    EvaluationInfo,
+from saelens_adaptive_ortho.evaluations import (
+    Evaluation,
     evaluation,
     headline_keys,
-    order_evaluations,
+    in_order,
 )
+from saelens_adaptive_ortho.report.bootstrap import difference_interval
 from saelens_adaptive_ortho.report.formatting import estimate, number, value_decimals
 from saelens_adaptive_ortho.report.metrics import MetricInfo, describe
 from saelens_adaptive_ortho.results import SCHEMA_VERSION, Result, order_variants
@@ -244,7 +244,7 @@ class EvaluationSummary:
     is about; without a caveat in the results, it is that of ``info``.
     """
 
-    info: EvaluationInfo
+    info: Evaluation
     keys: Sequence[str]
     finished: int
     failed: int
@@ -497,7 +497,7 @@ def _gaps(results: Sequence[Result], variants: Sequence[str], seeds: Sequence[in
         if not r.ok
     ]
     present = {(r.variant, r.seed, r.eval) for r in results}
-    evals = order_evaluations(r.eval for r in results)
+    evals = in_order(r.eval for r in results)
     gaps += [
         Gap("missing", variant, seed, eval, "no result file")
         for variant in variants
@@ -517,7 +517,7 @@ def _gap_groups(gaps: Sequence[Gap], results: Sequence[Result]) -> list[GapGroup
     """Put gaps together that share evaluation, kind and reason, in the order of the report."""
     every = {(result.variant, result.seed) for result in results}
     groups: dict[tuple[Any, ...], list[tuple[str, int]]] = {}
-    for eval in order_evaluations(gap.eval for gap in gaps):
+    for eval in in_order(gap.eval for gap in gaps):
         for gap in (gap for gap in gaps if gap.eval == eval):
             key = (gap.kind, gap.eval, gap.reason)
             groups.setdefault(key, []).append((gap.variant, gap.seed))
@@ -544,7 +544,7 @@ def _who(saes: Iterable[tuple[str, int]], every: set[tuple[str, int]]) -> str:
 def _evaluations(summary: Summary, results: Sequence[Result]) -> dict[str, EvaluationSummary]:
     every = {(result.variant, result.seed) for result in results}
     found = {}
-    for name in order_evaluations(result.eval for result in results):
+    for name in in_order(result.eval for result in results):
         info = evaluation(name)
         here = [result for result in results if result.eval == name]
         finished = [result for result in here if result.ok]

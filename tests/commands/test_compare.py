@@ -27,7 +27,7 @@ from saelens_adaptive_ortho.commands.experiment import load_experiment
 from saelens_adaptive_ortho.demo import MODEL_DIR, RETAIN_CORPUS
 from saelens_adaptive_ortho.judging import geometry
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
-from saelens_adaptive_ortho.judging.registry import EVALS
+from saelens_adaptive_ortho.judging.running import run_evaluation
 from saelens_adaptive_ortho.results import load_result, load_results, result_path
 from saelens_adaptive_ortho.training import lockstep
 from saelens_adaptive_ortho.training.runner import Prepared
@@ -408,7 +408,7 @@ CORE_SETTINGS = {"n_contexts": 8, "batch_size_prompts": 4}
 def test_evaluating_leaves_the_process_as_it_was(context: EvalContext, grad: bool) -> None:
     with torch.set_grad_enabled(grad):
         before = process_state()
-        EVALS["core"].run(context, CORE_SETTINGS)
+        run_evaluation("core", context, CORE_SETTINGS)
         assert process_state() == before
 
 
@@ -424,7 +424,7 @@ def test_a_failing_evaluation_leaves_the_process_as_it_was_and_passes_the_reason
     before = process_state()
     monkeypatch.setattr(context.model, "forward", fail)
     with pytest.raises((EvaluationError, RuntimeError), match="the forward pass was lost"):
-        EVALS["core"].run(context, CORE_SETTINGS)
+        run_evaluation("core", context, CORE_SETTINGS)
     assert process_state() == before
 
 
@@ -434,9 +434,9 @@ def test_evaluating_an_sae_twice_gives_the_very_same_metrics(
 ) -> None:
     settings = CORE_SETTINGS if name == "core" else {"n_contexts": 8}
     torch.manual_seed(1)
-    first = EVALS[name].run(context, settings)
+    first = run_evaluation(name, context, settings)
     torch.manual_seed(2)
-    second = EVALS[name].run(context, settings)
+    second = run_evaluation(name, context, settings)
     assert first.metrics == second.metrics
     assert first.details == second.details
 
@@ -445,13 +445,13 @@ def test_too_few_held_out_contexts_for_a_batch_are_an_explained_failure(
     context: EvalContext,
 ) -> None:
     with pytest.raises(EvaluationError, match=r"16 held-out contexts, fewer than.*=64; lower that"):
-        EVALS["core"].run(context, {"n_contexts": 64, "batch_size_prompts": 64})
+        run_evaluation("core", context, {"n_contexts": 64, "batch_size_prompts": 64})
 
 
 def test_an_sae_in_bf16_is_judged_in_float32(context: EvalContext) -> None:
     stored = context.load().to(torch.bfloat16)
     half, full = (
-        EVALS["core"].run(replace(context, load=load), CORE_SETTINGS).metrics
+        run_evaluation("core", replace(context, load=load), CORE_SETTINGS).metrics
         for load in (lambda: deepcopy(stored), lambda: deepcopy(stored).to(torch.float32))
     )
     assert stored.dtype == torch.bfloat16

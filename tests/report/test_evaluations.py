@@ -13,14 +13,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from saelens_adaptive_ortho.evaluations import BUILT_IN, evaluation, headline_keys
 from saelens_adaptive_ortho.report import (
-    EVALUATIONS,
     EvaluationVerdict,
     Summary,
     describe,
-    evaluation,
     frontier_figure,
-    headline_keys,
     markdown_table,
     markdown_verdicts,
     render_page,
@@ -29,6 +27,7 @@ from saelens_adaptive_ortho.report import (
     terminal_table,
     write_report,
 )
+from saelens_adaptive_ortho.report.plots import Section
 from saelens_adaptive_ortho.results import Result, load_results, result_path, write_result
 
 VARIANTS = ("baseline", "fixed", "adaptive")
@@ -248,7 +247,7 @@ def test_labels_and_directions(key: str, label: str | None, direction: str | Non
 
 
 def test_every_primary_metric_has_a_direction() -> None:
-    for info in EVALUATIONS:
+    for info in BUILT_IN:
         for key in info.keys(info.primary):
             assert describe(key).direction is not None, key
 
@@ -405,7 +404,7 @@ def test_a_part_that_could_not_be_measured_is_said() -> None:
 
 
 def test_the_page_has_each_section_once_in_order(page: str) -> None:
-    names = [info.name for info in EVALUATIONS] + ["later_probe"]
+    names = [info.name for info in BUILT_IN] + ["later_probe"]
     assert re.findall(r'<section id="eval-([a-z_]+)">', page) == names
     contents = page[page.index('<nav id="contents"') : page.index("</nav>")]
     assert re.findall(r'href="#eval-([a-z_]+)"', contents) == names
@@ -445,7 +444,7 @@ def test_every_measured_evaluation_with_a_figure_has_it(summary: Summary) -> Non
 @pytest.mark.parametrize("mcq", [True, False])
 def test_frontiers_are_drawn_with_one_seed_and_without_questions(seeds: int, mcq: bool) -> None:
     results = every_result(seeds, mcq)
-    figure = frontier_figure(summarise(results), results)
+    figure = frontier_figure(Section(summarise(results), results, "unlearning"))
     assert figure is not None
     assert len(figure.axes) == 1 + mcq
     # Per variant the mean and, with several seeds, each of them; then the line of equal damage.
@@ -463,10 +462,10 @@ def test_a_frontier_with_holes_or_on_another_grid_is_drawn() -> None:
         Result("unlearning", "adaptive", seed, details={"frontiers": {"loss": frontier}})
         for seed, frontier in enumerate(frontiers)
     ]
-    figure = frontier_figure(summarise(results), results)
+    figure = frontier_figure(Section(summarise(results), results, "unlearning"))
     assert figure is not None
     assert len(figure.axes[0].lines) == 4
-    assert frontier_figure(summarise(results), results[2:]) is None
+    assert frontier_figure(Section(summarise(results), results[2:], "unlearning")) is None
 
 
 def test_words_of_the_results_are_told_once_and_come_before_ours() -> None:
@@ -499,7 +498,7 @@ def test_an_unknown_evaluation_shows_all_its_metrics_and_no_verdict(
 def test_tables_list_a_verdict_per_evaluation(summary: Summary) -> None:
     text = shown(summary, 150)
     listed = text[text.index("By evaluation") :]
-    for info in EVALUATIONS:
+    for info in BUILT_IN:
         if info.primary:
             assert info.title.split()[0] in listed
     verdicts = markdown_verdicts(summary)

@@ -10,7 +10,6 @@ import string
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm  # not tqdm.auto, which starts iterating twice and so draws random numbers
 
+from saelens_adaptive_ortho.evaluations.absorption import Settings
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.isolation import replaced
 from saelens_adaptive_ortho.judging.saebench.session import (
@@ -38,25 +38,6 @@ ENOUGH_LATENTS, ENOUGH_PARAMETERS = 16_384, 1_000_000_000
 PROBE_BATCHES = 10
 ENCODED_BYTES = 2**31  # the training words' latents are kept in memory up to this size
 MODEL = "model"  # the model's name in the paths of SAEBench's probes
-
-
-@dataclass(frozen=True)
-class Settings:
-    """SAEBench absorption.
-
-    Args:
-        prompt_template: what is asked about a word.
-        min_letters: so many letters must have a good probe on the model's activations.
-        min_probe_f1: a probe is good if its F1 on held-out words is above this.
-        max_k: latents that a letter may be split over, at most.
-        llm_batch_size: prompts per forward pass.
-    """
-
-    prompt_template: str = "{word} has the first letter:"
-    min_letters: int = 20
-    min_probe_f1: float = 0.6
-    max_k: int = 10
-    llm_batch_size: int = 32
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from sae_lens.saes.sae import SAE
 from sae_lens.saes.transcoder import SkipTranscoder
 from torch import Tensor
 
+from saelens_adaptive_ortho.evaluations.core import Settings
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.isolation import errors_collected, tokens_served
 from saelens_adaptive_ortho.judging.reconstruction import explained_variance
@@ -28,19 +28,6 @@ CATEGORIES = (
     "misc_metrics",
     "token_stats",
 )
-
-
-@dataclass(frozen=True)
-class Settings:
-    """SAEBench core.
-
-    Args:
-        n_contexts: at most so many held-out contexts per corpus.
-        batch_size_prompts: contexts per forward pass.
-    """
-
-    n_contexts: int = 256
-    batch_size_prompts: int = 16
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:

@@ -13,7 +13,6 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,8 +27,10 @@ from transformer_lens import loading_from_pretrained as tl_loading
 from transformers import AutoModelForCausalLM
 
 from saelens_adaptive_ortho.demo.world import FRAMES, World
+from saelens_adaptive_ortho.evaluations.contract import AUTO
+from saelens_adaptive_ortho.evaluations.ravel import Settings
 from saelens_adaptive_ortho.files import write_json
-from saelens_adaptive_ortho.judging.contract import SEED, EvalContext, EvaluationError, Outcome
+from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.isolation import replaced
 from saelens_adaptive_ortho.judging.saebench.session import (
     block_of,
@@ -37,7 +38,7 @@ from saelens_adaptive_ortho.judging.saebench.session import (
     prepared_sae,
     session,
 )
-from saelens_adaptive_ortho.judging.saebench.tasks import AUTO, PUBLISHED, made_once
+from saelens_adaptive_ortho.judging.saebench.tasks import PUBLISHED, made_once
 from saelens_adaptive_ortho.text import hub
 from saelens_adaptive_ortho.text.models import DEMO_MODEL, local_model_dir
 
@@ -52,38 +53,6 @@ CAVEAT = (
     "longer reads the entity from its last token. The scores say little about the SAE; take one "
     "of an earlier block."
 )
-
-
-@dataclass(frozen=True)
-class Settings:
-    """RAVEL.
-
-    Args:
-        source: of entities, their attributes and prompts. ``auto`` takes facts of the demo's
-            world for the demo model and the published data set for others; or name one:
-            ``demo:facts``, ``published``, a directory with RAVEL's four JSON files per entity
-            type.
-        attributes: by entity type, two or more each; by default SAEBench's choice.
-        top_n_entities: entities kept, those that the model knows best.
-        downsample: prompts drawn from all before the model completes them; None for all.
-        num_pairs_per_attribute: pairs of prompts per attribute, at most.
-        num_epochs: over the training pairs, to learn which latents to exchange.
-        learning_rate: of that.
-        n_generated_tokens: an answer is read from so many tokens.
-        llm_batch_size: prompts per pass.
-        seed: of prompts and pairs drawn.
-    """
-
-    source: str = AUTO
-    attributes: dict[str, list[str]] = field(default_factory=dict)
-    top_n_entities: int = 500
-    downsample: int | None = None
-    num_pairs_per_attribute: int = 5000
-    num_epochs: int = 2
-    learning_rate: float = 1e-3
-    n_generated_tokens: int = 6
-    llm_batch_size: int = 16
-    seed: int = SEED
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:

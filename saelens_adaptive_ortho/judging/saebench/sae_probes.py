@@ -13,7 +13,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,54 +20,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelens_adaptive_ortho.evaluations.sae_probes import Settings
 from saelens_adaptive_ortho.files import write_json
-from saelens_adaptive_ortho.judging.contract import SEED, EvalContext, EvaluationError, Outcome
+from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.saebench.session import keep_output, prepared_sae, session
 from saelens_adaptive_ortho.judging.saebench.tasks import shared_artifacts
 
 K_VALUES = (1, 2, 5, 10, 20, 50, 100)  # those that SAEBench's result has fields for
 ALL = "all"
 # One of each kind, of those with short texts and not too many of them.
-SUBSET = (
-    "24_headline_isiran",  # subject of a headline
-    "41_truthqa_tf",  # truth of an answer
-    "80_side-effects",  # ends in a given pair of words
-    "96_spam_is",  # spam
-    "105_click_bait",  # style of a headline
-    "119_us_state_TX",  # where a place lies
-    "126_art_type_book",  # what a title names
-    "129_arith_mc_A",  # arithmetic
-    "130_temp_cat_Frequency",  # what a question about time asks for
-    "133_context_type_Causality",  # what a question about a story asks for
-    "149_twt_emotion_happiness",  # sentiment
-    "154_athlete_sport_football",  # what a person is known for
-)
 SCORES = {"test_auc": "auc", "test_acc": "accuracy", "test_f1": "f1"}  # in sae-probes' files
 ACTIVATIONS, LOGREG, K_SPARSE = "activations", "logreg", "k_sparse.json"
 
 Encode = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n f"]]
 Scores = dict[str, dict[str, float]]  # by data set, then metric
-
-
-@dataclass(frozen=True)
-class Settings:
-    """sae-probes.
-
-    Args:
-        datasets: names as in the package sae_probes, or ``[all]`` for its 113. By default twelve,
-            one of each kind.
-        k_values: numbers of latents a probe may use, of 1, 2, 5, 10, 20, 50, 100.
-        context_length: at most so many tokens of a text, its last ones; never more than the
-            model's context.
-        llm_batch_size: texts per forward pass.
-        seed: of the choice of training texts and of every probe.
-    """
-
-    datasets: list[str] = field(default_factory=lambda: list(SUBSET))
-    k_values: list[int] = field(default_factory=lambda: [1, 2, 5, 10, 20, 50])
-    context_length: int = 1024
-    llm_batch_size: int = 32
-    seed: int = SEED
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:

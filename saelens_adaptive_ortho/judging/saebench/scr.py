@@ -10,14 +10,15 @@ import json
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from saelens_adaptive_ortho.demo.world import World, sentence
-from saelens_adaptive_ortho.judging.contract import SEED, EvalContext, EvaluationError, Outcome
+from saelens_adaptive_ortho.evaluations.contract import AUTO
+from saelens_adaptive_ortho.evaluations.scr import Settings
+from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.isolation import replaced
 from saelens_adaptive_ortho.judging.saebench.scr_and_tpp import (
     CAVEAT,
@@ -27,7 +28,6 @@ from saelens_adaptive_ortho.judging.saebench.scr_and_tpp import (
 )
 from saelens_adaptive_ortho.judging.saebench.session import prepared_sae, session
 from saelens_adaptive_ortho.judging.saebench.tasks import (
-    AUTO,
     PUBLISHED,
     Texts,
     context_length,
@@ -43,34 +43,6 @@ DEMO_TOPICS, DEMO_VALUES, DEMO_SENTENCES = ("geography", "sport"), ("colour", "p
 
 Pair = tuple[str, str]
 Row = tuple[str, str, str]  # text, first attribute, second attribute
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Spurious correlation removal.
-
-    Args:
-        source: of texts labelled by two crossed attributes. ``auto`` takes texts about the demo's
-            world for the demo model and SAEBench's two published data sets for a model of the
-            hub; or name one: ``demo:crossed``, ``published``, one published data set, a .jsonl
-            file with the field text and the two in ``columns``.
-        columns: the fields of a .jsonl file with the attributes, of two values each.
-        train_size: training texts of each value; by default 2000 published ones, 300 others.
-        test_size: test texts of each value; by default 500 published ones, 100 others.
-        context_length: tokens of a text that are read, at most.
-        llm_batch_size: texts per forward pass.
-        sae_batch_size: texts encoded at a time.
-        seed: of the texts drawn and of the probes.
-    """
-
-    source: str = AUTO
-    columns: list[str] = field(default_factory=list)
-    train_size: int | None = None
-    test_size: int | None = None
-    context_length: int = 128
-    llm_batch_size: int = 32
-    sae_batch_size: int = 125
-    seed: int = SEED
 
 
 class Crossed(NamedTuple):

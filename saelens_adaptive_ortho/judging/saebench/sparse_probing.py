@@ -11,7 +11,6 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelens_adaptive_ortho.evaluations.sparse_probing import Settings
 from saelens_adaptive_ortho.files import write_json
-from saelens_adaptive_ortho.judging.contract import SEED, EvalContext, EvaluationError, Outcome
+from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.isolation import replaced
 from saelens_adaptive_ortho.judging.saebench.session import keep_output, prepared_sae, session
 from saelens_adaptive_ortho.judging.saebench.tasks import (
-    AUTO,
     Task,
     context_length,
     labelled_task,
@@ -37,34 +36,6 @@ OWN_SIZES = (300, 200)  # training and test texts of each class
 
 Activations = dict[str, Tensor]  # by class
 Accuracies = dict[str, dict[str, float]]  # by metric, then class
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Sparse probing.
-
-    Args:
-        source: of labelled texts. ``auto`` takes the embedded topics for the demo model,
-            SAEBench's published data sets for a model of the hub, and the two corpora for a local
-            model. Or one of them by name: ``demo:probing``, ``published``, ``corpus``; or one
-            published data set; or a .jsonl file with the fields text and label.
-        k_values: numbers of latents a probe may use, of 1, 2, 5, 10, 20, 50, 100.
-        train_size: training texts of each class; by default 2000 published ones, 300 others.
-        test_size: test texts of each class; by default 500 published ones, 200 others.
-        context_length: at most so many tokens of a text; never more than the model sees.
-        llm_batch_size: texts per forward pass.
-        sae_batch_size: texts encoded at a time.
-        seed: of the choice of texts and of every probe.
-    """
-
-    source: str = AUTO
-    k_values: list[int] = field(default_factory=lambda: [1, 2, 5, 10, 20, 50])
-    train_size: int | None = None
-    test_size: int | None = None
-    context_length: int = 128
-    llm_batch_size: int = 32
-    sae_batch_size: int = 125
-    seed: int = SEED
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:

@@ -22,15 +22,16 @@ from typing import Any, NamedTuple
 import torch
 
 from saelens_adaptive_ortho.demo import PROBING_TEXTS
+from saelens_adaptive_ortho.evaluations.contract import AUTO, SEED
 from saelens_adaptive_ortho.files import atomic_directory
-from saelens_adaptive_ortho.judging.contract import SEED, EvalContext, EvaluationError
+from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
 from saelens_adaptive_ortho.judging.isolation import replaced
 from saelens_adaptive_ortho.rng import state_kept
 from saelens_adaptive_ortho.text import hub
 from saelens_adaptive_ortho.text.corpora import read_documents
 from saelens_adaptive_ortho.text.models import DEMO_MODEL, local_model_dir
 
-AUTO, CORPUS, DEMO, PUBLISHED = "auto", "corpus", "demo:probing", "published"
+CORPUS, DEMO, PUBLISHED = "corpus", "demo:probing", "published"
 PASSAGES_PER_DOCUMENT = 4
 # A dozen words: of whole contexts, one principal component tells two real corpora apart.
 PASSAGE_TOKENS = 16

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from saelens_adaptive_ortho.judging.contract import SEED, EvalContext, EvaluationError, Outcome
+from saelens_adaptive_ortho.evaluations.tpp import Settings
+from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.saebench.scr_and_tpp import (
     CAVEAT,
     OWN_SIZES,
@@ -12,39 +11,13 @@ from saelens_adaptive_ortho.judging.saebench.scr_and_tpp import (
     run_eval,
 )
 from saelens_adaptive_ortho.judging.saebench.session import prepared_sae, session
-from saelens_adaptive_ortho.judging.saebench.tasks import AUTO, Task, context_length, labelled_task
+from saelens_adaptive_ortho.judging.saebench.tasks import Task, context_length, labelled_task
 
 FIELDS = {
     "": "total_metric",
     "_intended": "intended_diff_only",
     "_unintended": "unintended_diff_only",
 }
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Targeted probe perturbation.
-
-    Args:
-        source: of labelled texts. ``auto`` takes the embedded topics for the demo model and
-            SAEBench's two published data sets for a model of the hub; or name one:
-            ``demo:probing``, ``published``, one published data set, a .jsonl file with the fields
-            text and label. Three classes are the least.
-        train_size: training texts of each class; by default 2000 published ones, 300 others.
-        test_size: test texts of each class; by default 500 published ones, 100 others.
-        context_length: tokens of a text that are read, at most.
-        llm_batch_size: texts per forward pass.
-        sae_batch_size: texts encoded at a time.
-        seed: of the texts drawn and of the probes.
-    """
-
-    source: str = AUTO
-    train_size: int | None = None
-    test_size: int | None = None
-    context_length: int = 128
-    llm_batch_size: int = 32
-    sae_batch_size: int = 125
-    seed: int = SEED
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:

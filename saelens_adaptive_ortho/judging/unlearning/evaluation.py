@@ -21,7 +21,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +31,10 @@ from sae_lens.saes.sae import SAE
 from torch import Tensor
 from transformer_lens.HookedTransformer import HookedRootModule
 
+from saelens_adaptive_ortho.evaluations.contract import SEED
+from saelens_adaptive_ortho.evaluations.unlearning import Settings
 from saelens_adaptive_ortho.files import write_json
-from saelens_adaptive_ortho.judging.contract import SEED, EvalContext, EvaluationError, Outcome
+from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.saebench.session import keep_result
 from saelens_adaptive_ortho.judging.unlearning import published as published_unlearning
 from saelens_adaptive_ortho.judging.unlearning import questions as mcq
@@ -61,44 +63,6 @@ LOSS_BUDGETS = torch.linspace(0, 0.25, 26)
 MCQ_BUDGETS = torch.linspace(0, 1, 101)  # of retain accuracy lost
 MIN_KNOWN = 20  # questions of each domain, below which an accuracy says little
 CHANCE = 0.25
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Unlearning by clamping latents.
-
-    Args:
-        questions: multiple-choice questions: ``demo:questions``, ``published`` (WMDP-bio and four
-            MMLU subjects, from the hub), a .jsonl file, or ``none``. ``auto``: those of the demo
-            model, none for another local model, the published ones for a hub model.
-        template: ``plain``, ``chat``, or ``auto`` (chat if the tokenizer has a chat template).
-        model_name: ask another model than the one the SAE was trained on, such as the
-            instruction-tuned one (gemma-2-2b-it for SAEs of gemma-2-2b).
-        counts: how many latents to clamp.
-        strengths: how far below zero, in multiples of a latent's mean activation.
-        specificities: latents also qualify if they fire so many times as often on the forget
-            corpus as on the retain corpus.
-        n_select_contexts: training contexts per corpus for firing rates.
-        n_choose_contexts: training contexts per corpus on which settings are chosen.
-        n_contexts: held-out contexts per corpus on which the loss frontier is read.
-        loss_every: losses are read at every n-th position. Passages differ more than the
-            positions of one do, so more passages at fewer positions make narrower intervals.
-        batch_size_prompts: contexts per forward pass.
-        replicates: of the bootstrap.
-    """
-
-    questions: str = "auto"
-    template: str = "auto"
-    model_name: str | None = None
-    counts: list[int] = field(default_factory=lambda: [5, 10, 20, 40])
-    strengths: list[float] = field(default_factory=lambda: [2.0, 8.0, 32.0])
-    specificities: list[float] = field(default_factory=lambda: [9.0, 3.0])
-    n_select_contexts: int = 256
-    n_choose_contexts: int = 32
-    n_contexts: int = 2048
-    loss_every: int = 2
-    batch_size_prompts: int = 32
-    replicates: int = 400
 
 
 class Setting(NamedTuple):

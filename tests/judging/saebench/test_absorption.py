@@ -22,7 +22,7 @@ from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
-from saelens_adaptive_ortho.judging.registry import EVALS
+from saelens_adaptive_ortho.judging.running import run_evaluation
 from saelens_adaptive_ortho.judging.saebench import absorption
 from saelens_adaptive_ortho.text.models import DEMO_MODEL, load_language_model
 from tests.judging.support import files_of, make_context, process_state, word_model
@@ -81,7 +81,7 @@ def spelling_sae(absorbing: bool, hook_name: str = HOOK) -> StandardSAE:
 
 
 def evaluate(context: EvalContext, **settings: Any) -> Any:
-    return EVALS["absorption"].run(context, QUICK | settings)
+    return run_evaluation("absorption", context, QUICK | settings)
 
 
 def absorbing() -> StandardSAE:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from saelens_adaptive_ortho import demo
 from saelens_adaptive_ortho.demo.world import TOPICS, World, jsonl, probing_records
+from saelens_adaptive_ortho.evaluations.sae_probes import SUBSET
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
-from saelens_adaptive_ortho.judging.registry import EVALS
+from saelens_adaptive_ortho.judging.running import run_evaluation
 from saelens_adaptive_ortho.judging.saebench import sae_probes, sparse_probing, tasks
 from saelens_adaptive_ortho.text.corpora import CorpusConfig
 from saelens_adaptive_ortho.text.models import DEMO_MODEL, load_language_model
@@ -80,7 +81,9 @@ def context(model: Any, tmp_path: Path) -> EvalContext:
 
 def evaluate(name: str, context: EvalContext, **settings: Any) -> Outcome:
     pytest.importorskip("sae_bench")
-    return EVALS[name].run(context, (SPARSE if name == "sparse_probing" else PROBES) | settings)
+    return run_evaluation(
+        name, context, (SPARSE if name == "sparse_probing" else PROBES) | settings
+    )
 
 
 # ------------------------------------------------------------------- fairness
@@ -467,7 +470,7 @@ def test_the_default_data_sets_exist() -> None:
     pytest.importorskip("sae_bench")
     from sae_probes import DATASETS
 
-    assert set(sae_probes.SUBSET) <= set(DATASETS)
+    assert set(SUBSET) <= set(DATASETS)
 
 
 def test_served_classes_reach_sae_bench_and_leave_again() -> None:

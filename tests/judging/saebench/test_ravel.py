@@ -14,7 +14,7 @@ from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 
 from saelens_adaptive_ortho.demo import MODEL_DIR
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
-from saelens_adaptive_ortho.judging.registry import EVALS
+from saelens_adaptive_ortho.judging.running import run_evaluation
 from saelens_adaptive_ortho.judging.saebench import ravel
 from saelens_adaptive_ortho.text.models import DEMO_MODEL, load_language_model
 from tests.judging import support
@@ -68,7 +68,7 @@ def make_context(
 
 
 def evaluate(context: EvalContext, **settings: Any) -> Outcome:
-    return EVALS["ravel"].run(context, QUICK | settings)
+    return run_evaluation("ravel", context, QUICK | settings)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
-from saelens_adaptive_ortho.judging.registry import EVALS
+from saelens_adaptive_ortho.judging.running import run_evaluation
 from saelens_adaptive_ortho.judging.saebench import scr
 from saelens_adaptive_ortho.text.corpora import CorpusConfig
 from tests.judging import support
@@ -127,7 +127,7 @@ def filled(
     for name in NAMES:
         folder = tmp_path_factory.mktemp(name)
         good, bad = (
-            EVALS[name].run(make_context(model, folder, sae), texts[name])
+            run_evaluation(name, make_context(model, folder, sae), texts[name])
             for sae in (one_per_word, at_random)
         )
         found[name] = (folder, good, bad)
@@ -184,7 +184,7 @@ def test_an_sae_gets_the_same_numbers_whatever_ran_before(
 
     def again(folder: Path, sae: Callable[[], StandardSAE]) -> Outcome:
         torch.rand(7)  # someone else's random numbers
-        return EVALS[name].run(make_context(model, folder, sae), texts[name])
+        return run_evaluation(name, make_context(model, folder, sae), texts[name])
 
     assert again(folder, one_per_word) == good
     assert again(tmp_path, at_random) == bad
@@ -197,7 +197,7 @@ def test_damaged_activations_are_made_again(
     shutil.copytree(folder / "cache", tmp_path / "cache")
     (saved,) = (tmp_path / "cache").rglob("*_activations.pt")
     saved.unlink()
-    assert EVALS["tpp"].run(make_context(model, tmp_path, one_per_word), texts["tpp"]) == good
+    assert run_evaluation("tpp", make_context(model, tmp_path, one_per_word), texts["tpp"]) == good
 
 
 def test_other_settings_share_nothing(
@@ -205,7 +205,7 @@ def test_other_settings_share_nothing(
 ) -> None:
     shutil.copytree(filled["scr"][0] / "cache", tmp_path / "cache")
     context = make_context(model, tmp_path, one_per_word)
-    EVALS["scr"].run(context, texts["scr"] | {"seed": 1, "train_size": 20})
+    run_evaluation("scr", context, texts["scr"] | {"seed": 1, "train_size": 20})
     assert len(list((tmp_path / "cache" / "scr").iterdir())) == 2
 
 
@@ -234,9 +234,9 @@ def test_it_leaves_no_trace(
             return sae
 
         with pytest.raises(RuntimeError, match="size of tensor"):
-            EVALS[name].run(make_context(model, filled[name][0], breaks), texts[name])
+            run_evaluation(name, make_context(model, filled[name][0], breaks), texts[name])
     else:
-        EVALS[name].run(make_context(model, filled[name][0], one_per_word), texts[name])
+        run_evaluation(name, make_context(model, filled[name][0], one_per_word), texts[name])
     assert process_state(*modules) == before
     assert not files_of(tmp_path)
 
@@ -247,7 +247,9 @@ def test_it_leaves_no_trace(
 def test_tpp_refuses_two_classes(model: Any, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "two.jsonl", labelled(CLASSES[:2]))
     with pytest.raises(EvaluationError, match="has 2 classes and TPP needs three"):
-        EVALS["tpp"].run(make_context(model, tmp_path, one_per_word), SMALL | {"source": source})
+        run_evaluation(
+            "tpp", make_context(model, tmp_path, one_per_word), SMALL | {"source": source}
+        )
 
 
 def test_tpp_refuses_the_two_corpora_of_a_local_model(model: Any, tmp_path: Path) -> None:
@@ -256,7 +258,7 @@ def test_tpp_refuses_the_two_corpora_of_a_local_model(model: Any, tmp_path: Path
         write_jsonl(tmp_path / f"{domain}.jsonl", rows)
     context = make_context(model, tmp_path, one_per_word, ("forget", "retain"))
     with pytest.raises(EvaluationError, match="TPP needs three"):
-        EVALS["tpp"].run(context, {"train_size": 8, "test_size": 4})
+        run_evaluation("tpp", context, {"train_size": 8, "test_size": 4})
 
 
 def test_an_sae_of_one_latent_is_refused(
@@ -265,12 +267,12 @@ def test_an_sae_of_one_latent_is_refused(
     context = make_context(model, tmp_path, lambda: sae_of(torch.eye(WIDTH)[:, :1]))
     for name in NAMES:
         with pytest.raises(EvaluationError, match="1 latents"):
-            EVALS[name].run(context, texts[name])
+            run_evaluation(name, context, texts[name])
 
 
 def test_scr_says_what_it_needs_where_there_is_nothing(model: Any, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="labelled by two crossed attributes"):
-        EVALS["scr"].run(make_context(model, tmp_path, one_per_word), {})
+        run_evaluation("scr", make_context(model, tmp_path, one_per_word), {})
 
 
 @pytest.mark.parametrize(
@@ -295,7 +297,7 @@ def test_scr_says_what_is_wrong_with_a_file(
 ) -> None:
     context = make_context(model, tmp_path, one_per_word)
     with pytest.raises(EvaluationError, match=reason):
-        EVALS["scr"].run(context, texts["scr"] | change)
+        run_evaluation("scr", context, texts["scr"] | change)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -312,7 +314,7 @@ def test_without_the_hub_published_data_sets_are_a_reason(
     monkeypatch.setattr(dataset_utils, "load_dataset", offline)
     context = make_context(model, tmp_path, one_per_word)
     with pytest.raises(EvaluationError, match="hub cannot be reached"):
-        EVALS[name].run(context, {"source": "published"})
+        run_evaluation(name, context, {"source": "published"})
 
 
 @pytest.fixture
@@ -344,7 +346,7 @@ PUBLISHED = {"source": "LabHC/bias_in_bios_class_set1", "test_size": 8}
 @pytest.mark.parametrize("name", NAMES)
 def test_a_published_data_set_is_judged_as_published(name: str, model: Any, tmp_path: Path) -> None:
     context = make_context(model, tmp_path, at_random)
-    outcome = EVALS[name].run(context, PUBLISHED | {"train_size": 16})
+    outcome = run_evaluation(name, context, PUBLISHED | {"train_size": 16})
     (kept,) = (tmp_path / "raw" / name).iterdir()
     config = json.loads(kept.read_text())["eval_config"]
     assert config["train_set_size"] == 32
@@ -360,7 +362,7 @@ def test_a_published_data_set_is_judged_as_published(name: str, model: Any, tmp_
 def test_too_few_published_texts_are_counted(model: Any, tmp_path: Path) -> None:
     context = make_context(model, tmp_path, at_random)
     with pytest.raises(EvaluationError, match=r"20 of 31 with professor and male"):
-        EVALS["scr"].run(context, PUBLISHED | {"train_size": 30})
+        run_evaluation("scr", context, PUBLISHED | {"train_size": 30})
 
 
 # --------------------------------------------------------------------- demo

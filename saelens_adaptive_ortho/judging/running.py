@@ -1,4 +1,4 @@
-"""The evaluations by name, and running those that have no result yet."""
+"""Running an evaluation, and all those that have no result yet."""
 
 from __future__ import annotations
 
@@ -9,78 +9,34 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from saelens_adaptive_ortho.errors import reject
-from saelens_adaptive_ortho.judging.contract import SEED, EvalContext, EvaluationError, Outcome
+from saelens_adaptive_ortho.evaluations import Evaluation, runnable
+from saelens_adaptive_ortho.evaluations.contract import SEED
+from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.results import Result, load_result, result_path, versions, write_result
 from saelens_adaptive_ortho.rng import state_kept
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A registered evaluation: the module of its ``Settings`` and ``run``, and its version.
+def run_evaluation(name: str, context: EvalContext, settings: dict[str, Any]) -> Outcome:
+    """Run one on one SAE, from a fixed seed; leaves no trace in the process.
 
-    Args:
-        module: imported when the evaluation is first used.
-        version: raised when its numbers change meaning, so that old results are made again.
-        needs: packages of an extra.
+    Raises:
+        EvaluationError: it cannot run here, and why.
     """
-
-    module: str
-    version: int = 1
-    needs: tuple[str, ...] = field(default=())
-
-    @property
-    def settings(self) -> type:
-        """The dataclass of its settings."""
-        return importlib.import_module(self.module).Settings
-
-    def run(self, context: EvalContext, settings: dict[str, Any]) -> Outcome:
-        """Run it on one SAE, from a fixed seed; leaves no trace in the process.
-
-        Raises:
-            EvaluationError: it cannot run here, and why.
-        """
-        self.check()
-        module = importlib.import_module(self.module)
-        with state_kept(SEED):
-            return module.run(context, self.settings(**settings))
-
-    def check(self) -> None:
-        """Refuse when a package it needs is missing.
-
-        Raises:
-            EvaluationError: naming the package and the command that installs it.
-        """
-        for package in self.needs:
-            if importlib.util.find_spec(package) is None:
-                raise EvaluationError(
-                    f"needs the package {package!r}: pip install 'saelens-adaptive-ortho[bench]'"
-                )
+    chosen = runnable()[name]
+    if chosen.lacks is not None:
+        raise EvaluationError(chosen.lacks)
+    module = importlib.import_module(chosen.module)
+    with state_kept(SEED):
+        return module.run(context, complete(chosen, settings))
 
 
-_SAE_BENCH = ("sae_bench",)
-_HERE = "saelens_adaptive_ortho.judging"
-EVALS: dict[str, Evaluation] = {
-    "core": Evaluation(f"{_HERE}.saebench.core", version=2, needs=_SAE_BENCH),
-    "subspace": Evaluation(f"{_HERE}.geometry"),
-    "unlearning": Evaluation(f"{_HERE}.unlearning.evaluation", version=2),
-    "sparse_probing": Evaluation(
-        "saelens_adaptive_ortho.judging.saebench.sparse_probing", needs=_SAE_BENCH
-    ),
-    "sae_probes": Evaluation(
-        "saelens_adaptive_ortho.judging.saebench.sae_probes", needs=_SAE_BENCH
-    ),
-    "absorption": Evaluation(
-        "saelens_adaptive_ortho.judging.saebench.absorption", needs=_SAE_BENCH
-    ),
-    "tpp": Evaluation(f"{_HERE}.saebench.tpp", needs=_SAE_BENCH),
-    "scr": Evaluation(f"{_HERE}.saebench.scr", needs=_SAE_BENCH),
-    "ravel": Evaluation(f"{_HERE}.saebench.ravel", needs=_SAE_BENCH),
-}
+def complete(chosen: Evaluation, settings: dict[str, Any]) -> Any:
+    """The settings of an evaluation, defaults included."""
+    return () if chosen.settings is None else chosen.settings(**settings)
 
 
 def check_evals_runnable(evals: Iterable[str]) -> None:
@@ -90,10 +46,9 @@ def check_evals_runnable(evals: Iterable[str]) -> None:
         ConfigError: as said.
     """
     for name in evals:
-        try:
-            EVALS[name].check()
-        except EvaluationError as error:
-            raise reject("evals", name, f"{error}, or take it off the list.") from error
+        lack = runnable()[name].lacks
+        if lack is not None:
+            raise reject("evals", name, f"{lack}, or take it off the list.")
 
 
 def run_missing(
@@ -113,7 +68,7 @@ def run_missing(
         say(f"Seed {context.seed}: evaluating {context.variant} ({name})")
         started = time.perf_counter()
         try:
-            outcome = EVALS[name].run(context, settings)
+            outcome = run_evaluation(name, context, settings)
         except Exception as error:  # the other evaluations go on; the report says why
             outcome = str(error) if isinstance(error, EvaluationError) else repr(error)
             say(f"Seed {context.seed}: {name} of {context.variant} failed: {outcome}")
@@ -123,12 +78,13 @@ def run_missing(
 
 def _fingerprint(name: str, settings: dict[str, Any], context: EvalContext) -> str:
     bench = context.bench
-    complete = dataclasses.asdict(EVALS[name].settings(**settings))
-    texts = [Path(v).expanduser() for v in complete.values() if isinstance(v, str) and v]
+    chosen = runnable()[name]
+    values = dataclasses.asdict(complete(chosen, settings)) if chosen.settings else {}
+    texts = [Path(v).expanduser() for v in values.values() if isinstance(v, str) and v]
     parts = [
         name,
-        EVALS[name].version,
-        complete,
+        chosen.version,
+        values,
         # A setting that names a file (questions, labelled texts) stands for what is in it.
         [hashlib.sha256(t.read_bytes()).hexdigest() for t in texts if t.is_file()],
         context.sae_digest,

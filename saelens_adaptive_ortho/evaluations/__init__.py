@@ -1,0 +1,85 @@
+"""The table of evaluations: one file each, and those of other packages by entry point.
+
+To add one: a file here with its settings and its :class:`Evaluation`, a module in ``judging/``
+with ``run``, and a name in :data:`BUILT_IN`. Another package registers its object in the
+entry-point group ``saelens_adaptive_ortho.evaluations``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+from saelens_adaptive_ortho import plugins
+from saelens_adaptive_ortho.evaluations.absorption import ABSORPTION
+from saelens_adaptive_ortho.evaluations.contract import DOMAINS, Evaluation, Figure, Metric
+from saelens_adaptive_ortho.evaluations.core import CORE
+from saelens_adaptive_ortho.evaluations.ravel import RAVEL
+from saelens_adaptive_ortho.evaluations.sae_probes import SAE_PROBES
+from saelens_adaptive_ortho.evaluations.scr import SCR
+from saelens_adaptive_ortho.evaluations.sparse_probing import SPARSE_PROBING
+from saelens_adaptive_ortho.evaluations.subspace import SUBSPACE
+from saelens_adaptive_ortho.evaluations.tpp import TPP
+from saelens_adaptive_ortho.evaluations.training import TRAINING
+from saelens_adaptive_ortho.evaluations.unlearning import UNLEARNING
+
+__all__ = [
+    "BUILT_IN",
+    "DOMAINS",
+    "GROUP",
+    "Evaluation",
+    "Figure",
+    "Metric",
+    "evaluation",
+    "every",
+    "headline_keys",
+    "in_order",
+    "runnable",
+]
+
+GROUP = "saelens_adaptive_ortho.evaluations"
+
+#: In the order of the report.
+BUILT_IN: tuple[Evaluation, ...] = (
+    CORE,
+    SUBSPACE,
+    UNLEARNING,
+    SPARSE_PROBING,
+    SAE_PROBES,
+    ABSORPTION,
+    TPP,
+    SCR,
+    RAVEL,
+    TRAINING,
+)
+
+
+def every() -> dict[str, Evaluation]:
+    """All evaluations by name: the built-in ones in order, then those of other packages."""
+    own = {e.name: e for e in BUILT_IN}
+    others = cast("dict[str, Evaluation]", plugins.load(GROUP, Evaluation))
+    return own | {e.name: e for e in others.values() if e.name not in own}
+
+
+def runnable() -> dict[str, Evaluation]:
+    """Those that judge a finished SAE."""
+    return {name: e for name, e in every().items() if e.module}
+
+
+def evaluation(name: str) -> Evaluation:
+    """The evaluation ``name``; an unknown one gets a title, and no metrics, and no verdict."""
+    words = name.replace("_", " ")
+    return every().get(name) or Evaluation(name, words[:1].upper() + words[1:])
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The distinct ``names``: known ones in the table's order, then others sorted."""
+    present, known = set(names), every()
+    return [n for n in known if n in present] + sorted(present - set(known))
+
+
+def headline_keys(keys: Iterable[str]) -> list[str]:
+    """The headline metrics among ``keys``, in the table's order."""
+    present = set(keys)
+    wanted = [key for e in every().values() for key in e.keys(e.headline)]
+    return [key for key in wanted if key in present]

@@ -1,0 +1,65 @@
+"""Absorption: how often a general latent is silent where a specific one fires."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from saelens_adaptive_ortho.evaluations.contract import (
+    FIGURES,
+    SAE_BENCH,
+    Evaluation,
+    Figure,
+    Metric,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """SAEBench absorption.
+
+    Args:
+        prompt_template: what is asked about a word.
+        min_letters: so many letters must have a good probe on the model's activations.
+        min_probe_f1: a probe is good if its F1 on held-out words is above this.
+        max_k: latents that a letter may be split over, at most.
+        llm_batch_size: prompts per forward pass.
+    """
+
+    prompt_template: str = "{word} has the first letter:"
+    min_letters: int = 20
+    min_probe_f1: float = 0.6
+    max_k: int = 10
+    llm_batch_size: int = 32
+
+
+ABSORPTION = Evaluation(
+    name="absorption",
+    title="Feature absorption",
+    description=(
+        "First-letter task: how often the latents of a letter stay silent on a word that "
+        "begins with it, because a more specific latent has absorbed them."
+    ),
+    settings=Settings,
+    module="saelens_adaptive_ortho.judging.saebench.absorption",
+    needs=SAE_BENCH,
+    metrics={
+        "full_absorption": Metric("full absorption rate", "", "lower"),
+        "absorption_fraction": Metric("absorption fraction", "", "lower"),
+        "n_split_features": Metric("latents per letter", "latents", "lower"),
+        "n_letters": Metric("letters", "letters"),
+    },
+    primary=("full_absorption",),
+    headline=("full_absorption",),
+    glance=("full_absorption",),
+    short="absorption",
+    caveat="Meant for SAEs of at least 16k latents on models of at least 1B parameters; "
+    "smaller ones say little.",
+    figures=(
+        Figure(
+            "absorption",
+            "Absorption",
+            "A dot per SAE; lower means less is absorbed.",
+            f"{FIGURES}:judged_figure",
+        ),
+    ),
+)

@@ -1,0 +1,83 @@
+"""Core: reconstruction, behaviour preserved, sparsity; by corpus and pooled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from saelens_adaptive_ortho.evaluations.contract import (
+    DOMAINS,
+    FIGURES,
+    SAE_BENCH,
+    Evaluation,
+    Figure,
+    Metric,
+)
+
+PRIMARY = ("pooled/explained_variance", "pooled/ce_loss_score")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """SAEBench core.
+
+    Args:
+        n_contexts: at most so many held-out contexts per corpus.
+        batch_size_prompts: contexts per forward pass.
+    """
+
+    n_contexts: int = 256
+    batch_size_prompts: int = 16
+
+
+CORE = Evaluation(
+    name="core",
+    title="Reconstruction",
+    description=(
+        "SAEBench core on held-out passages: how much of the variance of the activations "
+        "the SAE reconstructs, and how well the model predicts the next token with the "
+        "reconstruction in their place."
+    ),
+    settings=Settings,
+    module="saelens_adaptive_ortho.judging.saebench.core",
+    version=2,
+    needs=SAE_BENCH,
+    metrics={
+        "explained_variance": Metric("explained variance", "", "higher"),
+        "explained_variance_legacy": Metric("explained variance (legacy)", "", "higher"),
+        "explained_variance_sae_bench": Metric(
+            "explained variance (SAEBench's formula)", "", "higher"
+        ),
+        "ce_loss_score": Metric("CE loss score", "", "higher"),
+        "ce_loss_with_sae": Metric("CE loss with SAE", "nats", "lower"),
+        "ce_loss_without_sae": Metric("CE loss without SAE", "nats"),
+        "ce_loss_with_ablation": Metric("CE loss with ablation", "nats"),
+        "kl_div_score": Metric("KL divergence score", "", "higher"),
+        "kl_div_with_sae": Metric("KL divergence with SAE", "nats", "lower"),
+        "kl_div_with_ablation": Metric("KL divergence with ablation", "nats"),
+        "mse": Metric("reconstruction MSE", "", "lower"),
+        "cossim": Metric("reconstruction cosine", "", "higher"),
+        "l0": Metric("L0", "latents"),
+        "l1": Metric("L1"),
+        "frac_alive": Metric("fraction alive", "", "higher"),
+        "average_max_decoder_cosine_sim": Metric("mean max decoder cosine", "", "lower"),
+        "average_max_encoder_cosine_sim": Metric("mean max encoder cosine", "", "lower"),
+    },
+    primary=PRIMARY,
+    headline=(
+        *(f"{d}/{name}" for name in ("explained_variance", "ce_loss_score") for d in DOMAINS),
+        "pooled/l0",
+        "pooled/frac_alive",
+    ),
+    glance=(*PRIMARY, "pooled/l0", "pooled/frac_alive"),
+    figures=(
+        Figure(
+            "reconstruction",
+            "Reconstruction on each corpus",
+            (
+                "As in the first figure: a dot per SAE, the seeds of one line share initial "
+                "weights and activations."
+            ),
+            f"{FIGURES}:reconstruction_figure",
+        ),
+    ),
+)

@@ -1,0 +1,75 @@
+"""Sparse probing: how few latents a concept needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from saelens_adaptive_ortho.evaluations.contract import (
+    AUTO,
+    FIGURES,
+    SAE_BENCH,
+    SEED,
+    Evaluation,
+    Figure,
+    probing_metrics,
+)
+
+PRIMARY = tuple(f"sae_top_{k}_accuracy" for k in (1, 5, 20))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sparse probing.
+
+    Args:
+        source: of labelled texts. ``auto`` takes the embedded topics for the demo model,
+            SAEBench's published data sets for a model of the hub, and the two corpora for a local
+            model. Or one of them by name: ``demo:probing``, ``published``, ``corpus``; or one
+            published data set; or a .jsonl file with the fields text and label.
+        k_values: numbers of latents a probe may use, of 1, 2, 5, 10, 20, 50, 100.
+        train_size: training texts of each class; by default 2000 published ones, 300 others.
+        test_size: test texts of each class; by default 500 published ones, 200 others.
+        context_length: at most so many tokens of a text; never more than the model sees.
+        llm_batch_size: texts per forward pass.
+        sae_batch_size: texts encoded at a time.
+        seed: of the choice of texts and of every probe.
+    """
+
+    source: str = AUTO
+    k_values: list[int] = field(default_factory=lambda: [1, 2, 5, 10, 20, 50])
+    train_size: int | None = None
+    test_size: int | None = None
+    context_length: int = 128
+    llm_batch_size: int = 32
+    sae_batch_size: int = 125
+    seed: int = SEED
+
+
+SPARSE_PROBING = Evaluation(
+    name="sparse_probing",
+    title="Sparse probing",
+    description=(
+        "SAEBench's linear probes on the k latents that tell a concept best: accuracy on "
+        "test examples, averaged over data sets."
+    ),
+    settings=Settings,
+    module="saelens_adaptive_ortho.judging.saebench.sparse_probing",
+    needs=SAE_BENCH,
+    metrics=probing_metrics(),
+    primary=PRIMARY,
+    headline=PRIMARY,
+    glance=("sae_top_5_accuracy",),
+    short="sparse probing",
+    figures=(
+        Figure(
+            "sparse_probing",
+            "Accuracy against the number of latents",
+            (
+                "Lines are means over seeds, small dots single SAEs (shifted sideways to tell "
+                "variants apart). Dashed: probes that need no SAE; an SAE earns its keep where "
+                "it is above the same number of raw dimensions or principal components."
+            ),
+            f"{FIGURES}:counts_figure",
+        ),
+    ),
+)

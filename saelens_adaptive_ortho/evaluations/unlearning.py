@@ -1,0 +1,113 @@
+"""Unlearning: what clamping the forget corpus's latents makes a model forget, and at what cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from saelens_adaptive_ortho.evaluations.contract import FIGURES, Evaluation, Figure, Metric
+
+PRIMARY = (
+    *(f"loss/forget_damage_at_{limit}" for limit in ("0.05", "0.10", "0.20")),
+    *(f"mcq/forget_accuracy_at_{limit}" for limit in ("0.99", "0.95", "0.90")),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Unlearning by clamping latents.
+
+    Args:
+        questions: multiple-choice questions: ``demo:questions``, ``published`` (WMDP-bio and four
+            MMLU subjects, from the hub), a .jsonl file, or ``none``. ``auto``: those of the demo
+            model, none for another local model, the published ones for a hub model.
+        template: ``plain``, ``chat``, or ``auto`` (chat if the tokenizer has a chat template).
+        model_name: ask another model than the one the SAE was trained on, such as the
+            instruction-tuned one (gemma-2-2b-it for SAEs of gemma-2-2b).
+        counts: how many latents to clamp.
+        strengths: how far below zero, in multiples of a latent's mean activation.
+        specificities: latents also qualify if they fire so many times as often on the forget
+            corpus as on the retain corpus.
+        n_select_contexts: training contexts per corpus for firing rates.
+        n_choose_contexts: training contexts per corpus on which settings are chosen.
+        n_contexts: held-out contexts per corpus on which the loss frontier is read.
+        loss_every: losses are read at every n-th position. Passages differ more than the
+            positions of one do, so more passages at fewer positions make narrower intervals.
+        batch_size_prompts: contexts per forward pass.
+        replicates: of the bootstrap.
+    """
+
+    questions: str = "auto"
+    template: str = "auto"
+    model_name: str | None = None
+    counts: list[int] = field(default_factory=lambda: [5, 10, 20, 40])
+    strengths: list[float] = field(default_factory=lambda: [2.0, 8.0, 32.0])
+    specificities: list[float] = field(default_factory=lambda: [9.0, 3.0])
+    n_select_contexts: int = 256
+    n_choose_contexts: int = 32
+    n_contexts: int = 2048
+    loss_every: int = 2
+    batch_size_prompts: int = 32
+    replicates: int = 400
+
+
+UNLEARNING = Evaluation(
+    name="unlearning",
+    title="Unlearning",
+    description=(
+        "Latents that fire on the forget corpus and hardly on the retain corpus are "
+        "clamped below zero, at many strengths: how much of forget is lost for how little"
+        " of retain, in next-token loss (damage: its increase) and in multiple-choice "
+        "questions the model knows."
+    ),
+    settings=Settings,
+    module="saelens_adaptive_ortho.judging.unlearning.evaluation",
+    version=2,
+    metrics={
+        "loss/forget_damage_at_{n}": Metric(
+            "forget damage at retain damage ≤ {n} nats", "nats", "higher"
+        ),
+        "loss/forget_damage_at_{n}_halfwidth": Metric(
+            "bootstrap half-width at retain damage ≤ {n} nats", "nats"
+        ),
+        "loss/area": Metric("forget damage, mean over retain damage ≤ 0.20 nats", "nats", "higher"),
+        "mcq/forget_accuracy_at_{n}": Metric(
+            "forget accuracy at retain accuracy ≥ {n}", "", "lower"
+        ),
+        "mcq/forget_accuracy_at_{n}_halfwidth": Metric(
+            "bootstrap half-width at retain accuracy ≥ {n}"
+        ),
+        "mcq/area": Metric("forget accuracy, mean over retain accuracy ≥ 0.90", "", "lower"),
+        "mcq/original_forget_accuracy": Metric("forget accuracy, model untouched"),
+        "mcq/original_retain_accuracy": Metric("retain accuracy, model untouched"),
+        "mcq/chance": Metric("accuracy by chance"),
+        "mcq/n_forget_questions": Metric("forget questions", "questions"),
+        "mcq/n_retain_questions": Metric("retain questions", "questions"),
+        "score": Metric("published score", "", "higher"),
+    },
+    primary=PRIMARY,
+    headline=(*PRIMARY, "score"),
+    glance=("loss/forget_damage_at_0.10", "mcq/forget_accuracy_at_0.95"),
+    short="unlearning",
+    caveat="Read the frontier, not the published score, which is degenerate: single SAEs of "
+    "one architecture span 0.0075 to 0.11.",
+    figures=(
+        Figure(
+            "unlearning",
+            "Frontiers",
+            (
+                "Each point of a curve is the best that any strength of intervention reaches. "
+                "Thick lines are means over seeds, thin lines single SAEs, dots single "
+                "interventions; the band is the 95% bootstrap band of one SAE over the "
+                "evaluation's texts or questions, averaged over seeds. It does not hold the "
+                "spread between seeds, which the thin lines show."
+            ),
+            f"{FIGURES}:frontier_figure",
+        ),
+        Figure(
+            "unlearning_metrics",
+            "Readings of the frontiers",
+            "The primary metrics, a dot per SAE.",
+            f"{FIGURES}:primary_figure",
+        ),
+    ),
+)
