@@ -1,47 +1,79 @@
-"""Copy what a reader needs of a run folder (config, results, figures) into evals/results.
+"""Copy what a reader needs of a run folder into a study: config, one file of results, figures.
 
-Of an alpha study that is the metrics of each SAE, without their details, and one figure.
+Figures are drawn here, from the run folder: they show histories, histograms and bootstrap
+replicates, which are too large to be committed. Of an alpha study one figure is drawn.
+
+python -m evals.commit RUN TARGET
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from evals.alpha.tables import alpha_figure, is_alpha_study
+from evals.alpha.tables import PANELS, alpha_figure, is_alpha_study
 from saelens_adaptive_ortho import report
-from saelens_adaptive_ortho.files import write_json
 from saelens_adaptive_ortho.report.plots import save_figure
-from saelens_adaptive_ortho.results import load_results, result_path
+from saelens_adaptive_ortho.results import (
+    RESULTS_FILE,
+    Result,
+    load_results,
+    write_results_file,
+)
+
+#: What the details say in words: tables and verdicts repeat it.
+WORDS = ("caveat", "source", "verdict", "mcq_reason")
+
+
+def compact_results(results: Sequence[Result]) -> list[Result]:
+    """The results with what tables are made of: metrics, and what the details say in words.
+
+    Of an alpha study that is the metrics of its table; results without any of them are left out.
+    """
+    study = is_alpha_study(results)
+    kept = []
+    for result in results:
+        metrics = dict(result.metrics)
+        if study:
+            metrics = {n: v for n, v in metrics.items() if f"{result.eval}/{n}" in PANELS}
+            if not metrics:
+                continue
+        words = {n: v for n, v in result.details.items() if n in WORDS and not study}
+        kept.append(dataclasses.replace(result, metrics=metrics, details=words))
+    return kept
 
 
 def commit_run(run: Path, target: Path) -> None:
-    """Replace ``target`` by the config, result JSON and figures of ``run``."""
-    results = load_results(run)  # refuses broken files before anything is replaced
+    """Replace ``target`` by the config, the results and the figures of ``run``.
+
+    Raises:
+        ResultError: the run holds no results or broken ones; nothing is replaced then.
+    """
+    results = load_results(run)
     if target.exists():
         shutil.rmtree(target)
-    (target / "results").mkdir(parents=True)
+    target.mkdir(parents=True)
     shutil.copy(run / "config.yaml", target / "config.yaml")
-    study = is_alpha_study(results)
-    for result in results:
-        path = result_path(run, result.variant, result.seed, result.eval)
-        document = json.loads(path.read_text(encoding="utf-8"))
-        write_json(target / "results" / path.name, document | ({"details": {}} if study else {}))
-    if study:
+    write_results_file(target / RESULTS_FILE, compact_results(results))
+    if is_alpha_study(results):
         plots = save_figure(alpha_figure(results), target / "plots" / "alpha")
     else:
-        report.write_summary(target)
-        plots = report.save_plots(target)
+        plots = report.save_plots(run, target / "plots")
     for plot in plots:
         if plot.suffix != ".png":  # the page draws its own; a reader of the repository needs one
             plot.unlink()
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("target", type=Path)
-    args = parser.parse_args()
+    parser.add_argument("run", type=Path, help="a finished run folder")
+    parser.add_argument("target", type=Path, help="e.g. evals/demo/results; it is replaced")
+    args = parser.parse_args(argv)
     commit_run(args.run, args.target)
+
+
+if __name__ == "__main__":
+    main()

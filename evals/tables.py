@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.alpha.tables import alpha_table
+from evals.compact import read_runs
 from evals.performance import tables as performance
 from evals.prior_runs import tables as prior_runs
 from evals.synthetic import tables as synthetic
@@ -40,14 +41,16 @@ def _costs(root: Path, path: str, where: str) -> str:
 
 
 def _runs(render: Callable[[Sequence[Any]], str], pattern: str = "*.json") -> Renderer:
-    """What ``render`` makes of all JSON files of a folder."""
+    """What ``render`` makes of the runs in a file, or of all JSON files of a folder."""
 
     def table(root: Path, path: str, where: str) -> str:
+        source = root / path
         try:
-            runs = [
-                json.loads(file.read_text(encoding="utf-8"))
-                for file in sorted((root / path).glob(pattern))
-            ]
+            if source.is_dir():
+                files = sorted(source.glob(pattern))
+                runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+            else:
+                runs = read_runs(source)
             return render(runs) if runs else "No results yet."
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ResultError(f"{where}: {path} holds no such results ({error!r})") from error
@@ -60,7 +63,7 @@ KINDS: dict[str, Renderer] = {
     **RENDERERS,
     "alpha": _alpha,
     "costs": _costs,
-    "prior-runs": _runs(prior_runs.table, "*/*.json"),
+    "prior-runs": _runs(prior_runs.table),
     "overhead": _runs(performance.overhead_table, "overhead*.json"),
     "scaling": _runs(performance.scaling_table, "scaling.json"),
     "levers": _runs(performance.levers_table, "levers*.json"),

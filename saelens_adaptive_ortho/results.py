@@ -2,6 +2,8 @@
 
 A file is named ``{variant}__seed{S}__{eval}.json`` and lives in ``RUN/results``. Other files in
 that folder (``summary.json``, temporary files) are not results and are left alone.
+
+All results of a finished run also fit in one file, ``results.jsonl``, with one result on each line.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ SCHEMA_VERSION = 1
 
 #: Variants with a fixed place at the front; any other follows in order of appearance.
 LEADING_VARIANTS = ("baseline", "fixed", "adaptive")
+
+#: Name of a file of several results, in the folder that stands for the run.
+RESULTS_FILE = "results.jsonl"
 
 _FILE_NAME = re.compile(r"^(?P<variant>.+?)__seed(?P<seed>\d+)__(?P<eval>.+)\.json$")
 _STATUSES = ("ok", "failed")
@@ -148,12 +153,12 @@ def load_result(path: str | Path) -> Result:
     """
     path = Path(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ResultError(f"{path}: cannot be read ({error})") from error
     except ValueError as error:
         _fail(path, f"is not complete JSON ({error})")
-    result = _parse(document, path)
+    result = _parse(_decode(text, path), path)
     match = _FILE_NAME.match(path.name)
     if match is not None:
         named = (match["variant"], int(match["seed"]), match["eval"])
@@ -161,6 +166,42 @@ def load_result(path: str | Path) -> Result:
         if named != held:
             _fail(path, f"is named for {named} but holds {held}")
     return result
+
+
+def write_results_file(path: str | Path, results: Iterable[Result]) -> Path:
+    """Write several results into one file atomically, one on each line; returns its path.
+
+    Raises:
+        ValueError: as for `write_result`. Nothing is written then.
+    """
+    path = Path(path)
+    lines = []
+    for result in results:
+        document = result.to_json()
+        _parse(document, path)
+        lines.append(json.dumps(document, allow_nan=False, ensure_ascii=False))
+    return write_text_atomic(path, "".join(f"{line}\n" for line in lines))
+
+
+def read_results_file(path: str | Path) -> list[Result]:
+    """Read a file that `write_results_file` wrote.
+
+    Raises:
+        ResultError: the file is missing or empty, or a line is no result; names file and line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultError(f"{path}: cannot be read ({error})") from error
+    results = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line:
+            where = f"{path}:{number}"
+            results.append(_parse(_decode(line, where), where))
+    if not results:
+        raise ResultError(f"{path}: holds no results; run compare first")
+    return results
 
 
 def results_dir(run_dir: str | Path) -> Path:
@@ -174,21 +215,28 @@ def load_results(run_dir: str | Path, variants: Sequence[str] | None = None) -> 
     """Load every result of a run, ordered by variant, seed and evaluation.
 
     Args:
-        run_dir: the run's folder, or its ``results`` folder.
+        run_dir: the run's folder, or its ``results`` folder; or a file that `write_results_file`
+            wrote, or the folder that holds one named ``results.jsonl``.
         variants: the order of the variants; by default `order_variants` decides.
 
     Raises:
         ResultError: there is no result, or one of them cannot be used (see `load_result`).
     """
-    folder = results_dir(run_dir)
+    run_dir = Path(run_dir)
+    file = run_dir if run_dir.is_file() else run_dir / RESULTS_FILE
+    results = read_results_file(file) if file.is_file() else _load_folder(results_dir(run_dir))
+    order = order_variants((result.variant for result in results), variants)
+    return sorted(results, key=lambda r: (order.index(r.variant), r.seed, r.eval))
+
+
+def _load_folder(folder: Path) -> list[Result]:
     if not folder.is_dir():
         raise ResultError(f"{folder}: no such folder; run compare first")
     paths = sorted(path for path in folder.glob("*.json") if _FILE_NAME.match(path.name))
     results = [load_result(path) for path in paths]
     if not results:
         raise ResultError(f"{folder}: holds no results; run compare first")
-    order = order_variants((result.variant for result in results), variants)
-    return sorted(results, key=lambda r: (order.index(r.variant), r.seed, r.eval))
+    return results
 
 
 def order_variants(names: Iterable[str], first: Sequence[str] | None = None) -> list[str]:
@@ -206,7 +254,14 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _fail(path: Path, problem: str) -> NoReturn:
+def _decode(text: str, where: Path | str) -> object:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except ValueError as error:
+        _fail(where, f"is not complete JSON ({error})")
+
+
+def _fail(path: Path | str, problem: str) -> NoReturn:
     raise ResultError(f"{path}: {problem}; delete this file and rerun compare")
 
 
@@ -214,7 +269,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _parse(document: object, path: Path) -> Result:
+def _parse(document: object, path: Path | str) -> Result:
     """Check a decoded document field by field and build the `Result`."""
     if not isinstance(document, dict):
         _fail(path, "does not hold a JSON object")

@@ -1,27 +1,39 @@
-"""Train and judge every idea of the prior runs, in every setting; one JSON per run, resumable."""
+"""Train and judge every idea of the prior runs, in every setting.
+
+``results.jsonl`` gets a line when a run is finished; the same command continues with what is
+missing. An experiment is a setting (``configs/settings``), an idea (``configs/ideas``) laid over
+it, and what the setting says about that idea.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evals.compact import append_run, read_runs
 from evals.prior_runs.large_norm import write_large_norm_model
 from evals.prior_runs.note import NEXT_STEPS, NORM_IN, PRIOR_RUNS
 from evals.prior_runs.tables import figure
-from saelens_adaptive_ortho import report
+from evals.tables import KINDS
 from saelens_adaptive_ortho.commands.compare import Comparison
-from saelens_adaptive_ortho.commands.experiment import Experiment, load_experiment
-from saelens_adaptive_ortho.files import write_json
+from saelens_adaptive_ortho.commands.experiment import (
+    Experiment,
+    build_experiment,
+    lay_over,
+    read_tree,
+)
+from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.report import update_tables
 from saelens_adaptive_ortho.report.plots import save_figure
+from saelens_adaptive_ortho.settings import apply_override
 from saelens_adaptive_ortho.text.corpora import read_documents
 
 HERE = Path(__file__).parent
 CONFIGS = HERE / "configs"
-RESULTS = HERE / "results"
+RESULTS = HERE / "results.jsonl"
 LARGE_MODEL = "runs/prior_runs/large_norm_model"
 RUNS = [*PRIOR_RUNS, *NEXT_STEPS]
 
@@ -31,14 +43,18 @@ _BF16 = [
     "dtype=bfloat16",
     "sae.dtype=bfloat16",
 ]
-# Setting -> the folder of its configs, and what it changes in each of them.
+GEMMA = "gemma-2-2b_layer19"
+# Setting -> its file, and what it changes in it.
 SETTINGS: dict[str, tuple[str, list[str]]] = {
     "demo": ("demo", []),
     "local_text": ("local_text", []),
     # The note's setting: activations of its norm, bf16, and a dictionary of the width of the model.
     "large_norm_1x": ("local_text", [*_BF16, "sae.d_sae=128", "sae.k=16"]),
     "large_norm_8x": ("local_text", [*_BF16, "sae.d_sae=1024"]),
+    # The note's own model: only where it is asked for.
+    GEMMA: (GEMMA, []),
 }
+DEFAULT_SETTINGS = [setting for setting in SETTINGS if setting != GEMMA]
 METRICS = {
     "explained_variance": "core/pooled/explained_variance",
     "ce_loss_score": "core/pooled/ce_loss_score",
@@ -50,10 +66,24 @@ METRICS = {
 
 
 def load(setting: str, run: str, extra: Sequence[str] = ()) -> Experiment:
-    """The experiment of a run in a setting."""
-    folder, overrides = SETTINGS[setting]
-    output = f"output_path=runs/prior_runs/{setting}/{run}"
-    return load_experiment(CONFIGS / folder / f"{run}.yaml", [*overrides, output, *extra])
+    """The experiment of a run in a setting.
+
+    Raises:
+        ConfigError: as :func:`saelens_adaptive_ortho.commands.experiment.load_experiment`.
+    """
+    file, overrides = SETTINGS[setting]
+    tree = read_tree(CONFIGS / "settings" / f"{file}.yaml")
+    of_ideas = tree.pop("ideas", {})
+    for name in of_ideas:
+        if name not in RUNS:
+            raise reject("ideas", name, f"must be among {', '.join(RUNS)}.")
+    tree = lay_over(tree, read_tree(CONFIGS / "ideas" / f"{run}.yaml"))
+    tree = lay_over(tree, of_ideas.get(run, {}))
+    tree["variants"] = {run.replace("_", "-"): {}}
+    tree["output_path"] = f"runs/prior_runs/{setting}/{run}"
+    for override in [*overrides, *extra]:
+        apply_override(tree, override)
+    return build_experiment(tree, run)
 
 
 def prepare_model(setting: str) -> None:
@@ -70,11 +100,13 @@ def prepare_model(setting: str) -> None:
     write_large_norm_model(local.model_name, LARGE_MODEL, text, layer, NORM_IN)
 
 
-def execute(setting: str, run: str, results: Path = RESULTS, extra: Sequence[str] = ()) -> Path:
-    """Train and judge one run, unless its JSON is there; returns the JSON's path."""
-    path = results / setting / f"{run}.json"
-    if path.is_file():
-        return path
+def execute(
+    setting: str, run: str, results: Path = RESULTS, extra: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Train and judge one run, unless ``results`` has its line; returns what the line holds."""
+    for finished in load_results(results):
+        if (finished["setting"], finished["run"]) == (setting, run):
+            return finished
     prepare_model(setting)
     experiment = load(setting, run, extra)
     found = Comparison(experiment).run()
@@ -82,27 +114,24 @@ def execute(setting: str, run: str, results: Path = RESULTS, extra: Sequence[str
     if failed:
         raise RuntimeError(f"{setting}/{run}: {'; '.join(failed)}")
     metrics = {f"{r.eval}/{name}": value for r in found for name, value in r.metrics.items()}
-    write_json(
-        path,
-        {
-            "setting": setting,
-            "run": run,
-            "metrics": {name: metrics.get(key) for name, key in METRICS.items()},
-            "versions": dict(found[0].versions),
-        },
-    )
-    return path
+    result = {
+        "setting": setting,
+        "run": run,
+        "metrics": {name: metrics.get(key) for name, key in METRICS.items()},
+        "versions": dict(found[0].versions),
+    }
+    append_run(results, result)
+    return result
 
 
 def load_results(results: Path = RESULTS) -> list[dict[str, Any]]:
-    """The JSON of every finished run."""
-    files = sorted(results.glob("*/*.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    """Every finished run, in order of setting and run."""
+    return sorted(read_runs(results), key=lambda r: (r["setting"], r["run"]))
 
 
 def save_report(results: Path = RESULTS) -> None:
     """Renew the tables of the README beside ``results``, and the figure."""
-    report.update_tables(results.parent / "README.md")
+    update_tables(results.parent / "README.md", renderers=KINDS)
     for path in save_figure(figure(load_results(results)), results.parent / "plots" / "runs"):
         if path.suffix == ".svg":  # a reader of the repository needs one of the two
             path.unlink()
@@ -111,16 +140,17 @@ def save_report(results: Path = RESULTS) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, then renew tables and figure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--settings", nargs="+", default=DEFAULT_SETTINGS, choices=list(SETTINGS))
     parser.add_argument("--runs", nargs="+", default=RUNS, choices=RUNS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--report-only", action="store_true")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file with a line per run")
+    parser.add_argument("--report-only", action="store_true", help="only renew table and figure")
     args = parser.parse_args(argv)
     if not args.report_only:
         for setting in args.settings:
             for run in args.runs:
-                print(execute(setting, run, args.results, args.set))
+                execute(setting, run, args.results, args.set)
+                print(f"{setting}/{run}: finished")
     if args.results == RESULTS:
         save_report()
     return 0

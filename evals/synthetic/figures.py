@@ -21,7 +21,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--out", type=Path, default=HERE / "plots")
     args = parser.parse_args()
-    stages = [load_results(args.results / stage) for stage in ("coarse", "final", "width")]
+    stages = [
+        load_results(args.results / f"{stage}.jsonl") for stage in ("coarse", "final", "width")
+    ]
     for name, figure in figures(*stages).items():
         for path in save_figure(figure, args.out / name):
             if path.suffix == ".svg":  # a reader of the repository needs one of the two

@@ -1,4 +1,4 @@
-"""Many runs: one JSON file each, skipping the finished, over one or several processes.
+"""Many runs: a line of the stage's file each, skipping the finished, in one or several processes.
 
 Stages: ``coarse`` looks at every setting with one seed; ``final`` compares baseline, fixed at its
 own best coefficient, and adaptive at its defaults, over seeds and worlds of several seeds; so do
@@ -9,6 +9,7 @@ best coefficient is read from the coarse results.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -24,6 +25,7 @@ from typing import Any, get_args
 import torch
 from tqdm.auto import tqdm
 
+from evals.compact import append_run, read_runs
 from evals.synthetic.tables import ONE_WORLD
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import StorageError, check_writable, write_json
@@ -91,7 +93,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """File name stem; two runs of different settings never share one."""
+        """Of the run in its stage; two runs of different settings never share one."""
         run = self.run
         parts = [run.world.name, run.base, self.method]
         parts += [self.axis] if self.axis else []
@@ -288,22 +290,53 @@ def best_coefficient(
 
 # -------------------------------------------------------------------- running
 
+METRICS = (
+    "mcc",
+    "f1",
+    "precision",
+    "recall",
+    "uniqueness",
+    "explained_variance",
+    "l0",
+    "dead_latents",
+    "mean_max_cosine",
+    "selectivity_area",
+    "training_seconds",
+)
+"""What a stage's file keeps of a run's metrics, where it has them."""
+SAE_SETTINGS = ("d_sae", "k", "ortho_coefficient", "ortho_alpha")
+"""What it keeps of the SAE's settings; the digest in the run's name is of all of them."""
 
-def load_results(folder: str | Path) -> list[dict[str, Any]]:
-    """The result files of a folder, in order of their names.
+
+def compact(job: Job, result: dict[str, Any]) -> dict[str, Any]:
+    """A run in the stage's file: its place in the sweep, and what tables and figures use."""
+    settings = result["settings"]
+    kept = {"name": job.name, "method": job.method, "axis": job.axis}
+    kept |= {name: result[name] for name in METRICS if name in result}
+    kept["settings"] = {
+        **{name: settings[name] for name in ("world", "base", "mode", "seed")},
+        "sae": {name: settings["sae"][name] for name in SAE_SETTINGS if name in settings["sae"]},
+    }
+    if "domains" in result:
+        kept["domains"] = {"frontier": result["domains"]["frontier"]}
+    return kept
+
+
+def load_results(path: str | Path) -> list[dict[str, Any]]:
+    """The runs of a stage's file, in order of their names; none where there is no file.
 
     Raises:
-        ConfigError: a file that is not a result.
+        ConfigError: a line that is not a result.
     """
-    results = []
-    for path in sorted(Path(folder).glob("*.json")):
+    results = read_runs(path)
+    for result in results:
         try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            result["settings"]["world"]["name"]  # noqa: B018  # raises where it is no result
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise reject("results", str(path), "is not a result; delete it.") from error
-        results.append(result)
-    return results
+            result["name"], result["settings"]["world"]["name"]  # noqa: B018  # raise if missing
+        except (KeyError, TypeError) as error:
+            raise reject(
+                "results", str(path), f"holds a line that is not a result (no {error}); delete it."
+            ) from error
+    return sorted({r["name"]: r for r in results}.values(), key=lambda r: r["name"])
 
 
 def run_jobs(
@@ -312,11 +345,12 @@ def run_jobs(
     cache: str | Path,
     workers: int = 1,
     say: Callable[[str], None] = print,
-) -> list[Path]:
-    """Run what has no result in ``out`` yet; returns the paths of all results.
+) -> list[dict[str, Any]]:
+    """Run what has no line in the file ``out`` yet; returns the results of all jobs.
 
-    A result file appears whole or not at all, named by its settings, so that a killed sweep
-    continues with the same call and a changed setting runs afresh. Each run uses one thread.
+    A run is named by its settings, so that a killed sweep continues with the same call and a
+    changed setting runs afresh. Checkpoints, and results until they are in ``out``, are in the
+    folder of the same name without ending. Each run uses one thread.
 
     Raises:
         ConfigError: a number of workers that cannot work, or a folder that cannot be written.
@@ -325,12 +359,16 @@ def run_jobs(
     if not isinstance(workers, int) or workers < 1:
         raise reject("--workers", workers, "must be a whole number of at least 1.")
     out = Path(out)
-    check_writable("--out", out)
+    work = out.with_suffix("")
+    check_writable("--out", work)
     check_writable("--cache", cache)
+    for path in sorted(work.glob("*.json")):  # finished when an earlier sweep was killed
+        _collect(path, out)
     unique = {job.name: job for job in jobs}
-    pending = {n: j for n, j in unique.items() if not (out / f"{n}.json").is_file()}
+    finished = {result["name"] for result in load_results(out)}
+    pending = {n: j for n, j in unique.items() if n not in finished}
     say(f"{len(unique)} runs, {len(unique) - len(pending)} finished already.")
-    foreign = {p.stem for p in out.glob("*.json")} - set(unique)
+    foreign = finished - set(unique)
     if foreign:
         say(f"{out} also holds {len(foreign)} results that are not of these settings.")
     # Here, and one after the other: two workers would draw the same pool twice.
@@ -339,31 +377,45 @@ def run_jobs(
         load_pool(run.world, cache, run.pool)
     failed: dict[str, str] = {}
     with tqdm(total=len(unique), initial=len(unique) - len(pending), desc="Runs") as bar:
-        for name, error in _outcomes(pending, out, cache, workers):
+        for name, error in _outcomes(pending, work, cache, workers):
             if error is not None:
                 failed[name] = error
                 say(f"{name} failed: {error}")
+            else:
+                _collect(work / f"{name}.json", out)
             bar.update()
     if failed:
         raise SweepError(
             f"{len(failed)} of {len(pending)} runs failed (first: {next(iter(failed.values()))}). "
             "The same command runs them again."
         )
-    return [out / f"{name}.json" for name in unique]
+    with contextlib.suppress(OSError):  # not empty: another sweep works there, too
+        work.rmdir()
+    return [result for result in load_results(out) if result["name"] in unique]
+
+
+def _collect(path: Path, out: Path) -> None:
+    """Move a finished run from its own file into ``out``; killed in between, it is in both."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:  # another sweep of the same stage has moved it
+        return
+    append_run(out, result)
+    path.unlink(missing_ok=True)
 
 
 def _outcomes(
-    pending: dict[str, Job], out: Path, cache: str | Path, workers: int
+    pending: dict[str, Job], work: Path, cache: str | Path, workers: int
 ) -> Iterator[tuple[str, str | None]]:
     if workers == 1:
         for name, job in pending.items():
-            yield name, _run_one(job, out, cache)
+            yield name, _run_one(job, work, cache)
         return
     with (
         _quiet_children(),
         ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor,
     ):
-        futures = {executor.submit(_run_one, j, out, cache): n for n, j in pending.items()}
+        futures = {executor.submit(_run_one, j, work, cache): n for n, j in pending.items()}
         try:
             for future in as_completed(futures):
                 error = future.exception()
@@ -387,14 +439,14 @@ def _quiet_children() -> Iterator[None]:
             os.environ["TQDM_DISABLE"] = before
 
 
-def _run_one(job: Job, out: Path, cache: str | Path) -> str | None:
+def _run_one(job: Job, work: Path, cache: str | Path) -> str | None:
     """Run and write a job; returns what went wrong with it, None if nothing."""
     torch.set_num_threads(1)
     try:
-        result = execute(job.run, cache, out / f"{job.name}.checkpoint")
+        result = execute(job.run, cache, work / f"{job.name}.checkpoint")
     except (RuntimeError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
-    write_json(out / f"{job.name}.json", {"method": job.method, "axis": job.axis, **result})
+    write_json(work / f"{job.name}.json", compact(job, result))
     return None
 
 
@@ -405,7 +457,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Exit status: 0 done, 1 runs failed, 2 bad input, 130 interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=["coarse", "final", "transfer", "width"])
-    parser.add_argument("--out", default="evals/synthetic/results", help="results go to OUT/STAGE")
+    parser.add_argument(
+        "--out", default="evals/synthetic/results", help="results go to OUT/STAGE.jsonl"
+    )
     parser.add_argument("--cache", default="runs/synthetic_pools")
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--worlds", default=",".join(DEFAULT_WORLDS))
@@ -422,7 +476,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.list:
             print("\n".join(job.name for job in jobs))
             return 0
-        run_jobs(jobs, Path(args.out) / args.stage, args.cache, args.workers, tqdm.write)
+        run_jobs(jobs, Path(args.out) / f"{args.stage}.jsonl", args.cache, args.workers, tqdm.write)
     except (ConfigError, StorageError, SweepError) as error:
         print(f"sweep: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, SweepError) else 2
@@ -445,7 +499,7 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
             for seed in _numbers("--seeds", args.seeds or "0")
             for job in coarse_jobs(worlds, bases, seed, settings)
         ]
-    coarse = load_results(Path(args.out) / "coarse")
+    coarse = load_results(Path(args.out) / "coarse.jsonl")
 
     def best(world: str, base: str) -> float:
         if args.fixed_coefficient is not None:

@@ -61,18 +61,36 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
             wrong type or value.
     """
     path = Path(path)
-    tree = _read_tree(path, ())
+    tree = read_tree(path)
     for override in overrides or []:
         apply_override(tree, override)
     return build_experiment(tree, path.stem)
 
 
-def _read_tree(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
-    """A file's settings laid over those of the file it ``extends``.
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """A file's settings laid over those of the file it ``extends``, not validated yet.
+
+    Raises:
+        ConfigError: unreadable file, malformed YAML, a file that extends itself.
+    """
+    return _read_tree(Path(path), ())
+
+
+def lay_over(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The settings of ``tree`` with those of ``changes`` in their place.
 
     ``sae`` and ``logger`` are merged field by field; any other setting is replaced whole (a list
     of variants, or a corpus, is one thing).
     """
+    merged = {
+        key: {**tree[key], **changes[key]}
+        for key in MERGED_KEYS
+        if isinstance(tree.get(key), dict) and isinstance(changes.get(key), dict)
+    }
+    return {**tree, **changes, **merged}
+
+
+def _read_tree(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in extended_by:
         raise reject("extends", str(path), "extends itself.")
     try:
@@ -87,11 +105,7 @@ def _read_tree(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         return tree
     if not isinstance(base, str):
         raise reject("extends", base, "must name a YAML file, relative to this one.")
-    extended = _read_tree(path.parent / base, (*extended_by, path.resolve()))
-    for key in MERGED_KEYS:
-        if isinstance(tree.get(key), dict) and isinstance(extended.get(key), dict):
-            tree[key] = {**extended[key], **tree[key]}
-    return {**extended, **tree}
+    return lay_over(_read_tree(path.parent / base, (*extended_by, path.resolve())), tree)
 
 
 def eval_settings(names: list[str], overrides: list[str]) -> dict[str, dict[str, Any]]:

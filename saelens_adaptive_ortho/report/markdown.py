@@ -92,15 +92,14 @@ def comparison(root: Path, path: str, where: str) -> str:
 
 
 def results_of(root: Path, path: str, where: str) -> Sequence[Result]:
-    """The results of a folder that a marker names.
+    """The results of a folder or file that a marker names.
 
     Raises:
-        ResultError: the folder does not exist or holds no results.
+        ResultError: it does not exist or holds no results.
     """
-    folder = root / path
-    if not folder.is_dir():
+    if not (root / path).exists():
         raise ResultError(f"{where}: results folder {path} does not exist under {root}")
-    return load_results(folder)
+    return load_results(root / path)
 
 
 RENDERERS: dict[str, Renderer] = {"results": comparison}

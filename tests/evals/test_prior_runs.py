@@ -1,4 +1,4 @@
-"""The prior runs: every config is its base plus an idea, and the failures can be made again."""
+"""The prior runs: an experiment is a setting plus an idea, and the failures can be made again."""
 
 from __future__ import annotations
 
@@ -12,30 +12,92 @@ import yaml
 from evals.prior_runs import note, reproduce, run
 from evals.prior_runs import tables as report
 from saelens_adaptive_ortho.commands.experiment import load_experiment
+from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.results import Result
 
-CONFIGS = sorted(run.CONFIGS.glob("*/*.yaml"))
+CONFIGS = Path(__file__).parents[2] / "configs"
 
-
-def test_each_setting_has_every_run_and_next_step() -> None:
-    folders = {path.parent.name for path in CONFIGS}
-    assert folders == {"demo", "local_text", "gemma-2-2b_layer19"}
-    for folder in folders:
-        assert {p.stem for p in CONFIGS if p.parent.name == folder} == set(run.RUNS)
+IDEAS = sorted((run.CONFIGS / "ideas").glob("*.yaml"))
+BASES = ("demo", "local_text", "gemma-2-2b_layer19")
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_a_config_is_valid_and_adds_only_its_idea_to_the_default(path: Path) -> None:
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    base = load_experiment((path.parent / tree["extends"]).resolve())
-    experiment = load_experiment(path)
+def test_there_is_one_file_for_each_idea_and_one_for_each_setting() -> None:
+    assert {path.stem for path in IDEAS} == set(run.RUNS)
+    files = {path.stem for path in (run.CONFIGS / "settings").glob("*.yaml")}
+    assert files == set(BASES) == {file for file, _ in run.SETTINGS.values()}
+    assert "gemma-2-2b_layer19" not in run.DEFAULT_SETTINGS
+
+
+@pytest.mark.parametrize("path", IDEAS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("base", BASES)
+def test_an_experiment_adds_only_its_idea_to_the_default(base: str, path: Path) -> None:
+    default = load_experiment(CONFIGS / f"{base}.yaml")
+    experiment = run.load(base, path.stem)
     assert list(experiment.variants) == [path.stem.replace("_", "-")]
-    named = set(tree.get("sae", {}))
-    for name in vars(base.runner.sae):
+    assert (experiment.name, experiment.seeds) == (path.stem, [0])
+    assert set(experiment.evals) == {"core", "subspace"}
+    assert experiment.runner.output_path == f"runs/prior_runs/{base}/{path.stem}"
+    setting = yaml.safe_load((run.CONFIGS / "settings" / f"{base}.yaml").read_text())
+    of_idea = setting["ideas"].get(path.stem, {})
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert set(tree) == {"sae"}  # whatever depends on the setting is in the setting's file
+    named = {*tree["sae"], *of_idea.get("sae", {})}
+    for name in vars(default.runner.sae):
         if name in {"metadata", "ortho_forget_rows"} or not hasattr(experiment.runner.sae, name):
             continue
-        changed = getattr(experiment.runner.sae, name) != getattr(base.runner.sae, name)
+        changed = getattr(experiment.runner.sae, name) != getattr(default.runner.sae, name)
         assert not changed or name in named, name
     assert len(named) <= 4
+    ours, theirs = experiment.runner.settings(), default.runner.settings()
+    changed = {name for name in theirs if ours[name] != theirs[name]}
+    assert changed - {"sae", "lr_end"} == set(of_idea) - {"sae"}  # lr_end follows lr
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "expected"),
+    [
+        ("demo", "run0", {"sae.ortho_mode": "off", "lr": 1e-3, "train_batch_size_tokens": 1024}),
+        ("local_text", "run1", {"sae.ortho_mode": "gram", "sae.ortho_coefficient": 0.1}),
+        ("gemma-2-2b_layer19", "run2", {"sae.ortho_mode": "adaptive", "lr": 2e-4}),
+        ("demo", "run4", {"lr": 4e-4, "sae.ortho_unit_norm": True, "sae.decoder_init_norm": 1.0}),
+        ("local_text", "run4", {"lr": 1e-3}),
+        ("gemma-2-2b_layer19", "run4", {"lr": 1e-4, "sae.ortho_unit_norm": True}),
+        ("demo", "run5", {"train_batch_size_tokens": 256, "sae.ortho_accumulation": 4}),
+        ("local_text", "run5", {"train_batch_size_tokens": 512, "lr_decay_steps": 400}),
+        (
+            "gemma-2-2b_layer19",
+            "run5",
+            {"train_batch_size_tokens": 1024, "lr_warm_up_steps": 4000, "lr_decay_steps": 32000},
+        ),
+        ("demo", "run6", {"sae.ortho_skip_rank": 4, "sae.ortho_dropout": 0.3}),
+        ("gemma-2-2b_layer19", "run6", {"sae.ortho_skip_rank": 64, "sae.ortho_dropout": 0.3}),
+        ("local_text", "run7", {"sae.ortho_curriculum_start": 0.01, "sae.ortho_coefficient": 0.1}),
+        ("local_text", "run7", {"sae.ortho_curriculum_steps": 250}),
+        ("demo", "run8", {"sae.ortho_warm_up_steps": 100}),
+        ("gemma-2-2b_layer19", "run8", {"sae.normalize_activations": "layer_norm"}),
+        ("local_text", "run9", {"sae.ortho_unlock_every": 40, "sae.ortho_unlock_start": 0.25}),
+        ("demo", "next_latent_norm", {"sae.ortho_latent_norm": True}),
+    ],
+)
+def test_an_idea_has_the_numbers_of_its_setting(
+    base: str, name: str, expected: dict[str, Any]
+) -> None:
+    runner = run.load(base, name).runner
+    for key, value in expected.items():
+        target: Any = runner
+        for part in key.split("."):
+            target = getattr(target, part)
+        assert target == value, key
+
+
+def test_an_idea_that_no_file_describes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings" / "demo.yaml").write_text("ideas: {run99: {lr: 1}}\n")
+    monkeypatch.setattr(run, "CONFIGS", tmp_path)
+    with pytest.raises(ConfigError, match="ideas='run99': must be among run0"):
+        run.load("demo", "run0")
 
 
 def test_every_setting_builds_every_experiment() -> None:
@@ -43,9 +105,10 @@ def test_every_setting_builds_every_experiment() -> None:
         for name in run.RUNS:
             experiment = run.load(setting, name)
             assert experiment.runner.output_path == f"runs/prior_runs/{setting}/{name}"
-    large = run.load("large_norm_1x", "run0").runner
+    large = run.load("large_norm_1x", "run0", ["lr=1"]).runner
     assert large.sae.d_sae == large.sae.d_in
     assert large.sae.dtype == "bfloat16"
+    assert large.lr == 1
 
 
 # ---------------------------------------------------------- reproductions
@@ -135,7 +198,7 @@ def test_the_figure_joins_the_notes_value_to_ours() -> None:
 COMMITTED = run.load_results()
 
 
-@pytest.mark.parametrize("setting", list(run.SETTINGS))
+@pytest.mark.parametrize("setting", run.DEFAULT_SETTINGS)
 def test_every_committed_run_is_an_sae_that_works(setting: str) -> None:
     found = {r["run"]: r["metrics"] for r in COMMITTED if r["setting"] == setting}
     assert set(found) == set(run.RUNS)
@@ -146,11 +209,36 @@ def test_every_committed_run_is_an_sae_that_works(setting: str) -> None:
         assert values["final_mse_loss"] < note.CEILING, name
 
 
-def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
-    path = tmp_path / "demo" / "run0.json"
-    path.parent.mkdir()
-    path.write_text("{}")
-    assert run.execute("demo", "run0", tmp_path) == path
+class Judged:
+    """Stands for a comparison: one result, and a count of how often one was made."""
+
+    made = 0
+
+    def __init__(self, experiment: Any) -> None:
+        self.experiment = experiment
+
+    def run(self) -> list[Result]:
+        Judged.made += 1
+        metrics = {"pooled/explained_variance": 0.5}
+        return [Result("core", self.experiment.name, 0, metrics=metrics, versions={"torch": "2"})]
+
+
+def test_a_finished_run_is_a_line_and_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "Comparison", Judged)
+    monkeypatch.setattr(Judged, "made", 0)
+    path = tmp_path / "results.jsonl"
+    for name in ("run1", "run0"):
+        found = run.execute("demo", name, path)
+        assert found["metrics"]["explained_variance"] == 0.5
+        assert found["metrics"]["l0"] is None
+    path.write_text(path.read_text() + '{"setting": "demo", "run": "ru')  # killed while writing
+    assert run.execute("demo", "run1", path)["run"] == "run1"
+    assert Judged.made == 2
+    run.execute("demo", "run2", path)
+    assert [r["run"] for r in run.load_results(path)] == ["run0", "run1", "run2"]
+    assert Judged.made == 3
 
 
 # --------------------------------------------------------- larger activations
@@ -160,7 +248,6 @@ def test_scaling_the_residual_stream_keeps_every_prediction() -> None:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     from evals.prior_runs.large_norm import mean_norm, scale_residual_stream
-    from saelens_adaptive_ortho.errors import ConfigError
 
     config = GPTNeoXConfig(
         vocab_size=50,

@@ -175,7 +175,7 @@ def jobs(**changes: Any) -> list[sweep.Job]:
 def test_a_killed_sweep_continues_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, ran = tmp_path / "out", []
+    out, ran = tmp_path / "out.jsonl", []
     original = sweep.execute
 
     def failing(run: Any, *args: Any) -> dict[str, Any]:
@@ -187,11 +187,13 @@ def test_a_killed_sweep_continues_where_it_stopped(
     monkeypatch.setattr(sweep, "execute", failing)
     with pytest.raises(KeyboardInterrupt):
         sweep.run_jobs(jobs(), out, tmp_path)
-    assert len(list(out.glob("*.json"))) == 3
-    paths = sweep.run_jobs(jobs(), out, tmp_path)
+    assert len(sweep.load_results(out)) == 3
+    found = sweep.run_jobs(jobs(), out, tmp_path)
     assert len(ran) == 4 + 3
-    assert sorted(paths) == sorted(out.glob("*.json"))
-    assert len(paths) == 6
+    assert found == sweep.load_results(out)
+    assert {r["name"] for r in found} == {j.name for j in jobs()}
+    assert len(out.read_text().splitlines()) == len(found) == 6
+    assert not out.with_suffix("").exists()
     sweep.run_jobs(jobs(), out, tmp_path)
     assert len(ran) == 7
     sweep.run_jobs(jobs(ortho_alpha=0.9), out, tmp_path)
@@ -210,8 +212,8 @@ def test_a_run_that_fails_stops_only_itself(
 
     monkeypatch.setattr(sweep, "execute", failing)
     with pytest.raises(sweep.SweepError, match="2 of 6 runs failed .*diverged"):
-        sweep.run_jobs(jobs(), tmp_path / "out", tmp_path, say=said.append)
-    assert len(list((tmp_path / "out").glob("*.json"))) == 4
+        sweep.run_jobs(jobs(), tmp_path / "out.jsonl", tmp_path, say=said.append)
+    assert len(sweep.load_results(tmp_path / "out.jsonl")) == 4
 
 
 def test_the_stages_hold_the_runs_they_promise() -> None:
@@ -272,9 +274,41 @@ def test_bad_input_of_the_sweep_is_refused(tmp_path: Path, capsys: Any) -> None:
     ):
         assert sweep.main([*argv, "--out", str(tmp_path), "--cache", str(tmp_path)]) == 2
     assert "run the coarse stage first" in capsys.readouterr().err
-    (tmp_path / "broken.json").write_text("{}")
-    with pytest.raises(ConfigError, match="is not a result"):
-        sweep.load_results(tmp_path)
+    for line in ("{}\n", "{\n", '{"name": "x", "settings": []}\n'):
+        (tmp_path / "broken.jsonl").write_text(line)
+        with pytest.raises(ConfigError, match="is not a result"):
+            sweep.load_results(tmp_path / "broken.jsonl")
+
+
+def test_a_run_that_was_finished_but_not_yet_in_the_file_is_not_lost(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    two = jobs()[:2]
+    expected = sweep.run_jobs(two, out, tmp_path)
+    work = tmp_path / "out"
+    # Killed before a line was in the file, within a line, and before the run's own file was gone.
+    lines = out.read_text().splitlines(keepends=True)
+    for content in ("", lines[0][:40], lines[0], lines[0] + lines[1][:40], "".join(lines)):
+        out.write_text(content)
+        work.mkdir()
+        for result in expected:
+            (work / f"{result['name']}.json").write_text(json.dumps(result))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sweep, "execute", lambda *_: pytest.fail("ran again"))
+            assert sweep.run_jobs(two, out, tmp_path) == expected
+        assert not work.exists()
+
+
+def test_the_file_keeps_what_tables_and_figures_use(tmp_path: Path) -> None:
+    job = sweep.final_jobs(["domains"], ["batchtopk"], lambda *_: 0.1, [0], [0])[-1]
+    frontier = {"budgets": [0.0], "gain": [0.5]}
+    domains = {"frontier": frontier, "interventions": [{}] * 100}
+    result = {"f1": 0.1, "true_l0": 3.0, "domains": domains, "settings": job.run.settings()}
+    kept = sweep.compact(job, result)
+    assert (kept["f1"], kept["domains"]) == (0.1, {"frontier": frontier})
+    assert kept["name"] == job.name
+    assert "true_l0" not in kept
+    assert kept["settings"]["world"] == result["settings"]["world"]
+    assert set(kept["settings"]["sae"]) == {"d_sae", "k", "ortho_coefficient", "ortho_alpha"}
 
 
 # --------------------------------------------------------------------- figures

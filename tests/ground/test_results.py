@@ -1,0 +1,88 @@
+"""Several results in one file: what is written is read again, and a broken line is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from saelens_adaptive_ortho.report import update_tables
+from saelens_adaptive_ortho.results import (
+    Result,
+    ResultError,
+    load_results,
+    read_results_file,
+    result_path,
+    write_result,
+    write_results_file,
+)
+
+RESULTS = [
+    Result("core", "fixed", 0, metrics={"pooled/l0": 1 / 3, "pooled/mse": None}, seconds=1.5),
+    Result("core", "baseline", 0, metrics={"pooled/l0": 0.1 + 0.2}, fingerprint="abc"),
+    Result("core", "baseline", 1, "failed", "out of\nmemory: \u2028 é", versions={"torch": "2"}),
+]
+
+
+def test_a_file_of_several_results_holds_one_on_each_line_in_full_precision(tmp_path: Path) -> None:
+    path = write_results_file(tmp_path / "results.jsonl", RESULTS)
+    assert path.read_text(encoding="utf-8").count("\n") == len(RESULTS)
+    assert read_results_file(path) == RESULTS
+
+
+def test_it_stands_for_the_folder_of_the_run(tmp_path: Path) -> None:
+    for result in RESULTS:
+        run = tmp_path / "run"
+        write_result(result_path(run, result.variant, result.seed, result.eval), result)
+    path = write_results_file(tmp_path / "compact" / "results.jsonl", RESULTS)
+    assert load_results(path) == load_results(path.parent) == load_results(tmp_path / "run")
+    elsewhere = write_results_file(tmp_path / "of_another_name.jsonl", RESULTS)
+    assert load_results(elsewhere) == load_results(path)
+
+
+def test_a_table_is_the_same_from_either_form(tmp_path: Path) -> None:
+    for result in RESULTS:
+        write_result(result_path(tmp_path, result.variant, result.seed, result.eval), result)
+    write_results_file(tmp_path / "compact.jsonl", RESULTS)
+    tables = []
+    for source in ("results", "compact.jsonl"):
+        page = tmp_path / f"{source}.md"
+        page.write_text(f"<!-- results: {source} -->\n<!-- /results -->\n")
+        assert update_tables(page)
+        tables.append(page.read_text(encoding="utf-8").split("\n", 1)[1])
+    assert "| L0, pooled" in tables[0]
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"eval": "core"', "not complete JSON"),
+        ('{"eval": NaN}', "not complete JSON"),
+        ("[]", "JSON object"),
+        (json.dumps({**RESULTS[0].to_json(), "schema_version": 9}), "reads 1"),
+        (json.dumps({**RESULTS[0].to_json(), "metrics": {"x": "many"}}), "metric 'x'"),
+    ],
+)
+def test_a_line_that_is_no_result_is_named(tmp_path: Path, line: str, problem: str) -> None:
+    path = write_results_file(tmp_path / "results.jsonl", RESULTS[:1])
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(ResultError, match=problem) as error:
+        load_results(tmp_path)
+    assert f"{path}:2" in str(error.value)
+
+
+def test_a_file_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match="cannot be read"):
+        read_results_file(tmp_path / "missing.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(ResultError, match="holds no results"):
+        load_results(tmp_path / "empty.jsonl")
+
+
+def test_nothing_is_written_where_a_number_is_not_finite(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    with pytest.raises(ValueError, match="pooled/l0"):
+        write_results_file(path, [RESULTS[0], Result("core", "x", 0, metrics={"pooled/l0": 1e999})])
+    assert not path.exists()
