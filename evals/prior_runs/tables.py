@@ -26,6 +26,7 @@ SETTINGS = {
     "local_text": "local text",
     "large_norm_1x": "norm 308, d_sae = d_in",
     "large_norm_8x": "norm 308, d_sae = 8 d_in",
+    "gemma-2-2b_layer19": "Gemma-2-2B, layer 19",
 }
 # Metric -> its name and decimals.
 METRICS = {

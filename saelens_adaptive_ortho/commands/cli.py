@@ -23,15 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return sae_lens(argv[1:])
     args = _parser().parse_args(argv)
     from saelens_adaptive_ortho.errors import ConfigError
+    from saelens_adaptive_ortho.files import StorageError
     from saelens_adaptive_ortho.results import ResultError
 
-    errors: tuple[type[Exception], ...] = (ConfigError, ResultError)
+    errors: tuple[type[Exception], ...] = (ConfigError, ResultError, StorageError)
     if args.command in {"compare", "train", "check", "eval", "analyse", "synth"}:
-        from saelens_adaptive_ortho.files import StorageError
         from saelens_adaptive_ortho.training.lockstep import NonFiniteLossError
         from saelens_adaptive_ortho.training.store import NonFiniteActivationsError
 
-        errors = (*errors, NonFiniteActivationsError, NonFiniteLossError, StorageError)
+        errors = (*errors, NonFiniteActivationsError, NonFiniteLossError)
     try:
         return args.run(args)
     except errors as error:
@@ -184,6 +184,21 @@ def check(args: argparse.Namespace) -> int:
     return 0
 
 
+def config(args: argparse.Namespace) -> int:
+    """List the configs that ship with the package, or copy one with the files it extends."""
+    from saelens_adaptive_ortho.commands.configs import copy_config, described_configs
+
+    if args.action == "list":
+        described = described_configs()
+        width = max(map(len, described))
+        for name, text in described.items():
+            print(f"{name:<{width}}  {text}")
+        return 0
+    for path in copy_config(args.name, args.dest):
+        print(path)
+    return 0
+
+
 def make_report(args: argparse.Namespace) -> int:
     """Write the report of a run folder afresh, and show its table."""
     from rich.console import Console
@@ -242,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         sub.set_defaults(run=run)
         if config:
-            sub.add_argument("config", help="experiment YAML, e.g. configs/demo.yaml")
+            sub.add_argument("config", help="experiment YAML, or a shipped config's name: demo")
             sub.add_argument(
                 "--set",
                 metavar="KEY=VALUE",
@@ -316,6 +331,11 @@ def _parser() -> argparse.ArgumentParser:
     add("check", check, config=True).add_argument(
         "--offline", action="store_true", help="check the settings only"
     )
+    actions = add("config", config).add_subparsers(dest="action", required=True)
+    actions.add_parser("list", help="name and first line of each")
+    sub = actions.add_parser("copy", help="write NAME.yaml and the files it extends")
+    sub.add_argument("name", metavar="NAME", help="e.g. demo")
+    sub.add_argument("dest", metavar="DEST", nargs="?", default=".", help="folder; default: here")
     add("report", make_report).add_argument("run_dir", help="a run folder")
     commands.add_parser("sae-lens", help=sae_lens.__doc__)
     sub = add("tables", tables)

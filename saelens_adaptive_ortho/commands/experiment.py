@@ -11,6 +11,7 @@ from typing import Any
 from sae_lens.config import LoggingConfig
 from sae_lens.registry import get_sae_training_class
 
+from saelens_adaptive_ortho.commands.configs import find_config
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.evaluations import runnable
 from saelens_adaptive_ortho.host.architectures import ARCHITECTURES, construct_sae
@@ -56,11 +57,15 @@ class Experiment:
 def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
     """Read a YAML file and those it extends, apply ``key=value`` overrides, validate all.
 
+    Args:
+        path: of the file, or the bare name of a config that ships with the package.
+        overrides: ``key=value`` texts.
+
     Raises:
         ConfigError: unreadable file, malformed YAML, unknown key (with the nearest known one),
             wrong type or value.
     """
-    path = Path(path)
+    path = find_config(path)
     tree = read_tree(path)
     for override in overrides or []:
         apply_override(tree, override)

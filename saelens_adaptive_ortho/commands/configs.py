@@ -1,0 +1,99 @@
+"""The configs that ship with the package: found by name, listed, copied.
+
+They are in ``configs/`` of the repository; a wheel carries them inside the package.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.files import write_failures_named, write_text_atomic
+from saelens_adaptive_ortho.settings import parse_yaml
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The files of the shipped configs by name, in the order of their names."""
+    inside = PACKAGE / "configs"
+    folder = inside if inside.is_dir() else PACKAGE.parent / "configs"  # wheel, else repository
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def described_configs() -> dict[str, str]:
+    """The first line of each shipped config, a comment, by name."""
+    return {
+        name: path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
+        for name, path in shipped_configs().items()
+    }
+
+
+def find_config(path: str | Path) -> Path:
+    """The file a command was given, or the shipped config of that name.
+
+    A file of that name comes first. Only a bare name (``demo``) stands for a shipped config.
+
+    Raises:
+        ConfigError: there is no such file, and it is called as a shipped config is.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    shipped = shipped_configs()
+    if path.name == str(path) and path.name in shipped:
+        return shipped[path.name]
+    if path.stem in shipped and not path.exists():
+        raise reject(
+            "config",
+            str(path),
+            f"no such file. `adaptive-ortho config copy {path.stem}` writes {path.stem}.yaml, "
+            f"which ships with the package; the bare name {path.stem} stands for it.",
+        )
+    return path  # reading it says what is wrong
+
+
+def copy_config(name: str, dest: str | Path = ".") -> list[Path]:
+    """Copy a shipped config and the files it ``extends`` into a folder; returns their paths.
+
+    A file that it extends may be there already, if it is the same.
+
+    Raises:
+        ConfigError: an unknown name (with the nearest known one), or a file is in the way;
+            nothing is written then.
+        StorageError: a file could not be written.
+    """
+    shipped = shipped_configs()
+    name = name.removesuffix(".yaml")
+    if name not in shipped:
+        near = difflib.get_close_matches(name, shipped, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise reject("NAME", name, f"no such config; known: {', '.join(shipped)}.{hint}")
+    dest = Path(dest)
+    if dest.exists() and not dest.is_dir():
+        raise reject("DEST", str(dest), "is a file; name a folder.")
+    sources = list(_with_extended(shipped[name]))
+    texts = {dest / source.name: source.read_text(encoding="utf-8") for source in sources}
+    for path, text in texts.items():
+        same = path.is_file() and path.read_text(encoding="utf-8") == text
+        if path.exists() and not (same and path.stem != name):
+            raise reject(
+                "DEST",
+                str(path),
+                "is there already and is not overwritten. Remove it, or choose another folder.",
+            )
+    for path, text in texts.items():
+        with write_failures_named(path, "Nothing was overwritten."):
+            write_text_atomic(path, text)
+    return list(texts)
+
+
+def _with_extended(path: Path) -> Iterator[Path]:
+    while True:
+        yield path
+        base = parse_yaml(path.read_text(encoding="utf-8"), str(path)).get("extends")
+        if base is None:
+            return
+        path = path.parent / base

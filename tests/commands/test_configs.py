@@ -1,0 +1,130 @@
+"""Shipped configs are found by name, listed and copied, from the repository and from a wheel."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from saelens_adaptive_ortho.commands import configs
+from saelens_adaptive_ortho.commands.cli import main
+from saelens_adaptive_ortho.commands.experiment import load_experiment
+from saelens_adaptive_ortho.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+NAMES = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+
+
+def test_every_config_is_listed_with_its_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "list"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert set(lines) == NAMES
+    assert lines["demo"].startswith("The embedded language model")
+    for name in NAMES:
+        text = (ROOT / "configs" / f"{name}.yaml").read_text()
+        assert text.startswith("# ")
+        assert text.splitlines()[0] == f"# {lines[name]}"
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_copy_is_the_same_experiment_with_nothing_missing(name: str, tmp_path: Path) -> None:
+    paths = configs.copy_config(name, tmp_path / "new" / "folder")
+    assert paths[0] == tmp_path / "new" / "folder" / f"{name}.yaml"
+    assert set(paths) == set(paths[0].parent.iterdir())
+    copied, original = load_experiment(paths[0]), load_experiment(ROOT / "configs" / f"{name}.yaml")
+    assert copied.runner.to_dict() == original.runner.to_dict()
+    assert (copied.variants, copied.evals) == (original.variants, original.evals)
+
+
+def test_the_command_copies_into_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["config", "copy", "gemma-2-2b_layer5.yaml"]) == 0
+    written = capsys.readouterr().out.split()
+    assert written == [
+        "gemma-2-2b_layer5.yaml",
+        "gemma-2-2b_layer12.yaml",
+        "pythia-70m-deduped_layer3.yaml",
+    ]
+    assert {p.name for p in tmp_path.iterdir()} == set(written)
+    assert main(["config", "copy", "gemma-2-2b_layer19"]) == 0  # extends what is there already
+
+
+def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "copy", "demo", str(tmp_path)]) == 0
+    (tmp_path / "demo.yaml").write_text("mine: 1\n")
+    assert main(["config", "copy", "demo", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "is not overwritten. Remove it, or choose another folder." in error
+    assert str(tmp_path / "demo.yaml") in error
+    assert (tmp_path / "demo.yaml").read_text() == "mine: 1\n"
+    # A changed file that another one extends is in the way, too, and then nothing is written.
+    (tmp_path / "pythia-70m-deduped_layer3.yaml").write_text("mine: 1\n")
+    with pytest.raises(ConfigError, match="layer3.*is not overwritten"):
+        configs.copy_config("pythia-70m-deduped_layer4", tmp_path)
+    assert not (tmp_path / "pythia-70m-deduped_layer4.yaml").exists()
+    with pytest.raises(ConfigError, match="DEST=.*is a file; name a folder"):
+        configs.copy_config("local_text", tmp_path / "demo.yaml")
+
+
+def test_an_unknown_name_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "copy", "local_txt"]) == 2
+    error = capsys.readouterr().err
+    assert "NAME='local_txt': no such config" in error
+    assert "Did you mean local_text?" in error
+
+
+def test_a_bare_name_stands_for_the_shipped_config_unless_there_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "demo", "--offline"]) == 0
+    assert load_experiment("demo").name == "demo"
+    (tmp_path / "demo").write_text(yaml.safe_dump({"lr": "mine"}))
+    with pytest.raises(ConfigError, match="sae=None"):
+        load_experiment("demo")
+    for path in ("demo.yaml", "configs/demo.yaml"):
+        assert main(["check", path, "--offline"]) == 2
+        assert "`adaptive-ortho config copy demo` writes demo.yaml" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="demos.*cannot be read"):
+        load_experiment("demos")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("wheel")
+    script = "import sys, hatchling.build as b; b.build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", script, str(target)], cwd=ROOT, check=True)
+    (path,) = target.glob("*.whl")
+    return path
+
+
+def test_the_wheel_has_the_configs_and_no_study_test_or_tool(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    inside = {Path(n).stem for n in names if n.startswith("saelens_adaptive_ortho/configs/")}
+    assert inside == NAMES
+    roots = {name.split("/")[0] for name in names}
+    assert {r for r in roots if not r.endswith(".dist-info")} == {"saelens_adaptive_ortho"}
+    assert not [n for n in names if n.split("/")[1:2] in (["evals"], ["tests"], ["tools"])]
+
+
+def test_configs_are_found_in_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    script = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
+        "from saelens_adaptive_ortho.commands import configs\n"
+        "print(configs.__file__, *configs.copy_config('gemma-2-2b_layer5', 'here'))"
+    )
+    run = [sys.executable, "-c", script]
+    found = subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, text=True)
+    module, *copied = found.stdout.split()
+    assert Path(module).is_relative_to(tmp_path / "site")
+    assert len(copied) == 3
+    assert (tmp_path / "here" / "gemma-2-2b_layer5.yaml").is_file()
