@@ -1,0 +1,1 @@
+"""Studies: the code, configs and results behind what the documentation claims."""

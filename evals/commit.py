@@ -14,7 +14,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from evals.alpha.tables import PANELS, alpha_figure, is_alpha_study
+from evals.alpha.figures import alpha_figure
+from evals.alpha.tables import PANELS, is_alpha_study
 from saelens_adaptive_ortho import report
 from saelens_adaptive_ortho.report.plots import save_figure
 from saelens_adaptive_ortho.results import (

@@ -1,0 +1,1 @@
+"""What ``ortho_alpha``, the sharing allowed, does on a language model."""

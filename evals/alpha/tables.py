@@ -1,11 +1,8 @@
-"""A figure and a table of a comparison whose variants are values of alpha (``alpha=0.25``)."""
+"""The table of a comparison whose variants are values of alpha (``alpha=0.25``)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import matplotlib
-from matplotlib.figure import Figure
 
 from saelens_adaptive_ortho.report.formatting import (
     DASH,
@@ -16,13 +13,6 @@ from saelens_adaptive_ortho.report.formatting import (
     spread_decimals,
 )
 from saelens_adaptive_ortho.report.metrics import describe
-from saelens_adaptive_ortho.report.plots import (
-    INK,
-    STYLE,
-    panel_grid,
-    shared_legend,
-    variant_styles,
-)
 from saelens_adaptive_ortho.report.summary import Spread
 from saelens_adaptive_ortho.results import Result, ResultError
 
@@ -41,48 +31,8 @@ PANELS = (
 )
 
 
-def alpha_figure(results: Sequence[Result]) -> Figure:
-    """Reconstruction, geometry, unlearning and probing against alpha.
-
-    Mean over seeds with its 95% t-interval and a dot per seed; baseline and fixed are lines with
-    bands. A metric that no result has gets no panel.
-
-    Raises:
-        ResultError: no variant is named ``alpha=VALUE``.
-    """
-    values, alphas = _values(results)
-    panels = [key for key in PANELS if key in values]
-    references = [r for r in REFERENCES if any(r in values[key] for key in panels)]
-    shown = [*references, "adaptive"]
-    styles = variant_styles(shown)
-    with matplotlib.rc_context(STYLE):
-        figure, grid = panel_grid(len(panels), height=2.4)
-        for axes, key in zip(grid, panels, strict=True):
-            by_variant = values[key]
-            for name in references:
-                spread = Spread.of(by_variant.get(name, {}))
-                if spread.mean is not None:
-                    axes.axhline(spread.mean, color=styles[name][0], lw=1.3)
-                if spread.ci95 is not None:
-                    axes.axhspan(*spread.ci95, color=styles[name][0], alpha=0.12, lw=0)
-            points = [(_alpha(v), by_variant[v]) for v in alphas if v in by_variant]
-            colour, marker = styles["adaptive"]
-            spreads = [(x, Spread.of(by_seed)) for x, by_seed in points]
-            means = [spread.mean or 0.0 for _, spread in spreads]
-            axes.plot([x for x, _ in spreads], means, color=colour, marker=marker, lw=1.6)
-            for x, spread in spreads:
-                if spread.ci95 is not None:
-                    axes.plot([x, x], spread.ci95, color=colour, lw=2.4, alpha=0.35)
-            for x, by_seed in points:
-                axes.scatter([x] * len(by_seed), list(by_seed.values()), s=8, color=INK, alpha=0.4)
-            axes.set_title(describe(key).label)
-            axes.set_xlabel("alpha, the sharing allowed")
-        shared_legend(figure, shown, styles)
-    return figure
-
-
 def alpha_table(results: Sequence[Result]) -> str:
-    """The figure's metrics as markdown: mean and standard deviation of every variant over seeds.
+    """The metrics as markdown: mean and standard deviation of every variant over seeds.
 
     The last column is what alpha does from one end to the other: the value at the largest alpha
     minus that at the smallest, paired by seed, with its 95% t-interval.
@@ -90,7 +40,7 @@ def alpha_table(results: Sequence[Result]) -> str:
     Raises:
         ResultError: no variant is named ``alpha=VALUE``.
     """
-    values, alphas = _values(results)
+    values, alphas = values_by_metric(results)
     rows = []
     for key in (key for key in PANELS if key in values):
         by_variant = values[key]
@@ -115,7 +65,7 @@ def is_alpha_study(results: Sequence[Result]) -> bool:
     return any(r.variant.startswith(PREFIX) for r in results)
 
 
-def _values(
+def values_by_metric(
     results: Sequence[Result],
 ) -> tuple[dict[str, dict[str, dict[int, float]]], list[str]]:
     """Values by metric, variant and seed, and the variants that are alphas, in order."""
@@ -125,11 +75,12 @@ def _values(
             if value is not None:
                 by_variant = values.setdefault(f"{result.eval}/{name}", {})
                 by_variant.setdefault(result.variant, {})[result.seed] = value
-    alphas = sorted({r.variant for r in results if r.variant.startswith(PREFIX)}, key=_alpha)
+    alphas = sorted({r.variant for r in results if r.variant.startswith(PREFIX)}, key=alpha_of)
     if not alphas:
-        raise ResultError("no variant is named alpha=VALUE; run a config of configs/alpha_study")
+        raise ResultError("no variant is named alpha=VALUE; run a config of evals/alpha/configs")
     return values, alphas
 
 
-def _alpha(variant: str) -> float:
+def alpha_of(variant: str) -> float:
+    """The value of alpha that a variant is named for."""
     return float(variant.removeprefix(PREFIX))

@@ -1,15 +1,11 @@
-"""Tables and a figure of the benchmarks in ``evals/performance``."""
+"""Tables of the benchmarks in ``evals/performance``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
 from saelens_adaptive_ortho.report.formatting import DASH, markdown
-from saelens_adaptive_ortho.report.plots import INK, MUTED, STYLE, panel_grid
 
 Row = Mapping[str, Any]
 OPERATIONS_SHOWN = 12
@@ -20,7 +16,7 @@ def overhead_table(documents: Sequence[Row]) -> str:
 
     ``to off`` compares with the same step without a penalty, with or without sparse products.
     """
-    rows = sorted((row for document in documents for row in document["rows"]), key=_place)
+    rows = sorted((row for document in documents for row in document["rows"]), key=place_of)
     text = []
     for row in rows:
         memory = row.get("peak_ratio")
@@ -48,7 +44,8 @@ def _interval(row: Row, *names: str) -> str:
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _place(row: Row) -> tuple[Any, ...]:
+def place_of(row: Row) -> tuple[Any, ...]:
+    """What rows of one panel have in common."""
     return row["d_in"], row["d_sae"], row["batch"], row["base"]
 
 
@@ -112,26 +109,6 @@ def floor_table(documents: Sequence[Row]) -> str:
         ]
     )
     return markdown(["operation, ms", *(s["variant"] for s in steps)], rows, text_columns=1)
-
-
-def overhead_figure(documents: Sequence[Row]) -> Figure:
-    """Step time over stock per variant, a panel per base, size and batch; a bar is its interval."""
-    rows = [row for document in documents for row in document["rows"]]
-    places = sorted({_place(row) for row in rows}, key=lambda p: (p[3], p))
-    with matplotlib.rc_context(STYLE):
-        figure, grid = panel_grid(len(places), height=2.6)
-        for axes, place in zip(grid, places, strict=True):
-            here = [r for r in rows if _place(r) == place and r["variant"] != "stock"]
-            axes.axvline(1, color=MUTED, lw=1)
-            for y, row in enumerate(reversed(here)):
-                axes.plot([row["ratio_low"], row["ratio_high"]], [y, y], color=INK, lw=3, alpha=0.3)
-                axes.plot(row["ratio"], y, "o", color=INK, ms=4)
-            axes.set_yticks(range(len(here)), [r["variant"] for r in reversed(here)])
-            axes.set_xlim(left=0)
-            axes.set_xlabel("time per step, stock = 1")
-            d_in, d_sae, batch, base = place
-            axes.set_title(f"{base}, {d_in:,} x {d_sae:,}\nbatch {batch:,}")
-    return figure
 
 
 def markdown_costs(costs: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ reveals: a silent SAE explains ``-|mean|^2 / variance`` of the variance.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,5 +191,13 @@ def reproduce_all(d_in: int = 288, d_sae: int = 288, steps: int = 2000) -> dict[
     }
 
 
+def main() -> None:
+    """Make every failure again and write what comes out."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "reproductions.json")
+    args = parser.parse_args()
+    write_json(args.json, reproduce_all())
+
+
 if __name__ == "__main__":
-    write_json(Path(__file__).parent / "reproductions.json", reproduce_all())
+    main()

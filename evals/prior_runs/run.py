@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from evals.compact import append_run, read_runs
+from evals.prior_runs.figures import figure
 from evals.prior_runs.large_norm import write_large_norm_model
 from evals.prior_runs.note import NEXT_STEPS, NORM_IN, PRIOR_RUNS
-from evals.prior_runs.tables import figure
 from evals.tables import KINDS
 from saelens_adaptive_ortho.commands.compare import Comparison
 from saelens_adaptive_ortho.commands.experiment import (

@@ -1,0 +1,1 @@
+"""What the penalties do where the true features are known."""

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from evals.alpha.tables import alpha_figure, alpha_table
+from evals.alpha.figures import alpha_figure
+from evals.alpha.tables import alpha_table
 from saelens_adaptive_ortho.commands.experiment import load_experiment
 from saelens_adaptive_ortho.results import Result, ResultError
 
@@ -48,7 +49,7 @@ def test_the_table_ends_in_what_alpha_does_paired_by_seed() -> None:
 
 @pytest.mark.parametrize("make", [alpha_figure, alpha_table])
 def test_a_run_without_alphas_is_refused(make: Callable[..., object]) -> None:
-    with pytest.raises(ResultError, match="configs/alpha_study"):
+    with pytest.raises(ResultError, match="evals/alpha/configs"):
         make([result("baseline", 0, 1.0)])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from evals.performance import tables as performance
+from evals.performance.figures import overhead_figure
 from evals.tables import KINDS
 from saelens_adaptive_ortho.report import update_tables
 from saelens_adaptive_ortho.results import ResultError
@@ -41,7 +42,7 @@ def test_a_step_is_compared_with_stock_and_with_one_without_a_penalty() -> None:
         "1.020",
     ]
     assert [row[6] for row in cells] == ["–", "–", "1.100 [1.000, 1.300]", "–", "–"]
-    figure = performance.overhead_figure([{"rows": rows}])
+    figure = overhead_figure([{"rows": rows}])
     assert len(figure.axes) == 1
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
         r["variant"] for r in reversed(rows[1:])
@@ -54,7 +55,7 @@ def test_batches_of_two_sizes_are_kept_apart() -> None:
     documents = [{"rows": rows}, {"rows": small}]
     lines = performance.overhead_table(documents).splitlines()[2:]
     assert [line.split(" | ")[1] for line in lines] == ["1,024", "1,024", "4,096", "4,096"]
-    titles = [axes.get_title(loc="left") for axes in performance.overhead_figure(documents).axes]
+    titles = [axes.get_title(loc="left") for axes in overhead_figure(documents).axes]
     assert [title.splitlines()[1] for title in titles] == ["batch 1,024", "batch 4,096"]
 
 

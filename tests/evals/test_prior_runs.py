@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from evals.prior_runs import note, reproduce, run
+from evals.prior_runs import figures, note, reproduce, run
 from evals.prior_runs import tables as report
 from saelens_adaptive_ortho.commands.experiment import load_experiment
 from saelens_adaptive_ortho.errors import ConfigError
@@ -188,7 +188,7 @@ def test_the_table_holds_the_notes_number_beside_ours_and_marks_what_is_missing(
 
 
 def test_the_figure_joins_the_notes_value_to_ours() -> None:
-    (axes,) = report.figure([document("run4", 0.75), document("run0", 0.5)]).axes
+    (axes,) = figures.figure([document("run4", 0.75), document("run0", 0.5)]).axes
     joined = [list(line.get_xdata()) for line in axes.lines]
     assert [-1.671875, 0.75] in joined
     assert [0.5] in joined  # run 0 of the note has no number

@@ -9,9 +9,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from evals.synthetic import draw as figures
-from evals.synthetic import sweep
-from evals.synthetic import tables as tables
+from evals.synthetic import figures, sweep, tables
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.host.config import OrthoAffinity
 from saelens_adaptive_ortho.synthetic import run as runs
