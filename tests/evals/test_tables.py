@@ -1,8 +1,10 @@
-"""The README keeps its promises: its Python runs, its tables come from the committed JSON."""
+"""The READMEs keep their promises: Python and commands run, tables come from committed results."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import sae_lens
 
 from evals.tables import KINDS
 from saelens_adaptive_ortho import report
+from saelens_adaptive_ortho.commands import cli
+from saelens_adaptive_ortho.commands.configs import find_config, shipped_configs
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -51,8 +55,38 @@ def test_the_tree_lists_every_module() -> None:
     assert not missing
 
 
-def test_every_file_the_readme_names_exists() -> None:
-    text = README.read_text(encoding="utf-8")
-    named = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.parent.name)
+def test_every_file_that_a_page_links_exists(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    named = re.findall(r"\]\((?!http)([^)#]+)", text)
     assert named
-    assert all((ROOT / path).exists() for path in named)
+    assert [name for name in named if not (path.parent / name).exists()] == []
+
+
+def commands(path: Path) -> list[list[str]]:
+    """The words of every command in the page's shell blocks."""
+    text = path.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.parent.name)
+def test_every_command_of_a_page_can_be_run_as_it_stands(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for words in commands(path):
+        if words[:2] == ["python", "-m"] and words[2].startswith("evals."):
+            spec = importlib.util.find_spec(words[2])
+            assert spec is not None, words
+            assert spec.origin is not None, words
+            assert "__main__" in Path(spec.origin).read_text(encoding="utf-8"), words
+        elif words[0] == "adaptive-ortho":
+            args = cli._parser().parse_args(words[1:])  # argparse exits where it cannot
+            if hasattr(args, "config"):
+                assert find_config(args.config).is_file(), words
+            if args.command == "config" and args.action == "copy":
+                assert args.name in shipped_configs(), words
+        else:
+            assert words[0] in ("git", "make", "pip", "cd", "python", "uv"), words
