@@ -311,7 +311,7 @@ SAE_SETTINGS = ("d_sae", "k", "ortho_coefficient", "ortho_alpha")
 def compact(job: Job, result: dict[str, Any]) -> dict[str, Any]:
     """A run in the stage's file: its place in the sweep, and what tables and figures use."""
     settings = result["settings"]
-    kept = {"name": job.name, "method": job.method, "axis": job.axis}
+    kept: dict[str, Any] = {"name": job.name, "method": job.method, "axis": job.axis}
     kept |= {name: result[name] for name in METRICS if name in result}
     kept["settings"] = {
         **{name: settings[name] for name in ("world", "base", "mode", "seed")},
@@ -328,15 +328,12 @@ def load_results(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         ConfigError: a line that is not a result.
     """
-    results = read_runs(path)
-    for result in results:
-        try:
-            result["name"], result["settings"]["world"]["name"]  # noqa: B018  # raise if missing
-        except (KeyError, TypeError) as error:
-            raise reject(
-                "results", str(path), f"holds a line that is not a result (no {error}); delete it."
-            ) from error
-    return sorted({r["name"]: r for r in results}.values(), key=lambda r: r["name"])
+    by_name: dict[str, dict[str, Any]] = {}
+    for result in read_runs(path):
+        if "name" not in result or "world" not in (result.get("settings") or {}):
+            raise reject("results", str(path), "a line of it is not a result; delete that line.")
+        by_name[result["name"]] = result
+    return [by_name[name] for name in sorted(by_name)]
 
 
 def run_jobs(
