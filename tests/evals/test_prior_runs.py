@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from evals.prior_runs import note, reproduce, run
 from evals.prior_runs import tables as report
 from saelens_adaptive_ortho.commands.experiment import load_experiment
+from saelens_adaptive_ortho.settings import parse_yaml
 
 CONFIGS = sorted(run.CONFIGS.glob("*/*.yaml"))
 
@@ -25,7 +25,7 @@ def test_each_setting_has_every_run_and_next_step() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_a_config_is_valid_and_adds_only_its_idea_to_the_default(path: Path) -> None:
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     base = load_experiment((path.parent / tree["extends"]).resolve())
     experiment = load_experiment(path)
     assert list(experiment.variants) == [path.stem.replace("_", "-")]
