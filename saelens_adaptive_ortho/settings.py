@@ -119,6 +119,8 @@ def reject_unknown(tree: Mapping[str, Any], known: Collection[str], prefix: str)
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             if near:
                 hint = f"Did you mean {prefix}{near[0]}?"
+            elif not known:
+                hint = "Nothing is to be set here."
             elif len(known) <= LISTED:
                 hint = f"Known: {', '.join(known)}."
             else:

@@ -190,9 +190,9 @@ def _check_variants(variants: object, runner: AdaptiveOrthoRunnerConfig) -> None
         where = f"variants.{name}"
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.=-]*", name):
             raise reject("variants", name, "a name has letters, digits and .=- only.")
-        if not isinstance(changes or {}, dict):
+        changes = {} if changes is None else changes
+        if not isinstance(changes, dict):
             raise reject(where, changes, "must be a mapping of `sae` fields.")
-        changes = changes or {}
         architecture = changes.get("architecture", runner.sae.architecture())
         check_one_of(f"{where}.architecture", architecture, ARCHITECTURES)
         config_class = get_sae_training_class(architecture)[1]

@@ -148,12 +148,13 @@ def test_a_name_outside_a_table_is_refused_with_the_nearest() -> None:
     [
         ("lerning", ["learning", "steps"], "Did you mean a.learning?"),
         ("zzz", ["learning", "steps"], "Known: learning, steps."),
+        ("zzz", [], "Nothing is to be set here."),
         ("zzz", list("abcdefghi"), "See configs/ for what is known."),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest(key: str, known: list[str], hint: str) -> None:
     with pytest.raises(ConfigError) as error:
-        reject_unknown({known[0]: 1, key: 3}, known, "a.")
+        reject_unknown({**dict.fromkeys(known, 1), key: 3}, known, "a.")
     assert str(error.value) == f"a.{key}=3: unknown key. {hint}"
 
 
