@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -20,6 +19,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 
 from saelens_adaptive_ortho import report
 from saelens_adaptive_ortho.commands.experiment import build_experiment
+from saelens_adaptive_ortho.settings import dump_yaml
 from saelens_adaptive_ortho.text.models import load_language_model
 from saelens_adaptive_ortho.training.runner import Prepared, prepare
 from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig
@@ -183,7 +183,7 @@ def write_config(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> Cal
     def write(sae: dict[str, Any] | None = None, **changes: Any) -> Path:
         tree = settings(sae, **{"output_path": str(tmp_path / "run"), **changes})
         path = tmp_path / "experiment.yaml"
-        path.write_text(yaml.safe_dump(tree, sort_keys=False))
+        path.write_text(dump_yaml(tree))
         return path
 
     return write

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from sae_lens.saes.sae import SAE
 
 from saelens_adaptive_ortho import report
@@ -24,6 +23,7 @@ from saelens_adaptive_ortho.files import write_failures_named, write_json, write
 from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome, Workbench
 from saelens_adaptive_ortho.judging.running import check_evals_runnable, run_missing, write_outcome
 from saelens_adaptive_ortho.results import Result, load_results
+from saelens_adaptive_ortho.settings import dump_yaml
 from saelens_adaptive_ortho.training.lockstep import list_checkpoints
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared, prepare
 from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig, with_sae
@@ -247,7 +247,7 @@ class Comparison:
             "seeds": self.experiment.seeds,
             "evals": self.experiment.evals,
         }
-        write_text_atomic(self.root / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
+        write_text_atomic(self.root / "config.yaml", dump_yaml(tree))
 
 
 def _difference(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:

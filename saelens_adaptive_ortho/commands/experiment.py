@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, NonNegativeInt
 from sae_lens.config import LoggingConfig
 from sae_lens.registry import get_sae_training_class
 
 from saelens_adaptive_ortho.commands.configs import find_config
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.evaluations import runnable
-from saelens_adaptive_ortho.host.architectures import ARCHITECTURES, construct_sae
+from saelens_adaptive_ortho.host.architectures import ARCHITECTURES, SAE_FIELDS, construct_sae
 from saelens_adaptive_ortho.settings import (
     apply_override,
-    check_types,
+    check_one_of,
+    check_value,
+    check_values,
     init_fields,
+    parse,
     parse_yaml,
     reject_unknown,
 )
-from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig, with_sae
+from saelens_adaptive_ortho.training.runner_config import (
+    RUNNER_FIELDS,
+    AdaptiveOrthoRunnerConfig,
+    with_sae,
+)
 
 DEFAULT_VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": {"ortho_mode": "off"},
@@ -31,6 +38,7 @@ DEFAULT_VARIANTS: dict[str, dict[str, Any]] = {
 }
 DEFAULT_EVALS = {"core": {}, "subspace": {}}
 EXPERIMENT_KEYS = ("variants", "seeds", "evals")
+SEEDS = Annotated[list[NonNegativeInt], Field(min_length=1, examples=[[0, 1, 2]])]
 MERGED_KEYS = ("sae", "logger")  # where a file that extends another changes single fields
 
 
@@ -52,6 +60,11 @@ class Experiment:
     seeds: list[int] = field(default_factory=lambda: [0])
     evals: dict[str, dict[str, Any]] = field(default_factory=lambda: dict(DEFAULT_EVALS))
     name: str = "experiment"
+
+
+@dataclass
+class NoSettings:
+    """Of an evaluation that has none."""
 
 
 def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
@@ -141,8 +154,7 @@ def build_experiment(tree: dict[str, Any], name: str = "experiment") -> Experime
     evals = tree.pop("evals", DEFAULT_EVALS)
     runner = _build_runner(tree)
     _check_variants(variants, runner)
-    if not isinstance(seeds, list) or not seeds or not all(_is_seed(s) for s in seeds):
-        raise reject("seeds", seeds, "must be a list of whole numbers >= 0, such as [0, 1, 2].")
+    check_value("seeds", seeds, SEEDS)
     if len(set(seeds)) != len(seeds):
         raise reject("seeds", seeds, "names a seed twice.")
     return Experiment(
@@ -162,9 +174,12 @@ def _build_runner(tree: dict[str, Any]) -> AdaptiveOrthoRunnerConfig:
     logger = tree.pop("logger", {"log_to_wandb": False})
     if not isinstance(logger, dict):
         raise reject("logger", logger, "must be a mapping of SAELens LoggingConfig fields.")
-    reject_unknown(logger, init_fields(LoggingConfig), "logger.")
-    for key in ("model_name", "hook_name"):
-        if not isinstance(tree.get(key), str) or not tree[key]:
+    built = {
+        "sae": sae_cfg,
+        "logger": parse(LoggingConfig, {"log_to_wandb": False, **logger}, "logger."),
+    }
+    for key in ("model_name", "hook_name"):  # SAELens's defaults are of its own example
+        if not tree.get(key):
             raise reject(key, tree.get(key), "must be given.")
     if isinstance(tree.get("seqpos_slice"), list):
         tree["seqpos_slice"] = tuple(tree["seqpos_slice"])
@@ -172,11 +187,8 @@ def _build_runner(tree: dict[str, Any]) -> AdaptiveOrthoRunnerConfig:
     if not isinstance(corpora, dict):
         raise reject("ortho_corpora", corpora, "must map forget and retain to corpora.")
     tree["ortho_corpora"] = corpora
-    check_types(tree, AdaptiveOrthoRunnerConfig, "")
     try:
-        return AdaptiveOrthoRunnerConfig(
-            sae=sae_cfg, logger=LoggingConfig(**{"log_to_wandb": False, **logger}), **tree
-        )
+        return parse(AdaptiveOrthoRunnerConfig, tree, "", RUNNER_FIELDS, **built)
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:  # SAELens's own checks
@@ -186,12 +198,7 @@ def _build_runner(tree: dict[str, Any]) -> AdaptiveOrthoRunnerConfig:
 def _build_sae(sae: dict[str, Any]) -> Any:
     sae = dict(sae)
     architecture = sae.pop("architecture", None)
-    if architecture not in ARCHITECTURES:
-        near = difflib.get_close_matches(str(architecture), ARCHITECTURES, n=1, cutoff=0.3)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise reject(
-            "sae.architecture", architecture, f"must be one of {', '.join(ARCHITECTURES)}.{hint}"
-        )
+    check_one_of("sae.architecture", architecture, ARCHITECTURES)
     return construct_sae(architecture, sae, "sae.")
 
 
@@ -202,15 +209,15 @@ def _check_variants(variants: object, runner: AdaptiveOrthoRunnerConfig) -> None
         where = f"variants.{name}"
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.=-]*", name):
             raise reject("variants", name, "a name has letters, digits and .=- only.")
-        if not isinstance(changes or {}, dict):
+        changes = {} if changes is None else changes
+        if not isinstance(changes, dict):
             raise reject(where, changes, "must be a mapping of `sae` fields.")
-        changes = changes or {}
         architecture = changes.get("architecture", runner.sae.architecture())
-        if architecture not in ARCHITECTURES:
-            raise reject(f"{where}.architecture", architecture, f"known: {list(ARCHITECTURES)}.")
+        check_one_of(f"{where}.architecture", architecture, ARCHITECTURES)
         config_class = get_sae_training_class(architecture)[1]
         reject_unknown(changes, ["architecture", *init_fields(config_class)], f"{where}.")
-        check_types(changes, config_class, f"{where}.")
+        fields_changed = {k: v for k, v in changes.items() if k != "architecture"}
+        check_values(fields_changed, config_class, f"{where}.", SAE_FIELDS)
         for shared in ("d_in", "normalize_activations"):
             if shared in changes and changes[shared] != getattr(runner.sae, shared):
                 raise reject(
@@ -225,29 +232,13 @@ def _check_variants(variants: object, runner: AdaptiveOrthoRunnerConfig) -> None
 
 
 def _check_evals(evals: object) -> dict[str, dict[str, Any]]:
-
     known = runnable()
-    if isinstance(evals, list):
-        evals = {name: {} for name in evals}
-    if not isinstance(evals, dict):
+    if not isinstance(evals, (list, dict)):
         raise reject("evals", evals, f"must list evaluations; known: {', '.join(known)}.")
     checked: dict[str, dict[str, Any]] = {}
-    for name, settings in evals.items():
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise reject("evals", name, f"unknown evaluation; known: {', '.join(known)}.{hint}")
+    for name, settings in [(e, {}) for e in evals] if isinstance(evals, list) else evals.items():
+        check_one_of("evals", name, known)
         settings = {} if settings is None else settings
-        if not isinstance(settings, dict):
-            raise reject(f"evals.{name}", settings, "must be a mapping of its settings.")
-        kind = known[name].settings
-        fields_of = [] if kind is None else [f.name for f in fields(kind)]
-        reject_unknown(settings, fields_of, f"evals.{name}.")
-        if kind is not None:
-            check_types(settings, kind, f"evals.{name}.")
+        parse(known[name].settings or NoSettings, settings, f"evals.{name}.")
         checked[name] = settings
     return checked
-
-
-def _is_seed(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
+from pydantic import PositiveInt
 from sae_lens import (
     BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
@@ -36,13 +37,13 @@ from sae_lens import (
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 from torch import Tensor
 
-from saelens_adaptive_ortho.errors import ConfigError, reject
+from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.host.batchtopk import SampledBatchTopK
 from saelens_adaptive_ortho.host.config import OrthoConfig
 from saelens_adaptive_ortho.host.penalty_mixin import AdaptiveOrthoMixin
 from saelens_adaptive_ortho.host.sparse_mixin import SparseStepMixin
 from saelens_adaptive_ortho.host.switch_mixin import inference_config
-from saelens_adaptive_ortho.settings import check_types, init_fields, reject_unknown
+from saelens_adaptive_ortho.settings import parse
 
 PREFIX = "adaptive_ortho_"
 
@@ -180,17 +181,19 @@ def register() -> None:
 register()
 
 
+SAE_FIELDS = {"d_in": PositiveInt, "d_sae": PositiveInt}
+"""Bounds of SAELens's own fields of an SAE config."""
+
+
 def construct_sae(architecture: str, sae: dict[str, Any], prefix: str) -> Any:
-    config_class = get_sae_training_class(architecture)[1]
-    reject_unknown(sae, init_fields(config_class), prefix)
-    for key in ("d_in", "d_sae"):
-        value = sae.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise reject(f"{prefix}{key}", value, "must be a positive whole number.")
-    check_types(sae, config_class, prefix)
+    """The config of an architecture from settings.
+
+    Raises:
+        ConfigError: an unknown field or a value that cannot work.
+    """
     try:
-        return config_class(**sae)
-    except ConfigError as error:
-        raise ConfigError(f"{prefix}{error}") from error
+        return parse(get_sae_training_class(architecture)[1], sae, prefix, SAE_FIELDS)
+    except ConfigError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{prefix[:-1]}: SAELens refuses it: {error}") from error

@@ -7,12 +7,12 @@ nested dataclass would come back as a dict.
 # No postponed annotations: SAELens's command line resolves those of a dataclass in the module of
 # one of its bases only, where the names of the other's would be missing.
 
-import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.host.switch_config import SwitchConfig, validate_switches
+from saelens_adaptive_ortho.settings import bounds, check_fields
 
 __all__ = [
     "DEFAULT_COEFFICIENTS",
@@ -81,29 +81,29 @@ class OrthoConfig(SwitchConfig):
     """
 
     ortho_mode: OrthoMode = "adaptive"
-    ortho_coefficient: float | None = None
+    ortho_coefficient: float | None = field(default=None, metadata=bounds(ge=0))
     ortho_scale_free: bool = True
-    ortho_warm_up_steps: int = 0
-    ortho_curriculum_start: float | None = None
-    ortho_curriculum_steps: int = 0
-    ortho_fade_start_step: int | None = None
-    ortho_fade_end_step: int | None = None
-    ortho_alpha: float = 1.0
+    ortho_warm_up_steps: int = field(default=0, metadata=bounds(ge=0))
+    ortho_curriculum_start: float | None = field(default=None, metadata=bounds(ge=0))
+    ortho_curriculum_steps: int = field(default=0, metadata=bounds(ge=0))
+    ortho_fade_start_step: int | None = field(default=None, metadata=bounds(ge=0))
+    ortho_fade_end_step: int | None = field(default=None, metadata=bounds(ge=0))
+    ortho_alpha: float = field(default=1.0, metadata=bounds(ge=0, le=1))
     ortho_affinity: OrthoAffinity = "unsuppressed"
     ortho_weighting: OrthoWeighting = "energy"
     ortho_ordering: OrthoOrdering = "frequency"
-    ortho_neighbours: int = 16
-    ortho_refresh_every: int = 100
-    ortho_min_captured: float = 0.99
-    ortho_statistics_every: int = 4
-    ortho_statistics_decay: float = 0.99
-    ortho_sketch_size: int = 64
-    ortho_group_threshold: float = 0.5
-    ortho_domain_ratio: float = 9.0
-    ortho_forget_rows: int = 0
-    ortho_chunk_size: int = 8192
-    ortho_every: int = 1
-    ortho_seed: int = 0
+    ortho_neighbours: int = field(default=16, metadata=bounds(ge=1))
+    ortho_refresh_every: int = field(default=100, metadata=bounds(ge=1))
+    ortho_min_captured: float = field(default=0.99, metadata=bounds(ge=0, le=1))
+    ortho_statistics_every: int = field(default=4, metadata=bounds(ge=1))
+    ortho_statistics_decay: float = field(default=0.99, metadata=bounds(gt=0, le=1))
+    ortho_sketch_size: int = field(default=64, metadata=bounds(ge=1))
+    ortho_group_threshold: float = field(default=0.5, metadata=bounds(ge=0, le=1))
+    ortho_domain_ratio: float = field(default=9.0, metadata=bounds(gt=1))
+    ortho_forget_rows: int = field(default=0, metadata=bounds(ge=0))
+    ortho_chunk_size: int = field(default=8192, metadata=bounds(ge=2))
+    ortho_every: int = field(default=1, metadata=bounds(ge=1))
+    ortho_seed: int = field(default=0, metadata=bounds(ge=0))
 
     def __post_init__(self) -> None:
         validate_ortho(self)
@@ -112,39 +112,12 @@ class OrthoConfig(SwitchConfig):
 
 
 def validate_ortho(cfg: Any) -> None:
-    """Check the ``ortho_*`` fields of an SAE config.
+    """Check the ``ortho_*`` fields of an SAE config, the switches' bounds included.
 
     Raises:
         ConfigError: naming the field, its value and the rule it breaks.
     """
-    _one_of(cfg, "ortho_mode", OrthoMode)
-    _one_of(cfg, "ortho_affinity", OrthoAffinity)
-    _one_of(cfg, "ortho_weighting", OrthoWeighting)
-    _one_of(cfg, "ortho_ordering", OrthoOrdering)
-    _number(cfg, "ortho_coefficient", 0.0)
-    _number(cfg, "ortho_curriculum_start", 0.0)
-    _number(cfg, "ortho_alpha", 0.0, 1.0)
-    _number(cfg, "ortho_group_threshold", 0.0, 1.0)
-    _number(cfg, "ortho_min_captured", 0.0, 1.0)
-    _number(cfg, "ortho_statistics_decay", 0.0, 1.0, open_low=True)
-    _number(cfg, "ortho_domain_ratio", 1.0, open_low=True)
-    for name, low in {
-        "ortho_warm_up_steps": 0,
-        "ortho_curriculum_steps": 0,
-        "ortho_fade_start_step": 0,
-        "ortho_fade_end_step": 0,
-        "ortho_neighbours": 1,
-        "ortho_refresh_every": 1,
-        "ortho_statistics_every": 1,
-        "ortho_sketch_size": 1,
-        "ortho_forget_rows": 0,
-        "ortho_chunk_size": 2,
-        "ortho_every": 1,
-        "ortho_seed": 0,
-    }.items():
-        _integer(cfg, name, low)
-    if not isinstance(cfg.ortho_scale_free, bool):
-        raise reject("ortho_scale_free", cfg.ortho_scale_free, "must be true or false.")
+    check_fields(cfg, OrthoConfig)
     if cfg.ortho_mode != "off" and cfg.d_sae < 2:
         raise reject("d_sae", cfg.d_sae, "orthogonality needs at least 2 latents.")
     if cfg.ortho_mode == "adaptive" and cfg.ortho_neighbours > cfg.d_sae - 1:
@@ -191,31 +164,3 @@ def ortho_coefficient(cfg: Any) -> float:
 def ortho_field_names() -> list[str]:
     """Names of the SAE-level ``ortho_*`` fields, in order."""
     return [f.name for f in fields(OrthoConfig)]
-
-
-def _one_of(cfg: Any, name: str, literal: Any) -> None:
-    allowed = get_args(literal)
-    value = getattr(cfg, name)
-    if value not in allowed:
-        raise reject(name, value, f"must be one of {', '.join(allowed)}.")
-
-
-def _number(
-    cfg: Any, name: str, low: float, high: float = math.inf, open_low: bool = False
-) -> None:
-    value: Any = getattr(cfg, name)
-    if value is None and name in {"ortho_curriculum_start", "ortho_coefficient"}:
-        return
-    # Anything that is not a number becomes NaN, which no bound admits.
-    x = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else value
-    if not (math.isfinite(x) and low <= x <= high) or (open_low and x == low):
-        bounds = f"{'(' if open_low else '['}{low:g}, {high:g}{']' if math.isfinite(high) else ')'}"
-        raise reject(name, value, f"must be a number in {bounds}.")
-
-
-def _integer(cfg: Any, name: str, low: int) -> None:
-    value = getattr(cfg, name)
-    if value is None and name.startswith("ortho_fade"):
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise reject(name, value, f"must be a whole number of at least {low}.")

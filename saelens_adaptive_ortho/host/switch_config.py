@@ -6,11 +6,11 @@ Every default is *off*, and off is bit-identical to the stock architecture.
 # No postponed annotations: SAELens's command line resolves those of a dataclass in the module of
 # one of its bases only, where the names of the other's would be missing.
 
-import math
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.settings import bounds
 
 OrthoDecoderInit = Literal["stock", "orthogonal", "data"]
 
@@ -57,16 +57,16 @@ class SwitchConfig:
     """
 
     ortho_unit_norm: bool = False
-    ortho_accumulation: int = 1
-    ortho_clip_norm: float | None = None
-    ortho_lr_power: float = 0.0
-    ortho_lr_min: float = 0.1
-    ortho_lr_max: float = 10.0
-    ortho_skip_rank: int = 0
-    ortho_dropout: float = 0.0
-    ortho_unlock_start: float = 1.0
-    ortho_unlock_growth: float = 0.1
-    ortho_unlock_every: int = 1000
+    ortho_accumulation: int = field(default=1, metadata=bounds(ge=1))
+    ortho_clip_norm: float | None = field(default=None, metadata=bounds(gt=0))
+    ortho_lr_power: float = field(default=0.0, metadata=bounds(ge=0, le=1))
+    ortho_lr_min: float = field(default=0.1, metadata=bounds(gt=0, le=1))
+    ortho_lr_max: float = field(default=10.0, metadata=bounds(ge=1))
+    ortho_skip_rank: int = field(default=0, metadata=bounds(ge=0))
+    ortho_dropout: float = field(default=0.0, metadata=bounds(ge=0, lt=1))
+    ortho_unlock_start: float = field(default=1.0, metadata=bounds(gt=0, le=1))
+    ortho_unlock_growth: float = field(default=0.1, metadata=bounds(gt=0, le=1))
+    ortho_unlock_every: int = field(default=1000, metadata=bounds(ge=1))
     ortho_latent_norm: bool = False
     ortho_decoder_init: OrthoDecoderInit = "stock"
 
@@ -90,33 +90,11 @@ def needs_own_loop(cfg: Any) -> list[str]:
 
 
 def validate_switches(cfg: Any) -> None:
-    """Check the switches of an SAE config.
+    """Check what the switches of an SAE config ask of each other and of its architecture.
 
     Raises:
         ConfigError: naming the field, its value and the rule it breaks.
     """
-    for name in ("ortho_unit_norm", "ortho_latent_norm"):
-        if not isinstance(getattr(cfg, name), bool):
-            raise reject(name, getattr(cfg, name), "must be true or false.")
-    for name, low in (
-        ("ortho_accumulation", 1),
-        ("ortho_skip_rank", 0),
-        ("ortho_unlock_every", 1),
-    ):
-        value = getattr(cfg, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise reject(name, value, f"must be a whole number of at least {low}.")
-    _within(cfg, "ortho_lr_power", "[0, 1]", lambda x: 0 <= x <= 1)
-    _within(cfg, "ortho_lr_min", "(0, 1]", lambda x: 0 < x <= 1)
-    _within(cfg, "ortho_lr_max", "[1, inf)", lambda x: x >= 1)
-    _within(cfg, "ortho_dropout", "[0, 1)", lambda x: 0 <= x < 1)
-    _within(cfg, "ortho_unlock_start", "(0, 1]", lambda x: 0 < x <= 1)
-    _within(cfg, "ortho_unlock_growth", "(0, 1]", lambda x: 0 < x <= 1)
-    if cfg.ortho_clip_norm is not None:
-        _within(cfg, "ortho_clip_norm", "(0, inf)", lambda x: x > 0)
-    if cfg.ortho_decoder_init not in get_args(OrthoDecoderInit):
-        known = ", ".join(get_args(OrthoDecoderInit))
-        raise reject("ortho_decoder_init", cfg.ortho_decoder_init, f"must be one of {known}.")
     base = cfg.architecture().removeprefix("adaptive_ortho_")
     if cfg.ortho_skip_rank:
         _validate_skip(cfg, base)
@@ -157,10 +135,3 @@ def _validate_skip(cfg: Any, base: str) -> None:
             "SAELens's architectures with a skip connection do not undo it after decoding, so the "
             "SAE could not be saved; use expected_average_only_in, or ortho_skip_rank: 0.",
         )
-
-
-def _within(cfg: Any, name: str, bounds: str, holds: Any) -> None:
-    value = getattr(cfg, name)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and holds(value)):
-        raise reject(name, value, f"must be a number in {bounds}.")

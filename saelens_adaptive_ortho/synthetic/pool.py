@@ -14,19 +14,20 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import sae_lens
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 from tqdm.auto import tqdm
 
-from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import write_failures_named
+from saelens_adaptive_ortho.settings import check_fields
 from saelens_adaptive_ortho.synthetic.worlds import World
 
 FORMAT = 1
@@ -175,14 +176,11 @@ class PoolSettings:
         held_out: to evaluate on.
     """
 
-    train_samples: int = 600_000
-    held_out: int = 61_440
+    train_samples: Annotated[int, Field(ge=4)] = 600_000
+    held_out: Annotated[int, Field(ge=4)] = 61_440
 
     def __post_init__(self) -> None:
-        for name in ("train_samples", "held_out"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 4:
-                raise reject(f"pool.{name}", value, "must be a whole number of at least 4.")
+        check_fields(self)
 
 
 def load_pool(world: World, cache: str | Path, settings: PoolSettings | None = None) -> Pool:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import shutil
 import tempfile
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import SAE, TrainingSAE
@@ -24,7 +24,13 @@ from saelens_adaptive_ortho.files import atomic_directory, write_json
 from saelens_adaptive_ortho.host.architectures import PREFIX, construct_sae
 from saelens_adaptive_ortho.host.config import ortho_coefficient
 from saelens_adaptive_ortho.host.trainer import build_trainer
-from saelens_adaptive_ortho.settings import apply_override, check_types, reject_unknown
+from saelens_adaptive_ortho.settings import (
+    apply_override,
+    check_fields,
+    check_one_of,
+    check_value,
+    parse,
+)
 from saelens_adaptive_ortho.synthetic.metrics import feature_metrics
 from saelens_adaptive_ortho.synthetic.pool import Batches, Pool, PoolSettings, load_pool
 from saelens_adaptive_ortho.synthetic.selectivity import domain_metrics
@@ -53,31 +59,19 @@ class TrainSettings:
             meaning in a world of one domain.
     """
 
-    steps: int
-    lr: float
-    batch_size: int = 1024
-    lr_warm_up_steps: int = 0
-    lr_decay_steps: int = 0
-    dead_feature_window: int = 1000
-    forget_share: float = 0.5
+    steps: PositiveInt
+    lr: PositiveFloat
+    batch_size: Annotated[int, Field(ge=2)] = 1024
+    lr_warm_up_steps: NonNegativeInt = 0
+    lr_decay_steps: NonNegativeInt = 0
+    dead_feature_window: PositiveInt = 1000
+    forget_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
     def __post_init__(self) -> None:
-        for name, low in {
-            "steps": 1,
-            "batch_size": 2,
-            "lr_warm_up_steps": 0,
-            "lr_decay_steps": 0,
-            "dead_feature_window": 1,
-        }.items():
-            if getattr(self, name) < low:
-                raise reject(f"train.{name}", getattr(self, name), f"must be at least {low}.")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise reject("train.lr", self.lr, "must be a positive number.")
-        if not 0 < self.forget_share < 1:
-            raise reject("train.forget_share", self.forget_share, "must lie in (0, 1).")
+        check_fields(self)
         if self.lr_warm_up_steps + self.lr_decay_steps > self.steps:
             raise reject(
-                "train.lr_decay_steps",
+                "lr_decay_steps",
                 self.lr_decay_steps,
                 f"warm-up and decay do not fit into {self.steps} steps.",
             )
@@ -145,14 +139,10 @@ def build_run(
     Raises:
         ConfigError: an unknown name or a value that cannot work, before any work.
     """
-    if world not in WORLDS:
-        raise reject("world", world, f"must be one of {', '.join(WORLDS)}.")
-    if base not in BASES:
-        raise reject("base", base, f"must be one of {', '.join(BASES)}.")
-    if mode not in MODES:
-        raise reject("mode", mode, f"must be one of {', '.join(MODES)}.")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise reject("seed", seed, "must be a whole number of at least 0.")
+    check_one_of("world", world, WORLDS)
+    check_one_of("base", base, BASES)
+    check_one_of("mode", mode, MODES)
+    check_value("seed", seed, NonNegativeInt)
     given = dict(settings or {})
     parts = {name: given.pop(name, {}) for name in GROUPS}
     for name, part in parts.items():
@@ -160,10 +150,10 @@ def build_run(
             raise reject(
                 name, part, f"must be a mapping; set its fields, as in {name}.FIELD=VALUE."
             )
-    built: World = _construct(WORLDS[world], parts["world"], "world.")
+    built: World = parse(WORLDS[world], parts["world"], "world.")
     defaults = dict(built.training)
     own = {f.name: defaults[f.name] for f in fields(TrainSettings) if f.name in defaults}
-    train = _construct(TrainSettings, {**own, **parts["train"]}, "train.")
+    train = parse(TrainSettings, {**own, **parts["train"]}, "train.")
     sae = _sae_config(built, base, mode, seed, given, train)
     return Run(
         world=built,
@@ -172,7 +162,7 @@ def build_run(
         seed=seed,
         sae=sae,
         train=train,
-        pool=_construct(PoolSettings, parts["pool"], "pool."),
+        pool=parse(PoolSettings, parts["pool"], "pool."),
     )
 
 
@@ -337,9 +327,3 @@ def _sae_config(
 
 def _d_in(world: World) -> int:
     return int(getattr(world, "hidden_dim", 0)) or 768 // int(getattr(world, "scale", 1))
-
-
-def _construct(cls: type, values: dict[str, Any], prefix: str) -> Any:
-    reject_unknown(values, [f.name for f in fields(cls)], prefix)
-    check_types(values, cls, prefix)
-    return cls(**values)

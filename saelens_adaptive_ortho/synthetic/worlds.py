@@ -12,11 +12,12 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from sae_lens.synthetic import (
     FoldedNormalMagnitudeConfig,
     HierarchyConfig,
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.maths.grouping import FORGET, RETAIN, SHARED
+from saelens_adaptive_ortho.settings import Share, check_fields
 
 # What suits stock SAEs (BatchTopK and Matryoshka) in the small worlds. At 8e-4 or below they are
 # far from converged after 3,000 steps, with up to half of the latents dead, and any penalty that
@@ -64,12 +66,10 @@ class World(ABC):
     name: ClassVar[str]
     n_domains: ClassVar[int] = 1
 
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            _check(field.name, value, field.type)
+        check_fields(self)
 
     @property
     @abstractmethod
@@ -103,17 +103,17 @@ class HierarchyWorld(World):
 
     name: ClassVar[str] = "hierarchy"
 
-    num_features: int = 1024
-    hidden_dim: int = 128
-    roots: int = 8
-    branching_factor: int = 4
-    depth: int = 3
-    exponent: float = 0.5
-    max_prob: float = 0.4
-    min_prob: float = 2e-3
-    std_magnitude: float = 0.15
-    correlation_rank: int = 8
-    correlation_scale: float = 0.1
+    num_features: PositiveInt = 1024
+    hidden_dim: PositiveInt = 128
+    roots: PositiveInt = 8
+    branching_factor: PositiveInt = 4
+    depth: PositiveInt = 3
+    exponent: NonNegativeFloat = 0.5
+    max_prob: Share = 0.4
+    min_prob: Share = 2e-3
+    std_magnitude: NonNegativeFloat = 0.15
+    correlation_rank: NonNegativeInt = 8
+    correlation_scale: NonNegativeFloat = 0.1
 
     @property
     def training(self) -> dict[str, Any]:
@@ -156,13 +156,8 @@ class SynthSAEBenchWorld(World):
 
     name: ClassVar[str] = "synthsaebench16k"
 
-    seed: int = 42
-    scale: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.scale not in (1, 2, 4, 8, 16, 32):
-            raise reject("world.scale", self.scale, "must be one of 1, 2, 4, 8, 16, 32.")
+    seed: NonNegativeInt = 42
+    scale: Literal[1, 2, 4, 8, 16, 32] = 8
 
     @property
     def training(self) -> dict[str, Any]:
@@ -222,20 +217,15 @@ class ClusterWorld(World):
 
     name: ClassVar[str] = "cluster"
 
-    clusters: int = 32
-    cluster_size: int = 8
-    hidden_dim: int = 96
-    cosine: float = 0.4
-    cluster_prob: float = 0.25
-    cluster_exponent: float = 0.5
-    feature_prob: float = 0.6
-    feature_exponent: float = 0.7
-    std_magnitude: float = 0.15
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.cosine > 1:
-            raise reject("world.cosine", self.cosine, "a cosine is at most 1.")
+    clusters: PositiveInt = 32
+    cluster_size: PositiveInt = 8
+    hidden_dim: PositiveInt = 96
+    cosine: Share = 0.4
+    cluster_prob: Share = 0.25
+    cluster_exponent: NonNegativeFloat = 0.5
+    feature_prob: Share = 0.6
+    feature_exponent: NonNegativeFloat = 0.7
+    std_magnitude: NonNegativeFloat = 0.15
 
     @property
     def training(self) -> dict[str, Any]:
@@ -298,25 +288,22 @@ class DomainsWorld(World):
     name: ClassVar[str] = "domains"
     n_domains: ClassVar[int] = 2
 
-    forget: int = 48
-    retain: int = 48
-    shared: int = 64
-    hidden_dim: int = 96
-    pairs: int = 24
-    cosine: float = 0.5
-    max_prob: float = 0.15
-    exponent: float = 0.5
-    leak: float = 0.02
-    std_magnitude: float = 0.15
+    forget: PositiveInt = 48
+    retain: PositiveInt = 48
+    shared: PositiveInt = 64
+    hidden_dim: PositiveInt = 96
+    pairs: NonNegativeInt = 24
+    cosine: Share = 0.5
+    max_prob: Share = 0.15
+    exponent: NonNegativeFloat = 0.5
+    leak: Share = 0.02
+    std_magnitude: NonNegativeFloat = 0.15
 
     def __post_init__(self) -> None:
         super().__post_init__()
         most = min(self.forget, self.retain)
         if self.pairs > most:
-            raise reject("world.pairs", self.pairs, f"there are only {most} features to pair.")
-        for name in ("cosine", "leak"):
-            if getattr(self, name) > 1:
-                raise reject(f"world.{name}", getattr(self, name), "must lie in [0, 1].")
+            raise reject("pairs", self.pairs, f"there are only {most} features to pair.")
 
     @property
     def training(self) -> dict[str, Any]:
@@ -381,19 +368,6 @@ def _sae_lens_source(cfg: SyntheticModelConfig) -> Source:
         torch.full((cfg.num_features,), SHARED),
         draw,
     )
-
-
-def _check(name: str, value: Any, annotation: Any) -> None:
-    """Counts are positive whole numbers; everything else is a non-negative number."""
-    if str(annotation) == "int":
-        low = 0 if name in {"seed", "pairs", "correlation_rank"} else 1
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise reject(f"world.{name}", value, f"must be a whole number of at least {low}.")
-        return
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    high = 1.0 if name.endswith("prob") else math.inf
-    if not number or not math.isfinite(value) or not 0 <= value <= high:
-        raise reject(f"world.{name}", value, f"must be a number in [0, {high:g}].")
 
 
 def _zipf(n: int, first: float, exponent: float) -> Float[Tensor, " n"]:

@@ -11,13 +11,14 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from datasets import load_dataset
 from jaxtyping import Int
+from pydantic import Field, PositiveInt
 from sae_lens.pretokenize_runner import get_special_token_from_cfg
 from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 from safetensors import SafetensorError, safe_open
@@ -28,6 +29,7 @@ from tqdm.auto import tqdm
 from saelens_adaptive_ortho.demo import FORGET_CORPUS, RETAIN_CORPUS
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import write_failures_named
+from saelens_adaptive_ortho.settings import parse
 from saelens_adaptive_ortho.text import hub
 
 DOMAINS = ("forget", "retain")
@@ -55,11 +57,11 @@ class CorpusConfig:
         revision: branch, tag or commit of a hub data set.
     """
 
-    path: str
+    path: Annotated[str, Field(min_length=1)]
     name: str | None = None
     split: str = "train"
     text_field: str = "text"
-    max_documents: int | None = None
+    max_documents: PositiveInt | None = None
     revision: str | None = None
 
     @classmethod
@@ -75,16 +77,7 @@ class CorpusConfig:
             return cls.from_dict(where, {"path": value})
         if not isinstance(value, dict):
             raise reject(where, value, "must be a path or a mapping with at least `path`.")
-        known = [f.name for f in fields(cls)]
-        for key in value:
-            if key not in known:
-                raise reject(f"{where}.{key}", value[key], f"unknown key; known: {known}.")
-        if not isinstance(value.get("path"), str) or not value["path"]:
-            raise reject(f"{where}.path", value.get("path"), "must name a file or a data set.")
-        limit = value.get("max_documents")
-        if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise reject(f"{where}.max_documents", limit, "must be a positive whole number.")
-        return cls(**value)
+        return parse(cls, value, f"{where}.")
 
     @classmethod
     def parse(cls, where: str, text: str) -> CorpusConfig:

@@ -6,13 +6,15 @@ import hashlib
 import json
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, PositiveFloat, PositiveInt
 from sae_lens import LanguageModelSAERunnerConfig
 from sae_lens.config import LoggingConfig
 from sae_lens.registry import get_sae_training_class
 
 from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.settings import check_values, reject_unknown
 from saelens_adaptive_ortho.text.corpora import DOMAINS, CorpusConfig, TokenisedCorpus
 from saelens_adaptive_ortho.training import store
 
@@ -34,6 +36,17 @@ NOT_FINGERPRINTED = {
     "sae_lens_version",
     "sae_lens_training_version",
     "ortho_log_every",
+}
+
+# Bounds of SAELens's own fields of a runner config.
+RUNNER_FIELDS: dict[str, Any] = {
+    "context_size": Annotated[int, Field(ge=2)],
+    "training_tokens": PositiveInt,
+    "train_batch_size_tokens": PositiveInt,
+    "store_batch_size_prompts": PositiveInt,
+    "n_batches_in_buffer": PositiveInt,
+    "n_batches_for_norm_estimate": PositiveInt,
+    "lr": PositiveFloat,
 }
 
 # Fields of the host that this runner would otherwise ignore: the only value it takes, and why.
@@ -77,10 +90,10 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     logger: LoggingConfig = field(default_factory=lambda: LoggingConfig(log_to_wandb=False))
 
     ortho_corpora: dict[str, Any] = field(default_factory=dict)
-    ortho_forget_fraction: float = 0.5
-    ortho_holdout_fraction: float = 0.05
-    ortho_holdout_contexts: int = 512
-    ortho_log_every: int = 50
+    ortho_forget_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    ortho_holdout_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.05
+    ortho_holdout_contexts: PositiveInt = 512
+    ortho_log_every: PositiveInt = 50
     ortho_sparse_products: bool = True
 
     def __post_init__(self) -> None:
@@ -110,39 +123,15 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         return f"ortho_corpora.{name}"
 
     def _validate(self) -> None:
-        for key, value in self.ortho_corpora.items():
-            if key not in DOMAINS:
-                raise reject(f"ortho_corpora.{key}", value, f"known corpora: {', '.join(DOMAINS)}.")
+        own = [f.name for f in fields(self) if f.name.startswith("ortho_")]
+        values = {name: getattr(self, name) for name in [*own, *RUNNER_FIELDS]}
+        check_values(values, type(self), also=RUNNER_FIELDS)
+        reject_unknown(self.ortho_corpora, DOMAINS, "ortho_corpora.")
         if self.ortho_corpora and self.dataset_path:
             raise reject("dataset_path", self.dataset_path, "give it or ortho_corpora, not both.")
         if not self.ortho_corpora and not self.dataset_path:
             raise reject("dataset_path", "", "name a corpus here, or two in ortho_corpora.")
         self.corpora()
-        for name, low, high in (
-            ("ortho_forget_fraction", 0.0, 1.0),
-            ("ortho_holdout_fraction", 0.0, 0.5),
-        ):
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not low < value <= high or value == 1:
-                raise reject(name, value, f"must lie strictly between {low} and {high}.")
-        for name in (
-            "ortho_holdout_contexts",
-            "ortho_log_every",
-            "context_size",
-            "training_tokens",
-            "train_batch_size_tokens",
-            "store_batch_size_prompts",
-            "n_batches_in_buffer",
-            "n_batches_for_norm_estimate",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise reject(name, value, "must be a positive whole number.")
-        if self.context_size < 2:
-            raise reject("context_size", self.context_size, "must be at least 2.")
-        if not isinstance(self.lr, (int, float)) or not self.lr > 0:
-            raise reject("lr", self.lr, "must be positive.")
         if self.training_tokens < self.train_batch_size_tokens:
             raise reject(
                 "training_tokens",

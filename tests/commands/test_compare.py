@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from sae_lens import SAE
 from transformer_lens import HookedTransformer
 
@@ -29,6 +28,7 @@ from saelens_adaptive_ortho.judging import geometry
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
 from saelens_adaptive_ortho.judging.running import run_evaluation
 from saelens_adaptive_ortho.results import load_result, load_results, result_path
+from saelens_adaptive_ortho.settings import dump_yaml, parse_yaml
 from saelens_adaptive_ortho.training import lockstep
 from saelens_adaptive_ortho.training.runner import Prepared
 
@@ -54,7 +54,7 @@ def finished(
     """A finished run in ``run`` beside its ``experiment.yaml``; look, do not touch."""
     folder = tmp_path_factory.mktemp("finished")
     tree = settings(variants=VARIANTS, seeds=SEEDS, output_path=str(folder / "run"))
-    (folder / "experiment.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    (folder / "experiment.yaml").write_text(dump_yaml(tree))
     assert main(["compare", str(folder / "experiment.yaml")]) == 0
     return folder / "run"
 
@@ -162,7 +162,7 @@ def test_the_report_names_every_variant_and_needs_nothing_from_elsewhere(finishe
 
 
 def test_the_config_that_was_run_is_kept_and_can_be_run_again(finished: Path) -> None:
-    tree = yaml.safe_load((finished / "config.yaml").read_text())
+    tree = parse_yaml((finished / "config.yaml").read_text(), "config.yaml")
     assert tree["variants"] == VARIANTS
     assert tree["seeds"] == SEEDS
     assert tree["sae"]["d_sae"] == 64

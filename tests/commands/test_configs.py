@@ -8,7 +8,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import yaml
 
 from saelens_adaptive_ortho.commands import configs
 from saelens_adaptive_ortho.commands.cli import main
@@ -85,7 +84,7 @@ def test_a_bare_name_stands_for_the_shipped_config_unless_there_is_a_file(
     monkeypatch.chdir(tmp_path)
     assert main(["check", "demo", "--offline"]) == 0
     assert load_experiment("demo").name == "demo"
-    (tmp_path / "demo").write_text(yaml.safe_dump({"lr": "mine"}))
+    (tmp_path / "demo").write_text("lr: mine\n")
     with pytest.raises(ConfigError, match="sae=None"):
         load_experiment("demo")
     for path in ("demo.yaml", "configs/demo.yaml"):

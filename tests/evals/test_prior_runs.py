@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from evals.prior_runs import figures, note, reproduce, run
 from evals.prior_runs import tables as report
 from saelens_adaptive_ortho.commands.experiment import load_experiment
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.results import Result
+from saelens_adaptive_ortho.settings import parse_yaml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -37,9 +37,10 @@ def test_an_experiment_adds_only_its_idea_to_the_default(base: str, path: Path) 
     assert (experiment.name, experiment.seeds) == (path.stem, [0])
     assert set(experiment.evals) == {"core", "subspace"}
     assert experiment.runner.output_path == f"runs/prior_runs/{base}/{path.stem}"
-    setting = yaml.safe_load((run.CONFIGS / "settings" / f"{base}.yaml").read_text())
+    file = run.CONFIGS / "settings" / f"{base}.yaml"
+    setting = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     of_idea = setting["ideas"].get(path.stem, {})
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     assert set(tree) == {"sae"}  # whatever depends on the setting is in the setting's file
     named = {*tree["sae"], *of_idea.get("sae", {})}
     for name in vars(default.runner.sae):

@@ -20,6 +20,7 @@ from saelens_adaptive_ortho.synthetic.pool import (
     draw_pool,
     load_pool,
 )
+from saelens_adaptive_ortho.synthetic.run import build_run
 from saelens_adaptive_ortho.synthetic.worlds import (
     WORLDS,
     ClusterWorld,
@@ -224,5 +225,16 @@ def test_batches_of_two_domains_hold_the_forget_rows_first() -> None:
 def test_a_parameter_that_cannot_work_is_refused_by_name(
     world: str, field: str, value: float
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"world\.{field}="):
+    with pytest.raises(ConfigError, match=rf"^world\.{field}={value}: "):
+        build_run(world, settings={"world": {field: value}})
+
+
+@pytest.mark.parametrize(
+    ("world", "field", "value"),
+    [("cluster", "cosine", 1.2), ("domains", "pairs", 49), ("hierarchy", "seed", -1)],
+)
+def test_a_world_that_is_built_directly_is_checked_too(
+    world: str, field: str, value: float
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^{field}={value}: "):
         WORLDS[world](**{field: value})

@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import yaml
 from safetensors.torch import save_file
 
 from saelens_adaptive_ortho.demo import FORGET_CORPUS, MODEL_DIR
@@ -38,7 +37,7 @@ class Repositories:
     def dataset(self, repo: str, card: dict[str, Any] | None = None) -> Path:
         folder = self.root / "datasets" / repo
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card or {})}---\n# {repo}\n")
+        (folder / "README.md").write_text(f"---\n{json.dumps(card or {})}\n---\n# {repo}\n")
         return folder
 
     def parquet(self, repo: str, configs: dict[str, dict[str, pa.Table]]) -> Path:
