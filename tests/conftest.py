@@ -10,7 +10,8 @@ import torch
 from jaxtyping import install_import_hook
 
 SHAPED_MODULES = (
-    "maths.penalty",
+    "maths.directions",
+    "maths.penalties",
     "maths.neighbours",
     "maths.coactivation",
     "maths.affinity",

@@ -309,7 +309,11 @@ def _parser() -> argparse.ArgumentParser:
         default="batchtopk",
         help="standard, topk, batchtopk, jumprelu, matryoshka_batchtopk (default: batchtopk)",
     )
-    sub.add_argument("--mode", default="adaptive", help="off, fixed, gram, adaptive (default)")
+    sub.add_argument(
+        "--mode",
+        default="adaptive",
+        help="off, gram, fixed, adaptive (default), or a penalty of an installed package",
+    )
     sub.add_argument("--alpha", type=float, help="ortho_alpha, the sharing allowed")
     sub.add_argument("--coefficient", type=float, help="ortho_coefficient, lambda")
     sub.add_argument("--seed", type=int, default=0, help="of weights and order of samples")

@@ -22,7 +22,11 @@ from sae_lens.training.sae_trainer import SAETrainer
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import atomic_directory, write_json
 from saelens_adaptive_ortho.host.architectures import PREFIX, construct_sae
-from saelens_adaptive_ortho.host.config import ortho_coefficient
+from saelens_adaptive_ortho.host.config import (
+    ortho_coefficient,
+    penalty_named,
+    without_defaults_added_later,
+)
 from saelens_adaptive_ortho.host.trainer import build_trainer
 from saelens_adaptive_ortho.settings import apply_override, check_types, reject_unknown
 from saelens_adaptive_ortho.synthetic.metrics import feature_metrics
@@ -32,7 +36,6 @@ from saelens_adaptive_ortho.synthetic.worlds import WORLDS, World
 from saelens_adaptive_ortho.training.lockstep import NonFiniteLossError
 
 BASES = ("standard", "topk", "batchtopk", "jumprelu", "matryoshka_batchtopk")
-MODES = ("off", "fixed", "gram", "adaptive")
 CHECKPOINT_FILE = "synthetic_run.json"
 GROUPS = ("world", "train", "pool")
 """Settings that do not belong to the SAE have one of these names and a dot before theirs."""
@@ -107,6 +110,7 @@ class Run:
             for f in fields(self.sae)
             if f.init and f.name not in {"metadata", "device", "dtype"}
         }
+        sae = without_defaults_added_later(sae)
         sae["ortho_coefficient"] = ortho_coefficient(self.sae)
         return {
             "world": self.world.settings(),
@@ -149,8 +153,7 @@ def build_run(
         raise reject("world", world, f"must be one of {', '.join(WORLDS)}.")
     if base not in BASES:
         raise reject("base", base, f"must be one of {', '.join(BASES)}.")
-    if mode not in MODES:
-        raise reject("mode", mode, f"must be one of {', '.join(MODES)}.")
+    penalty_named("mode", mode)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise reject("seed", seed, "must be a whole number of at least 0.")
     given = dict(settings or {})

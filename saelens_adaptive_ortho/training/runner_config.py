@@ -13,6 +13,7 @@ from sae_lens.config import LoggingConfig
 from sae_lens.registry import get_sae_training_class
 
 from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.host.config import without_defaults_added_later
 from saelens_adaptive_ortho.text.corpora import DOMAINS, CorpusConfig, TokenisedCorpus
 from saelens_adaptive_ortho.training import store
 
@@ -173,6 +174,7 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         """The settings that decide what is learned, as plain JSON values."""
         plain = {k: v for k, v in self.to_dict().items() if k not in NOT_FINGERPRINTED}
         plain["sae"] = {k: v for k, v in plain["sae"].items() if k not in {"metadata", "device"}}
+        plain["sae"] = without_defaults_added_later(plain["sae"])
         plain["ortho_corpora"] = {k: asdict(v) for k, v in self.corpora().items()}
         return json.loads(json.dumps(plain, default=str))
 
