@@ -34,7 +34,7 @@ install_import_hook(
 )
 torch.set_num_threads(1)
 
-pytest_plugins = ["tests.tiny"]
+pytest_plugins = ["tests.tiny", "tests.packages"]
 
 D_IN, D_SAE, K = 16, 64, 4
 

@@ -7,6 +7,7 @@ nested dataclass would come back as a dict.
 # No postponed annotations: SAELens's command line resolves those of a dataclass in the module of
 # one of its bases only, where the names of the other's would be missing.
 
+import json
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -106,7 +107,9 @@ class OrthoConfig(SwitchConfig):
     ortho_chunk_size: int = 8192
     ortho_every: int = 1
     ortho_seed: int = 0
-    ortho_settings: dict[str, Any] = field(default_factory=dict)
+    ortho_settings: dict[str, Any] = field(
+        default_factory=dict, metadata={"custom_args": {"type": json.loads}}
+    )
 
     def __post_init__(self) -> None:
         validate_ortho(self)

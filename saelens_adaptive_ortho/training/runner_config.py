@@ -182,6 +182,8 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
 def with_sae(cfg: AdaptiveOrthoRunnerConfig, changes: dict[str, Any]) -> AdaptiveOrthoRunnerConfig:
     """The same run with other SAE settings; ``architecture`` among them changes the class.
 
+    ``ortho_settings`` are those of one penalty: another ``ortho_mode`` starts without them.
+
     Raises:
         ConfigError: an invalid value.
     """
@@ -191,4 +193,6 @@ def with_sae(cfg: AdaptiveOrthoRunnerConfig, changes: dict[str, Any]) -> Adaptiv
     config_class = get_sae_training_class(architecture)[1]
     known = {f.name for f in fields(config_class)}
     merged = {k: deepcopy(v) for k, v in current.items() if k in known and k != "metadata"}
+    if changed.get("ortho_mode", merged.get("ortho_mode")) != merged.get("ortho_mode"):
+        merged.pop("ortho_settings", None)
     return replace(cfg, sae=config_class(**{**merged, **changed}), logger=deepcopy(cfg.logger))
