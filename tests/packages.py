@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from saelens_adaptive_ortho.evaluations import TABLE as EVALUATIONS
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.maths.penalties import PENALTIES
 
@@ -18,7 +19,7 @@ Install = Callable[..., None]
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """``install(name, code, {group: {entry: "module:object"}})``, undone at the end."""
     root = tmp_path / "site"
-    modules = []
+    modules: list[str] = []
 
     def put(name: str, code: str, groups: dict[str, dict[str, str]]) -> None:
         info = root / f"{name}-1.0.dist-info"
@@ -35,5 +36,5 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     yield put
     for name in modules:
         sys.modules.pop(name, None)
-    for table in (PENALTIES, AFFINITIES):
-        table._loaded.clear()
+    for table in (PENALTIES, AFFINITIES, EVALUATIONS):
+        table.forget()

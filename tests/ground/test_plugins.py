@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from saelens_adaptive_ortho import evaluations
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.plugins import Table
 from tests.packages import Install
@@ -94,6 +95,34 @@ def test_a_module_that_fails_as_it_is_imported_is_named(
     install("toys", "raise OSError('no such toy')", {GROUP: {"good": "toys:GOOD"}})
     assert "good = toys:GOOD of toys" in refusal(table, "good")
     assert "(OSError: no such toy)" in refusal(table, "good")
+
+
+def test_all_objects_are_listed_without_the_broken_ones_of_which_a_warning_tells(
+    table: Table[Thing], install: Install
+) -> None:
+    entries = {"own": "toys:NAMESAKE", "good": "toys:GOOD", "gone": "toys:GONE"}
+    install("toys", CODE, {GROUP: entries})
+    with pytest.warns(UserWarning, match=r"gone = toys:GONE of toys .*GONE") as warned:
+        found = table.every()
+    assert len(warned) == 1
+    assert found == {"own": OWN, "good": Thing("good")}
+    assert list(found) == ["own", "good"]
+    found.clear()
+    assert table.every() == {"own": OWN, "good": Thing("good")}
+    table.forget()
+    with pytest.warns(UserWarning, match="gone"):
+        table.every()
+
+
+def test_an_evaluation_of_another_package_is_known_by_its_name(install: Install) -> None:
+    code = (
+        "from saelens_adaptive_ortho.evaluations import Evaluation\n"
+        "TOY = Evaluation('toy', 'Toy', module='toys')\n"
+    )
+    install("toys", code, {evaluations.GROUP: {"toy": "toys:TOY"}})
+    assert evaluations.evaluation("toy").title == "Toy"
+    assert list(evaluations.every()) == [*(e.name for e in evaluations.BUILT_IN), "toy"]
+    assert "toy" in evaluations.runnable()
 
 
 def test_a_name_that_two_packages_offer_is_refused(table: Table[Thing], install: Install) -> None:

@@ -26,12 +26,13 @@ from saelens_adaptive_ortho.maths import coactivation
 from saelens_adaptive_ortho.maths.directions import decoder_directions
 from saelens_adaptive_ortho.maths.geometry import mean_max_cosine
 from saelens_adaptive_ortho.maths.neighbours import top_similar
+from saelens_adaptive_ortho.maths.penalties import PENALTIES
 from saelens_adaptive_ortho.maths.penalties.adaptive import DEFAULT_COEFFICIENTS
 from saelens_adaptive_ortho.maths.penalties.fixed import fixed_penalty
 from saelens_adaptive_ortho.maths.penalties.gram import gram_penalty
 
 Build = Callable[..., Any]
-MODES = ["gram", "fixed", "adaptive"]
+MODES = list(PENALTIES.own)
 
 every_architecture = pytest.mark.parametrize("name", list(ARCHITECTURES))
 every_mode = pytest.mark.parametrize("mode", MODES)

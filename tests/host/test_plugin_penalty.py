@@ -15,9 +15,12 @@ from sae_lens import SAE, TrainingSAE
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
 from saelens_adaptive_ortho import ARCHITECTURES
+from saelens_adaptive_ortho.commands.cli import main
 from saelens_adaptive_ortho.commands.experiment import build_experiment
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.host.config import ortho_coefficient
+from saelens_adaptive_ortho.maths.affinity import AFFINITIES
+from saelens_adaptive_ortho.maths.penalties import PENALTIES
 from saelens_adaptive_ortho.synthetic.run import build_run
 from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig, with_sae
 from tests.packages import Install
@@ -247,6 +250,24 @@ def test_digests_of_settings_are_those_of_runs_from_before_own_settings(
     other = make_config(NORMS | {"ortho_settings": {"power": 3}})
     assert toy.fingerprint([]) != other.fingerprint([])
     assert "ortho_settings" not in build_run("cluster").settings()["sae"]
+
+
+def test_the_command_penalties_lists_ours_and_theirs_and_names_a_broken_one(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = {"saelens_adaptive_ortho.penalties": {"broken": "games:GONE"}}
+    install("games", "raise OSError('no games')", broken)
+    assert main(["penalties"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    split = lines.index("ortho_affinity:")
+    listed = {line.split()[0]: line.strip() for line in lines[1:split]}
+    assert {*listed} == {*PENALTIES.own, "toy_norms", "toy_pairs", "broken"}
+    assert listed["toy_norms"].endswith("strength * mean |W_ij|^power")
+    assert listed["gram"].endswith(PENALTIES.own["gram"].help)
+    assert "cannot be used" in listed["broken"]
+    assert "broken = games:GONE of games" in listed["broken"]
+    affinities = [line.split()[0] for line in lines[split + 1 :]]
+    assert affinities == [*AFFINITIES.own, "toy_half"]
 
 
 def test_importing_the_package_and_using_our_penalties_loads_no_other_package(

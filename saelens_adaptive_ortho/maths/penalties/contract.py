@@ -111,8 +111,8 @@ class Penalty:
         coefficient: lambda by default, of a config.
         every: n, of a config: it applies on every n-th step, with n times the coefficient.
         check: raises :class:`ConfigError` where fields of a config contradict each other.
-        settings: dataclass of settings that are its own alone, given as ``ortho_settings``; None
-            for a penalty without.
+        settings: dataclass of settings that are its own alone, given as ``ortho_settings``; rules
+            of one setting belong in its ``__post_init__``. None for a penalty without.
     """
 
     name: str
