@@ -32,9 +32,13 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         (root / f"{name}.py").write_text(code)
         modules.append(name)
         monkeypatch.syspath_prepend(root)
+        forget()
+
+    def forget() -> None:
+        for table in (PENALTIES, AFFINITIES, EVALUATIONS):
+            table.forget()
 
     yield put
     for name in modules:
         sys.modules.pop(name, None)
-    for table in (PENALTIES, AFFINITIES, EVALUATIONS):
-        table.forget()
+    forget()
