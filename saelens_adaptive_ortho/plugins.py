@@ -1,37 +1,119 @@
-"""Objects that other packages add by entry point: penalties, affinities, evaluations."""
+"""Tables of named objects: this package's own, then those that installed packages offer.
+
+A package offers an object by an entry point whose name is the object's::
+
+    [project.entry-points."saelens_adaptive_ortho.penalties"]
+    toy = "my_package.toy:TOY"
+
+Nothing of other packages is loaded before a name is looked up that is not our own, and then only
+the entry point of that name: a broken package breaks its own names alone.
+"""
 
 from __future__ import annotations
 
+import difflib
 import warnings
-from functools import cache
-from importlib.metadata import entry_points
+from collections.abc import Iterable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, Protocol, TypeVar
+
+from saelens_adaptive_ortho.errors import ConfigError, reject
 
 
-@cache
-def load(group: str, kind: type) -> dict[str, object]:
-    """The objects of an entry-point group by name, from every installed package.
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
 
-    An entry that cannot be loaded, or is no ``kind``, is left out with a warning that names it:
-    a broken package must not break what works without it.
+
+T = TypeVar("T", bound=Named)
+
+
+class Table(Generic[T]):
+    """Objects of one kind by name.
 
     Args:
-        group: of entry points, such as ``saelens_adaptive_ortho.evaluations``.
-        kind: what each entry must be an instance of.
+        kind: class of the objects.
+        group: entry point group in which other packages offer theirs.
+        own: the objects of this package; no other package can replace them.
     """
-    found: dict[str, object] = {}
-    for entry in sorted(entry_points(group=group), key=lambda e: (e.name, e.value)):
+
+    def __init__(self, kind: type[T], group: str, own: Iterable[T]) -> None:
+        self.kind, self.group = kind, group
+        self.own: dict[str, T] = {one.name: one for one in own}
+        self._loaded: dict[str, T] = {}
+        self._every: dict[str, T] | None = None
+
+    def names(self) -> list[str]:
+        """All names, our own first; nothing is loaded for it."""
+        return list(dict.fromkeys([*self.own, *(p.name for p in entry_points(group=self.group))]))
+
+    def every(self) -> dict[str, T]:
+        """All objects by name, our own first; read once.
+
+        One that cannot be used is left out with a warning that names its package.
+        """
+        if self._every is None:
+            self._every = dict(self.own)
+            for name in self.names()[len(self.own) :]:
+                try:
+                    self._every[name] = self.find("name", name)
+                except ConfigError as error:
+                    warnings.warn(f"Left out of {self.group}: {error}", stacklevel=2)
+        return dict(self._every)
+
+    def forget(self) -> None:
+        """Look at other packages afresh, as they may have changed."""
+        self._loaded, self._every = {}, None
+
+    def find(self, field: str, name: Any, also: Sequence[str] = ()) -> T:
+        """The object that the setting ``field`` names.
+
+        Args:
+            field: the setting, for errors.
+            name: its value.
+            also: further values that the setting may have, for errors.
+
+        Raises:
+            ConfigError: no such name (known ones are listed, and the nearest), or the package that
+                offers it cannot be used.
+        """
+        if isinstance(name, str):
+            for known in (self.own, self._loaded):
+                if name in known:
+                    return known[name]
+            offers = list(entry_points(group=self.group, name=name))
+            if offers:
+                self._loaded[name] = self._load(field, name, offers)
+                return self._loaded[name]
+        raise _unknown(field, name, [*also, *self.names()])
+
+    def _load(self, field: str, name: str, offers: list[EntryPoint]) -> T:
+        origins = [f"{p.name} = {p.value} of {_package(p)} (group {self.group})" for p in offers]
+        if len(offers) > 1:
+            both = " and ".join(origins)
+            raise reject(field, name, f"is offered more than once: {both}. Uninstall all but one.")
+        remedy = "Repair or uninstall that package."
         try:
-            value = entry.load()
-        except Exception as error:  # whatever the other package does at import
-            warnings.warn(_left_out(group, entry.name, entry.value, repr(error)), stacklevel=2)
-            continue
-        if not isinstance(value, kind):
-            why = f"it is a {type(value).__name__}, not a {kind.__name__}"
-            warnings.warn(_left_out(group, entry.name, entry.value, why), stacklevel=2)
-            continue
-        found.setdefault(entry.name, value)
-    return found
+            found: Any = offers[0].load()
+        except Exception as error:  # whatever a package raises as it is imported
+            why = f"{type(error).__name__}: {error}"
+            raise reject(
+                field, name, f"the entry point {origins[0]} cannot be loaded ({why}). {remedy}"
+            ) from error
+        if not isinstance(found, self.kind):
+            what = f"gives a {type(found).__name__}, not a {self.kind.__name__}"
+            raise reject(field, name, f"the entry point {origins[0]} {what}. {remedy}")
+        if found.name != name:
+            what = f"gives the {self.kind.__name__} {found.name!r}; both must have one name"
+            raise reject(field, name, f"the entry point {origins[0]} {what}. {remedy}")
+        return found
 
 
-def _left_out(group: str, name: str, value: str, why: str) -> str:
-    return f"The entry point {name} = {value} of the group {group} is left out: {why}."
+def _package(point: EntryPoint) -> str:
+    return "an unknown package" if point.dist is None else point.dist.name
+
+
+def _unknown(field: str, name: Any, known: Sequence[str]) -> Exception:
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return reject(field, name, f"must be one of {', '.join(known)}.{hint}")

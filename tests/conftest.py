@@ -10,7 +10,8 @@ import torch
 from jaxtyping import install_import_hook
 
 SHAPED_MODULES = (
-    "maths.penalty",
+    "maths.directions",
+    "maths.penalties",
     "maths.neighbours",
     "maths.coactivation",
     "maths.affinity",
@@ -33,7 +34,7 @@ install_import_hook(
 )
 torch.set_num_threads(1)
 
-pytest_plugins = ["tests.tiny"]
+pytest_plugins = ["tests.tiny", "tests.packages"]
 
 D_IN, D_SAE, K = 16, 64, 4
 

@@ -30,10 +30,11 @@ def test_pure_modules_import_and_work_without_sae_lens() -> None:
         ["sae_lens"],
         "import torch\n"
         "from saelens_adaptive_ortho.maths import (\n"
-        "    affinity, coactivation, grouping, neighbours, penalty, schedule, geometry\n"
+        "    affinity, coactivation, grouping, neighbours, penalties, schedule, geometry\n"
         ")\n"
+        "from saelens_adaptive_ortho.maths.penalties.gram import gram_penalty\n"
         "I = torch.eye(3)\n"
-        "print(float(penalty.gram_penalty(I)), geometry.condition_number(I))\n"
+        "print(float(gram_penalty(I)), geometry.condition_number(I))\n"
         "print('transformer_lens' in sys.modules)\n",
     )
     assert out.split() == ["0.0", "1.0", "False"]

@@ -14,7 +14,9 @@ from tqdm.auto import tqdm
 
 from evals.performance.steps import median_seconds
 from saelens_adaptive_ortho.files import write_json
-from saelens_adaptive_ortho.maths import affinity, coactivation, grouping, neighbours, penalty
+from saelens_adaptive_ortho.maths import affinity, coactivation, grouping, neighbours
+from saelens_adaptive_ortho.maths.directions import decoder_directions
+from saelens_adaptive_ortho.maths.penalties.adaptive import adaptive_penalty, pair_weights
 
 M, R, K = 16, 64, 64
 
@@ -23,7 +25,7 @@ def parts(d_in: int, d_sae: int, batch: int, device: str) -> dict[str, Callable[
     """What a training step calls, on made-up weights and firings (K latents per row)."""
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(d_sae, d_in, generator=generator).to(device).requires_grad_()
-    D = penalty.decoder_directions(W.detach())
+    D = decoder_directions(W.detach())
     lists, _ = neighbours.top_similar(D, M)
     latents = torch.randint(0, d_sae, (batch, K), generator=generator)
     values = torch.rand(batch, K, generator=generator) + 0.1
@@ -34,10 +36,10 @@ def parts(d_in: int, d_sae: int, batch: int, device: str) -> dict[str, Callable[
     )
 
     def one_penalty() -> None:
-        loss = penalty.adaptive_penalty(
+        loss = adaptive_penalty(
             W,
             lists,
-            penalty.pair_weights(affinity.unsuppressed_affinity(state, lists), 1.0),
+            pair_weights(affinity.unsuppressed_affinity(state, lists), 1.0),
             coactivation.firing_rates(state),
             coactivation.energies(state),
         )

@@ -29,12 +29,8 @@ from evals.compact import append_run, read_runs
 from evals.synthetic.tables import ONE_WORLD
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import StorageError, check_writable, write_json
-from saelens_adaptive_ortho.host.config import (
-    OrthoAffinity,
-    OrthoOrdering,
-    OrthoWeighting,
-    ortho_coefficient,
-)
+from saelens_adaptive_ortho.host.config import OrthoOrdering, OrthoWeighting, ortho_coefficient
+from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.synthetic.pool import load_pool
 from saelens_adaptive_ortho.synthetic.run import BASES, Run, build_run, execute, parse_settings
 from saelens_adaptive_ortho.synthetic.worlds import WORLDS
@@ -47,9 +43,9 @@ LAMBDAS = {
 }
 WIDTH_FACTORS = (0.5, 1.0, 2.0)
 CHOICES = {
-    "affinity": OrthoAffinity,
-    "weighting": OrthoWeighting,
-    "ordering": OrthoOrdering,
+    "affinity": tuple(AFFINITIES.own),
+    "weighting": get_args(OrthoWeighting),
+    "ordering": get_args(OrthoOrdering),
 }
 TRANSFER: dict[str, tuple[dict[str, Any], ...]] = {
     "hierarchy": ({"world": {"exponent": 0.3}}, {"world": {"exponent": 0.8}}, {"k": 4}, {"k": 9}),
@@ -138,9 +134,7 @@ def coarse_jobs(
                 some += [job("adaptive", f"alpha={x:g}", ortho_alpha=x) for x in ALPHAS]
                 for axis, choices in CHOICES.items():
                     field = f"ortho_{axis}"
-                    some += [
-                        job("adaptive", f"{axis}={x}", **{field: x}) for x in get_args(choices)
-                    ]
+                    some += [job("adaptive", f"{axis}={x}", **{field: x}) for x in choices]
                 some += [
                     job("adaptive", f"schedule={name}", **sae)
                     for name, sae in _schedules(default.run).items()

@@ -21,7 +21,7 @@ from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
 from saelens_adaptive_ortho.judging.firing import hooked_rows
 from saelens_adaptive_ortho.judging.subjects import Subject, SuiteOptions, workbench_for
 from saelens_adaptive_ortho.maths import grouping, similar_pairs
-from saelens_adaptive_ortho.maths.penalty import decoder_directions
+from saelens_adaptive_ortho.maths.directions import decoder_directions
 from saelens_adaptive_ortho.maths.similar_pairs import PairCounts, Pairs
 from saelens_adaptive_ortho.results import Result, versions
 from saelens_adaptive_ortho.text.corpora import CorpusConfig

@@ -224,6 +224,22 @@ def tables(args: argparse.Namespace) -> int:
     return 0
 
 
+def penalties(_: argparse.Namespace) -> int:
+    """List penalties and affinities, those of installed packages included."""
+    from saelens_adaptive_ortho.errors import ConfigError
+    from saelens_adaptive_ortho.maths.affinity import AFFINITIES
+    from saelens_adaptive_ortho.maths.penalties import PENALTIES
+
+    for field, table in (("ortho_mode", PENALTIES), ("ortho_affinity", AFFINITIES)):
+        print(f"{field}:")
+        for name in table.names():
+            try:
+                print(f"  {name:<16}{table.find(field, name).help}")
+            except ConfigError as error:  # of one package; the others are listed all the same
+                print(f"  {name:<16}cannot be used: {error}")
+    return 0
+
+
 def sae_lens(argv: list[str]) -> int:
     """SAELens's own training command line, with this package's architectures registered."""
     import saelens_adaptive_ortho  # noqa: F401  (registers)
@@ -309,7 +325,11 @@ def _parser() -> argparse.ArgumentParser:
         default="batchtopk",
         help="standard, topk, batchtopk, jumprelu, matryoshka_batchtopk (default: batchtopk)",
     )
-    sub.add_argument("--mode", default="adaptive", help="off, fixed, gram, adaptive (default)")
+    sub.add_argument(
+        "--mode",
+        default="adaptive",
+        help="off, gram, fixed, adaptive (default), or a penalty of an installed package",
+    )
     sub.add_argument("--alpha", type=float, help="ortho_alpha, the sharing allowed")
     sub.add_argument("--coefficient", type=float, help="ortho_coefficient, lambda")
     sub.add_argument("--seed", type=int, default=0, help="of weights and order of samples")
@@ -337,6 +357,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", metavar="NAME", help="e.g. demo")
     sub.add_argument("dest", metavar="DEST", nargs="?", default=".", help="folder; default: here")
     add("report", make_report).add_argument("run_dir", help="a run folder")
+    add("penalties", penalties)
     commands.add_parser("sae-lens", help=sae_lens.__doc__)
     sub = add("tables", tables)
     sub.add_argument("markdown", help="e.g. README.md")

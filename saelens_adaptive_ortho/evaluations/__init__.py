@@ -8,9 +8,7 @@ entry-point group ``saelens_adaptive_ortho.evaluations``.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
 
-from saelens_adaptive_ortho import plugins
 from saelens_adaptive_ortho.evaluations.absorption import ABSORPTION
 from saelens_adaptive_ortho.evaluations.contract import DOMAINS, Evaluation, Figure, Metric
 from saelens_adaptive_ortho.evaluations.core import CORE
@@ -22,6 +20,7 @@ from saelens_adaptive_ortho.evaluations.subspace import SUBSPACE
 from saelens_adaptive_ortho.evaluations.tpp import TPP
 from saelens_adaptive_ortho.evaluations.training import TRAINING
 from saelens_adaptive_ortho.evaluations.unlearning import UNLEARNING
+from saelens_adaptive_ortho.plugins import Table
 
 __all__ = [
     "BUILT_IN",
@@ -52,13 +51,12 @@ BUILT_IN: tuple[Evaluation, ...] = (
     RAVEL,
     TRAINING,
 )
+TABLE = Table(Evaluation, GROUP, BUILT_IN)
 
 
 def every() -> dict[str, Evaluation]:
     """All evaluations by name: the built-in ones in order, then those of other packages."""
-    own = {e.name: e for e in BUILT_IN}
-    others = cast("dict[str, Evaluation]", plugins.load(GROUP, Evaluation))
-    return own | {e.name: e for e in others.values() if e.name not in own}
+    return TABLE.every()
 
 
 def runnable() -> dict[str, Evaluation]:

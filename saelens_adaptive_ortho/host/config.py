@@ -7,30 +7,30 @@ nested dataclass would come back as a dict.
 # No postponed annotations: SAELens's command line resolves those of a dataclass in the module of
 # one of its bases only, where the names of the other's would be missing.
 
+import json
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.host.switch_config import SwitchConfig, validate_switches
+from saelens_adaptive_ortho.maths.affinity import AFFINITIES
+from saelens_adaptive_ortho.maths.penalties import PENALTIES, Penalty
+from saelens_adaptive_ortho.maths.penalties.contract import MEAN_COEFFICIENT
 from saelens_adaptive_ortho.settings import bounds, check_fields
 
 __all__ = [
-    "DEFAULT_COEFFICIENTS",
     "ConfigError",
     "OrthoConfig",
     "ortho_coefficient",
     "ortho_field_names",
+    "penalty_named",
+    "penalty_of",
     "reject",
     "validate_ortho",
 ]
 
-OrthoMode = Literal["off", "gram", "fixed", "adaptive"]
-OrthoAffinity = Literal["unsuppressed", "lift", "overlap", "group"]
 OrthoOrdering = Literal["frequency", "symmetric"]
 OrthoWeighting = Literal["energy", "uniform"]
-
-
-DEFAULT_COEFFICIENTS: dict[str, float] = {"uniform": 0.05, "energy": 0.3}
 
 
 @dataclass(kw_only=True)
@@ -38,12 +38,13 @@ class OrthoConfig(SwitchConfig):
     """Fields that an adaptive-orthogonal training SAE has on top of its stock architecture.
 
     The loss is ``L_total = L_sae + lambda(t) * scale * L_ortho``; see
-    :mod:`saelens_adaptive_ortho.penalty` for ``L_ortho``.
+    :mod:`saelens_adaptive_ortho.maths.penalties` for ``L_ortho``.
 
     Args:
         ortho_mode: ``off`` (bit-identical to the stock architecture), ``gram`` (mean squared
-            cosine), ``fixed`` (OrtSAE) or ``adaptive`` (affinity-weighted pairs). OrtSAE as
-            published: ``fixed``, coefficient 0.25, not scale-free, every step or every 5th.
+            cosine), ``fixed`` (OrtSAE), ``adaptive`` (affinity-weighted pairs), or a penalty of an
+            installed package. OrtSAE as published: ``fixed``, coefficient 0.25, not scale-free,
+            every step or every 5th.
         ortho_coefficient: lambda; None for the default of the penalty, see
             :func:`ortho_coefficient`. Scale-free unless ``ortho_scale_free`` is off: 0.05 means
             that a dictionary of duplicated directions costs as much as 0.05 of explained variance.
@@ -57,8 +58,8 @@ class OrthoConfig(SwitchConfig):
         ortho_fade_end_step: step from which lambda is 0.
         ortho_alpha: controlled sharing in [0, 1]; pair weight ``1 - alpha * s_ij``.
         ortho_affinity: ``s_ij`` from co-activation: ``unsuppressed`` (lift, where neither latent
-            is weaker in the other's company), ``lift``, ``overlap``, or ``group`` (1 in the same
-            co-activation group, else 0).
+            is weaker in the other's company), ``lift``, ``overlap``, ``group`` (1 in the same
+            co-activation group, else 0), or an affinity of an installed package.
         ortho_weighting: ``energy`` sums over latents, each pair weighted by the share of the
             variance that its weaker latent contributes; ``uniform`` averages over latents.
         ortho_ordering: ``frequency`` pushes only the rarer latent of a pair, ``symmetric`` both.
@@ -78,9 +79,11 @@ class OrthoConfig(SwitchConfig):
         ortho_chunk_size: latents per chunk of the fixed penalty.
         ortho_every: apply the fixed penalty every n-th step, with n times the coefficient.
         ortho_seed: seed of chunks and sketches.
+        ortho_settings: settings by name of a penalty that has some of its own; those of this
+            package have none.
     """
 
-    ortho_mode: OrthoMode = "adaptive"
+    ortho_mode: str = "adaptive"
     ortho_coefficient: float | None = field(default=None, metadata=bounds(ge=0))
     ortho_scale_free: bool = True
     ortho_warm_up_steps: int = field(default=0, metadata=bounds(ge=0))
@@ -89,7 +92,7 @@ class OrthoConfig(SwitchConfig):
     ortho_fade_start_step: int | None = field(default=None, metadata=bounds(ge=0))
     ortho_fade_end_step: int | None = field(default=None, metadata=bounds(ge=0))
     ortho_alpha: float = field(default=1.0, metadata=bounds(ge=0, le=1))
-    ortho_affinity: OrthoAffinity = "unsuppressed"
+    ortho_affinity: str = "unsuppressed"
     ortho_weighting: OrthoWeighting = "energy"
     ortho_ordering: OrthoOrdering = "frequency"
     ortho_neighbours: int = field(default=16, metadata=bounds(ge=1))
@@ -104,6 +107,9 @@ class OrthoConfig(SwitchConfig):
     ortho_chunk_size: int = field(default=8192, metadata=bounds(ge=2))
     ortho_every: int = field(default=1, metadata=bounds(ge=1))
     ortho_seed: int = field(default=0, metadata=bounds(ge=0))
+    ortho_settings: dict[str, Any] = field(
+        default_factory=dict, metadata={"custom_args": {"type": json.loads}}
+    )
 
     def __post_init__(self) -> None:
         validate_ortho(self)
@@ -117,10 +123,12 @@ def validate_ortho(cfg: Any) -> None:
     Raises:
         ConfigError: naming the field, its value and the rule it breaks.
     """
+    penalty = penalty_of(cfg)
+    AFFINITIES.find("ortho_affinity", cfg.ortho_affinity)
     check_fields(cfg, OrthoConfig)
-    if cfg.ortho_mode != "off" and cfg.d_sae < 2:
+    if penalty is not None and cfg.d_sae < 2:
         raise reject("d_sae", cfg.d_sae, "orthogonality needs at least 2 latents.")
-    if cfg.ortho_mode == "adaptive" and cfg.ortho_neighbours > cfg.d_sae - 1:
+    if penalty is not None and penalty.needs_lists and cfg.ortho_neighbours > cfg.d_sae - 1:
         raise reject(
             "ortho_neighbours",
             cfg.ortho_neighbours,
@@ -147,18 +155,47 @@ def validate_ortho(cfg: Any) -> None:
             f"a fade-out needs ortho_fade_start_step < ortho_fade_end_step (which is {end!r}); "
             "set both or neither.",
         )
+    if penalty is not None:
+        penalty.own_settings(cfg.ortho_settings)
+        penalty.check(cfg)
+
+
+def penalty_of(cfg: Any) -> Penalty | None:
+    """The penalty that ``ortho_mode`` of an SAE config names; None where it is ``off``.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    return penalty_named("ortho_mode", cfg.ortho_mode)
+
+
+def penalty_named(field: str, name: Any) -> Penalty | None:
+    """The penalty called ``name``, the value of the setting ``field``; None for ``off``.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    return None if name == "off" else PENALTIES.find(field, name, also=("off",))
 
 
 def ortho_coefficient(cfg: Any) -> float:
-    """lambda of an SAE config: its own, or by default that of :data:`DEFAULT_COEFFICIENTS`.
+    """lambda of an SAE config: its own, or by default that of its penalty.
 
-    Two defaults, as ``uniform`` penalties are means over latents and ``energy`` sums shares of the
-    variance. Looked up when used, so that a variant of another mode gets its own default.
+    Looked up when used, so that a variant of another mode gets its own default.
     """
     if cfg.ortho_coefficient is not None:
         return cfg.ortho_coefficient
-    weighting = cfg.ortho_weighting if cfg.ortho_mode == "adaptive" else "uniform"
-    return DEFAULT_COEFFICIENTS[weighting]
+    penalty = penalty_of(cfg)
+    return MEAN_COEFFICIENT if penalty is None else penalty.coefficient(cfg)
+
+
+def without_defaults_added_later(sae: dict[str, Any]) -> dict[str, Any]:
+    """Fields of an SAE config by name, for a digest of settings.
+
+    A field that came after runs had been saved is left out where it has its default, so that
+    digests of those runs stay as they are.
+    """
+    return {k: v for k, v in sae.items() if k != "ortho_settings" or v}
 
 
 def ortho_field_names() -> list[str]:

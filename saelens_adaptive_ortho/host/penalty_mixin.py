@@ -14,12 +14,14 @@ from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepO
 from torch import Tensor
 
 from saelens_adaptive_ortho.errors import reject
-from saelens_adaptive_ortho.host.config import ortho_coefficient
+from saelens_adaptive_ortho.host.config import ortho_coefficient, penalty_of
 from saelens_adaptive_ortho.host.switch_mixin import SwitchMixin
-from saelens_adaptive_ortho.maths import affinity as affinities
-from saelens_adaptive_ortho.maths import coactivation, grouping, neighbours, penalty, schedule
+from saelens_adaptive_ortho.maths import coactivation, grouping, neighbours, schedule
+from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.maths.coactivation import CoactivationState
+from saelens_adaptive_ortho.maths.directions import decoder_directions
 from saelens_adaptive_ortho.maths.grouping import GroupSummary
+from saelens_adaptive_ortho.maths.penalties import PairStatistics, PenaltyInputs
 
 STATE_FIELDS = CoactivationState._fields
 SCALE_DECAY = 0.99
@@ -41,11 +43,15 @@ class AdaptiveOrthoMixin(SwitchMixin):
         super().__init__(cfg, use_error_term)
         self._ortho_groups: GroupSummary | None = None
         self._ortho_loss: Tensor | None = None  # of the step under way
-        if cfg.ortho_mode == "off":
+        self._ortho_penalty = penalty_of(cfg)
+        self._ortho_affinity = AFFINITIES.find("ortho_affinity", cfg.ortho_affinity)
+        self._ortho_settings: Any = None
+        if self._ortho_penalty is None:
             return  # no buffers: the state dict, too, is that of the stock class
+        self._ortho_settings = self._ortho_penalty.own_settings(cfg.ortho_settings)
         device = self.W_dec.device
         self.register_buffer("ortho_scale", torch.zeros(2, device=device))
-        if cfg.ortho_mode != "adaptive":
+        if not self._ortho_penalty.needs_lists:
             return
         state = coactivation.empty_state(
             cfg.d_sae,
@@ -70,7 +76,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
 
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
         coefficients = dict(super().get_coefficients())  # pyright: ignore[reportAbstractUsage]
-        if self.cfg.ortho_mode != "off":
+        if self._ortho_penalty is not None:
             coefficients["ortho"] = TrainCoefficientConfig(
                 value=ortho_coefficient(self.cfg), warm_up_steps=self.cfg.ortho_warm_up_steps
             )
@@ -78,7 +84,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         step_input = self.ortho_begin_step(step_input)
-        if self.cfg.ortho_mode == "off":
+        if self._ortho_penalty is None:
             return super().training_forward_pass(step_input)
         # Under autocast products run in bf16: too coarse for cosines near 1, and for sketches.
         full_precision = torch.autocast(step_input.sae_in.device.type, enabled=False)
@@ -131,9 +137,9 @@ class AdaptiveOrthoMixin(SwitchMixin):
             value /= end
         if cfg.ortho_fade_start_step is not None:
             value *= schedule.fade_out(step, cfg.ortho_fade_start_step, cfg.ortho_fade_end_step)
-        if cfg.ortho_mode == "fixed":
-            value *= cfg.ortho_every if step % cfg.ortho_every == 0 else 0.0
-        return value
+        assert self._ortho_penalty is not None
+        every = self._ortho_penalty.every(cfg)
+        return value * every if step % every == 0 else 0.0
 
     def _scale(self) -> Tensor | float:
         """Running mean of the batch's total variance ``E ||x - E x||^2``; 1 if not scale-free."""
@@ -142,26 +148,17 @@ class AdaptiveOrthoMixin(SwitchMixin):
         return self.ortho_scale[0] / self.ortho_scale[1]
 
     def _penalty(self, step: int) -> Tensor:
-        cfg = self.cfg
-        if cfg.ortho_mode == "gram":
-            return penalty.gram_penalty(self.W_dec)
-        if cfg.ortho_mode == "fixed":
-            permutation = penalty.chunk_permutation(cfg.d_sae, cfg.ortho_seed, step)
-            return penalty.fixed_penalty(self.W_dec, permutation, cfg.ortho_chunk_size)
-        rates = coactivation.firing_rates(self.ortho_state)
-        return penalty.adaptive_penalty(
-            self.W_dec,
-            self.ortho_neighbours,
-            penalty.pair_weights(self.ortho_affinities(), cfg.ortho_alpha),
-            firing_rates=rates if cfg.ortho_ordering == "frequency" else None,
-            energies=self._energies() if cfg.ortho_weighting == "energy" else None,
+        penalty = self._ortho_penalty
+        assert penalty is not None
+        return penalty.loss(
+            PenaltyInputs(
+                W_dec=self.W_dec,
+                cfg=self.cfg,
+                step=step,
+                settings=self._ortho_settings,
+                lists=self.ortho_pairs() if penalty.needs_lists else None,
+            )
         )
-
-    @torch.no_grad()
-    def _energies(self) -> Tensor:
-        """Share of the activations' total variance that each latent contributes."""
-        variance = self.ortho_scale[0] / self.ortho_scale[1]
-        return coactivation.energies(self.ortho_state) / variance
 
     # ------------------------------------------------- statistics and groups
 
@@ -175,22 +172,26 @@ class AdaptiveOrthoMixin(SwitchMixin):
         for name, value in state._asdict().items():
             setattr(self, f"ortho_{name}", value)
 
+    def ortho_pairs(self) -> PairStatistics:
+        """Candidate pairs and statistics, as penalties take them."""
+        return PairStatistics(
+            state=self.ortho_state,
+            neighbours=self.ortho_neighbours,
+            variance=self.ortho_scale[0] / self.ortho_scale[1],
+            measure=self.ortho_affinities,
+        )
+
     @torch.no_grad()
     def ortho_affinities(self) -> Tensor:
         """``s_ij`` [d_sae, m] of the current candidate pairs, domains included."""
         state, candidates = self.ortho_state, self.ortho_neighbours
-        if self.cfg.ortho_affinity == "unsuppressed":
-            affinity = affinities.unsuppressed_affinity(state, candidates)
-        elif self.cfg.ortho_affinity == "lift":
-            affinity = affinities.lift_affinity(state, candidates)
-        elif self.cfg.ortho_affinity == "overlap":
-            affinity = affinities.overlap_affinity(state, candidates)
-        else:
-            same = self.ortho_group_ids.unsqueeze(1) == self.ortho_group_ids[candidates]
-            affinity = same.float()
+        affinity = self._ortho_affinity.measure(state, candidates, self.ortho_group_ids)
         if self.cfg.ortho_forget_rows:
             affinity = affinity * grouping.domain_sharing(self.ortho_domain_ids, candidates)
         return affinity
+
+    def _keeps_lists(self) -> bool:
+        return self._ortho_penalty is not None and self._ortho_penalty.needs_lists
 
     @torch.no_grad()
     def _before_step(self, step_input: TrainStepInput) -> None:
@@ -198,7 +199,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
         variance = (x - x.mean(0)).square().sum(-1).mean()
         sample = torch.stack([variance, torch.ones_like(variance)])
         self.ortho_scale = self.ortho_scale * SCALE_DECAY + sample * (1 - SCALE_DECAY)
-        if self.cfg.ortho_mode != "adaptive":
+        if not self._keeps_lists():
             return
         step, first = step_input.n_training_steps, self._ortho_groups is None
         # First step of this process: a resumed SAE has lists, one that starts late has none.
@@ -225,7 +226,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
     def _after_step(self, step_input: TrainStepInput, output: TrainStepOutput) -> None:
         cfg = self.cfg
         output.metrics["ortho_scale"] = lambda: self._scale()
-        if cfg.ortho_mode != "adaptive":
+        if not self._keeps_lists():
             return
         if step_input.n_training_steps % cfg.ortho_statistics_every == 0:
             acts = output.feature_acts
@@ -284,7 +285,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
         Which latents are neighbours then depends on differences of cosines below 1e-3, a tenth of
         what a list may miss. The penalty itself is never computed from these.
         """
-        directions = penalty.decoder_directions(self.W_dec.detach())
+        directions = decoder_directions(self.W_dec.detach())
         return directions.half() if directions.device.type == "cuda" else directions
 
     @torch.no_grad()

@@ -13,8 +13,8 @@ from saelens_adaptive_ortho.evaluations.subspace import Settings
 from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome
 from saelens_adaptive_ortho.judging.firing import measure_firing
 from saelens_adaptive_ortho.maths import geometry, grouping
+from saelens_adaptive_ortho.maths.directions import decoder_directions
 from saelens_adaptive_ortho.maths.grouping import DOMAIN_NAMES, FORGET, RETAIN
-from saelens_adaptive_ortho.maths.penalty import decoder_directions
 
 GROUP_THRESHOLD = 0.5
 

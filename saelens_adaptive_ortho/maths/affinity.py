@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelens_adaptive_ortho.maths.coactivation import CoactivationState, domain_rates, firing_rates
+from saelens_adaptive_ortho.plugins import Table
 
 PSEUDO_FIRINGS = 3.0
 
@@ -81,3 +85,54 @@ def _kept_strength(
     mean_alone = torch.where(known, (total - joint_total) / alone.clamp(min=1e-8), mean)
     shrunk = (joint_total + PSEUDO_FIRINGS * mean_alone) / (joint + PSEUDO_FIRINGS)
     return torch.where(mean_alone > 0, shrunk / mean_alone.clamp(min=1e-8), 1.0)
+
+
+def same_group(
+    group_ids: Int[Tensor, " d_sae"], neighbours: Int[Tensor, "d_sae m"]
+) -> Float[Tensor, "d_sae m"]:
+    """``s_ij = 1`` where i and j are in one co-activation group, else 0."""
+    return (group_ids.unsqueeze(1) == group_ids[neighbours]).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affinity:
+    """How far two latents may share a direction.
+
+    Args:
+        name: value of ``ortho_affinity`` that selects it.
+        help: one sentence with the formula.
+        measure: of co-activation counts, candidate pairs ``N(i)`` [d_sae, m] and co-activation
+            groups [d_sae], the ``s_ij`` in [0, 1] of the candidate pairs [d_sae, m].
+    """
+
+    name: str
+    help: str
+    measure: Callable[[CoactivationState, Tensor, Tensor], Tensor]
+
+
+AFFINITIES = Table(
+    Affinity,
+    "saelens_adaptive_ortho.affinities",
+    [
+        Affinity(
+            name="unsuppressed",
+            help="lift, where neither latent is weaker in the other's company",
+            measure=lambda state, neighbours, _: unsuppressed_affinity(state, neighbours),
+        ),
+        Affinity(
+            name="lift",
+            help="joint firings over those expected by chance, at most 1: n_ij / (N p_i p_j + 1)",
+            measure=lambda state, neighbours, _: lift_affinity(state, neighbours),
+        ),
+        Affinity(
+            name="overlap",
+            help="joint firings over those of the rarer latent: P(i, j) / min(P(i), P(j))",
+            measure=lambda state, neighbours, _: overlap_affinity(state, neighbours),
+        ),
+        Affinity(
+            name="group",
+            help="1 in the same co-activation group, else 0",
+            measure=lambda _, neighbours, group_ids: same_group(group_ids, neighbours),
+        ),
+    ],
+)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelens_adaptive_ortho.maths.penalty import decoder_directions, max_cosines
+from saelens_adaptive_ortho.maths.directions import decoder_directions, max_cosines
 
 EXACT_ROWS = 4096
 

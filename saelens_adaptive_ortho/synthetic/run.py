@@ -22,7 +22,11 @@ from sae_lens.training.sae_trainer import SAETrainer
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import atomic_directory, write_json
 from saelens_adaptive_ortho.host.architectures import PREFIX, construct_sae
-from saelens_adaptive_ortho.host.config import ortho_coefficient
+from saelens_adaptive_ortho.host.config import (
+    ortho_coefficient,
+    penalty_named,
+    without_defaults_added_later,
+)
 from saelens_adaptive_ortho.host.trainer import build_trainer
 from saelens_adaptive_ortho.settings import (
     apply_override,
@@ -38,7 +42,6 @@ from saelens_adaptive_ortho.synthetic.worlds import WORLDS, World
 from saelens_adaptive_ortho.training.lockstep import NonFiniteLossError
 
 BASES = ("standard", "topk", "batchtopk", "jumprelu", "matryoshka_batchtopk")
-MODES = ("off", "fixed", "gram", "adaptive")
 CHECKPOINT_FILE = "synthetic_run.json"
 GROUPS = ("world", "train", "pool")
 """Settings that do not belong to the SAE have one of these names and a dot before theirs."""
@@ -101,6 +104,7 @@ class Run:
             for f in fields(self.sae)
             if f.init and f.name not in {"metadata", "device", "dtype"}
         }
+        sae = without_defaults_added_later(sae)
         sae["ortho_coefficient"] = ortho_coefficient(self.sae)
         return {
             "world": self.world.settings(),
@@ -141,7 +145,7 @@ def build_run(
     """
     check_one_of("world", world, WORLDS)
     check_one_of("base", base, BASES)
-    check_one_of("mode", mode, MODES)
+    penalty_named("mode", mode)
     check_value("seed", seed, NonNegativeInt)
     given = dict(settings or {})
     parts = {name: given.pop(name, {}) for name in GROUPS}

@@ -18,6 +18,7 @@ from sae_lens.saes.sae import SAE
 from torch import Tensor
 
 from saelens_adaptive_ortho.maths import geometry
+from saelens_adaptive_ortho.maths.directions import decoder_directions
 from saelens_adaptive_ortho.maths.frontier import frontier
 from saelens_adaptive_ortho.maths.grouping import (
     DOMAIN_NAMES,
@@ -26,7 +27,6 @@ from saelens_adaptive_ortho.maths.grouping import (
     SHARED,
     domain_groups,
 )
-from saelens_adaptive_ortho.maths.penalty import decoder_directions
 from saelens_adaptive_ortho.synthetic.pool import Pool
 
 RATIOS = (1.5, 2.0, 3.0, 5.0, 9.0, 20.0, 50.0, 100.0)

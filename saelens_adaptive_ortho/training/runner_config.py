@@ -14,6 +14,7 @@ from sae_lens.config import LoggingConfig
 from sae_lens.registry import get_sae_training_class
 
 from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.host.config import without_defaults_added_later
 from saelens_adaptive_ortho.settings import check_values, reject_unknown
 from saelens_adaptive_ortho.text.corpora import DOMAINS, CorpusConfig, TokenisedCorpus
 from saelens_adaptive_ortho.training import store
@@ -162,12 +163,15 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         """The settings that decide what is learned, as plain JSON values."""
         plain = {k: v for k, v in self.to_dict().items() if k not in NOT_FINGERPRINTED}
         plain["sae"] = {k: v for k, v in plain["sae"].items() if k not in {"metadata", "device"}}
+        plain["sae"] = without_defaults_added_later(plain["sae"])
         plain["ortho_corpora"] = {k: asdict(v) for k, v in self.corpora().items()}
         return json.loads(json.dumps(plain, default=str))
 
 
 def with_sae(cfg: AdaptiveOrthoRunnerConfig, changes: dict[str, Any]) -> AdaptiveOrthoRunnerConfig:
     """The same run with other SAE settings; ``architecture`` among them changes the class.
+
+    ``ortho_settings`` are those of one penalty: another ``ortho_mode`` starts without them.
 
     Raises:
         ConfigError: an invalid value.
@@ -178,4 +182,6 @@ def with_sae(cfg: AdaptiveOrthoRunnerConfig, changes: dict[str, Any]) -> Adaptiv
     config_class = get_sae_training_class(architecture)[1]
     known = {f.name for f in fields(config_class)}
     merged = {k: deepcopy(v) for k, v in current.items() if k in known and k != "metadata"}
+    if changed.get("ortho_mode", merged.get("ortho_mode")) != merged.get("ortho_mode"):
+        merged.pop("ortho_settings", None)
     return replace(cfg, sae=config_class(**{**merged, **changed}), logger=deepcopy(cfg.logger))

@@ -18,7 +18,7 @@ from saelens_adaptive_ortho.commands import cli
 from saelens_adaptive_ortho.commands.analyse import AnalyseOptions, analyse, survey
 from saelens_adaptive_ortho.commands.compare import workbench
 from saelens_adaptive_ortho.errors import ConfigError
-from saelens_adaptive_ortho.maths.penalty import decoder_directions
+from saelens_adaptive_ortho.maths.directions import decoder_directions
 from saelens_adaptive_ortho.maths.similar_pairs import similar_pairs
 from saelens_adaptive_ortho.report.analysis_page import render_analysis
 from saelens_adaptive_ortho.results import Result

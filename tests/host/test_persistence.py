@@ -17,6 +17,7 @@ from torch import Tensor
 
 from saelens_adaptive_ortho import ARCHITECTURES
 from saelens_adaptive_ortho.host.architectures import PREFIX
+from saelens_adaptive_ortho.maths.penalties import PENALTIES
 
 Build = Callable[..., Any]
 INFERENCE_CLASS = {
@@ -30,7 +31,7 @@ INFERENCE_CLASS = {
 WEIGHTS = "sae_weights.safetensors"
 
 every_architecture = pytest.mark.parametrize("name", list(ARCHITECTURES))
-every_mode = pytest.mark.parametrize("mode", ["off", "gram", "fixed", "adaptive"])
+every_mode = pytest.mark.parametrize("mode", ["off", *PENALTIES.own])
 
 
 def assert_same_state(one: Any, two: Any, prefix: str = "") -> None:

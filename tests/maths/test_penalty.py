@@ -13,18 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saelens_adaptive_ortho.maths.neighbours import top_similar
-from saelens_adaptive_ortho.maths.penalty import (
+from saelens_adaptive_ortho.maths.directions import (
     _products_in_blocks,
-    adaptive_penalty,
-    chunk_permutation,
     decoder_directions,
-    fixed_penalty,
-    gram_penalty,
     max_cosines,
     pair_cosines,
-    pair_weights,
 )
+from saelens_adaptive_ortho.maths.neighbours import top_similar
+from saelens_adaptive_ortho.maths.penalties.adaptive import adaptive_penalty, pair_weights
+from saelens_adaptive_ortho.maths.penalties.fixed import chunk_permutation, fixed_penalty
+from saelens_adaptive_ortho.maths.penalties.gram import gram_penalty
 
 examples = settings(max_examples=15, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -523,7 +521,7 @@ def test_compiling_the_penalty_breaks_no_graph() -> None:
     # In a process of its own: the shape checks of the test run cannot be compiled.
     code = """
 import torch
-from saelens_adaptive_ortho.maths.penalty import adaptive_penalty
+from saelens_adaptive_ortho.maths.penalties.adaptive import adaptive_penalty
 g = torch.Generator().manual_seed(0)
 W = torch.randn(12, 6, generator=g, dtype=torch.float64, requires_grad=True)
 neighbours = (torch.arange(12).unsqueeze(1) + torch.arange(1, 5)) % 12

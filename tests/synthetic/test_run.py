@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 
 from evals.synthetic import figures, sweep, tables
 from saelens_adaptive_ortho.errors import ConfigError
-from saelens_adaptive_ortho.host.config import OrthoAffinity
+from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.synthetic import run as runs
 from saelens_adaptive_ortho.synthetic.pool import Batches, load_pool
 from saelens_adaptive_ortho.synthetic.run import BASES, build_run, execute, parse_settings
@@ -224,7 +224,7 @@ def test_the_stages_hold_the_runs_they_promise() -> None:
     coarse = sweep.coarse_jobs(["cluster"], ["batchtopk"], settings=TINY)
     assert {j.run.mode for j in coarse} == {"off", "fixed", "gram", "adaptive"}
     assert {j.run.sae.ortho_alpha for j in coarse} == {*sweep.ALPHAS}
-    assert {j.run.sae.ortho_affinity for j in coarse} == set(get_args(OrthoAffinity))
+    assert {j.run.sae.ortho_affinity for j in coarse} == set(AFFINITIES.own)
     for mode, grid in sweep.LAMBDAS.items():
         found = {j.run.settings()["sae"]["ortho_coefficient"] for j in coarse if j.run.mode == mode}
         assert found >= {*grid}

@@ -1,0 +1,131 @@
+"""Decoder directions and their cosines: what every penalty is made of.
+
+Only unit decoder directions ``d_i = W_dec[i] / ||W_dec[i]||`` and their sign-sensitive cosines
+``c_ij = <d_i, d_j>`` are ever seen; the norm of a decoder row never enters, so all penalties are
+invariant to row scale, to a rotation of the model space, and to relabelling. A zero row has no
+direction: its cosines are 0. Cosines are computed in float32 at least.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from saelens_adaptive_ortho.maths.sparse import sampled_product
+
+EPS = 1e-8
+
+
+def decoder_directions(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_in"]:
+    """Unit rows ``d_i = W_dec[i] / max(||W_dec[i]||, 1e-8)``, at least in float32.
+
+    A zero row stays zero: it has no direction and takes part in no pair.
+    """
+    return _UnitRows.apply(precise(W_dec))  # type: ignore[no-any-return]
+
+
+def precise(W: Tensor) -> Tensor:
+    # bf16 rounds a cosine to 3 digits, which is coarser than the differences we act on.
+    return W.to(torch.promote_types(W.dtype, torch.float32))
+
+
+class _UnitRows(torch.autograd.Function):
+    """``d_i = W_i / n_i`` with ``n_i = max(||W_i||, eps)``.
+
+    The gradient is ``(g_i - <g_i, d_i> d_i) / n_i``, and ``g_i / eps`` where the norm is below eps.
+    By hand, because the decoder is read and written a third as often as by the generic backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, W: Tensor) -> Tensor:
+        norms = W.norm(dim=-1, keepdim=True)
+        directions = W / norms.clamp(min=EPS)
+        ctx.save_for_backward(directions, norms)
+        return directions
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        directions, norms = ctx.saved_tensors
+        along = torch.einsum("nd,nd->n", gradient, directions).unsqueeze(1)
+        along = torch.where(norms > EPS, along, 0)
+        return torch.addcmul(gradient, along, directions, value=-1).div_(norms.clamp(min=EPS))
+
+
+def row_norms(W: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
+    return W.detach().norm(dim=-1).clamp(min=EPS)
+
+
+def max_cosines(
+    W_dec: Float[Tensor, "d_sae d_in"], block_size: int = 2048
+) -> Float[Tensor, " d_sae"]:
+    """Per latent, ``max_{j != i} c_ij`` over the whole dictionary, in blocks."""
+    need_pairs(W_dec.shape[0])
+    return nearest_rows(decoder_directions(W_dec), block_size)[0]
+
+
+@torch.no_grad()
+def nearest_rows(
+    directions: Float[Tensor, "n d"], block_size: int = 2048
+) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+    """Largest cosine of each row with another one, and which; each pair of blocks is met once."""
+    n = len(directions)
+    best = directions.new_full((n,), float("-inf"))
+    index = torch.zeros(n, dtype=torch.int64, device=directions.device)
+    blocks = torch.arange(n, device=directions.device).split(block_size)
+
+    def improve(rows: Tensor, found: Tensor, where: Tensor) -> None:
+        better = found > best[rows]
+        best[rows] = torch.where(better, found, best[rows])
+        index[rows] = torch.where(better, where, index[rows])
+
+    for a, rows in enumerate(blocks):
+        for columns in blocks[a:]:
+            cosines = directions[rows] @ directions[columns].T
+            if columns is rows:
+                cosines.fill_diagonal_(float("-inf"))
+            found, where = cosines.max(dim=1)
+            improve(rows, found, columns[where])
+            if columns is not rows:
+                found, where = cosines.max(dim=0)
+                improve(columns, found, rows[where])
+    return best, index
+
+
+@torch.no_grad()
+def pair_cosines(
+    W_dec: Float[Tensor, "d_sae d_in"], neighbours: Int[Tensor, "d_sae m"]
+) -> Float[Tensor, "d_sae m"]:
+    """``c_ij`` of each latent with its candidates, without a graph.
+
+    No row is copied m times: on a CPU it is a product sampled at ``d_sae * m`` places, in compiled
+    code one kernel, and elsewhere done in blocks.
+    """
+    (n, m), W = neighbours.shape, precise(W_dec)
+    if torch.compiler.is_compiling():
+        products = (W.unsqueeze(1) * W[neighbours]).sum(-1)
+    elif W.device.type == "cpu":
+        starts = torch.arange(0, n * m + 1, m)
+        products = sampled_product(W, W, starts, neighbours.reshape(-1)).view(n, m)
+    else:
+        products = _products_in_blocks(W, neighbours)
+    norms = row_norms(W)
+    return products / (norms.unsqueeze(1) * norms[neighbours])
+
+
+def _products_in_blocks(
+    W: Float[Tensor, "n d"], neighbours: Int[Tensor, "n m"], copied: int = 2**23
+) -> Float[Tensor, "n m"]:
+    """``<W_i, W_j>``, with about ``copied`` numbers held at a time: as much as a GPU caches."""
+    rows = max(1, copied // (neighbours.shape[1] * W.shape[1]))
+    blocks = zip(W.split(rows), neighbours.split(rows), strict=True)
+    return torch.cat([torch.einsum("nd,nmd->nm", own, W[j]) for own, j in blocks])
+
+
+def need_pairs(n: int) -> None:
+    if n < 2:
+        raise ValueError(f"Orthogonality needs at least 2 decoder directions, got {n}.")

@@ -1,0 +1,13 @@
+"""The penalties, one file each: free functions, and the object that says all about one."""
+
+from __future__ import annotations
+
+from saelens_adaptive_ortho.maths.penalties.adaptive import ADAPTIVE
+from saelens_adaptive_ortho.maths.penalties.contract import PairStatistics, Penalty, PenaltyInputs
+from saelens_adaptive_ortho.maths.penalties.fixed import FIXED
+from saelens_adaptive_ortho.maths.penalties.gram import GRAM
+from saelens_adaptive_ortho.plugins import Table
+
+__all__ = ["PENALTIES", "PairStatistics", "Penalty", "PenaltyInputs"]
+
+PENALTIES = Table(Penalty, "saelens_adaptive_ortho.penalties", [GRAM, FIXED, ADAPTIVE])

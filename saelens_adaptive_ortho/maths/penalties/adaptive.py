@@ -1,0 +1,96 @@
+"""``adaptive``: similar latents compete, unless their firing says that they may share."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelens_adaptive_ortho.maths.directions import need_pairs, pair_cosines, precise, row_norms
+from saelens_adaptive_ortho.maths.penalties.contract import (
+    MEAN_COEFFICIENT,
+    Penalty,
+    PenaltyInputs,
+)
+from saelens_adaptive_ortho.maths.penalties.pair_cost import PairCost
+
+# Two, as ``uniform`` penalties are means over latents and ``energy`` sums shares of the variance.
+DEFAULT_COEFFICIENTS: dict[str, float] = {"uniform": MEAN_COEFFICIENT, "energy": 0.3}
+
+
+def adaptive_penalty(
+    W_dec: Float[Tensor, "d_sae d_in"],
+    neighbours: Int[Tensor, "d_sae m"],
+    weights: Float[Tensor, "d_sae m"],
+    firing_rates: Float[Tensor, " d_sae"] | None = None,
+    energies: Float[Tensor, " d_sae"] | None = None,
+) -> Float[Tensor, ""]:
+    """``mean_i (w_ij * relu(c_ij))^2`` with ``j`` the latent of ``N(i)`` where that is largest.
+
+    With energies, ``sum_i min(e_i, e_j) (w_ij * relu(c_ij))^2`` instead.
+
+    Args:
+        W_dec: decoder rows of any norm.
+        neighbours: ``N(i)``, candidate latents of each latent; never contains ``i`` itself.
+        weights: ``w_ij`` in [0, 1], aligned with ``neighbours``; see :func:`pair_weights`.
+        firing_rates: with it the penalty is *frequency-ordered*: of the chosen pair the
+            latent that fires more often is held fixed (no gradient) and only the rarer one is
+            pushed away; ties push both. Without it both are pushed (symmetric).
+        energies: ``e_i``, share of the activations' variance that a latent contributes. A pair
+            then costs what its weaker latent contributes along the other's direction, so that
+            rare latents are bent no more than they matter, and silent ones not at all.
+
+    The gradient flows through the chosen pair alone, as it does through ``max``: nothing of the
+    decoder's size is kept for the backward pass. Differentiable once.
+    """
+    n, W = W_dec.shape[0], precise(W_dec)
+    need_pairs(n)
+    weights = weights.to(W.dtype)
+    cosines = pair_cosines(W, neighbours)
+    slot = (weights * cosines.relu()).argmax(dim=-1, keepdim=True)
+    chosen = neighbours.gather(1, slot).squeeze(1)
+    weight, cosine = (x.gather(1, slot).squeeze(1) for x in (weights, cosines))
+    share = torch.full_like(cosine, 1 / n)
+    if energies is not None:
+        share = torch.minimum(energies, energies[chosen]).to(cosine.dtype)
+    factor = share * weight.square()
+    pushed = torch.ones_like(factor), torch.ones_like(factor)
+    if firing_rates is not None:
+        rate_j = firing_rates[chosen]
+        pushed = (firing_rates <= rate_j).to(factor), (rate_j <= firing_rates).to(factor)
+    return PairCost.apply(W, row_norms(W), chosen, cosine.relu(), factor, *pushed)  # type: ignore[no-any-return]
+
+
+def pair_weights(affinity: Float[Tensor, "d_sae m"], alpha: float) -> Float[Tensor, "d_sae m"]:
+    """``w_ij = 1 - alpha * s_ij``: alpha is the *controlled sharing*.
+
+    ``alpha = 0`` gives full orthogonality; ``alpha = 1`` lets pairs of full affinity share freely.
+
+    Raises:
+        ValueError: alpha outside [0, 1].
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha}.")
+    return 1.0 - alpha * affinity
+
+
+def _loss(inputs: PenaltyInputs) -> Tensor:
+    cfg, pairs = inputs.cfg, inputs.pairs
+    return adaptive_penalty(
+        inputs.W_dec,
+        pairs.neighbours,
+        pair_weights(pairs.affinities(), cfg.ortho_alpha),
+        firing_rates=pairs.firing_rates() if cfg.ortho_ordering == "frequency" else None,
+        energies=pairs.energies() if cfg.ortho_weighting == "energy" else None,
+    )
+
+
+ADAPTIVE = Penalty(
+    name="adaptive",
+    help="the most similar latents, those that may share excepted: "
+    "sum_i max_j min(e_i, e_j) ((1 - alpha s_ij) relu(c_ij))^2",
+    fields=("ortho_alpha", "ortho_ordering", "ortho_weighting"),
+    loss=_loss,
+    needs_lists=True,
+    coefficient=lambda cfg: DEFAULT_COEFFICIENTS[cfg.ortho_weighting],
+)

@@ -1,0 +1,167 @@
+"""What a penalty is: one object that says everything about it that its users need.
+
+Adding one: see "Adding a penalty" in CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelens_adaptive_ortho.errors import ConfigError, reject
+from saelens_adaptive_ortho.maths import coactivation
+from saelens_adaptive_ortho.maths.coactivation import CoactivationState
+from saelens_adaptive_ortho.settings import parse
+
+MEAN_COEFFICIENT = 0.05
+"""Default lambda of a penalty that is a mean over latents or pairs."""
+
+LIST_FIELDS = (
+    "ortho_affinity",
+    "ortho_domain_ratio",
+    "ortho_forget_rows",
+    "ortho_group_threshold",
+    "ortho_min_captured",
+    "ortho_neighbours",
+    "ortho_refresh_every",
+    "ortho_seed",
+    "ortho_sketch_size",
+    "ortho_statistics_decay",
+    "ortho_statistics_every",
+)
+"""Fields that decide what the lists hold; a penalty that needs lists depends on them all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairStatistics:
+    """What is known of each latent and of its candidate pairs; computed when asked for.
+
+    Args:
+        state: the co-activation counts.
+        neighbours: ``N(i)``, the m most similar latents of each latent; never i itself.
+        variance: total variance of the activations, a running mean.
+        measure: computes ``s_ij`` of the candidate pairs.
+    """
+
+    state: CoactivationState
+    neighbours: Int[Tensor, "d_sae m"]
+    variance: Float[Tensor, ""]
+    measure: Callable[[], Tensor]
+
+    def affinities(self) -> Float[Tensor, "d_sae m"]:
+        """``s_ij`` in [0, 1]: how far each pair may share, by ``ortho_affinity`` and domains."""
+        return self.measure()
+
+    def firing_rates(self) -> Float[Tensor, " d_sae"]:
+        """``P(i)``: share of the samples on which a latent fires."""
+        return coactivation.firing_rates(self.state)
+
+    def energies(self) -> Float[Tensor, " d_sae"]:
+        """``e_i``: share of the activations' total variance that a latent contributes."""
+        return coactivation.energies(self.state) / self.variance
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltyInputs:
+    """What a penalty is computed from.
+
+    Args:
+        W_dec: decoder rows of any norm; the gradient flows here.
+        cfg: the SAE's config, for its ``ortho_*`` fields.
+        step: number of training steps before this one.
+        settings: the penalty's own settings, an instance of :attr:`Penalty.settings`.
+        lists: of a penalty that needs lists.
+    """
+
+    W_dec: Float[Tensor, "d_sae d_in"]
+    cfg: Any
+    step: int
+    settings: Any = None
+    lists: PairStatistics | None = None
+
+    @property
+    def pairs(self) -> PairStatistics:
+        """Candidate pairs and statistics.
+
+        Raises:
+            RuntimeError: the penalty does not say that it needs them.
+        """
+        if self.lists is None:
+            raise RuntimeError("a penalty that uses pairs must be declared with needs_lists=True.")
+        return self.lists
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalty:
+    """A penalty ``L_ortho`` and all that has to be known about it.
+
+    Args:
+        name: value of ``ortho_mode`` that selects it.
+        help: one sentence with the formula.
+        loss: ``L_ortho``, a scalar; must neither read nor advance torch's global random state.
+        fields: ``ortho_*`` fields that it reads, besides :data:`LIST_FIELDS`.
+        needs_lists: whether neighbours and co-activation statistics are kept for it.
+        coefficient: lambda by default, of a config.
+        every: n, of a config: it applies on every n-th step, with n times the coefficient.
+        check: raises :class:`ConfigError` where fields of a config contradict each other.
+        settings: dataclass of settings that are its own alone, given as ``ortho_settings``; rules
+            of one setting belong in its ``__post_init__``. None for a penalty without.
+    """
+
+    name: str
+    help: str
+    loss: Callable[[PenaltyInputs], Tensor]
+    fields: tuple[str, ...] = ()
+    needs_lists: bool = False
+    coefficient: Callable[[Any], float] = lambda cfg: MEAN_COEFFICIENT  # noqa: ARG005
+    every: Callable[[Any], int] = lambda cfg: 1  # noqa: ARG005
+    check: Callable[[Any], None] = lambda cfg: None  # noqa: ARG005
+    settings: type | None = None
+
+    def __post_init__(self) -> None:
+        if self.settings is not None and not dataclasses.is_dataclass(self.settings):
+            raise TypeError(f"settings of the penalty {self.name!r} must be a dataclass.")
+
+    def own_settings(self, given: Any) -> Any:
+        """``ortho_settings`` as an instance of :attr:`settings`; None for a penalty without.
+
+        Raises:
+            ConfigError: an unknown or missing setting, one of the wrong type, or not plain values.
+        """
+        if not isinstance(given, dict):
+            raise reject("ortho_settings", given, "must be a mapping of settings by name.")
+        if not _is_plain(given):
+            rule = "must hold numbers, texts, lists and mappings only, as they are saved as JSON."
+            raise reject("ortho_settings", given, rule)
+        known = []
+        if self.settings is not None:
+            known = [f.name for f in dataclasses.fields(self.settings) if f.init]
+        for key, value in given.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+                hint = f" Did you mean ortho_settings.{near[0]}?" if near else ""
+                rule = f"ortho_mode {self.name} has {', '.join(known) or 'no settings'}.{hint}"
+                raise reject(f"ortho_settings.{key}", value, rule)
+        if self.settings is None:
+            return None
+        try:
+            return parse(self.settings, given, "ortho_settings.")
+        except ConfigError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise reject("ortho_settings", given, f"ortho_mode {self.name}: {error}") from error
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value comes back from JSON as it was."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False)) == value
+    except (TypeError, ValueError):
+        return False

@@ -1,0 +1,75 @@
+"""``fixed``: OrtSAE's penalty, over the nearest pair of random chunks."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saelens_adaptive_ortho.maths.directions import (
+    decoder_directions,
+    nearest_rows,
+    need_pairs,
+    precise,
+    row_norms,
+)
+from saelens_adaptive_ortho.maths.penalties.contract import Penalty, PenaltyInputs
+from saelens_adaptive_ortho.maths.penalties.pair_cost import PairCost
+
+
+def chunk_permutation(n: int, seed: int, step: int) -> Int[Tensor, " n"]:
+    """A permutation of ``range(n)`` that is a pure function of ``(seed, step)``.
+
+    It neither reads nor advances torch's global random state, so the penalty cannot disturb the
+    training it is added to, and a resumed run draws the same chunks.
+    """
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+    return torch.randperm(n, generator=generator)
+
+
+def fixed_penalty(
+    W_dec: Float[Tensor, "d_sae d_in"],
+    permutation: Int[Tensor, " d_sae"],
+    chunk_size: int = 8192,
+) -> Float[Tensor, ""]:
+    """OrtSAE's penalty: ``mean_chunks mean_{i in chunk} (max_{j != i in chunk} c_ij)^2``.
+
+    Source: OrtSAE, arXiv 2509.22033, section 3 (signed maximum, then squared). The latents are
+    dealt by ``permutation`` into ``K = ceil(d_sae / chunk_size)`` chunks whose sizes differ by at
+    most one. Cost: ``d_sae * chunk_size * d_in / 2``, in blocks. The gradient flows through the
+    pair of the maximum alone, as it does through ``max``: no [chunk, chunk] matrix is kept for it.
+    Differentiable once.
+
+    Raises:
+        ValueError: fewer than two directions, or a chunk size below two.
+    """
+    n, W = W_dec.shape[0], precise(W_dec)
+    need_pairs(n)
+    if chunk_size < 2:
+        raise ValueError(f"chunk_size must be at least 2 to hold a pair, got {chunk_size}.")
+    # Never more chunks than would leave one latent alone in its chunk.
+    n_chunks = max(1, min(-(-n // chunk_size), n // 2))
+    chunks = permutation.to(W.device).tensor_split(n_chunks)
+    chosen = torch.empty_like(permutation, device=W.device)
+    cosine, factor = W.new_empty(n), W.new_empty(n)
+    for chunk in chunks:
+        cosine[chunk], nearest = nearest_rows(decoder_directions(W.detach()[chunk]))
+        chosen[chunk] = chunk[nearest]
+        factor[chunk] = 1 / (n_chunks * len(chunk))
+    both = torch.ones_like(factor)
+    return PairCost.apply(W, row_norms(W), chosen, cosine, factor, both, both)  # type: ignore[no-any-return]
+
+
+def _loss(inputs: PenaltyInputs) -> Tensor:
+    cfg = inputs.cfg
+    permutation = chunk_permutation(len(inputs.W_dec), cfg.ortho_seed, inputs.step)
+    return fixed_penalty(inputs.W_dec, permutation, cfg.ortho_chunk_size)
+
+
+FIXED = Penalty(
+    name="fixed",
+    help="OrtSAE, squared largest cosine within random chunks: mean_i (max_j c_ij)^2",
+    fields=("ortho_chunk_size", "ortho_every", "ortho_seed"),
+    loss=_loss,
+    every=lambda cfg: cfg.ortho_every,
+)

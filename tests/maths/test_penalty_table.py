@@ -1,0 +1,131 @@
+"""Every penalty and affinity of the tables keeps the contract that the tables promise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from saelens_adaptive_ortho.host.config import OrthoConfig, ortho_field_names
+from saelens_adaptive_ortho.maths import coactivation
+from saelens_adaptive_ortho.maths.affinity import AFFINITIES, Affinity
+from saelens_adaptive_ortho.maths.neighbours import top_similar
+from saelens_adaptive_ortho.maths.penalties import (
+    PENALTIES,
+    PairStatistics,
+    Penalty,
+    PenaltyInputs,
+)
+from saelens_adaptive_ortho.maths.penalties.contract import LIST_FIELDS
+
+N, D, M = 12, 6, 4
+every_penalty = pytest.mark.parametrize("penalty", PENALTIES.own.values(), ids=PENALTIES.own)
+
+
+class Recorder:
+    """The fields of a config at their defaults; remembers which were read."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.changes = changes
+        self.read: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.read.add(name)
+        return self.changes.get(name, getattr(OrthoConfig, name))
+
+
+def drawn_state() -> tuple[torch.Tensor, coactivation.CoactivationState, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    W_dec = torch.randn(N, D, generator=generator)
+    acts = torch.rand(50, N, generator=generator)
+    acts = acts * (acts > 0.5)
+    neighbours, _ = top_similar(W_dec / W_dec.norm(dim=1, keepdim=True), M)
+    state = coactivation.empty_state(N, M, 8, n_domains=1, device=W_dec.device)
+    signs = coactivation.random_signs(50, 8, 0, 0)
+    return W_dec, coactivation.update(state, acts, neighbours, signs, 1.0, 0, None), neighbours
+
+
+def inputs(cfg: Any, lists: bool) -> PenaltyInputs:
+    W_dec, state, neighbours = drawn_state()
+    pairs = PairStatistics(
+        state=state,
+        neighbours=neighbours,
+        variance=torch.tensor(2.0),
+        measure=lambda: torch.full((N, M), 0.5),
+    )
+    return PenaltyInputs(
+        W_dec=W_dec.requires_grad_(), cfg=cfg, step=3, lists=pairs if lists else None
+    )
+
+
+@every_penalty
+def test_a_penalty_reads_exactly_the_fields_it_declares(penalty: Penalty) -> None:
+    assert {*penalty.fields, *LIST_FIELDS} <= {*ortho_field_names()}
+    assert not {*penalty.fields} & ({*LIST_FIELDS} - {"ortho_seed"})
+    cfg = Recorder()
+    loss = penalty.loss(inputs(cfg, penalty.needs_lists))
+    penalty.coefficient(cfg)
+    penalty.every(cfg)
+    assert cfg.read == {*penalty.fields}
+    assert loss.shape == ()
+    loss.backward()
+
+
+@every_penalty
+def test_a_penalty_leaves_the_global_random_state_alone(penalty: Penalty) -> None:
+    before = torch.get_rng_state()
+    given = inputs(Recorder(), penalty.needs_lists)
+    first = penalty.loss(given)
+    torch.rand(3)
+    assert torch.equal(penalty.loss(given), first)
+    torch.set_rng_state(before)
+    penalty.loss(given)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@every_penalty
+def test_a_penalty_says_what_it_is_and_pushes_the_decoder(penalty: Penalty) -> None:
+    assert penalty.help
+    given = inputs(Recorder(), penalty.needs_lists)
+    penalty.loss(given).backward()
+    assert given.W_dec.grad is not None
+    assert given.W_dec.grad.abs().max() > 0
+
+
+def test_default_coefficients_are_those_of_means_and_of_sums_over_variance() -> None:
+    expected = {"gram": 0.05, "fixed": 0.05, "adaptive": 0.3}
+    for name, coefficient in expected.items():
+        assert PENALTIES.own[name].coefficient(Recorder()) == coefficient
+    uniform = Recorder(ortho_weighting="uniform")
+    assert PENALTIES.own["adaptive"].coefficient(uniform) == 0.05
+
+
+@pytest.mark.parametrize(("name", "every"), [("gram", 1), ("fixed", 5), ("adaptive", 1)])
+def test_only_fixed_can_be_applied_on_some_steps_alone(name: str, every: int) -> None:
+    assert PENALTIES.own[name].every(Recorder(ortho_every=5)) == every
+
+
+def test_a_penalty_that_uses_pairs_must_say_so() -> None:
+    with pytest.raises(RuntimeError, match="needs_lists=True"):
+        _ = inputs(Recorder(), lists=False).pairs
+
+
+def test_settings_of_a_penalty_must_be_a_dataclass() -> None:
+    with pytest.raises(TypeError, match="settings of the penalty 'toy' must be a dataclass"):
+        Penalty(name="toy", help="", loss=lambda i: i.W_dec.sum(), settings=dict)
+
+
+@pytest.mark.parametrize("affinity", AFFINITIES.own.values(), ids=AFFINITIES.own)
+def test_an_affinity_is_a_share_of_each_candidate_pair(affinity: Affinity) -> None:
+    _, state, neighbours = drawn_state()
+    groups = torch.arange(N) // 3
+    s = affinity.measure(state, neighbours, groups)
+    assert affinity.help
+    assert s.shape == (N, M)
+    assert s.dtype == torch.float32
+    assert bool(((s >= 0) & (s <= 1)).all())
+    assert s.max() > 0
+    if affinity.name == "group":
+        same = groups.unsqueeze(1) == groups[neighbours]
+        assert torch.equal(s, same.float())

@@ -1,0 +1,44 @@
+"""Packages that a test installs for itself: a module, and metadata with entry points."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from saelens_adaptive_ortho.evaluations import TABLE as EVALUATIONS
+from saelens_adaptive_ortho.maths.affinity import AFFINITIES
+from saelens_adaptive_ortho.maths.penalties import PENALTIES
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """``install(name, code, {group: {entry: "module:object"}})``, undone at the end."""
+    root = tmp_path / "site"
+    modules: list[str] = []
+
+    def put(name: str, code: str, groups: dict[str, dict[str, str]]) -> None:
+        info = root / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        lines = []
+        for group, entries in groups.items():
+            lines += [f"[{group}]", *(f"{entry} = {value}" for entry, value in entries.items())]
+        (info / "entry_points.txt").write_text("\n".join(lines))
+        (root / f"{name}.py").write_text(code)
+        modules.append(name)
+        monkeypatch.syspath_prepend(root)
+        forget()
+
+    def forget() -> None:
+        for table in (PENALTIES, AFFINITIES, EVALUATIONS):
+            table.forget()
+
+    yield put
+    for name in modules:
+        sys.modules.pop(name, None)
+    forget()
