@@ -34,15 +34,15 @@ _VERDICT_STYLE = {BETTER: "bold green", WORSE: "bold red"}
 
 
 class Level(NamedTuple):
-    """``mean ± std`` of a variant; ``count`` is set where it has fewer seeds than the run."""
+    """``mean ± std`` of a variant; ``note`` counts its seeds where the run has more."""
 
     value: str
-    count: str = ""
+    note: str = ""
 
     @property
     def text(self) -> str:
         """``0.51 ± 0.02 (n=2)``."""
-        return f"{self.value} ({self.count})" if self.count else self.value
+        return f"{self.value} ({self.note})" if self.note else self.value
 
 
 def levels(metric: MetricSummary, seeds: int) -> dict[str, Level]:

@@ -231,7 +231,10 @@ def joint(judged: Judged) -> JointVerdict:
     if {BETTER, WORSE} <= kinds:
         return MIXED
     order: tuple[JointVerdict, ...] = (BETTER, WORSE, NO_DIFFERENCE, TOO_FEW)
-    return next((kind for kind in order if kind in kinds), NOT_MEASURED)
+    for kind in order:
+        if kind in kinds:
+            return kind
+    return NOT_MEASURED
 
 
 def _evaluation_verdict(
@@ -241,7 +244,7 @@ def _evaluation_verdict(
     info = summary.evaluations[eval].info
     judged = _judged(summary, info.keys(info.primary), variant, reference)
     verdict, m = joint(judged), len(judged)
-    n = Counter(difference.verdict for _, difference in judged)
+    n: Counter[MetricVerdict | None] = Counter(difference.verdict for _, difference in judged)
     corrected = sum(difference.remains(m) for _, difference in judged)
     failures = summary.failures(eval) if verdict == NOT_MEASURED else []
     return EvaluationVerdict(

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -21,45 +20,19 @@ from saelens_adaptive_ortho.report.verdicts import judge
 from saelens_adaptive_ortho.results import (
     Result,
 )
+from tests.report.pages import HOSTILE, Requests, plain
 from tests.report.runs import (
+    ACCURACY,
+    CLEAR,
     COSINE,
+    DAMAGE,
     core,
+    differing,
     full_run,
     put,
     result,
     shown,
 )
-
-
-class Requests(HTMLParser):
-    """Collects everything in a page that would load something, and the tags left open."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.ids: list[str] = []
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "br", "hr", "img"):
-            self.open.append(tag)
-        self._look(tag, attrs)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._look(tag, attrs)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def _look(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        for name, value in attrs:
-            inside = (value or "").startswith(("#", "data:"))
-            if name in ("src", "href", "xlink:href", "srcset", "data") and not inside:
-                self.loads.append(f"{tag} {name}={value}")
-            if name == "id":
-                self.ids.append(value or "")
-        if tag in ("script", "link", "iframe", "object"):
-            self.loads.append(tag)
 
 
 def test_self_contained(tmp_path: Path) -> None:
@@ -147,3 +120,63 @@ def test_without_torch(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "report.html").is_file()
+
+
+def test_a_sentence_keeps_its_text(page: str, summary: Summary) -> None:
+    """Marking its parts leaves the text of a verdict as it is."""
+    text = plain(page)
+    for name, found in judge(summary).evaluations.items():
+        for verdict in found:
+            if summary.evaluations[name].finished:
+                assert verdict.text in text
+    mixed = differing("unlearning", {DAMAGE[0]: CLEAR, ACCURACY[0]: CLEAR})
+    (verdict,) = judge(summarise(mixed)).evaluations["unlearning"]
+    assert verdict.text in plain(render_page(mixed))
+    assert '<span class="whole">[+0.285, +0.335]</span>' in render_page(mixed)
+
+
+def test_text_is_escaped_everywhere() -> None:
+    texts = {
+        name: HOSTILE.format(name)
+        for name in "variant reason caveat source remark metric eval library version".split()
+        + ["fingerprint", "config", "run"]
+    }
+    details = {"caveat": texts["caveat"], "source": texts["source"], "verdict": texts["remark"]}
+    results: list[Result] = []
+    for seed in (0, 1):
+        for variant in ("baseline", texts["variant"]):
+            measured: dict[str, float | None] = {"threshold_10": 0.1, texts["metric"]: 0.2 + seed}
+            versions = {texts["library"]: texts["version"]}
+            results += [
+                result("tpp", variant, seed, measured, details=details, versions=versions),
+                result(texts["eval"], variant, seed, {"a": 0.1}, fingerprint=texts["fingerprint"]),
+                Result("scr", variant, seed, "failed", texts["reason"]),
+            ]
+    page = render_page(results, texts["config"], texts["run"])
+    reader = Requests()
+    reader.feed(page)
+    assert reader.loads == []
+    assert reader.open == []
+    assert f"eval-{texts['eval']}" in reader.ids
+    assert "<script" not in page
+    shown = plain(page)
+    # A label shows underscores as spaces, and a title begins with a capital; these have neither.
+    for text in texts.values():
+        assert text in shown, text
+
+
+def test_nothing_is_loaded_for_the_room_alone() -> None:
+    code = (
+        "import sys\n"
+        "import saelens_adaptive_ortho.report\n"
+        "print([m for m in ('matplotlib', 'jinja2', 'rich', 'numpy') if m in sys.modules])\n"
+    )
+    code = "import sys\nsys.modules['sae_lens'] = None\n" + code
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["[]"], done.stderr

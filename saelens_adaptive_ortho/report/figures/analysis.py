@@ -1,5 +1,8 @@
 """Figures of ``adaptive-ortho analyse``: geometry by group, and pairs of similar latents."""
 
+# matplotlib leaves its keyword arguments untyped.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,5 +1,8 @@
 """Figures of a metric against the number of latents that are probed or ablated."""
 
+# matplotlib leaves its keyword arguments untyped.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import re

@@ -1,5 +1,8 @@
 """Figures of training: losses and groups over the tokens seen."""
 
+# matplotlib leaves its keyword arguments untyped.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

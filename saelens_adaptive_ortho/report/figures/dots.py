@@ -1,5 +1,8 @@
 """Figures of a dot per SAE: a panel per metric, a row per variant, seeds of one line joined."""
 
+# matplotlib leaves its keyword arguments untyped.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import math
@@ -79,16 +82,20 @@ def _dots_figure(summary: Summary, keys: Sequence[str]) -> Figure | None:
     styles = variant_styles(summary.variants)
     with matplotlib.rc_context(STYLE):
         figure, grid = _dots_grid(summary.variants, titles)
-        for axes, key in zip(grid, keys, strict=True):
-            first = axes.get_subplotspec().is_first_col()
+        for index, (axes, key) in enumerate(zip(grid, keys, strict=True)):
+            first = index % _columns(len(keys)) == 0
             _dot_panel(axes, summary, summary.metrics[key], styles, named=first)
         _dots_words(figure, summary)
     return figure
 
 
+def _columns(panels: int) -> int:
+    return min(4, panels) if panels not in (5, 6) else 3
+
+
 def _dots_grid(variants: Sequence[str], titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
     """An empty figure and a panel under each title, with room for the names of the variants."""
-    columns = min(4, len(titles)) if len(titles) not in (5, 6) else 3
+    columns = _columns(len(titles))
     rows = math.ceil(len(titles) / columns)
     lines = max(title.count("\n") for title in titles)
     row_height = 1.0 + 0.36 * len(variants) + 0.16 * lines

@@ -1,5 +1,8 @@
 """All figures of a run, as files or as text inside a page."""
 
+# matplotlib leaves its keyword arguments untyped.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import importlib

@@ -1,5 +1,8 @@
 """Figure of unlearning: what is lost on forget against what is lost on retain."""
 
+# matplotlib leaves its keyword arguments untyped.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,5 +1,8 @@
 """Figures of geometry: principal angles, cosines, and where latents fire."""
 
+# matplotlib leaves its keyword arguments untyped.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from typing import NamedTuple

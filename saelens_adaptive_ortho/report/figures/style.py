@@ -3,6 +3,9 @@
 Figures have a white ground and need no display.
 """
 
+# matplotlib leaves its keyword arguments untyped.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import math

@@ -92,9 +92,10 @@ class Candidates:
 
 
 def _candidates(result: Result) -> Candidates:
+    found: Sequence[Mapping[str, Any]] = result.details.get("absorption_candidates") or []
     return Candidates(
         name=sae_name(result),
-        pairs=[_candidate(pair) for pair in result.details.get("absorption_candidates") or []],
+        pairs=[_candidate(pair) for pair in found],
         total=four_figures(result.metrics.get("absorption_candidates")),
     )
 

@@ -42,7 +42,8 @@ def render(template: str, **values: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"tone": tone, "brief": brief}
+    for function in (tone, brief):
+        environment.filters[function.__name__] = function  # pyright: ignore[reportUnknownMemberType]
     return environment.get_template(template).render(**values)
 
 
