@@ -180,3 +180,24 @@ def test_knowledge_and_geometry() -> None:
     assert "separates knowledge better in 1 of 6 unlearning metrics, 1 if corr" in some.text
     useless = judge(summarise([*geometry, *failed("unlearning", "no questions")]))
     assert "on their own they do not show that the knowledge" in useless.text
+
+
+def test_a_name_that_is_also_a_word_of_the_sentence() -> None:
+    results = [
+        Result(eval, variant, 0, metrics={name: 0.1})
+        for eval, name in (("unlearning", DAMAGE[0]), ("subspace", "mean_max_cosine"))
+        for variant in ("baseline", "few")
+    ]
+    (found,) = judge(summarise(results)).overall
+    assert "there are too few seeds to say whether few separates knowledge better: " in found.text
+    assert ". There are too few seeds to say whether it separates decoder direct" in found.text
+
+
+def test_parts() -> None:
+    found = verdict(differing("unlearning", {DAMAGE[0]: CLEAR, ACCURACY[0]: CLEAR}))
+    assert (found.pair, found.seeds) == ("adaptive against fixed", "3 seeds")
+    assert [part.words for part in found.findings] == ["better: ", "worse: "]
+    (better,) = found.findings[0].findings
+    assert better.label == "forget damage at retain damage ≤ 0.05 nats"
+    assert [(e.mean, e.interval) for e in better.estimates] == [("+0.310", "[+0.285, +0.335]")]
+    assert found.rest == "; 4 not measured"
