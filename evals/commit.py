@@ -16,8 +16,7 @@ from pathlib import Path
 
 from evals.alpha.figures import alpha_figure
 from evals.alpha.tables import PANELS, is_alpha_study
-from saelens_adaptive_ortho import report
-from saelens_adaptive_ortho.report.plots import save_figure
+from saelens_adaptive_ortho.report.figures.files import save_figure, save_plots
 from saelens_adaptive_ortho.results import (
     RESULTS_FILE,
     Result,
@@ -62,7 +61,7 @@ def commit_run(run: Path, target: Path) -> None:
     if is_alpha_study(results):
         plots = save_figure(alpha_figure(results), target / "plots" / "alpha")
     else:
-        plots = report.save_plots(run, target / "plots")
+        plots = save_plots(run, target / "plots")
     for plot in plots:
         if plot.suffix != ".png":  # the page draws its own; a reader of the repository needs one
             plot.unlink()

@@ -17,8 +17,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from saelens_adaptive_ortho import report
 from saelens_adaptive_ortho.commands.experiment import build_experiment
+from saelens_adaptive_ortho.report import summary
+from saelens_adaptive_ortho.report.page import run as page
 from saelens_adaptive_ortho.settings import dump_yaml
 from saelens_adaptive_ortho.text.models import load_language_model
 from saelens_adaptive_ortho.training.runner import Prepared, prepare
@@ -209,5 +210,5 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     def skip(root: Path) -> Path:
         return root / "report.html"
 
-    monkeypatch.setattr(report, "write_report", skip)
-    monkeypatch.setattr(report, "write_summary", skip)
+    monkeypatch.setattr(page, "write_report", skip)
+    monkeypatch.setattr(summary, "write_summary", skip)

@@ -14,16 +14,16 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from evals.alpha.tables import PANELS, REFERENCES, alpha_of, values_by_metric
-from saelens_adaptive_ortho.report.metrics import describe
-from saelens_adaptive_ortho.report.plots import (
+from saelens_adaptive_ortho.report.figures.files import save_figure
+from saelens_adaptive_ortho.report.figures.style import (
     INK,
     STYLE,
     panel_grid,
-    save_figure,
     shared_legend,
     variant_styles,
 )
-from saelens_adaptive_ortho.report.summary import Spread
+from saelens_adaptive_ortho.report.metrics import describe
+from saelens_adaptive_ortho.report.statistics import Spread
 from saelens_adaptive_ortho.results import Result, ResultError, load_results
 
 

@@ -13,7 +13,7 @@ from saelens_adaptive_ortho.report.formatting import (
     spread_decimals,
 )
 from saelens_adaptive_ortho.report.metrics import describe
-from saelens_adaptive_ortho.report.summary import Spread
+from saelens_adaptive_ortho.report.statistics import Spread
 from saelens_adaptive_ortho.results import Result, ResultError
 
 PREFIX = "alpha="

@@ -14,7 +14,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from evals.performance.tables import Row, place_of
-from saelens_adaptive_ortho.report.plots import INK, MUTED, STYLE, panel_grid, save_figure
+from saelens_adaptive_ortho.report.figures.files import save_figure
+from saelens_adaptive_ortho.report.figures.style import INK, MUTED, STYLE, panel_grid
 
 HERE = Path(__file__).parent
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from evals.prior_runs.note import PRIOR_RUNS
 from evals.prior_runs.tables import IDEAS, SETTINGS, Run
-from saelens_adaptive_ortho.report.plots import (
+from saelens_adaptive_ortho.report.figures.style import (
     INK,
     MARKERS,
     MUTED,

@@ -26,8 +26,8 @@ from saelens_adaptive_ortho.commands.experiment import (
     read_tree,
 )
 from saelens_adaptive_ortho.errors import reject
-from saelens_adaptive_ortho.report import update_tables
-from saelens_adaptive_ortho.report.plots import save_figure
+from saelens_adaptive_ortho.report.figures.files import save_figure
+from saelens_adaptive_ortho.report.markdown import update_tables
 from saelens_adaptive_ortho.settings import apply_override
 from saelens_adaptive_ortho.text.corpora import read_documents
 

@@ -32,16 +32,16 @@ from evals.synthetic.tables import (
     pick,
     spread,
 )
-from saelens_adaptive_ortho.report.plots import (
+from saelens_adaptive_ortho.report.figures.files import save_figure
+from saelens_adaptive_ortho.report.figures.style import (
     INK,
     MUTED,
     STYLE,
     panel_grid,
-    save_figure,
     shared_legend,
     variant_styles,
 )
-from saelens_adaptive_ortho.report.summary import Spread
+from saelens_adaptive_ortho.report.statistics import Spread
 
 HERE = Path(__file__).parent
 TRADEOFF = ("f1", "mcc")

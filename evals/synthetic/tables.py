@@ -20,7 +20,7 @@ from saelens_adaptive_ortho.report.formatting import (
     signed,
     spread_decimals,
 )
-from saelens_adaptive_ortho.report.summary import Spread
+from saelens_adaptive_ortho.report.statistics import Spread
 
 Run = Mapping[str, Any]
 

@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from sae_lens.saes.sae import SAE
 from torch import Tensor
 
-from saelens_adaptive_ortho import report
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import check_writable, write_failures_named, write_text_atomic
 from saelens_adaptive_ortho.judging import geometry
@@ -23,6 +22,7 @@ from saelens_adaptive_ortho.judging.subjects import Subject, SuiteOptions, workb
 from saelens_adaptive_ortho.maths import grouping, similar_pairs
 from saelens_adaptive_ortho.maths.directions import decoder_directions
 from saelens_adaptive_ortho.maths.similar_pairs import PairCounts, Pairs
+from saelens_adaptive_ortho.report.page.analysis import write_analysis
 from saelens_adaptive_ortho.results import Result, versions
 from saelens_adaptive_ortho.text.corpora import CorpusConfig
 
@@ -184,7 +184,7 @@ def analyse(
         documents = [result.to_json() for result in results]
         text = json.dumps(documents, indent=1, allow_nan=False, ensure_ascii=False)
         write_text_atomic(options.out / FILE, text + "\n")
-        page = report.write_analysis(options.out, results)
+        page = write_analysis(options.out, results)
     say(f"Page: {page}")
     return results
 

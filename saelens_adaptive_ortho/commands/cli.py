@@ -53,14 +53,15 @@ def compare(args: argparse.Namespace) -> int:
     """Train, evaluate and report every variant of an experiment."""
     from rich.console import Console
 
-    from saelens_adaptive_ortho import report
     from saelens_adaptive_ortho.commands.compare import Comparison
     from saelens_adaptive_ortho.commands.experiment import load_experiment
+    from saelens_adaptive_ortho.report.statistics import summarise
+    from saelens_adaptive_ortho.report.tables import terminal_table
 
     console = Console()
     experiment = load_experiment(args.config, args.set)
     results = Comparison(experiment, say=_say).run(fresh=args.fresh)
-    console.print(report.terminal_table(report.summarise(results)))
+    console.print(terminal_table(summarise(results)))
     return 0 if all(r.ok for r in results) else 1
 
 
@@ -68,10 +69,11 @@ def evaluate(args: argparse.Namespace) -> int:
     """Judge finished SAEs side by side: directories that SAELens saved, or release:sae_id."""
     from rich.console import Console
 
-    from saelens_adaptive_ortho import report
     from saelens_adaptive_ortho.commands.experiment import eval_settings
     from saelens_adaptive_ortho.commands.judge import run_suite
     from saelens_adaptive_ortho.judging.subjects import SuiteOptions
+    from saelens_adaptive_ortho.report.statistics import summarise
+    from saelens_adaptive_ortho.report.tables import terminal_table
 
     options = SuiteOptions(
         evals=eval_settings(args.evals.split(","), args.set),
@@ -83,7 +85,7 @@ def evaluate(args: argparse.Namespace) -> int:
         dtype=args.dtype,
     )
     results = run_suite(args.saes, options, say=_say)
-    Console().print(report.terminal_table(report.summarise(results)))
+    Console().print(terminal_table(summarise(results)))
     return 0 if all(r.ok for r in results) else 1
 
 
@@ -91,9 +93,9 @@ def analyse(args: argparse.Namespace) -> int:
     """Geometry of finished SAEs: conditioning, angles and cosines of groups, similar pairs."""
     from rich.console import Console
 
-    from saelens_adaptive_ortho import report
     from saelens_adaptive_ortho.commands.analyse import AnalyseOptions
     from saelens_adaptive_ortho.commands.analyse import analyse as run
+    from saelens_adaptive_ortho.report.tables import analysis_table
 
     options = AnalyseOptions(
         out=Path(args.out),
@@ -108,7 +110,7 @@ def analyse(args: argparse.Namespace) -> int:
         device=args.device,
         dtype=args.dtype,
     )
-    Console().print(report.analysis_table(run(args.saes, options, say=_say)))
+    Console().print(analysis_table(run(args.saes, options, say=_say)))
     return 0
 
 
@@ -203,21 +205,24 @@ def make_report(args: argparse.Namespace) -> int:
     """Write the report of a run folder afresh, and show its table."""
     from rich.console import Console
 
-    from saelens_adaptive_ortho import report
+    from saelens_adaptive_ortho.report import summary
+    from saelens_adaptive_ortho.report.page import run as page
+    from saelens_adaptive_ortho.report.statistics import summarise
+    from saelens_adaptive_ortho.report.tables import terminal_table
 
     root = Path(args.run_dir)
-    report.write_summary(root)
-    _say(f"Report: {report.write_report(root)}")
-    Console().print(report.terminal_table(report.summarise(load_results(root))))
+    summary.write_summary(root)
+    _say(f"Report: {page.write_report(root)}")
+    Console().print(terminal_table(summarise(load_results(root))))
     return 0
 
 
 def tables(args: argparse.Namespace) -> int:
     """Regenerate the tables of a markdown file from the results it names."""
-    from saelens_adaptive_ortho import report
+    from saelens_adaptive_ortho.report.markdown import update_tables
 
     path = Path(args.markdown)
-    changed = report.update_tables(path, path.parent, check=args.check)
+    changed = update_tables(path, path.parent, check=args.check)
     if args.check and changed:
         print(f"{path}: tables are not those of the results; run without --check", file=sys.stderr)
         return 1

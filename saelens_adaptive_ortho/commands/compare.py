@@ -16,12 +16,13 @@ from typing import Any
 
 from sae_lens.saes.sae import SAE
 
-from saelens_adaptive_ortho import report
 from saelens_adaptive_ortho.commands.experiment import Experiment
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import write_failures_named, write_json, write_text_atomic
 from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome, Workbench
 from saelens_adaptive_ortho.judging.running import check_evals_runnable, run_missing, write_outcome
+from saelens_adaptive_ortho.report import summary
+from saelens_adaptive_ortho.report.page import run as page
 from saelens_adaptive_ortho.results import Result, load_results
 from saelens_adaptive_ortho.settings import dump_yaml
 from saelens_adaptive_ortho.training.lockstep import list_checkpoints
@@ -87,9 +88,9 @@ class Comparison:
                 for variant in self.experiment.variants:
                     self.evaluate(variant, seed)
             results = load_results(self.root, list(self.experiment.variants))
-            report.write_summary(self.root)
-            page = report.write_report(self.root)
-        self.say(f"Report: {page}")
+            summary.write_summary(self.root)
+            path = page.write_report(self.root)
+        self.say(f"Report: {path}")
         return results
 
     def clear(self) -> None:

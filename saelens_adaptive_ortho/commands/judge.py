@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from saelens_adaptive_ortho import report
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import check_writable, write_failures_named
 from saelens_adaptive_ortho.judging.contract import EvalContext
 from saelens_adaptive_ortho.judging.running import check_evals_runnable, run_missing
 from saelens_adaptive_ortho.judging.subjects import Subject, SuiteOptions, workbench_for
+from saelens_adaptive_ortho.report import summary
+from saelens_adaptive_ortho.report.page import run as page
 from saelens_adaptive_ortho.results import Result, load_results
 
 
@@ -46,6 +47,6 @@ def run_suite(
             )
             run_missing(context, options.evals, options.out, say)
         results = load_results(options.out)
-        report.write_summary(options.out)
-        say(f"Report: {report.write_report(options.out)}")
+        summary.write_summary(options.out)
+        say(f"Report: {page.write_report(options.out)}")
     return results

@@ -59,7 +59,7 @@ ABSORPTION = Evaluation(
             "absorption",
             "Absorption",
             "A dot per SAE; lower means less is absorbed.",
-            f"{FIGURES}:judged_figure",
+            f"{FIGURES}.dots:judged_figure",
         ),
     ),
 )

@@ -17,7 +17,7 @@ SEED = 42  # of every evaluation; SAEBench's own default
 AUTO = "auto"  # a source of data that depends on the model
 SAE_BENCH = ("sae_bench",)
 DOMAINS = ("pooled", "forget", "retain")
-FIGURES = "saelens_adaptive_ortho.report.plots"
+FIGURES = "saelens_adaptive_ortho.report.figures"
 ABLATION_CAVEAT = (
     "Read with care: “Are Sparse Autoencoder Benchmarks Reliable?” (arXiv 2605.18229) finds that "
     "TPP and SCR should not be used to rank SAEs."
@@ -46,8 +46,8 @@ class Figure:
         name: of its file.
         heading: above it.
         caption: what it shows and how to read it.
-        draw: ``module:function``, called with a ``report.plots.Section``; it returns a matplotlib
-            figure, or None where there is nothing to draw.
+        draw: ``module:function``, called with a ``report.figures.section.Section``; it returns a
+            matplotlib figure, or None where there is nothing to draw.
     """
 
     name: str

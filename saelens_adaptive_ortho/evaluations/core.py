@@ -77,7 +77,7 @@ CORE = Evaluation(
                 "As in the first figure: a dot per SAE, the seeds of one line share initial "
                 "weights and activations."
             ),
-            f"{FIGURES}:reconstruction_figure",
+            f"{FIGURES}.dots:reconstruction_figure",
         ),
     ),
 )

@@ -70,7 +70,7 @@ RAVEL = Evaluation(
             "ravel",
             "Cause and isolation",
             "A dot per SAE.",
-            f"{FIGURES}:judged_figure",
+            f"{FIGURES}.dots:judged_figure",
         ),
     ),
 )

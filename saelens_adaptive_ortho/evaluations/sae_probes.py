@@ -78,7 +78,7 @@ SAE_PROBES = Evaluation(
                 "Lines are means over seeds, small dots single SAEs (shifted sideways to tell "
                 "variants apart). Dashed: probes that need no SAE."
             ),
-            f"{FIGURES}:counts_figure",
+            f"{FIGURES}.counts:counts_figure",
         ),
     ),
 )

@@ -69,7 +69,7 @@ SCR = Evaluation(
             "scr",
             "Score against the number of ablated latents",
             "Lines are means over seeds, small dots single SAEs.",
-            f"{FIGURES}:counts_figure",
+            f"{FIGURES}.counts:counts_figure",
         ),
     ),
 )

@@ -69,7 +69,7 @@ SPARSE_PROBING = Evaluation(
                 "variants apart). Dashed: probes that need no SAE; an SAE earns its keep where "
                 "it is above the same number of raw dimensions or principal components."
             ),
-            f"{FIGURES}:counts_figure",
+            f"{FIGURES}.counts:counts_figure",
         ),
     ),
 )

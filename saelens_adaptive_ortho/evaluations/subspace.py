@@ -73,7 +73,7 @@ SUBSPACE = Evaluation(
                 "angles also depend on how many latents each side has, so compare those counts "
                 "among the other metrics."
             ),
-            f"{FIGURES}:angles_figure",
+            f"{FIGURES}.geometry:angles_figure",
         ),
         Figure(
             "cosines",
@@ -82,7 +82,7 @@ SUBSPACE = Evaluation(
                 "A narrower peak at zero means decoder directions nearer to orthogonal; the "
                 "tails are pairs of latents that point nearly the same or the opposite way."
             ),
-            f"{FIGURES}:cosine_figure",
+            f"{FIGURES}.geometry:cosine_figure",
         ),
         Figure(
             "firing_rates",
@@ -92,7 +92,7 @@ SUBSPACE = Evaluation(
                 "from it on one of them only, and in the shaded margin it never fires on that "
                 "corpus."
             ),
-            f"{FIGURES}:firing_figure",
+            f"{FIGURES}.geometry:firing_figure",
         ),
     ),
 )

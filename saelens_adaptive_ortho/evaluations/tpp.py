@@ -68,7 +68,7 @@ TPP = Evaluation(
             "tpp",
             "Effect against the number of ablated latents",
             "Lines are means over seeds, small dots single SAEs.",
-            f"{FIGURES}:counts_figure",
+            f"{FIGURES}.counts:counts_figure",
         ),
     ),
 )

@@ -35,7 +35,7 @@ TRAINING = Evaluation(
                 "at the same reconstruction loss paid nothing for orthogonality (the axis of "
                 "explained variance leaves out the first tenth)."
             ),
-            f"{FIGURES}:training_figure",
+            f"{FIGURES}.curves:training_figure",
         ),
         Figure(
             "groups",
@@ -44,7 +44,7 @@ TRAINING = Evaluation(
                 "How the orthogonality groups change while training: churn that settles near "
                 "zero means the groups have become stable."
             ),
-            f"{FIGURES}:groups_figure",
+            f"{FIGURES}.curves:groups_figure",
         ),
     ),
 )

@@ -101,13 +101,13 @@ UNLEARNING = Evaluation(
                 "evaluation's texts or questions, averaged over seeds. It does not hold the "
                 "spread between seeds, which the thin lines show."
             ),
-            f"{FIGURES}:frontier_figure",
+            f"{FIGURES}.frontier:frontier_figure",
         ),
         Figure(
             "unlearning_metrics",
             "Readings of the frontiers",
             "The primary metrics, a dot per SAE.",
-            f"{FIGURES}:primary_figure",
+            f"{FIGURES}.dots:primary_figure",
         ),
     ),
 )

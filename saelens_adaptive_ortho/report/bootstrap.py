@@ -10,11 +10,15 @@ t-interval over seeds leaves out what all SAEs of the run share: the particular 
 seeds the resampling of seeds is somewhat too narrow (by a factor of the square root of 1 - 1/n).
 """
 
+# numpy leaves the type of drawn integers open.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 DRAWS = 4000
 MIN_SEEDS = 2
@@ -42,7 +46,6 @@ def difference_interval(
     generator = np.random.default_rng(0)
     drawn = generator.integers(len(seeds), size=(DRAWS, len(seeds)))
     units = generator.integers(differences.shape[1], size=DRAWS)
-    means = differences[drawn, units[:, None]].mean(1)
+    means: npt.NDArray[np.float64] = differences[drawn, units[:, None]].mean(1)
     tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    return float(np.quantile(means, tail)), float(np.quantile(means, 1 - tail))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from saelens_adaptive_ortho.files import write_text_atomic
-from saelens_adaptive_ortho.report.summary import summarise
+from saelens_adaptive_ortho.report.statistics import summarise
 from saelens_adaptive_ortho.report.tables import markdown_table, markdown_verdicts
 from saelens_adaptive_ortho.results import Result, ResultError, load_results
 

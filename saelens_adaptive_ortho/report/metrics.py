@@ -52,6 +52,10 @@ class MetricInfo:
         """``↑`` where higher is better, ``↓`` where lower is, else an empty string."""
         return {"higher": "↑", "lower": "↓"}.get(self.direction or "", "")
 
+    def with_number(self, number: str) -> str:
+        """The name with other text in the place of its number: ``score, 10 / 50 latents``."""
+        return self.template.replace("{n}", number)
+
 
 def describe(key: str) -> MetricInfo:
     """Label, unit and direction of ``key`` (``{eval}/{name}``)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -14,10 +15,11 @@ from saelens_adaptive_ortho.report.formatting import (
     MINUS,
     estimate,
     markdown,
-    number,
+    plus_minus,
     spread_decimals,
 )
-from saelens_adaptive_ortho.report.summary import (
+from saelens_adaptive_ortho.report.metrics import describe
+from saelens_adaptive_ortho.report.statistics import (
     BETTER,
     TOO_FEW,
     WORSE,
@@ -25,30 +27,45 @@ from saelens_adaptive_ortho.report.summary import (
     MetricSummary,
     Summary,
 )
+from saelens_adaptive_ortho.report.verdicts import Verdicts, judge
+from saelens_adaptive_ortho.results import Result
 
 _VERDICT_STYLE = {BETTER: "bold green", WORSE: "bold red"}
 
 
-def level_texts(metric: MetricSummary, seeds: int) -> dict[str, str]:
-    """Return ``mean ± std`` per variant, with equal decimals.
+class Level(NamedTuple):
+    """``mean ± std`` of a variant; ``note`` counts its seeds where the run has more."""
 
-    The number of seeds is added where a variant has fewer than ``seeds``; a variant without a
-    value gets a dash, one with a single seed its value alone.
+    value: str
+    note: str = ""
+
+    @property
+    def text(self) -> str:
+        """``0.51 ± 0.02 (n=2)``."""
+        return f"{self.value} ({self.note})" if self.note else self.value
+
+
+def levels(metric: MetricSummary, seeds: int) -> dict[str, Level]:
+    """The level of every variant, with equal decimals.
+
+    A variant without a value gets a dash, one with a single seed its value alone.
+
+    Args:
+        metric: the statistics.
+        seeds: of the run.
     """
     spreads = metric.variants.values()
     decimals = spread_decimals(
         [spread.mean for spread in spreads if spread.mean is not None],
         [spread.std for spread in spreads if spread.std is not None],
     )
-    texts = {}
-    for variant, spread in metric.variants.items():
-        text = number(spread.mean, decimals)
-        if spread.std is not None:
-            text += f" ± {number(spread.std, decimals)}"
-        if spread.mean is not None and spread.n < seeds:
-            text += f" (n={spread.n})"
-        texts[variant] = text
-    return texts
+    return {
+        variant: Level(
+            plus_minus(spread.mean, spread.std, decimals),
+            f"n={spread.n}" if 0 < spread.n < seeds else "",
+        )
+        for variant, spread in metric.variants.items()
+    }
 
 
 def difference_texts(difference: Difference | None) -> tuple[str, str]:
@@ -79,84 +96,99 @@ def seeds_text(summary: Summary) -> str:
     return f"{n} seed{'' if n == 1 else 's'} ({', '.join(map(str, summary.seeds))})"
 
 
-def evaluation_lines(summary: Summary) -> list[tuple[str, list[str]]]:
-    """Return (title, verdicts on `focus`) of every evaluation with primary metrics or a failure.
+def evaluation_lines(summary: Summary, verdicts: Verdicts) -> list[tuple[str, list[str]]]:
+    """Title and verdicts on the focus of every evaluation with primary metrics or a failure.
 
     One that failed for every SAE gets its reasons in place of the verdicts.
     """
-    lines = []
+    lines: list[tuple[str, list[str]]] = []
     for name, found in summary.evaluations.items():
-        if not found.finished:
-            gaps = [g for g in summary.gap_groups if (g.kind, g.eval) == ("failed", name)]
-            texts = [f"not measured, {gap.who}: {gap.reason}" for gap in gaps]
+        if found.finished:
+            judged = [verdicts.of(name, pair) for pair in summary.focus_pairs]
+            texts = [verdict.text for verdict in judged if verdict is not None]
         else:
-            verdicts = [found.verdict(*pair) for pair in summary.focus_pairs]
-            texts = [verdict.text for verdict in verdicts if verdict is not None]
+            texts = [f"not measured, {g.who}: {g.reason}" for g in summary.failures(name)]
         if texts:
             lines.append((found.info.title, texts))
     return lines
 
 
 def terminal_table(summary: Summary) -> RenderableType:
-    """Return the headline metrics for a terminal: levels, paired differences, verdicts, gaps."""
+    """The headline metrics for a terminal: levels, paired differences, verdicts, gaps."""
+    verdicts = judge(summary)
     parts: list[RenderableType] = []
-    keys = summary.headline
-    if keys:
-        levels = Table(
-            title=f"Mean ± standard deviation over {seeds_text(summary)}",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-        )
-        levels.add_column("metric")
-        for variant in summary.variants:
-            levels.add_column(Text(variant), justify="right")
-        for key in keys:
-            metric = summary.metrics[key]
-            texts = level_texts(metric, len(summary.seeds))
-            levels.add_row(metric_label(metric), *(Text(texts[v]) for v in summary.variants))
-        parts.append(levels)
-    if keys and summary.pairs:
-        differences = Table(
-            title="Difference paired by seed [95% interval]: better or worse if zero is outside",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-        )
-        differences.add_column("metric")
-        for pair in summary.pairs:
-            differences.add_column(Text(pair_title(pair)), justify="right")
-        # A metric without a better side (L0) has no verdict; its levels above say enough.
-        for key in (key for key in keys if summary.metrics[key].info.direction):
-            metric = summary.metrics[key]
-            cells = [_terminal_cell(metric.difference(*pair)) for pair in summary.pairs]
-            differences.add_row(metric_label(metric), *cells)
-        parts.append(differences)
-    parts.append(Text(summary.verdict))
-    lines = evaluation_lines(summary)
+    if summary.headline:
+        parts.append(_terminal_levels(summary))
+    if summary.headline and summary.pairs:
+        parts.append(_terminal_differences(summary))
+    parts.append(Text(verdicts.text))
+    lines = evaluation_lines(summary, verdicts)
     if lines:
-        table = Table(
-            title="By evaluation (“if corrected”: Bonferroni, for the number of primary metrics)",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            show_header=False,
-        )
-        table.add_column("evaluation", style="bold", max_width=24)
-        table.add_column("verdicts")
-        for title, texts in lines:
-            table.add_row(Text(title), Text("\n".join(texts)))
-        parts.append(table)
+        parts.append(_terminal_verdicts(lines))
     if summary.gap_groups:
-        gaps = Table(
-            title="Failed or missing",
-            title_justify="left",
-            title_style="bold red",
-            box=box.SIMPLE_HEAD,
-        )
-        for column in ("kind", "eval", "SAEs", "reason"):
-            gaps.add_column(column, overflow="fold")
-        for gap in summary.gap_groups:
-            gaps.add_row(*(Text(cell) for cell in (gap.kind, gap.eval, gap.who, gap.reason)))
-        parts.append(gaps)
+        parts.append(_terminal_gaps(summary))
     return Group(*parts)
+
+
+def _terminal_levels(summary: Summary) -> Table:
+    table = Table(
+        title=f"Mean ± standard deviation over {seeds_text(summary)}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("metric")
+    for variant in summary.variants:
+        table.add_column(Text(variant), justify="right")
+    for key in summary.headline:
+        metric = summary.metrics[key]
+        found = levels(metric, len(summary.seeds))
+        table.add_row(metric_label(metric), *(Text(found[v].text) for v in summary.variants))
+    return table
+
+
+def _terminal_differences(summary: Summary) -> Table:
+    table = Table(
+        title="Difference paired by seed [95% interval]: better or worse if zero is outside",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("metric")
+    for pair in summary.pairs:
+        table.add_column(Text(pair_title(pair)), justify="right")
+    # A metric without a better side (L0) has no verdict; its levels above say enough.
+    for metric in (summary.metrics[key] for key in summary.headline):
+        if metric.info.direction:
+            cells = [_terminal_cell(metric.difference(*pair)) for pair in summary.pairs]
+            table.add_row(metric_label(metric), *cells)
+    return table
+
+
+def _terminal_verdicts(lines: Sequence[tuple[str, Sequence[str]]]) -> Table:
+    table = Table(
+        title="By evaluation (“if corrected”: Bonferroni, for the number of primary metrics)",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_header=False,
+    )
+    table.add_column("evaluation", style="bold", max_width=24)
+    table.add_column("verdicts")
+    for title, texts in lines:
+        table.add_row(Text(title), Text("\n".join(texts)))
+    return table
+
+
+def _terminal_gaps(summary: Summary) -> Table:
+    table = Table(
+        title="Failed or missing",
+        title_justify="left",
+        title_style="bold red",
+        box=box.SIMPLE_HEAD,
+    )
+    for column in ("kind", "eval", "SAEs", "reason"):
+        table.add_column(column, overflow="fold")
+    for gap in summary.gap_groups:
+        table.add_row(*(Text(cell) for cell in (gap.kind, gap.eval, gap.who, gap.reason)))
+    return table
 
 
 def _terminal_cell(difference: Difference | None) -> Text:
@@ -184,25 +216,8 @@ def markdown_table(summary: Summary, metrics: Sequence[str] | None = None) -> st
         and one list item for each reason of failed or missing values.
     """
     keys = summary.headline if metrics is None else list(metrics)
-    rows: list[list[str]] = []
-    for key in keys:
-        metric = summary.metrics.get(key)
-        if metric is None:
-            rows.append([key] + [DASH] * (len(summary.variants) + len(summary.pairs)))
-            continue
-        texts = level_texts(metric, len(summary.seeds))
-        cells = [metric_label(metric), *(texts[variant] for variant in summary.variants)]
-        for pair in summary.pairs:
-            difference = metric.difference(*pair)
-            mean, interval = difference_texts(difference)
-            text = f"{mean} {interval}".rstrip()
-            if difference is not None and difference.verdict in (BETTER, WORSE):
-                text += f" **{difference.verdict}**"
-            elif difference is not None and difference.verdict is not None and text != DASH:
-                text += f" ({difference.verdict})"
-            cells.append(text)
-        rows.append(cells)
     head = ["metric", *summary.variants, *(pair_title(pair) for pair in summary.pairs)]
+    rows = [_markdown_row(summary, key) for key in keys]
     lines = [markdown(head, rows, text_columns=1), ""] if keys else []
     lines.append(_note(summary))
     if summary.gap_groups:
@@ -213,12 +228,35 @@ def markdown_table(summary: Summary, metrics: Sequence[str] | None = None) -> st
     return "\n".join(lines) + "\n"
 
 
+def _markdown_row(summary: Summary, key: str) -> list[str]:
+    metric = summary.metrics.get(key)
+    if metric is None:
+        return [key] + [DASH] * (len(summary.variants) + len(summary.pairs))
+    found = levels(metric, len(summary.seeds))
+    return [
+        metric_label(metric),
+        *(found[variant].text for variant in summary.variants),
+        *(_markdown_cell(metric.difference(*pair)) for pair in summary.pairs),
+    ]
+
+
+def _markdown_cell(difference: Difference | None) -> str:
+    mean, interval = difference_texts(difference)
+    text = f"{mean} {interval}".rstrip()
+    if difference is None or difference.verdict is None:
+        return text
+    if difference.verdict in (BETTER, WORSE):
+        return f"{text} **{difference.verdict}**"
+    return text if text == DASH else f"{text} ({difference.verdict})"
+
+
 def markdown_verdicts(summary: Summary) -> str:
     """Return the verdict paragraph and a list of the verdicts by evaluation."""
-    text = f"**Verdict.** {summary.verdict}\n"
+    verdicts = judge(summary)
+    text = f"**Verdict.** {verdicts.text}\n"
     lines = [
         f"- **{title}**: " + "; ".join(" ".join(text.split()) for text in texts) + "."
-        for title, texts in evaluation_lines(summary)
+        for title, texts in evaluation_lines(summary, verdicts)
     ]
     head = "By evaluation (“if corrected”: Bonferroni, for the number of primary metrics):"
     return f"{text}\n{head}\n\n" + "\n".join(lines) + "\n" if lines else text
@@ -233,3 +271,30 @@ def _note(summary: Summary) -> str:
             "corrected for the number of metrics)."
         )
     return note
+
+
+def analysis_table(results: Sequence[Result]) -> Table:
+    """Metrics of ``adaptive-ortho analyse`` for a terminal: metrics down, SAEs across."""
+    table = Table("metric", *(sae_name(result) for result in results))
+    for label, cells in analysis_rows(results):
+        table.add_row(label, *cells)
+    return table
+
+
+def analysis_rows(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
+    """The label of each metric and its value for each SAE."""
+    keys = dict.fromkeys(key for result in results for key in result.metrics)
+    return [
+        (describe(f"subspace/{key}").label, [four_figures(r.metrics.get(key)) for r in results])
+        for key in keys
+    ]
+
+
+def sae_name(result: Result) -> str:
+    """``adaptive, seed 0``."""
+    return f"{result.variant}, seed {result.seed}"
+
+
+def four_figures(value: float | None) -> str:
+    """The value with four significant figures; a dash without one."""
+    return DASH if value is None else f"{value:.4g}"

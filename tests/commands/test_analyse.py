@@ -20,7 +20,7 @@ from saelens_adaptive_ortho.commands.compare import workbench
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.maths.directions import decoder_directions
 from saelens_adaptive_ortho.maths.similar_pairs import similar_pairs
-from saelens_adaptive_ortho.report.analysis_page import render_analysis
+from saelens_adaptive_ortho.report.page.analysis import render_analysis
 from saelens_adaptive_ortho.results import Result
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
 

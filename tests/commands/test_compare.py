@@ -19,7 +19,6 @@ import torch
 from sae_lens import SAE
 from transformer_lens import HookedTransformer
 
-from saelens_adaptive_ortho import report
 from saelens_adaptive_ortho.commands.cli import main
 from saelens_adaptive_ortho.commands.compare import RECORD, workbench
 from saelens_adaptive_ortho.commands.experiment import load_experiment
@@ -27,6 +26,7 @@ from saelens_adaptive_ortho.demo import MODEL_DIR, RETAIN_CORPUS
 from saelens_adaptive_ortho.judging import geometry
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
 from saelens_adaptive_ortho.judging.running import run_evaluation
+from saelens_adaptive_ortho.report.page import run as page
 from saelens_adaptive_ortho.results import load_result, load_results, result_path
 from saelens_adaptive_ortho.settings import dump_yaml, parse_yaml
 from saelens_adaptive_ortho.training import lockstep
@@ -306,7 +306,7 @@ def test_an_evaluation_that_fails_leaves_the_others_and_is_explained_and_tried_a
     assert [results["baseline", s].status for s in SEEDS] == ["failed", "failed"]
     assert [results["adaptive", s].status for s in SEEDS] == ["ok", "ok"]
     assert "the angle was lost" in (run / "report.html").read_text()
-    monkeypatch.setattr(report, "write_report", lambda root: root)
+    monkeypatch.setattr(page, "write_report", lambda root: root)
     assert compare() == 0
     assert all(r.ok for r in load_results(run))
 

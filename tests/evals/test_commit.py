@@ -8,7 +8,8 @@ import pytest
 
 from evals.alpha.tables import PANELS, alpha_table
 from evals.commit import commit_run
-from saelens_adaptive_ortho.report import markdown_table, markdown_verdicts, summarise
+from saelens_adaptive_ortho.report.statistics import summarise
+from saelens_adaptive_ortho.report.tables import markdown_table, markdown_verdicts
 from saelens_adaptive_ortho.results import (
     Result,
     ResultError,

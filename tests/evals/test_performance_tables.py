@@ -11,7 +11,7 @@ import pytest
 from evals.performance import tables as performance
 from evals.performance.figures import overhead_figure
 from evals.tables import KINDS
-from saelens_adaptive_ortho.report import update_tables
+from saelens_adaptive_ortho.report.markdown import update_tables
 from saelens_adaptive_ortho.results import ResultError
 
 

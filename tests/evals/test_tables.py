@@ -12,9 +12,9 @@ import pytest
 import sae_lens
 
 from evals.tables import KINDS
-from saelens_adaptive_ortho import report
 from saelens_adaptive_ortho.commands import cli
 from saelens_adaptive_ortho.commands.configs import find_config, shipped_configs
+from saelens_adaptive_ortho.report.markdown import update_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -45,7 +45,7 @@ PAGES = [README, *sorted((ROOT / "evals").glob("**/README.md"))]
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.parent.name)
 def test_every_table_is_the_one_its_results_give(path: Path) -> None:
-    assert not report.update_tables(path, check=True, renderers=KINDS), "run `make tables`"
+    assert not update_tables(path, check=True, renderers=KINDS), "run `make tables`"
 
 
 def test_the_tree_lists_every_module() -> None:

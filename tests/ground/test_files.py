@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -17,7 +18,13 @@ from safetensors.torch import save_file
 
 from saelens_adaptive_ortho.commands.cli import main
 from saelens_adaptive_ortho.errors import ConfigError
-from saelens_adaptive_ortho.files import StorageError, atomic_directory, check_writable, write_json
+from saelens_adaptive_ortho.files import (
+    StorageError,
+    atomic_directory,
+    check_writable,
+    write_json,
+    write_text_atomic,
+)
 from saelens_adaptive_ortho.training.lockstep import list_checkpoints
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
 
@@ -193,3 +200,18 @@ def test_the_command_line_reports_a_full_disk_without_a_traceback_and_continues_
     assert str(tmp_path / "run") in message
     assert main(["compare", config]) == 0
     assert (tmp_path / "run" / "seed0" / "baseline" / "sae_weights.safetensors").is_file()
+
+
+def test_a_failing_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_text_atomic(tmp_path / "x.json", "old")
+
+    def refuse(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        write_text_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]

@@ -1,21 +1,30 @@
-"""Several results in one file: what is written is read again, and a broken line is named."""
+"""Result files: what is written is read again, and a broken one is named."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from saelens_adaptive_ortho.report import update_tables
+from saelens_adaptive_ortho.report.markdown import update_tables
+from saelens_adaptive_ortho.report.summary import write_summary
 from saelens_adaptive_ortho.results import (
     Result,
     ResultError,
+    load_result,
     load_results,
     read_results_file,
     result_path,
     write_result,
     write_results_file,
+)
+from tests.report.runs import (
+    core,
+    put,
+    result,
 )
 
 RESULTS = [
@@ -32,9 +41,9 @@ def test_a_file_of_several_results_holds_one_on_each_line_in_full_precision(tmp_
 
 
 def test_it_stands_for_the_folder_of_the_run(tmp_path: Path) -> None:
-    for result in RESULTS:
+    for each in RESULTS:
         run = tmp_path / "run"
-        write_result(result_path(run, result.variant, result.seed, result.eval), result)
+        write_result(result_path(run, each.variant, each.seed, each.eval), each)
     path = write_results_file(tmp_path / "compact" / "results.jsonl", RESULTS)
     assert load_results(path) == load_results(path.parent) == load_results(tmp_path / "run")
     elsewhere = write_results_file(tmp_path / "of_another_name.jsonl", RESULTS)
@@ -42,8 +51,8 @@ def test_it_stands_for_the_folder_of_the_run(tmp_path: Path) -> None:
 
 
 def test_a_table_is_the_same_from_either_form(tmp_path: Path) -> None:
-    for result in RESULTS:
-        write_result(result_path(tmp_path, result.variant, result.seed, result.eval), result)
+    for each in RESULTS:
+        write_result(result_path(tmp_path, each.variant, each.seed, each.eval), each)
     write_results_file(tmp_path / "compact.jsonl", RESULTS)
     tables = []
     for source in ("results", "compact.jsonl"):
@@ -86,3 +95,69 @@ def test_nothing_is_written_where_a_number_is_not_finite(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="pooled/l0"):
         write_results_file(path, [RESULTS[0], Result("core", "x", 0, metrics={"pooled/l0": 1e999})])
     assert not path.exists()
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    written = result(
+        "core",
+        "adaptive",
+        3,
+        {"pooled/mse": 0.25, "pooled/l0": None},
+        details={"note": ["é", 1, {"deep": 2.5}]},
+        seconds=1.5,
+        fingerprint="ab",
+        versions={"a": "1"},
+    )
+    path = result_path(tmp_path, "adaptive", 3, "core")
+    assert path.name == "adaptive__seed3__core.json"
+    assert load_result(write_result(path, written)) == written
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_not_finite(tmp_path: Path, bad: float) -> None:
+    path = tmp_path / "baseline__seed0__core.json"
+    with pytest.raises(ValueError, match="pooled/mse"):
+        write_result(path, result("core", "baseline", 0, {"pooled/mse": bad}))
+    with pytest.raises(ValueError, match=r"details\.curve\[1\]"):
+        write_result(path, result("core", "baseline", 0, {}, details={"curve": [0.0, bad]}))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda text: text[: len(text) // 2], "not complete JSON"),
+        (lambda text: text.replace('"schema_version": 1', '"schema_version": 9'), "reads 1"),
+        (lambda text: text.replace("0.5", "NaN"), "not complete JSON"),
+        (lambda text: text.replace("0.5", '"many"'), "pooled/mse"),
+        (lambda text: text.replace('"ok"', '"fine"'), "status"),
+        (lambda text: text.replace('"ok"', '"failed"'), "without a 'reason'"),
+        (lambda text: text.replace('"seed": 0', '"seed": 4'), "is named for"),
+        (lambda _: "[]", "JSON object"),
+    ],
+)
+def test_unusable_file(tmp_path: Path, change: Any, problem: str) -> None:
+    path = write_result(
+        result_path(tmp_path, "baseline", 0, "core"),
+        result("core", "baseline", 0, {"pooled/mse": 0.5}),
+    )
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ResultError, match="delete this file and rerun compare") as caught:
+        load_results(tmp_path)
+    assert path.name in str(caught.value)
+    assert problem in str(caught.value)
+
+
+def test_order(tmp_path: Path) -> None:
+    for variant in ("adaptive", "other", "baseline", "fixed"):
+        put(tmp_path, *core(variant, [0.1]))
+    write_summary(tmp_path)
+    assert [r.variant for r in load_results(tmp_path)] == ["baseline", "fixed", "adaptive", "other"]
+    with pytest.raises(ResultError, match="run compare first"):
+        load_results(tmp_path / "nothing")
+
+
+def test_file_name(tmp_path: Path) -> None:
+    for variant in ("a/b", "a__seed1__x", ""):
+        with pytest.raises(ValueError, match="no file name"):
+            result_path(tmp_path, variant, 0, "core")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from saelens_adaptive_ortho import report
 from saelens_adaptive_ortho.report.bootstrap import difference_interval
+from saelens_adaptive_ortho.report.statistics import summarise
 from saelens_adaptive_ortho.results import Result
 
 
@@ -65,5 +65,5 @@ def test_the_summary_carries_it() -> None:
         for variant, base in (("baseline", 1.0), ("adaptive", 2.0))
         for seed in (0, 1, 2)
     ]
-    difference = report.summarise(results).metrics[f"unlearning/{key}"].differences[0]
+    difference = summarise(results).metrics[f"unlearning/{key}"].differences[0]
     assert difference.bootstrap95 == pytest.approx((1.0, 1.0))

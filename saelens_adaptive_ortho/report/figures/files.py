@@ -1,0 +1,81 @@
+"""All figures of a run, as files or as text inside a page."""
+
+# matplotlib leaves its keyword arguments untyped.
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import importlib
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from saelens_adaptive_ortho.report.figures.dots import headline_figure
+from saelens_adaptive_ortho.report.figures.section import Section
+from saelens_adaptive_ortho.report.figures.style import STYLE
+from saelens_adaptive_ortho.report.statistics import Summary, summarise
+from saelens_adaptive_ortho.results import Result, load_results
+
+Draw = Callable[[Section], Figure | None]
+
+
+def run_figures(summary: Summary, results: Sequence[Result]) -> dict[str, Figure]:
+    """Every figure the results allow, by file name stem, in the order of the page."""
+    figures: dict[str, Figure | None] = {"headline": headline_figure(summary)}
+    for name, found in summary.evaluations.items():
+        for shown in found.info.figures:
+            figures[shown.name] = _function(shown.draw)(Section(summary, results, name))
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def _function(draw: str) -> Draw:
+    module, _, function = draw.partition(":")
+    return cast("Draw", getattr(importlib.import_module(module), function))
+
+
+def figure_svg(figure: Figure, prefix: str) -> str:
+    """The figure as an ``<svg>`` element for use inside a page.
+
+    Identifiers start with ``prefix`` so that figures in one page keep their own clip paths and
+    glyphs; XML prolog and metadata, which name outside addresses, are left out.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].rstrip()
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r'href="#', f'href="#{prefix}-', text)
+    text = text.replace("url(#", f"url(#{prefix}-")
+    # The page sets the size; the viewBox keeps the proportions.
+    head, rest = text.split(">", 1)
+    return re.sub(r'\s(?:width|height)="[^"]*"', "", head) + ">" + rest
+
+
+def save_figure(figure: Figure, stem: str | Path, dpi: int = 160) -> list[Path]:
+    """Write ``STEM.svg`` and ``STEM.png`` and return their paths."""
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")]
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(paths[0], format="svg", metadata={"Date": None})
+        figure.savefig(paths[1], format="png", dpi=dpi)
+    return paths
+
+
+def save_plots(run_dir: str | Path, out_dir: str | Path | None = None) -> list[Path]:
+    """Write every figure of a run to ``out_dir`` (default ``RUN/plots``) as SVG and PNG.
+
+    Raises:
+        ResultError: the run has no results, or one of them cannot be used.
+    """
+    out_dir = Path(run_dir) / "plots" if out_dir is None else Path(out_dir)
+    results = load_results(run_dir)
+    figures = run_figures(summarise(results), results)
+    return [path for name, fig in figures.items() for path in save_figure(fig, out_dir / name)]

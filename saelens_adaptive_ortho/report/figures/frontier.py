@@ -1,0 +1,163 @@
+"""Figure of unlearning: what is lost on forget against what is lost on retain."""
+
+# matplotlib leaves its keyword arguments untyped.
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from saelens_adaptive_ortho.report.figures.section import Section, mean_over_saes
+from saelens_adaptive_ortho.report.figures.style import (
+    MUTED,
+    STYLE,
+    Curve,
+    line_widths,
+    mean_curve,
+    panel_grid,
+    shared_legend,
+    side_note,
+    variant_styles,
+)
+from saelens_adaptive_ortho.report.statistics import Summary
+from saelens_adaptive_ortho.results import Result
+
+#: Part -> (title, which way is better, x axis, y axis).
+_FRONTIERS = {
+    "loss": (
+        "Next-token loss",
+        "higher: more is forgotten at the same price",
+        "retain damage: increase of the loss on retain (nats)",
+        "forget damage: increase of the loss on forget (nats)",
+    ),
+    "mcq": (
+        "Multiple-choice questions",
+        "lower: more is forgotten at the same price",
+        "retain accuracy that is kept, at least",
+        "lowest forget accuracy",
+    ),
+}
+_LEAST_ACCURACY = 0.8  # on retain; below, nobody would call it retained
+_LEVELS = {
+    "original_forget_accuracy": ("model untouched", (0, (5, 3))),
+    "chance": ("chance", (0, (1, 2))),
+}
+_LINE: dict[str, Any] = {"color": MUTED, "lw": 1.0, "zorder": 1}
+
+
+def frontier_figure(section: Section) -> Figure | None:
+    """Unlearning frontiers: what is lost on forget against what is lost on retain.
+
+    Thick lines are means over the seeds of a variant, thin lines single SAEs; the band is the 95%
+    bootstrap band of one SAE, averaged over seeds. Dots are the single interventions.
+    """
+    summary = section.summary
+    found = {part: _by_variant(section, part) for part in _FRONTIERS}
+    found = {part: by_variant for part, by_variant in found.items() if any(by_variant.values())}
+    if not found:
+        return None
+    styles = variant_styles(summary.variants)
+    drawn = [v for v in summary.variants if any(by_variant[v] for by_variant in found.values())]
+    with matplotlib.rc_context(STYLE):
+        figure, grid = panel_grid(
+            len(found), 3.9, width=5.6 * len(found) if len(found) > 1 else 7.2
+        )
+        for axes, (part, by_variant) in zip(grid, found.items(), strict=True):
+            title, better, xlabel, ylabel = _FRONTIERS[part]
+            curves: list[Curve] = []
+            for variant, width in zip(drawn, line_widths(len(drawn)), strict=True):
+                colour = styles[variant][0]
+                curves += _draw_frontiers(axes, by_variant[variant], part, colour, width)
+            _reference_lines(axes, summary, part, curves)
+            axes.set_title(title, pad=16)
+            side_note(axes, better, 1.01)
+            axes.set_xlabel(xlabel)
+            axes.set_ylabel(ylabel)
+        shared_legend(figure, drawn, styles, markers=False)
+    return figure
+
+
+def _by_variant(section: Section, part: str) -> dict[str, list[Result]]:
+    """The results with a frontier, for every variant of the run."""
+    having = [r for r in section.results if _frontier(r, part, "y")]
+    return {v: [r for r in having if r.variant == v] for v in section.summary.variants}
+
+
+def _frontier(result: Result, part: str, name: str) -> Curve | None:
+    """Return x with y, low or high of a frontier: finite values in rising x, None without any."""
+    if not result.ok or result.eval != "unlearning":
+        return None
+    frontier = result.details.get("frontiers", {}).get(part, {})
+    x, y = (np.asarray(frontier.get(key, []), dtype=float) for key in ("x", name))
+    if len(x) != len(y):
+        return None
+    finite = np.isfinite(x) & np.isfinite(y)
+    order = np.argsort(x[finite], kind="stable")
+    return (x[finite][order], y[finite][order]) if finite.any() else None
+
+
+def _draw_frontiers(
+    axes: Axes, results: Sequence[Result], part: str, colour: str, width: float
+) -> list[Curve]:
+    """Draw the frontiers of one variant and return every curve, band edges included."""
+    curves = {
+        name: [curve for r in results if (curve := _frontier(r, part, name)) is not None]
+        for name in ("y", "low", "high")
+    }
+    if not results:
+        return []
+    if len(results) > 1:
+        for x, y in curves["y"]:
+            axes.plot(x, y, color=colour, lw=0.8, alpha=0.5, zorder=3)
+    axes.plot(*mean_curve(curves["y"]), color=colour, lw=width, zorder=4)
+    if len(curves["low"]) == len(curves["high"]) == len(results):
+        (x, low), (other, high) = mean_curve(curves["low"]), mean_curve(curves["high"])
+        if np.array_equal(x, other):
+            axes.fill_between(x, low, high, color=colour, alpha=0.13, lw=0, zorder=2)
+    points = [p for r in results for p in r.details.get("points", {}).get(part, [])]
+    if points:
+        x, y = np.asarray(points, dtype=float).T
+        axes.scatter(
+            x, y, s=6, color=colour, alpha=0.3, lw=0, zorder=2, rasterized=len(points) > 500
+        )
+    return [curve for found in curves.values() for curve in found]
+
+
+def _reference_lines(axes: Axes, summary: Summary, part: str, curves: Sequence[Curve]) -> None:
+    """Add what a frontier is read against; the axes show frontiers, not stray interventions."""
+    xs = np.concatenate([x for x, _ in curves])
+    ys = np.concatenate([y for _, y in curves])
+    if part == "mcq" and (xs >= _LEAST_ACCURACY).any():
+        xs, ys = xs[xs >= _LEAST_ACCURACY], ys[xs >= _LEAST_ACCURACY]
+    left, right = float(xs.min()), float(xs.max())
+    heights = [float(ys.min()), float(ys.max())]
+    if part == "loss":
+        axes.plot([left, right], [left, right], ls=(0, (5, 3)), label="equal damage", **_LINE)
+        axes.legend(fontsize=7.8, labelcolor=MUTED, loc="best")
+    else:
+        heights += _draw_levels(axes, summary, left)
+    bottom, top = min(heights), max(heights)
+    margin = 0.05 * ((top - bottom) or 1.0)
+    axes.set_ylim(bottom - margin, top + margin)
+    axes.set_xlim(left, right if right > left else left + 1e-3)
+
+
+def _draw_levels(axes: Axes, summary: Summary, left: float) -> list[float]:
+    """Draw the accuracies that need no SAE and return them."""
+    levels: list[float] = []
+    for name, (label, dashes) in _LEVELS.items():
+        level = mean_over_saes(summary, f"unlearning/mcq/{name}")
+        if level is None:
+            continue
+        levels.append(level)
+        axes.axhline(level, ls=dashes, **_LINE)
+        axes.annotate(
+            label, (left, level), (4, 2), textcoords="offset points", fontsize=7.8, color=MUTED
+        )
+    return levels

@@ -1,0 +1,161 @@
+"""``report.html``: one page per run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from saelens_adaptive_ortho.evaluations import Evaluation
+from saelens_adaptive_ortho.files import write_text_atomic
+from saelens_adaptive_ortho.report.figures.files import run_figures
+from saelens_adaptive_ortho.report.formatting import number
+from saelens_adaptive_ortho.report.notes import GapGroup
+from saelens_adaptive_ortho.report.page.parts import Drawing, MetricTable, metric_table, render
+from saelens_adaptive_ortho.report.statistics import EvaluationSummary, Summary, summarise
+from saelens_adaptive_ortho.report.tables import pair_title, seeds_text
+from saelens_adaptive_ortho.report.verdicts import EvaluationVerdict, Verdicts, judge
+from saelens_adaptive_ortho.results import Result, load_results
+
+QUESTION = (
+    "Does adaptive orthogonality separate knowledge, the forget corpus from the retain corpus, "
+    "at no cost in reconstruction?"
+)
+
+HEADLINE_CAPTION = (
+    "Each panel is one metric: compare dots of the same seed along the thin lines, since the "
+    "verdict in the corner rests on those paired differences and not on whether the bars of two "
+    "variants overlap."
+)
+
+_GAP_WORDS = {"failed": "failed", "missing": "missing", "null": "no value"}
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write ``RUN/report.html`` atomically and return its path.
+
+    Raises:
+        ResultError: the run has no results, or one of them cannot be used.
+    """
+    run_dir = Path(run_dir)
+    results = load_results(run_dir)
+    config_path = run_dir / "config.yaml"
+    config = config_path.read_text(encoding="utf-8") if config_path.is_file() else None
+    name = run_dir.resolve().name
+    return write_text_atomic(run_dir / "report.html", render_page(results, config, name))
+
+
+def render_page(results: Sequence[Result], config: str | None = None, name: str = "run") -> str:
+    """Return the page as text.
+
+    Args:
+        results: what `load_results` returned.
+        config: text of the run's configuration, shown as it is; None where there is none.
+        name: the run's name for the title.
+    """
+    summary = summarise(results)
+    verdicts = judge(summary)
+    figures = run_figures(summary, results)
+    pairs = sorted(summary.pairs, key=lambda pair: pair[0] != summary.focus)
+    glance = None
+    if "headline" in figures:
+        glance = Drawing.of(figures["headline"], "headline", "At a glance", HEADLINE_CAPTION)
+    return render(
+        "run.html.j2",
+        title=f"{name}: adaptive orthogonality in sparse autoencoders",
+        kicker=f"{name} · {', '.join(summary.variants)} · {seeds_text(summary)}",
+        question=QUESTION,
+        verdicts=verdicts,
+        others=[v for v in verdicts.overall if v.variant != summary.focus],
+        pairs=[pair_title(pair) for pair in pairs],
+        sections=[
+            _section(summary, verdicts, found, pairs, figures)
+            for found in summary.evaluations.values()
+        ],
+        failures=[
+            (summary.evaluations[gap.eval].info.title, _gap(gap)) for gap in summary.gap_groups
+        ],
+        glance=glance,
+        headline=metric_table(summary, summary.headline) if summary.headline else None,
+        one_seed=len(summary.seeds) == 1,
+        config=None if config is None else config.rstrip(),
+        versions=[(name, ", ".join(seen)) for name, seen in summary.versions.items()],
+        mixed=", ".join(name for name, seen in summary.versions.items() if len(seen) > 1),
+        files=[(r.variant, r.seed, r.eval, number(r.seconds, 1), r.fingerprint) for r in results],
+    )
+
+
+@dataclass(frozen=True)
+class Section:
+    """The section of one evaluation.
+
+    Args:
+        info: the evaluation.
+        finished: whether any SAE has its numbers; else only the failures are shown.
+        failures: what is missing, and why.
+        outcomes: the verdict on each pair, for the table of contents; None where it judges none.
+        verdicts: the same in the order of the section.
+        caveats: what to know before believing the numbers.
+        remarks: what else the results say.
+        table: the primary and headline metrics.
+        folded: the others.
+        drawings: its figures.
+        took: time per SAE.
+    """
+
+    info: Evaluation
+    finished: int
+    failures: Sequence[str]
+    outcomes: Sequence[EvaluationVerdict | None]
+    verdicts: Sequence[EvaluationVerdict]
+    caveats: Sequence[str]
+    remarks: Sequence[str]
+    table: MetricTable
+    folded: MetricTable
+    drawings: Sequence[Drawing]
+    took: str
+
+
+def _section(
+    summary: Summary,
+    verdicts: Verdicts,
+    found: EvaluationSummary,
+    pairs: Sequence[tuple[str, str]],
+    figures: Mapping[str, Figure],
+) -> Section:
+    info = found.info
+    outcomes = [verdicts.of(info.name, pair) for pair in pairs]
+    first = {*info.keys(info.primary), *info.keys(info.headline)}
+    shown = [key for key in found.keys if key in first] or list(found.keys)
+    folded = [key for key in found.keys if key not in shown]
+    return Section(
+        info=info,
+        finished=found.finished,
+        failures=[_gap(gap) for gap in summary.gap_groups if gap.eval == info.name],
+        outcomes=outcomes,
+        verdicts=[verdict for verdict in outcomes if verdict is not None],
+        caveats=found.caveats,
+        remarks=found.remarks,
+        table=metric_table(summary, shown, section=True),
+        folded=metric_table(summary, folded, section=True, named=True),
+        drawings=[
+            Drawing.of(figures[shown.name], shown.name, shown.heading, shown.caption)
+            for shown in info.figures
+            if shown.name in figures
+        ],
+        took="" if found.seconds is None else _duration(found.seconds),
+    )
+
+
+def _gap(gap: GapGroup) -> str:
+    return f"{_GAP_WORDS[gap.kind]}, {gap.who}: {gap.reason}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{number(seconds, 1 if seconds < 10 else 0)} s"
+    if seconds < 5400:
+        return f"{number(seconds / 60, 1)} min"
+    return f"{number(seconds / 3600, 1)} h"

@@ -1,0 +1,434 @@
+"""What the statistics say in sentences: on each evaluation, and on the question of the run.
+
+A verdict holds its parts (pair, seeds, word, findings); `text` puts them together, and a page may
+mark some of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from saelens_adaptive_ortho.evaluations import evaluation
+from saelens_adaptive_ortho.report.formatting import estimate, number, value_decimals
+from saelens_adaptive_ortho.report.metrics import MetricInfo
+from saelens_adaptive_ortho.report.statistics import (
+    BETTER,
+    MIXED,
+    NO_DIFFERENCE,
+    NOT_MEASURED,
+    TOO_FEW,
+    WORSE,
+    Difference,
+    JointVerdict,
+    MetricVerdict,
+    Summary,
+)
+
+CAVEAT = (
+    "Angles and cosines describe the geometry of decoder directions; on their own they do not "
+    "show that the knowledge itself is separated."
+)
+CAVEAT_WITH_UNLEARNING = (
+    "Knowledge is judged by the primary metrics of unlearning; “if corrected” is Bonferroni's "
+    "correction for their number. Angles and cosines describe the geometry of decoder directions, "
+    "which is not knowledge."
+)
+
+#: Words of the verdicts. Only the angle tells forget from retain; the cosine is taken over all
+#: latents, so the words name what each one is between.
+_WORDS = {
+    "subspace/principal_angle/mean_deg": "mean principal angle between forget and retain",
+    "subspace/mean_max_cosine": "mean max cosine among all latents",
+}
+_RECONSTRUCTION = ("explained_variance", "ce_loss_score")
+
+Judged = Sequence[tuple[MetricInfo, Difference]]
+
+
+class Estimate(NamedTuple):
+    """A mean difference and its interval as text; the interval is empty with one seed."""
+
+    mean: str
+    interval: str
+
+    @property
+    def text(self) -> str:
+        """``+11.6° [+8.1°, +15.2°]``."""
+        return f"{self.mean} {self.interval}".rstrip()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The differences of one metric, or of several that differ in a number only.
+
+    ``colon`` stands between the label and several estimates.
+    """
+
+    label: str
+    estimates: Sequence[Estimate]
+    colon: str = ""
+
+    @property
+    def text(self) -> str:
+        """``a +1 [..]``, or ``c at 5 / 10: +1 [..] / +2 [..]``."""
+        values = " / ".join(estimate.text for estimate in self.estimates)
+        return f"{self.label}{self.colon} {values}"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The findings of one verdict, with the words before the first one, where any are needed."""
+
+    words: str
+    findings: Sequence[Finding]
+
+    @property
+    def text(self) -> str:
+        """``better: a +1 [..] and b +2 [..]``."""
+        return self.words + _and(self.findings)
+
+
+@dataclass(frozen=True)
+class EvaluationVerdict:
+    """What the primary metrics of one evaluation say of one pair of variants, taken together.
+
+    Args:
+        variant: what is judged.
+        reference: what it is compared with.
+        seeds: how many, in words; empty where nothing was measured.
+        verdict: in a word.
+        judged: primary metrics that were measured.
+        absent: those that were not.
+        differing: those that are better or worse.
+        corrected: those that remain so at 95% for all of ``judged`` together (Bonferroni).
+        counts: in how many metrics, with the words that lead from the verdict to them.
+        findings: the numbers that decide.
+        reasons: why nothing was measured.
+    """
+
+    variant: str
+    reference: str
+    seeds: str
+    verdict: JointVerdict
+    judged: int
+    absent: int
+    differing: int
+    corrected: int
+    counts: str
+    findings: Sequence[Findings]
+    reasons: Sequence[str]
+
+    @property
+    def pair(self) -> str:
+        """``adaptive against fixed``."""
+        return f"{self.variant} against {self.reference}"
+
+    @property
+    def rest(self) -> str:
+        """What follows the findings: how many metrics are missing, or why all are."""
+        missing = [f"{self.absent} not measured"] if self.judged and self.absent else []
+        return "".join(f"; {part}" for part in [*self.reasons, *missing])
+
+    @property
+    def text(self) -> str:
+        """The sentence with its numbers."""
+        seeds = f", {self.seeds}" if self.seeds else ""
+        found = "; ".join(findings.text for findings in self.findings)
+        numbers = f" ({found})" if self.findings else ""
+        return f"{self.pair}{seeds}: {self.verdict}{self.counts}{numbers}{self.rest}"
+
+
+@dataclass(frozen=True)
+class OverallVerdict:
+    """Answer for one pair of variants: does it separate better, and at what cost?
+
+    ``knowledge`` is judged by the primary metrics of unlearning, ``geometry`` by those of
+    subspace; ``text`` says it in words with the numbers.
+    """
+
+    variant: str
+    reference: str
+    knowledge: JointVerdict
+    geometry: JointVerdict
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """The verdicts on a run.
+
+    ``evaluations`` holds one verdict per pair for each evaluation with primary metrics, and
+    ``overall`` one per pair; ``focus`` is the variant the question is about.
+    """
+
+    first: str
+    focus: str | None
+    evaluations: Mapping[str, Sequence[EvaluationVerdict]]
+    overall: Sequence[OverallVerdict]
+
+    def of(self, eval: str, pair: tuple[str, str]) -> EvaluationVerdict | None:
+        """The verdict of an evaluation on a pair, or None where it judges none."""
+        for verdict in self.evaluations.get(eval, ()):
+            if (verdict.variant, verdict.reference) == pair:
+                return verdict
+        return None
+
+    @property
+    def on_focus(self) -> list[OverallVerdict]:
+        """The verdicts on `focus`, one per reference."""
+        return [verdict for verdict in self.overall if verdict.variant == self.focus]
+
+    @property
+    def caveat(self) -> str:
+        """What the verdict does not show, and how its brackets read."""
+        brackets = any("[" in verdict.text for verdict in self.overall)
+        known = any(verdict.knowledge != NOT_MEASURED for verdict in self.on_focus)
+        text = CAVEAT_WITH_UNLEARNING if known else CAVEAT
+        return text + (" Brackets hold 95% intervals." if brackets else "")
+
+    @property
+    def text(self) -> str:
+        """The answer in a few sentences."""
+        if self.focus is None:
+            return f"Only {self.first} has results, so there is nothing to compare."
+        return " ".join([*(verdict.text for verdict in self.on_focus), self.caveat])
+
+
+def judge(summary: Summary) -> Verdicts:
+    """The verdicts on a run, computed from its statistics."""
+    return Verdicts(
+        first=summary.variants[0],
+        focus=summary.focus,
+        evaluations={
+            name: [_evaluation_verdict(summary, name, *pair) for pair in summary.pairs]
+            for name, found in summary.evaluations.items()
+            if found.info.primary
+        },
+        overall=[_overall(summary, *pair) for pair in summary.pairs],
+    )
+
+
+def _judged(summary: Summary, keys: Iterable[str], variant: str, reference: str) -> Judged:
+    """The differences that were measured with at least one common seed."""
+    found: list[tuple[MetricInfo, Difference]] = []
+    for key in keys:
+        metric = summary.metrics.get(key)
+        difference = metric.difference(variant, reference) if metric else None
+        if metric is not None and difference is not None and difference.spread.n:
+            found.append((metric.info, difference))
+    return found
+
+
+def joint(judged: Judged) -> JointVerdict:
+    """The verdict of several metrics together; one that differs outweighs those that do not.
+
+    "Better" thus means better in at least one metric and worse in none.
+    """
+    kinds = {difference.verdict for _, difference in judged}
+    if {BETTER, WORSE} <= kinds:
+        return MIXED
+    order: tuple[JointVerdict, ...] = (BETTER, WORSE, NO_DIFFERENCE, TOO_FEW)
+    for kind in order:
+        if kind in kinds:
+            return kind
+    return NOT_MEASURED
+
+
+def _evaluation_verdict(
+    summary: Summary, eval: str, variant: str, reference: str
+) -> EvaluationVerdict:
+    """Put the primary metrics of one evaluation into words for one pair."""
+    info = summary.evaluations[eval].info
+    judged = _judged(summary, info.keys(info.primary), variant, reference)
+    verdict, m = joint(judged), len(judged)
+    n: Counter[MetricVerdict | None] = Counter(difference.verdict for _, difference in judged)
+    corrected = sum(difference.remains(m) for _, difference in judged)
+    failures = summary.failures(eval) if verdict == NOT_MEASURED else []
+    return EvaluationVerdict(
+        variant=variant,
+        reference=reference,
+        seeds=_seeds([judged], "seed"),
+        verdict=verdict,
+        judged=m,
+        absent=len(info.primary) - m,
+        differing=n[BETTER] + n[WORSE],
+        corrected=corrected,
+        counts=_counts(verdict, n, m, corrected),
+        findings=_findings(verdict, judged),
+        reasons=[gap.reason for gap in failures],
+    )
+
+
+def _counts(
+    verdict: JointVerdict, n: Mapping[MetricVerdict | None, int], m: int, corrected: int
+) -> str:
+    """The words after the verdict: `` at 95% in 1 of 2 primary metrics, 1 if corrected for 2``."""
+    metrics = _plural(m, "primary metric")
+    some = f"of {metrics}, {corrected} if corrected for {m}"
+    if verdict == MIXED:
+        return f" at 95%, better in {n[BETTER]} and worse in {n[WORSE]} {some}"
+    if verdict == TOO_FEW:
+        return f" for a verdict on {metrics}"
+    if verdict == NO_DIFFERENCE:
+        alike = f"{n[NO_DIFFERENCE]} of " if n[NO_DIFFERENCE] < m else ""
+        return f" in {alike}{metrics}" if m > 1 else ""
+    if verdict == NOT_MEASURED:
+        return ""
+    return f" at 95% in {n[verdict]} {some}" if m > 1 else " at 95%"
+
+
+def _findings(verdict: JointVerdict, judged: Judged) -> list[Findings]:
+    if verdict == NOT_MEASURED:
+        return []
+    if verdict == MIXED:
+        return [
+            Findings("better: ", _pick(judged, BETTER)),
+            Findings("worse: ", _pick(judged, WORSE)),
+        ]
+    return [Findings("", _pick(judged, verdict))]
+
+
+def _overall(summary: Summary, variant: str, reference: str) -> OverallVerdict:
+    """Put knowledge, geometry and cost in reconstruction of one pair into words."""
+    unlearning, subspace = evaluation("unlearning"), evaluation("subspace")
+    knowledge = _judged(summary, unlearning.keys(unlearning.primary), variant, reference)
+    geometry = _judged(summary, subspace.keys(subspace.primary), variant, reference)
+    cost = _judged(
+        summary, [f"core/pooled/{name}" for name in _RECONSTRUCTION], variant, reference
+    ) or _judged(
+        summary,
+        [f"core/{domain}/{name}" for name in _RECONSTRUCTION for domain in ("forget", "retain")],
+        variant,
+        reference,
+    )
+    directions = "decoder directions", "subspace"
+    if knowledge:
+        clauses = [
+            _separation(knowledge, variant, "knowledge", "unlearning"),
+            _capital(_separation(geometry, "it", *directions)),
+        ]
+    else:
+        clauses = [_separation(geometry, variant, *directions)]
+    seeds = _seeds([knowledge, geometry, cost], "paired seed")
+    over = f" over {seeds}" if seeds else ""
+    text = f"Against {reference}{over}, {'. '.join(clauses)}. {_cost(cost)}"
+    return OverallVerdict(variant, reference, joint(knowledge), joint(geometry), text)
+
+
+def _separation(judged: Judged, subject: str, what: str, source: str) -> str:
+    """A clause on how well ``subject`` separates ``what``, with the numbers that decide."""
+    verdict, m = joint(judged), len(judged)
+    if verdict == NOT_MEASURED:
+        return f"there are no {source} results to tell whether {subject} separates {what} better"
+    better, worse = _said(judged, BETTER), _said(judged, WORSE)
+    if verdict == MIXED:
+        return (
+            f"{subject} gives mixed evidence on separating {what}: better in {better}, worse in "
+            f"{worse}"
+        )
+    n = sum(difference.verdict == verdict for _, difference in judged)
+    many = m > 2  # too many numbers for a sentence; the evaluation's own verdict has them
+    numbers = _said(judged, verdict)
+    if verdict == NO_DIFFERENCE:
+        where = f" in {n} of {m} {source} metrics" if many else f": {numbers}"
+        return f"{subject} shows no difference at 95% in how far it separates {what}{where}"
+    if verdict == TOO_FEW:
+        where = f" by {m} {source} metrics" if many else f": {numbers}"
+        return f"there are too few seeds to say whether {subject} separates {what} better{where}"
+    text = f"{subject} separates {what} {verdict}"
+    if many:
+        corrected = sum(difference.remains(m) for _, difference in judged)
+        where = f" in {n} of {m} {source} metrics, {corrected} if corrected for {m}"
+        return f"{text}{where}: {numbers}"
+    same = _said(judged, NO_DIFFERENCE)
+    rest = f"; no difference is shown at 95% in {same}" if same else ""
+    return f"{text}: {numbers}{rest}"
+
+
+def _cost(judged: Judged) -> str:
+    """Sentences on reconstruction."""
+    if not judged:
+        return "The cost in reconstruction is not known, for lack of core results."
+    better, worse, few = (_said(judged, kind) for kind in (BETTER, WORSE, TOO_FEW))
+    same = [(info, d) for info, d in judged if d.verdict == NO_DIFFERENCE]
+    sentences: list[str] = []
+    if worse:
+        sentences.append(f"It costs reconstruction: {worse}.")
+    if better:
+        sentences.append(f"Reconstruction is better in {better}.")
+    if same:
+        # "No difference" is no proof of equality; the bound says what a loss could still be.
+        names = " or ".join(_short_label(info) for info, _ in same)
+        losses = [_largest_loss(difference) for _, difference in same]
+        bounds = " and ".join(number(loss, value_decimals([loss], 2)) for loss in losses)
+        sentences.append(
+            f"No change at 95% is shown in {names}, where the interval leaves room for a loss of "
+            f"up to {bounds}."
+        )
+    if few:
+        sentences.append(f"There are too few seeds to judge the cost in reconstruction: {few}.")
+    return " ".join(sentences)
+
+
+def _largest_loss(difference: Difference) -> float:
+    """The largest loss the 95% interval of a higher-is-better metric allows."""
+    assert difference.spread.ci95 is not None
+    return max(0.0, -difference.spread.ci95[0])
+
+
+def _pick(judged: Judged, verdict: JointVerdict) -> list[Finding]:
+    """The differences with this verdict; metrics that differ in a number only are one finding."""
+    groups: dict[str, list[tuple[MetricInfo, Difference]]] = {}
+    for info, difference in judged:
+        if difference.verdict == verdict:
+            groups.setdefault(info.template or info.key, []).append((info, difference))
+    findings: list[Finding] = []
+    for group in groups.values():
+        first = group[0][0]
+        estimates = [_estimate(info, difference) for info, difference in group]
+        if len(group) == 1:
+            findings.append(Finding(_short_label(first), estimates))
+        else:
+            label = first.with_number(" / ".join(info.number for info, _ in group))
+            findings.append(Finding(label, estimates, ":"))
+    return findings
+
+
+def _said(judged: Judged, verdict: JointVerdict) -> str:
+    return _and(_pick(judged, verdict))
+
+
+def _and(findings: Sequence[Finding]) -> str:
+    return " and ".join(finding.text for finding in findings)
+
+
+def _estimate(info: MetricInfo, difference: Difference) -> Estimate:
+    assert difference.spread.mean is not None
+    unit = info.unit if info.unit == "°" else ""
+    return Estimate(*estimate(difference.spread.mean, difference.spread.ci95, unit))
+
+
+def _short_label(info: MetricInfo) -> str:
+    # Pooled is what a reader expects; only another corpus needs saying.
+    name = info.name if info.qualifier in ("", "pooled") else info.label
+    return _WORDS.get(info.key, name)
+
+
+def _seeds(judged: Sequence[Judged], noun: str) -> str:
+    """``3 seeds``, or ``2 to 3 seeds`` where metrics have different numbers; empty without any."""
+    counts = sorted({difference.spread.n for found in judged for _, difference in found})
+    if not counts:
+        return ""
+    least = f"{counts[0]} to " if counts[0] < counts[-1] else ""
+    return f"{least}{_plural(counts[-1], noun)}"
+
+
+def _plural(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _capital(clause: str) -> str:
+    return clause[:1].upper() + clause[1:]

@@ -1,0 +1,76 @@
+"""The figures of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from saelens_adaptive_ortho.report.figures.files import run_figures, save_plots
+from saelens_adaptive_ortho.report.figures.frontier import frontier_figure
+from saelens_adaptive_ortho.report.figures.section import Section
+from saelens_adaptive_ortho.report.statistics import Summary, summarise
+from saelens_adaptive_ortho.results import (
+    Result,
+)
+from tests.report.runs import (
+    VARIANTS,
+    core,
+    every_result,
+    put,
+)
+
+
+def test_files(tmp_path: Path) -> None:
+    put(tmp_path, *core("baseline", [0.1, 0.2]))
+    assert [path.name for path in save_plots(tmp_path)] == ["headline.svg", "headline.png"]
+    assert (tmp_path / "plots" / "headline.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_every_figure(summary: Summary) -> None:
+    figures = run_figures(summary, every_result())
+    assert set(figures) == {
+        "headline",
+        "reconstruction",
+        "unlearning",
+        "unlearning_metrics",
+        "sparse_probing",
+        "sae_probes",
+        "absorption",
+        "tpp",
+        "scr",
+    }
+    assert len(figures["unlearning"].axes) == 2
+    assert len(figures["sae_probes"].axes) == 2
+    axes = figures["sparse_probing"].axes[0]
+    assert len(axes.lines) == len(VARIANTS) + 3
+    labels = {line.get_label() for line in axes.lines}
+    assert {"whole residual stream", "k raw dimensions", "k principal components"} <= labels
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("mcq", [True, False])
+def test_frontier(seeds: int, mcq: bool) -> None:
+    results = every_result(seeds, mcq)
+    figure = frontier_figure(Section(summarise(results), results, "unlearning"))
+    assert figure is not None
+    assert len(figure.axes) == 1 + mcq
+    # Per variant the mean and, with several seeds, each of them; then the line of equal damage.
+    per_variant = 1 if seeds == 1 else 1 + seeds
+    assert len(figure.axes[0].lines) == 3 * per_variant + 1
+
+
+def test_frontier_with_holes() -> None:
+    frontiers = [
+        {"x": [0.2, 0.0, 0.1], "y": [0.4, 0.0, None], "low": [0.3, 0.0, 0.1], "high": []},
+        {"x": [0.0, 0.3], "y": [0.0, 1.0], "low": [0.0, 0.5], "high": [0.0, 2.0]},
+        {"x": [], "y": []},
+    ]
+    results = [
+        Result("unlearning", "adaptive", seed, details={"frontiers": {"loss": frontier}})
+        for seed, frontier in enumerate(frontiers)
+    ]
+    figure = frontier_figure(Section(summarise(results), results, "unlearning"))
+    assert figure is not None
+    assert len(figure.axes[0].lines) == 4
+    assert frontier_figure(Section(summarise(results), results[2:], "unlearning")) is None

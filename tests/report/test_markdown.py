@@ -1,0 +1,54 @@
+"""Tables inside a markdown file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from saelens_adaptive_ortho.report.markdown import update_tables
+from saelens_adaptive_ortho.results import (
+    ResultError,
+)
+from tests.report.runs import (
+    core,
+    full_run,
+    put,
+)
+
+
+def test_update_is_idempotent(tmp_path: Path) -> None:
+    full_run(tmp_path / "runs" / "a")
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "# T\n\n```\n<!-- results: not/a/run -->\n```\n\n<!-- results: runs/a -->\nstale\n"
+        "<!-- /results -->\n\ntail\n"
+    )
+    before = readme.read_text()
+    assert update_tables(readme, check=True) is True
+    assert readme.read_text() == before
+    assert update_tables(readme) is True
+    after = readme.read_text()
+    assert "| mean principal angle (°) ↑ |" in after
+    assert "stale" not in after
+    assert after.endswith("<!-- /results -->\n\ntail\n")
+    assert update_tables(readme) is False
+    assert update_tables(readme, check=True) is False
+    assert readme.read_text() == after
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- results: gone -->\n<!-- /results -->\n", "results folder gone does not exist"),
+        ("<!-- results: run -->\n", "no <!-- /results -->"),
+        ("<!-- results: run -->\n<!-- results: run -->\n<!-- /results -->\n", "marker inside"),
+    ],
+)
+def test_what_cannot_be_updated(tmp_path: Path, text: str, message: str) -> None:
+    put(tmp_path / "run", *core("baseline", [0.1]))
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(ResultError, match=message):
+        update_tables(readme, tmp_path)
+    assert readme.read_text() == text

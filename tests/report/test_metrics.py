@@ -1,0 +1,62 @@
+"""What a metric is called, and which way is better."""
+
+from __future__ import annotations
+
+import pytest
+
+from saelens_adaptive_ortho.evaluations import BUILT_IN
+from saelens_adaptive_ortho.report.metrics import describe
+
+
+def test_corpus_group_and_unit() -> None:
+    assert describe("core/forget/ce_loss_score").label == "CE loss score, forget"
+    assert describe("core/forget/ce_loss_score").direction == "higher"
+    assert describe("subspace/condition_number/forget+retain").direction == "lower"
+    assert describe("subspace/principal_angle/min_deg").unit == "°"
+    assert describe("later/some_new_score").label == "some new score"
+    assert describe("later/some_new_score").direction is None
+
+
+@pytest.mark.parametrize(
+    ("key", "label", "direction"),
+    [
+        (
+            "unlearning/loss/forget_damage_at_0.10",
+            "unlearning: forget damage at retain damage ≤ 0.10 nats",
+            "higher",
+        ),
+        (
+            "unlearning/loss/forget_damage_at_0.10_halfwidth",
+            "unlearning: bootstrap half-width at retain damage ≤ 0.10 nats",
+            None,
+        ),
+        (
+            "unlearning/mcq/forget_accuracy_at_0.95",
+            "unlearning: forget accuracy at retain accuracy ≥ 0.95",
+            "lower",
+        ),
+        ("unlearning/mcq/chance", "unlearning: accuracy by chance", None),
+        ("sparse_probing/sae_top_20_accuracy", "sparse probing: accuracy, k = 20", "higher"),
+        ("sparse_probing/pca_top_5_accuracy", None, None),
+        ("sparse_probing/llm_accuracy", None, None),
+        ("sae_probes/sae_top_1_auc", "SAE Probes: AUC, k = 1", "higher"),
+        ("absorption/n_split_features", "absorption: latents per letter", "lower"),
+        ("absorption/n_letters", None, None),
+        ("tpp/threshold_10", "TPP: score, 10 latents ablated", "higher"),
+        ("tpp/threshold_10_unintended", "TPP: unintended effect, 10 latents ablated", None),
+        ("scr/threshold_500", "SCR: score, 500 latents ablated", "higher"),
+        ("ravel/isolation", "RAVEL: isolation", "higher"),
+        ("core/pooled/l0", "L0, pooled", None),
+    ],
+)
+def test_labels_and_directions(key: str, label: str | None, direction: str | None) -> None:
+    info = describe(key)
+    assert label is None or info.full_label == label
+    assert info.direction == direction
+    assert "{n}" not in info.full_label
+
+
+def test_primary_metrics_have_a_direction() -> None:
+    for info in BUILT_IN:
+        for key in info.keys(info.primary):
+            assert describe(key).direction is not None, key
