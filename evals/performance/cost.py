@@ -61,7 +61,8 @@ def overhead(sae: str, repeats: int) -> dict[str, float]:
         bench = workbench_for([subject], SuiteOptions(evals={"core": {}}, out=out))
         context = EvalContext(bench, subject.load, subject.variant, subject.seed, out / "raw")
         settings = core.Settings()
-        parts = core.held_out_contexts(context, settings)
+        size = settings.batch_size_prompts
+        parts = core.whole_batches(core.held_out_contexts(context, settings), size)
 
         def driver() -> None:
             run_evaluation("core", context, {})
@@ -73,7 +74,7 @@ def overhead(sae: str, repeats: int) -> dict[str, float]:
                 sae = subject.load()
                 sae.cfg.metadata.prepend_bos = bool(bench.prepend_bos)
                 sae.fold_W_dec_norm()
-                n = len(contexts) // settings.batch_size_prompts
+                n = len(contexts) // size
                 with (
                     model_served(bench.model),
                     tokens_served(main, contexts),
@@ -83,12 +84,12 @@ def overhead(sae: str, repeats: int) -> dict[str, float]:
                         [(f"direct-{domain}", sae)],
                         n_eval_reconstruction_batches=n,
                         n_eval_sparsity_variance_batches=n,
-                        eval_batch_size_prompts=settings.batch_size_prompts,
+                        eval_batch_size_prompts=size,
                         compute_featurewise_density_statistics=True,
                         compute_featurewise_weight_based_metrics=True,
                         exclude_special_tokens_from_reconstruction=True,
                         dataset="held-out",
-                        context_size=bench.context_size,
+                        context_size=contexts.shape[1],
                         output_folder=str(out / "direct"),
                         dtype=bench.dtype,
                         device=bench.device,

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-from jaxtyping import Float, Int
-from sae_lens.saes.sae import SAE
-from torch import Tensor
 
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import check_writable, write_failures_named, write_text_atomic
-from saelens_adaptive_ortho.judging import geometry
+from saelens_adaptive_ortho.judging import pairs
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Workbench
-from saelens_adaptive_ortho.judging.firing import hooked_rows
 from saelens_adaptive_ortho.judging.subjects import Subject, SuiteOptions, workbench_for
-from saelens_adaptive_ortho.maths import grouping, similar_pairs
-from saelens_adaptive_ortho.maths.directions import decoder_directions
-from saelens_adaptive_ortho.maths.similar_pairs import PairCounts, Pairs
 from saelens_adaptive_ortho.report.page.analysis import write_analysis
 from saelens_adaptive_ortho.results import Result, versions
 from saelens_adaptive_ortho.text.corpora import CorpusConfig
@@ -84,69 +74,6 @@ class AnalyseOptions:
             raise reject("--domain-ratio", self.domain_ratio, "must be above 1.")
 
 
-class Survey(NamedTuple):
-    """One pass over text.
-
-    ``halves`` are the firing rates in the first and the second half of each corpus's contexts;
-    ``top`` and ``where`` the largest activations of some latents and the tokens they fell on, as
-    (corpus, context, position).
-    """
-
-    counts: PairCounts
-    halves: Float[Tensor, "2 n_corpora d_sae"]
-    top: Float[Tensor, "n_texts n_latents"]
-    where: Int[Tensor, "n_texts n_latents 3"]
-
-
-@torch.no_grad()
-def survey(
-    sae: SAE[Any],
-    bench: Workbench,
-    corpora: list[Int[Tensor, "n context"]],
-    pairs: Pairs,
-    latents: Int[Tensor, " n_latents"],
-    n_texts: int,
-    batch_size: int = 32,
-) -> Survey:
-    """Firings of all latents, co-firings of pairs, top activations of ``latents``."""
-    d_sae, device = sae.cfg.d_sae, sae.device
-    counts = PairCounts(
-        0,
-        torch.zeros(d_sae, dtype=torch.int64, device=device),
-        torch.zeros(len(pairs.indices), dtype=torch.int64, device=device),
-    )
-    fired = torch.zeros(2, len(corpora), d_sae, dtype=torch.float64, device=device)
-    seen = torch.zeros(2, len(corpora), 1, dtype=torch.float64, device=device)
-    top = torch.zeros(n_texts, len(latents), device=device)
-    where = torch.full((n_texts, len(latents), 3), -1, device=device)
-    positions = torch.arange(corpora[0].shape[1])[slice(*bench.seqpos_slice)].to(device)
-    for number, contexts in enumerate(corpora):
-        middle = len(contexts) // 2
-        for half, start, end in ((0, 0, middle), (1, middle, len(contexts))):
-            for first in range(start, end, batch_size):
-                tokens = contexts[first : min(first + batch_size, end)]
-                rows = hooked_rows(sae, bench.model, tokens, bench.seqpos_slice)
-                encoded = sae.encode(rows)
-                active = encoded > 0
-                counts = similar_pairs.count_pairs(counts, active, pairs.indices)
-                fired[half, number] += active.sum(0)
-                seen[half, number] += len(active)
-                if not n_texts or not len(latents):
-                    continue
-                values, tops = encoded[:, latents].float().topk(min(n_texts, len(active)), dim=0)
-                place = torch.stack(
-                    [
-                        torch.full_like(tops, number),
-                        first + tops // len(positions),
-                        positions[tops % len(positions)],
-                    ],
-                    -1,
-                )
-                top, order = torch.cat([top, values]).topk(n_texts, dim=0)
-                where = torch.cat([where, place]).gather(0, order.unsqueeze(-1).expand(-1, -1, 3))
-    return Survey(counts, fired / seen.clamp(min=1), top, where)
-
-
 def analyse(
     saes: Sequence[str], options: AnalyseOptions, say: Callable[[str], None] = print
 ) -> list[Result]:
@@ -197,92 +124,22 @@ def _analyse_one(subject: Subject, bench: Workbench, options: AnalyseOptions) ->
         seed=subject.seed,
         raw_dir=options.out,
     )
-    settings = geometry.Settings(
-        n_contexts=options.n_contexts,
-        domain_ratio=options.domain_ratio,
-        energy=options.energy,
-        batch_size_prompts=options.batch_size_prompts,
-    )
+    settings = pairs.Settings(**{f.name: getattr(options, f.name) for f in fields(pairs.Settings)})
     try:
-        outcome = geometry.run(context, settings)
+        outcome = pairs.run(context, settings)
     except EvaluationError as error:
         raise reject("SAE", subject.source, str(error)) from error
-    metrics, details = dict(outcome.metrics), dict(outcome.details)
-    sae = context.load()
-    found = _candidates(sae, bench, options)
-    metrics |= found.metrics
-    details |= found.details
+    cfg = context.load().cfg
     return Result(
         eval="subspace",
         variant=subject.variant,
         seed=subject.seed,
-        metrics=metrics,
-        details={**details, "source": subject.source, "d_in": sae.cfg.d_in, "d_sae": sae.cfg.d_sae},
+        metrics=outcome.metrics,
+        details={
+            **outcome.details,
+            "source": subject.source,
+            "d_in": cfg.d_in,
+            "d_sae": cfg.d_sae,
+        },
         versions=versions(),
     )
-
-
-class _Found(NamedTuple):
-    metrics: dict[str, float | None]
-    details: dict[str, Any]
-
-
-def _candidates(sae: SAE[Any], bench: Workbench, options: AnalyseOptions) -> _Found:
-    directions = decoder_directions(sae.W_dec.detach()).to(sae.device)
-    pairs = similar_pairs.similar_pairs(directions, options.min_cosine)
-    latents = pairs.indices.unique()
-    contexts = [c.train[: options.n_contexts] for c in bench.corpora]
-    seen = survey(sae, bench, contexts, pairs, latents, options.n_texts, options.batch_size_prompts)
-    kept = similar_pairs.absorption_candidates(seen.counts, pairs, options.max_lift)
-    column = {latent: place for place, latent in enumerate(latents.tolist())}
-    domains = [c.domain for c in bench.corpora]
-
-    def texts(latent: int) -> list[dict[str, Any]]:
-        shown = []
-        for value, place in zip(
-            seen.top[:, column[latent]].tolist(),
-            seen.where[:, column[latent]].tolist(),
-            strict=True,
-        ):
-            if value > 0:
-                corpus, row, position = place
-                window = _window(bench, contexts[corpus][row], position)
-                shown.append({"activation": value, "corpus": domains[corpus], **window})
-        return shown
-
-    lift = similar_pairs.lifts(seen.counts, pairs.indices)
-    metrics: dict[str, float | None] = {
-        "similar_pairs_examined": float(len(pairs.indices)),
-        "absorption_candidates": float(len(kept)),
-    }
-    details: dict[str, Any] = {
-        "similar_pairs": [
-            [i, j, round(c, 4), round(x, 4)]
-            for (i, j), c, x in zip(
-                pairs.indices.tolist(), pairs.cosines.tolist(), lift.tolist(), strict=True
-            )
-            if x == x  # a pair of which one never fired has no lift
-        ],
-        "absorption_candidates": [
-            {**c._asdict(), "texts": {"frequent": texts(c.frequent), "rare": texts(c.rare)}}
-            for c in kept[: options.n_candidates]
-        ],
-    }
-    if len(bench.corpora) == 2:
-        first, second = (grouping.domain_groups(h, options.domain_ratio) for h in seen.halves)
-        alive = (first != grouping.INACTIVE) & (second != grouping.INACTIVE)
-        moved = (first != second) & alive
-        metrics["domain_churn"] = float(moved.sum() / alive.sum().clamp(min=1))
-    return _Found(metrics, details)
-
-
-def _window(bench: Workbench, tokens: Tensor, position: int, width: int = 10) -> dict[str, str]:
-    """The token and what stands around it, as text."""
-    tokenizer: Any = bench.model.tokenizer
-    decode = tokenizer.decode
-    ids = tokens.tolist()
-    return {
-        "before": decode(ids[max(0, position - width) : position]),
-        "token": decode(ids[position : position + 1]),
-        "after": decode(ids[position + 1 : position + 1 + width]),
-    }

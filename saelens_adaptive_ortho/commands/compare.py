@@ -43,7 +43,6 @@ def workbench(cfg: AdaptiveOrthoRunnerConfig, prepared: Prepared, cache: Path) -
         context_size=cfg.context_size,
         cache=cache.resolve(),
         prepend_bos=bool(cfg.prepend_bos),
-        seqpos_slice=tuple(cfg.seqpos_slice),
         device=cfg.device,
         dtype=cfg.dtype,
     )

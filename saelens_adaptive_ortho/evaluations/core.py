@@ -39,7 +39,7 @@ CORE = Evaluation(
     ),
     settings=Settings,
     module="saelens_adaptive_ortho.judging.saebench.core",
-    version=2,
+    version=3,
     needs=SAE_BENCH,
     metrics={
         "explained_variance": Metric("explained variance", "", "higher"),

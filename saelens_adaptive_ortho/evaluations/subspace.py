@@ -36,6 +36,7 @@ SUBSPACE = Evaluation(
     ),
     settings=Settings,
     module="saelens_adaptive_ortho.judging.geometry",
+    version=2,
     metrics={
         "mean_max_cosine": Metric("mean max cosine", "", "lower"),
         "border_max_cosine": Metric("max cosine from forget to retain", "", "lower"),

@@ -61,7 +61,7 @@ UNLEARNING = Evaluation(
     ),
     settings=Settings,
     module="saelens_adaptive_ortho.judging.unlearning.evaluation",
-    version=2,
+    version=3,
     metrics={
         "loss/forget_damage_at_{n}": Metric(
             "forget damage at retain damage ≤ {n} nats", "nats", "higher"

@@ -45,7 +45,6 @@ class Workbench:
         texts: where the text of each corpus comes from, by domain.
         context_size: tokens in a context of ``corpora``.
         prepend_bos: whether those contexts begin with BOS.
-        seqpos_slice: token positions the SAEs were trained on.
         device: where SAEs are evaluated.
         dtype: of the SAEs.
         cache: scratch kept between evaluations; anything in it is keyed by what determines it.
@@ -58,7 +57,6 @@ class Workbench:
     context_size: int
     cache: Path
     prepend_bos: bool = True
-    seqpos_slice: tuple[int | None, ...] = (None,)
     device: str = "cpu"
     dtype: str = "float32"
     others: dict[str, HookedRootModule] = field(default_factory=dict, init=False, repr=False)
@@ -122,10 +120,16 @@ class EvalContext:
 
     @cached_property
     def sae_digest(self) -> str:
-        """Identity of the SAE: weights, architecture, hook."""
+        """Identity of the SAE: weights, architecture, hook, and which tokens count for it."""
         sae = self.load()
         metadata = sae.cfg.metadata
         parts = [sae.cfg.architecture(), metadata.hook_name, tensors_digest(sae.state_dict())]
+        # Which tokens count is the SAE's own setting; the usual ones leave the digest as it is.
+        usual = ("seqpos_slice", [None]), ("hook_head_index", None), ("prepend_bos", True)
+        for name, value in (*usual, ("exclude_special_tokens", False)):
+            own = list(metadata[name]) if isinstance(metadata[name], tuple) else metadata[name]
+            if own not in (None, value):
+                parts.append(f"{name}={own}")
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def need_corpora(self, n: int) -> list[TokenisedCorpus]:

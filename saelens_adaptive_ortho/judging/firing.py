@@ -1,76 +1,296 @@
-"""One pass over text: which latents fire where."""
+"""One pass over text: which latents fire where, and how strongly.
+
+Every number about firing, in every evaluation and in ``adaptive-ortho analyse``, comes from
+:func:`passes`, so that all of them speak of the same tokens:
+
+- **Contexts.** Each SAE sees contexts as it was trained on: with BOS in front or without it
+  (:func:`as_trained`).
+- **Positions.** Those of the SAE's own ``seqpos_slice``; of a hook with heads, the SAE's own head.
+- **Tokens.** BOS, EOS and padding never count, whatever the SAE was trained on: their activations
+  say nothing about the text, and so SAEs that were trained with and without them stay comparable.
+  Neither does a token count that the SAE was trained without (its ``exclude_special_tokens``).
+
+What is measured is an accumulator: ``update`` counts one batch, ``result`` gives the measurement.
+Any number of them share a pass (:func:`accumulate`).
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from sae_lens.saes.sae import SAE
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+from sae_lens.saes.transcoder import SkipTranscoder
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, get_special_token_ids
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.HookedTransformer import HookedRootModule
 
-from saelens_adaptive_ortho.maths import coactivation
+from saelens_adaptive_ortho.maths import coactivation, similar_pairs
+from saelens_adaptive_ortho.maths.similar_pairs import PairCounts
+from saelens_adaptive_ortho.text import models
 
 SKETCH_SIZE = 256
 
 
-class Firing(NamedTuple):
-    """What a pass over text says about latents."""
+class Batch(NamedTuple):
+    """What the SAE makes of some contexts of one corpus.
 
-    rates: Float[Tensor, "n_corpora d_sae"]
-    sketches: Float[Tensor, "d_sae r"]
+    Attributes:
+        corpus: number of the corpus.
+        tokens: as the model read them.
+        rows: the context (numbered within its corpus) and the position of each token that counts.
+        x: activations of those tokens at the hook.
+        codes: their codes.
+        output: their reconstructions, where they were asked for.
+    """
+
+    corpus: int
+    tokens: Int[Tensor, "batch context"]
+    rows: Int[Tensor, "n 2"]
+    x: Float[Tensor, "n d_in"]
+    codes: Float[Tensor, "n d_sae"]
+    output: Float[Tensor, "n d_in"] | None = None
+
+
+class Accumulator(Protocol):
+    """Something that is measured batch by batch."""
+
+    def update(self, batch: Batch) -> None:
+        """Count one batch."""
+        ...
+
+
+def uncounted_tokens(sae: SAE[Any], model: HookedRootModule) -> set[int]:
+    """BOS, EOS, padding, and whatever else the SAE was trained without."""
+    excluded = sae.cfg.metadata.exclude_special_tokens
+    if excluded is True:
+        tokenizer: Any = model.tokenizer
+        excluded = get_special_token_ids(tokenizer)
+    return models.special_tokens(model) | set(excluded or ())
+
+
+def as_trained(
+    sae: SAE[Any], model: HookedRootModule, contexts: Int[Tensor, "n context"]
+) -> Int[Tensor, "n length"]:
+    """The contexts with BOS in front, or without it, as the SAE's ``prepend_bos`` says.
+
+    BOS put in front pushes the last token out, so that the length stays; taken away, it leaves the
+    contexts one token shorter. Contexts of an SAE that does not say are left alone. Contexts count
+    as tokenised with BOS if all of them begin with it: a separator can be a context's first token
+    by chance.
+    """
+    tokenizer: Any = model.tokenizer
+    wanted, bos = sae.cfg.metadata.prepend_bos, tokenizer.bos_token_id
+    if wanted is None or bos is None or not len(contexts):
+        return contexts
+    begins = contexts[:, :1] == bos
+    if not wanted:
+        return contexts[:, 1:] if bool(begins.all()) else contexts
+    pushed = torch.cat([torch.full_like(contexts[:, :1], bos), contexts[:, :-1]], dim=1)
+    return torch.where(begins, contexts, pushed)
 
 
 @torch.no_grad()
-def hooked_rows(
-    sae: SAE[Any],
-    model: HookedRootModule,
-    tokens: Int[Tensor, "batch context"],
-    seqpos_slice: tuple[int | None, ...] = (None,),
-) -> Float[Tensor, "n d_in"]:
-    """Activations at the SAE's hook, context by context, for the positions of ``seqpos_slice``."""
+def at_hook(
+    sae: SAE[Any], model: HookedRootModule, tokens: Int[Tensor, "batch context"]
+) -> Float[Tensor, "batch context *d_in"]:
+    """Activations at the SAE's hook, in the shape that its ``encode`` takes.
+
+    The model runs only up to the hook's layer. Of activations by head, it is the SAE's own head, or
+    all heads side by side.
+    """
     hook, head = sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_head_index
     acts = model.run_with_cache(
         tokens.long().to(next(model.parameters()).device),
         names_filter=[hook],
         stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook),
         prepend_bos=False,
-    )[1][hook][:, slice(*seqpos_slice)]
-    if acts.ndim > 3:
-        acts = acts[:, :, head] if head is not None else acts.flatten(2)
-    return acts.flatten(0, 1).to(sae.device, sae.dtype)
+    )[1][hook]
+    if acts.ndim > 3 and head is not None:
+        acts = acts[:, :, head]
+    elif acts.ndim > 3 and not getattr(sae, "hook_z_reshaping_mode", False):
+        acts = acts.flatten(2)
+    return acts.to(sae.device, sae.dtype)
 
 
 @torch.no_grad()
-def measure_firing(
+def passes(
     sae: SAE[Any],
     model: HookedRootModule,
-    corpora: list[Int[Tensor, "n context"]],
+    corpora: Sequence[Int[Tensor, "n context"]],
     batch_size: int = 32,
-    seqpos_slice: tuple[int | None, ...] = (None,),
-) -> Firing:
-    """Firing rates ``P(i | corpus)`` per token, and centred firing sketches over all corpora.
+    desc: str = "Reading activations",
+    reconstruct: bool = False,
+) -> Iterator[Batch]:
+    """Tokens, activations and codes, corpus by corpus; see the module on what counts.
 
-    Every token position in ``seqpos_slice`` counts, including special tokens.
+    Args:
+        corpora: contexts of each.
+        batch_size: contexts per forward pass.
+        desc: of the progress bar.
+        reconstruct: whether batches hold reconstructions.
     """
-    states = []
-    empty = torch.empty(sae.cfg.d_sae, 0, dtype=torch.int64, device=sae.device)
+    ignored = torch.tensor(sorted(uncounted_tokens(sae, model)), dtype=torch.int64)
+    window = slice(*(sae.cfg.metadata.seqpos_slice or (None,)))
     n_batches = sum(-(-len(c) // batch_size) for c in corpora)
-    with tqdm(total=n_batches, desc="Measuring firing rates", leave=False) as bar:
+    with tqdm(total=n_batches, desc=desc, leave=False, unit=" batches") as bar:
         for number, contexts in enumerate(corpora):
-            state = coactivation.empty_state(sae.cfg.d_sae, 0, SKETCH_SIZE, device=sae.device)
-            for step, tokens in enumerate(contexts.split(batch_size)):
-                rows = hooked_rows(sae, model, tokens, seqpos_slice)
-                fires = sae.encode(rows)
-                signs = coactivation.random_signs(len(rows), SKETCH_SIZE, number, step)
-                state = coactivation.update(state, fires, empty, signs.to(sae.device), decay=1.0)
+            contexts = as_trained(sae, model, contexts)
+            for first in range(0, len(contexts), batch_size):
+                tokens = contexts[first : first + batch_size]
+                counted = torch.zeros(tokens.shape, dtype=torch.bool)
+                counted[:, window] = True
+                counted &= ~torch.isin(tokens.cpu().long(), ignored)
+                rows = counted.nonzero().to(sae.device)
+                if len(rows):
+                    inputs = at_hook(sae, model, tokens)[rows[:, 0], rows[:, 1]]
+                    codes = sae.encode(inputs)
+                    output = _decoded(sae, inputs, codes) if reconstruct else None
+                    rows[:, 0] += first
+                    yield Batch(number, tokens, rows, inputs.flatten(1), codes, output)
                 bar.update()
-            states.append(state)
-    rates = torch.stack([coactivation.firing_rates(s) for s in states])
-    total = states[0]
-    for state in states[1:]:
-        total = coactivation.CoactivationState(*(a + b for a, b in zip(total, state, strict=True)))
-    return Firing(rates, coactivation.sketch_directions(total))
+
+
+def _decoded(sae: SAE[Any], inputs: Tensor, codes: Tensor) -> Float[Tensor, "n d_in"]:
+    """``sae(inputs)``, without encoding again. Right after ``encode``: ``decode`` undoes the
+    normalisation of the input that was encoded last."""
+    output = sae.decode(codes)
+    if isinstance(sae, SkipTranscoder):
+        output = output + inputs @ sae.W_skip.T
+    return output.flatten(1)
+
+
+def accumulate(batches: Iterable[Batch], *accumulators: Accumulator) -> None:
+    """Count every batch in every accumulator."""
+    for batch in batches:
+        for accumulator in accumulators:
+            accumulator.update(batch)
+
+
+class Firings:
+    """``P(i | corpus)`` of each latent per token, and ``E[f_i | i fires, corpus]``.
+
+    Args:
+        sae: whose latents.
+        n_corpora: in the pass.
+    """
+
+    def __init__(self, sae: SAE[Any], n_corpora: int) -> None:
+        size = (n_corpora, sae.cfg.d_sae)
+        self.n_tokens = torch.zeros(n_corpora, 1, dtype=torch.int64, device=sae.device)
+        self.fired = torch.zeros(size, dtype=torch.int64, device=sae.device)
+        self.total = torch.zeros(size, dtype=torch.float64, device=sae.device)
+
+    def update(self, batch: Batch) -> None:
+        self.n_tokens[batch.corpus] += len(batch.codes)
+        self.fired[batch.corpus] += (batch.codes > 0).sum(0)
+        self.total[batch.corpus] += batch.codes.clamp(min=0).sum(0, dtype=torch.float64)
+
+    def rates(self) -> Float[Tensor, "n_corpora d_sae"]:
+        """Share of the tokens on which a latent fires; zero without a token."""
+        return self.fired.double() / self.n_tokens.clamp(min=1)
+
+    def scales(self) -> Float[Tensor, "n_corpora d_sae"]:
+        """Mean activation where a latent fires; zero where it never does."""
+        return self.total / self.fired.clamp(min=1)
+
+
+class Halves:
+    """Firing rates in the first and in the second half of each corpus's contexts.
+
+    Args:
+        sae: whose latents.
+        sizes: contexts of each corpus; of an odd number, the second half has one more.
+    """
+
+    def __init__(self, sae: SAE[Any], sizes: Sequence[int]) -> None:
+        self.middles = [size // 2 for size in sizes]
+        self.halves = [Firings(sae, len(sizes)) for _ in range(2)]
+
+    def update(self, batch: Batch) -> None:
+        second = batch.rows[:, 0] >= self.middles[batch.corpus]
+        for half, chosen in zip(self.halves, (~second, second), strict=True):
+            half.update(batch._replace(codes=batch.codes[chosen]))
+
+    def rates(self) -> Float[Tensor, "2 n_corpora d_sae"]:
+        return torch.stack([half.rates() for half in self.halves])
+
+
+class Sketches:
+    """Unit sketches of the centred firing patterns over all corpora.
+
+    See :func:`.coactivation.sketch_directions`.
+    """
+
+    def __init__(self, sae: SAE[Any], n_corpora: int) -> None:
+        self.state = coactivation.empty_state(sae.cfg.d_sae, 0, SKETCH_SIZE, device=sae.device)
+        self.steps = [0] * n_corpora
+        self.no_pairs = torch.empty(sae.cfg.d_sae, 0, dtype=torch.int64, device=sae.device)
+
+    def update(self, batch: Batch) -> None:
+        step = self.steps[batch.corpus]
+        signs = coactivation.random_signs(len(batch.codes), SKETCH_SIZE, batch.corpus, step)
+        self.state = coactivation.update(
+            self.state, batch.codes, self.no_pairs, signs.to(batch.codes.device), decay=1.0
+        )
+        self.steps[batch.corpus] += 1
+
+    def result(self) -> Float[Tensor, "d_sae r"]:
+        return coactivation.sketch_directions(self.state)
+
+
+class PairFirings:
+    """Tokens on which each latent fires, and tokens on which both of a pair do, over all corpora.
+
+    Args:
+        sae: whose latents.
+        pairs: of latents.
+    """
+
+    def __init__(self, sae: SAE[Any], pairs: Int[Tensor, "n_pairs 2"]) -> None:
+        self.pairs = pairs
+        self.counts = PairCounts(
+            0,
+            torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.device),
+            torch.zeros(len(pairs), dtype=torch.int64, device=sae.device),
+        )
+
+    def update(self, batch: Batch) -> None:
+        self.counts = similar_pairs.count_pairs(self.counts, batch.codes > 0, self.pairs)
+
+    def result(self) -> PairCounts:
+        return self.counts
+
+
+class TopTexts:
+    """The largest activations of some latents, and where they are.
+
+    Args:
+        sae: whose latents.
+        latents: of them.
+        n_texts: activations kept of each latent.
+
+    Attributes:
+        values: largest first; zero where there are fewer.
+        places: corpus, context and position (of :func:`as_trained`) of each; -1 without one.
+    """
+
+    def __init__(self, sae: SAE[Any], latents: Int[Tensor, " n_latents"], n_texts: int) -> None:
+        self.latents = latents
+        self.values = torch.zeros(n_texts, len(latents), device=sae.device)
+        self.places = torch.full((n_texts, len(latents), 3), -1, device=sae.device)
+
+    def update(self, batch: Batch) -> None:
+        n_texts, n_latents = self.values.shape
+        if not n_texts or not n_latents:
+            return
+        n = min(n_texts, len(batch.codes))
+        values, tops = batch.codes[:, self.latents].float().topk(n, dim=0)
+        corpus = torch.full_like(tops, batch.corpus).unsqueeze(-1)
+        places = torch.cat([corpus, batch.rows[tops]], dim=-1)
+        self.values, order = torch.cat([self.values, values]).topk(n_texts, dim=0)
+        order = order.unsqueeze(-1).expand(-1, -1, 3)
+        self.places = torch.cat([self.places, places]).gather(0, order)

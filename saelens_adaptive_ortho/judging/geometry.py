@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from sae_lens.saes.sae import SAE
 from torch import Tensor
 
 from saelens_adaptive_ortho.evaluations.subspace import Settings
 from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome
-from saelens_adaptive_ortho.judging.firing import measure_firing
+from saelens_adaptive_ortho.judging.firing import Firings, Sketches, accumulate, passes
 from saelens_adaptive_ortho.maths import geometry, grouping
 from saelens_adaptive_ortho.maths.directions import decoder_directions
 from saelens_adaptive_ortho.maths.grouping import DOMAIN_NAMES, FORGET, RETAIN
@@ -22,34 +23,56 @@ GROUP_THRESHOLD = 0.5
 def run(context: EvalContext, settings: Settings) -> Outcome:
     """Condition numbers, effective ranks and principal angles of an exported SAE's groups.
 
-    Groups are found the same way for every variant, by one pass over training text: forget,
-    retain and shared by firing rate where there are two corpora, and co-activation groups.
+    Groups are found the same way for every variant, by one pass over training text.
     """
     corpora = context.need_corpora(1)
     sae = context.load()
-    directions = decoder_directions(sae.W_dec.detach().double()).cpu()
+    firings, sketches = Firings(sae, len(corpora)), Sketches(sae, len(corpora))
     contexts = [c.train[: settings.n_contexts] for c in corpora]
-    firing = measure_firing(
-        sae, context.model, contexts, settings.batch_size_prompts, context.bench.seqpos_slice
+    accumulate(
+        passes(sae, context.model, contexts, settings.batch_size_prompts, "Measuring firing rates"),
+        firings,
+        sketches,
     )
+    domains = [c.domain for c in corpora]
+    return describe(sae, domains, firings.rates(), sketches.result(), settings)
+
+
+def describe(
+    sae: SAE[Any],
+    domains: list[str],
+    rates: Float[Tensor, "n_corpora d_sae"],
+    sketches: Float[Tensor, "d_sae r"],
+    settings: Settings,
+) -> Outcome:
+    """The geometry of an SAE's groups: forget, retain and shared by firing rate where there are
+    two corpora, and co-activation groups."""
+    directions = decoder_directions(sae.W_dec.detach().double()).cpu()
     metrics: dict[str, float | None] = {"mean_max_cosine": geometry.mean_max_cosine(directions)}
     edges, counts = geometry.cosine_histogram(directions)
     details: dict[str, Any] = {
         "cosine_histogram": {"edges": edges, "counts": counts},
         "group_sizes": {},
     }
-    group_ids = grouping.coactivation_groups(firing.sketches, GROUP_THRESHOLD).cpu()
+    group_ids = grouping.coactivation_groups(sketches, GROUP_THRESHOLD).cpu()
     _describe_coactivation(metrics, details, directions, group_ids)
-    alive = firing.rates.sum(0).cpu() > 0
+    alive = rates.sum(0).cpu() > 0
     _describe_group(metrics, details, "all", directions[alive])
-    if context.has_domains:
-        ids = grouping.domain_groups(firing.rates, settings.domain_ratio).cpu()
+    if len(domains) == 2:
+        ids = grouping.domain_groups(rates, settings.domain_ratio).cpu()
         _describe_domains(metrics, details, directions, ids, settings.energy)
-        details["firing_rates"] = {
-            c.domain: [float(f"{r:.4g}") for r in rates.tolist()]
-            for c, rates in zip(corpora, firing.rates, strict=True)
-        }
+        details["firing_rates"] = rounded_rates(domains, rates)
     return Outcome(metrics, details)
+
+
+def rounded_rates(
+    domains: list[str], rates: Float[Tensor, "n_corpora d_sae"]
+) -> dict[str, list[float]]:
+    """Firing rates of each corpus, as they stand in a result file."""
+    return {
+        domain: [float(f"{r:.4g}") for r in own.tolist()]
+        for domain, own in zip(domains, rates, strict=True)
+    }
 
 
 def _describe_domains(

@@ -186,7 +186,6 @@ def workbench_for(subjects: list[Subject], options: SuiteOptions) -> Workbench:
         context_size=context_size,
         cache=cache,
         prepend_bos=prepend_bos,
-        seqpos_slice=tuple(metadata.seqpos_slice or (None,)),
         device=options.device,
         dtype=options.dtype,
     )

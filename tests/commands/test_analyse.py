@@ -12,14 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from saelens_adaptive_ortho.commands import cli
-from saelens_adaptive_ortho.commands.analyse import AnalyseOptions, analyse, survey
-from saelens_adaptive_ortho.commands.compare import workbench
+from saelens_adaptive_ortho.commands.analyse import AnalyseOptions, analyse
 from saelens_adaptive_ortho.errors import ConfigError
-from saelens_adaptive_ortho.maths.directions import decoder_directions
-from saelens_adaptive_ortho.maths.similar_pairs import similar_pairs
 from saelens_adaptive_ortho.report.page.analysis import render_analysis
 from saelens_adaptive_ortho.results import Result
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
@@ -125,45 +121,6 @@ def test_text_in_the_page_is_escaped() -> None:
     assert "a&lt;b" in page
     assert "a<b" not in page
     assert "&lt;b&gt;<mark>&amp;</mark>" in page
-
-
-@torch.no_grad()
-def test_the_survey_counts_what_a_loop_over_tokens_counts(
-    make_config: Callable[..., Any], prepared: Prepared, tmp_path: Path
-) -> None:
-    cfg = make_config()
-    runner = AdaptiveOrthoRunner(cfg, None, prepared)
-    sae = runner.sae
-    bench = workbench(cfg, prepared, tmp_path)
-    contexts = [c.train[:5] for c in bench.corpora]
-    pairs = similar_pairs(decoder_directions(sae.W_dec.detach()), 0.2)
-    latents = pairs.indices.unique()
-    seen = survey(sae, bench, contexts, pairs, latents, n_texts=2, batch_size=5)
-    other = survey(sae, bench, contexts, pairs, latents, n_texts=2, batch_size=1)
-    hook = sae.cfg.metadata.hook_name
-    acts = [bench.model.run_with_cache(c.long(), prepend_bos=False)[1][hook] for c in contexts]
-    # BatchTopK chooses among the batch it sees, so compare where batches are the same.
-    encoded = [torch.cat([sae.encode(part.flatten(0, 1)) for part in (a[:2], a[2:])]) for a in acts]
-    together = torch.cat(encoded)
-    active = together > 0
-    assert seen.counts.n_tokens == len(together) == other.counts.n_tokens
-    assert torch.equal(seen.counts.fired, active.sum(0))
-    for (i, j), both in zip(pairs.indices.tolist(), seen.counts.both.tolist(), strict=True):
-        assert both == int((active[:, i] & active[:, j]).sum())
-    length = contexts[0].shape[1]
-    for half, rows in ((0, slice(0, 2 * length)), (1, slice(2 * length, None))):
-        for corpus in (0, 1):
-            rate = (encoded[corpus][rows] > 0).double().mean(0)
-            torch.testing.assert_close(seen.halves[half, corpus], rate)
-    for column, latent in enumerate(latents.tolist()):
-        expected = together[:, latent].topk(2).values
-        torch.testing.assert_close(seen.top[:, column], expected)
-        for value, (corpus, context, position) in zip(
-            seen.top[:, column].tolist(), seen.where[:, column].tolist(), strict=True
-        ):
-            if value > 0:
-                row = encoded[corpus][context * length + position]
-                assert float(row[latent]) == pytest.approx(value)
 
 
 def test_what_cannot_work_is_refused_by_name(exports: Path, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 from transformer_lens.HookedTransformer import HookedRootModule
 
+from saelens_adaptive_ortho.judging.firing import at_hook
+
 
 class Measure(NamedTuple):
     """A number for each context, read off the logits at some of its positions.
@@ -37,13 +39,6 @@ class Measure(NamedTuple):
         return self.read(_at(logits, self.positions[rows.cpu()]), rows)
 
 
-class FiringStatistics(NamedTuple):
-    """Per latent: share of tokens it fires on, and its mean activation where it fires."""
-
-    rate: Float[Tensor, " d_sae"]
-    scale: Float[Tensor, " d_sae"]
-
-
 @dataclass(frozen=True)
 class Clamp:
     """Set ``latents`` to ``values`` wherever they are active.
@@ -55,27 +50,6 @@ class Clamp:
 
     latents: Int[Tensor, " n"]
     values: Float[Tensor, " n"]
-
-
-@torch.no_grad()
-def firing_statistics(
-    model: HookedRootModule,
-    sae: SAE[Any],
-    contexts: Int[Tensor, "n context"],
-    batch_size: int,
-    ignore: set[int],
-) -> FiringStatistics:
-    """Over all tokens but those in ``ignore`` (BOS, EOS, padding)."""
-    count = torch.zeros(sae.cfg.d_sae, dtype=torch.float64, device=sae.device)
-    total = torch.zeros_like(count)
-    n = 0
-    ignored = torch.tensor(sorted(ignore), device=sae.device)
-    for tokens, x in hooked_batches(model, sae, contexts, batch_size, "Measuring firing rates"):
-        acts = sae.encode(x)[~torch.isin(tokens, ignored)]
-        count += (acts > 0).sum(0)
-        total += acts.clamp(min=0).sum(0, dtype=torch.float64)
-        n += len(acts)
-    return FiringStatistics((count / n).float(), (total / count.clamp(min=1)).float())
 
 
 def rank_latents(
@@ -193,21 +167,9 @@ def hooked_batches(
     desc: str,
 ) -> Iterator[tuple[Int[Tensor, "batch context"], Float[Tensor, "batch context d_in"]]]:
     """Tokens and activations at the SAE's hook, batch by batch, with a progress bar."""
-    hook = sae.cfg.metadata.hook_name
     device = next(model.parameters()).device
     for tokens in tqdm(contexts.split(batch_size), desc=desc, leave=False, unit=" batches"):
-        tokens = tokens.long().to(device)
-        stop: dict[str, Any] = (
-            {"stop_at_layer": _layer(hook) + 1} if _is_resid_post(model, hook) else {}
-        )
-        kept: list[Tensor] = []
-
-        def keep(x: Tensor, hook: object, kept: list[Tensor] = kept) -> None:  # noqa: ARG001
-            kept.append(x)
-
-        with torch.no_grad():
-            model.run_with_hooks(tokens, fwd_hooks=[(hook, keep)], prepend_bos=False, **stop)
-        yield tokens, kept[0].to(sae.device, sae.dtype)
+        yield tokens.long().to(device), at_hook(sae, model, tokens)
 
 
 def _logits(
@@ -221,7 +183,8 @@ def _logits(
     hook = sae.cfg.metadata.hook_name
     x = x.to(next(model.parameters()).dtype)
     if not _is_resid_post(model, hook):
-        replace = (hook, lambda _x, hook: x)  # noqa: ARG005
+        head = sae.cfg.metadata.hook_head_index
+        replace = (hook, lambda whole, hook: _replaced(whole, x, head))  # noqa: ARG005
         logits = model.run_with_hooks(
             tokens, fwd_hooks=[replace], prepend_bos=False, return_type="logits"
         )
@@ -236,6 +199,15 @@ def _logits(
         fwd_hooks=[pick] if layer < last else [],
         return_type="logits",
     )
+
+
+def _replaced(whole: Tensor, x: Tensor, head: int | None) -> Tensor:
+    """The activations at a hook with ``x`` in place of what :func:`at_hook` took from them."""
+    if head is None or whole.ndim == 3:
+        return x.view_as(whole)
+    whole = whole.clone()
+    whole[:, :, head] = x
+    return whole
 
 
 def _at(

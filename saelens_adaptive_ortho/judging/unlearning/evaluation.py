@@ -35,13 +35,13 @@ from saelens_adaptive_ortho.evaluations.contract import SEED
 from saelens_adaptive_ortho.evaluations.unlearning import Settings
 from saelens_adaptive_ortho.files import write_json
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
+from saelens_adaptive_ortho.judging.firing import Firings, accumulate, passes
 from saelens_adaptive_ortho.judging.saebench.session import keep_result
 from saelens_adaptive_ortho.judging.unlearning import published as published_unlearning
 from saelens_adaptive_ortho.judging.unlearning import questions as mcq
 from saelens_adaptive_ortho.judging.unlearning.clamps import (
     Clamp,
     Measure,
-    firing_statistics,
     measure_clamps,
     per_context_loss,
     rank_latents,
@@ -133,6 +133,15 @@ class Trial:
         return frontiers.frontier(cost, gain, paths, budgets, self.settings.replicates, SEED)
 
 
+class FiringStatistics(NamedTuple):
+    """Per latent: firing rates on both corpora, and its mean activation where it fires on forget
+    text."""
+
+    forget_rate: Float[Tensor, " d_sae"]
+    retain_rate: Float[Tensor, " d_sae"]
+    scale: Float[Tensor, " d_sae"]
+
+
 def run(context: EvalContext, settings: Settings) -> Outcome:
     """The published score, both frontiers, their areas and intervals.
 
@@ -161,21 +170,11 @@ def _trial(context: EvalContext, settings: Settings) -> Trial:
     """Firing rates on training text of both corpora, and the rankings they give."""
     model = context.bench.language_model(settings.model_name)
     sae = context.load()
-    special = models.special_tokens(model)
-    forget, retain = (
-        firing_statistics(
-            model,
-            sae,
-            corpus.train[: settings.n_select_contexts],
-            settings.batch_size_prompts,
-            special,
-        )
-        for corpus in context.corpora
-    )
+    forget, retain, scale = firing_statistics(context, sae, settings)
     limits: dict[str, Any] = {f"retain < {t:g}": t for t in PUBLISHED_THRESHOLDS}
     for ratio in settings.specificities:
-        limits[f"forget > {ratio:g} x retain"] = forget.rate / ratio
-    rankings = {n: rank_latents(forget.rate, retain.rate, limit) for n, limit in limits.items()}
+        limits[f"forget > {ratio:g} x retain"] = forget / ratio
+    rankings = {n: rank_latents(forget, retain, limit) for n, limit in limits.items()}
     if not any(len(r) for r in rankings.values()):
         raise EvaluationError("no latent fires on the forget corpus and hardly on the retain one")
     paths: dict[tuple[int, ...], Tensor] = {}
@@ -183,7 +182,19 @@ def _trial(context: EvalContext, settings: Settings) -> Trial:
         if len(ranking):
             chosen = ranking[:count]
             paths.setdefault(tuple(chosen.tolist()), chosen)
-    return Trial(context, settings, model, sae, rankings, forget.scale, list(paths.values()))
+    return Trial(context, settings, model, sae, rankings, scale, list(paths.values()))
+
+
+def firing_statistics(context: EvalContext, sae: SAE[Any], settings: Settings) -> FiringStatistics:
+    """By one pass over training text of both corpora, in the model that is clamped."""
+    model = context.bench.language_model(settings.model_name)
+    contexts = [c.train[: settings.n_select_contexts] for c in context.corpora]
+    firings = Firings(sae, len(contexts))
+    accumulate(
+        passes(sae, model, contexts, settings.batch_size_prompts, "Measuring firing rates"), firings
+    )
+    forget, retain = firings.rates()
+    return FiringStatistics(forget, retain, firings.scales()[0].float())
 
 
 # ----------------------------------------------------------------------- loss

@@ -24,6 +24,7 @@ from saelens_adaptive_ortho.judging.unlearning import evaluation as unlearning
 from saelens_adaptive_ortho.judging.unlearning import published as published_unlearning
 from saelens_adaptive_ortho.judging.unlearning import questions as mcq
 from saelens_adaptive_ortho.judging.unlearning.clamps import Clamp
+from saelens_adaptive_ortho.text import models
 from saelens_adaptive_ortho.text.corpora import CorpusConfig, Tokenisation, tokenise_corpus
 from saelens_adaptive_ortho.text.models import load_language_model
 
@@ -146,15 +147,20 @@ def test_a_limit_for_each_latent_asks_for_a_ratio() -> None:
     assert intervention.rank_latents(forget, retain, forget / 9).tolist() == [2, 0]
 
 
-def test_firing_statistics_ignore_special_tokens(model: Any, corpora: list[Any]) -> None:
-    sae, tokens = build_sae(), corpora[0].train[:4].long()
-    special = {0, 1}
-    found = intervention.firing_statistics(model, sae, tokens, 3, special)
-    acts = model.run_with_cache(tokens, names_filter=HOOK, prepend_bos=False)[1][HOOK]
-    acts = sae.encode(acts[~torch.isin(tokens, torch.tensor([0, 1]))])
-    torch.testing.assert_close(found.rate, (acts > 0).float().mean(0))
-    fired = acts.sum(0) / (acts > 0).sum(0).clamp(min=1)
-    torch.testing.assert_close(found.scale, fired.detach())
+def test_firing_statistics_ignore_special_tokens(context: EvalContext) -> None:
+    settings = unlearning.Settings(n_select_contexts=4, batch_size_prompts=3)
+    sae, model = context.load(), context.model
+    found = unlearning.firing_statistics(context, sae, settings)
+    special = torch.tensor(sorted(models.special_tokens(model)))
+    codes = []
+    for corpus in context.corpora:
+        tokens = corpus.train[:4].long()
+        acts = model.run_with_cache(tokens, names_filter=HOOK, prepend_bos=False)[1][HOOK]
+        codes.append(sae.encode(acts[~torch.isin(tokens, special)]).detach())
+    for rate, own in zip((found.forget_rate, found.retain_rate), codes, strict=True):
+        torch.testing.assert_close(rate, (own > 0).double().mean(0), rtol=0, atol=1e-12)
+    fired = codes[0].sum(0) / (codes[0] > 0).sum(0).clamp(min=1)
+    torch.testing.assert_close(found.scale, fired)
 
 
 def test_measuring_equals_running_the_whole_model_with_a_hook(
@@ -272,6 +278,34 @@ def test_a_hook_inside_a_layer_is_measured_too(model: Any, corpora: list[Any]) -
         expected = measure.of(model(tokens.long(), prepend_bos=False), torch.arange(4))
     torch.testing.assert_close(plain, expected, atol=1e-5, rtol=1e-5)
     assert not torch.equal(plain, changed[0])
+
+
+@pytest.mark.parametrize("head", [None, 2])
+def test_of_a_hook_with_heads_only_what_the_sae_reads_is_changed(
+    model: Any, corpora: list[Any], head: int | None
+) -> None:
+    """One head, or all heads side by side."""
+    width = D_IN if head is None else D_IN // model.cfg.n_heads
+    sae = StandardSAE(StandardSAEConfig(d_in=width, d_sae=D_SAE))
+    sae.cfg.metadata.hook_name = "blocks.1.attn.hook_z"
+    sae.cfg.metadata.hook_head_index = head
+    tokens = corpora[0].held_out[:4]
+    clamp = Clamp(torch.arange(D_SAE), -4 * torch.ones(D_SAE))
+    measure = intervention.per_context_loss(tokens)
+    _, changed = intervention.measure_clamps(model, sae, tokens, [clamp], measure, 2, "")
+
+    def edit(x: Tensor, hook: object) -> Tensor:
+        if head is None:
+            return intervention.clamped(sae, x.flatten(2), clamp).view_as(x)
+        x = x.clone()
+        x[:, :, head] = intervention.clamped(sae, x[:, :, head], clamp)
+        return x
+
+    with torch.no_grad():
+        hooks = [("blocks.1.attn.hook_z", edit)]
+        logits = model.run_with_hooks(tokens.long(), fwd_hooks=hooks, prepend_bos=False)
+    expected = measure.of(logits, torch.arange(4))
+    torch.testing.assert_close(changed[0], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_settings_lie_on_both_sides_of_each_budget_on_the_path_that_is_best_there() -> None:
