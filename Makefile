@@ -2,41 +2,65 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 STAMP := $(VENV)/.installed
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow lint install tables clean
+# The fast tier is every test without one of these marks (see CONTRIBUTING.md).
+REST := hub or compile or saebench or studies or slow
+# A worker per core and a thread per worker: more threads than cores only wait for each other.
+WORKERS ?= auto
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+.PHONY: demo test test-rest test-all test-slow test-lowest lint install tables clean
 
 install: $(STAMP)
 
 # SAEBench asks for torchvision but never imports it. Its default build needs a CUDA build of
 # torch and otherwise breaks `import transformers`, so it is removed: without it everything
-# imports, on CPU and GPU machines alike.
+# imports, on CPU and GPU machines alike. From Python 3.13 on the extra `bench` is empty.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt "torch"
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[bench,dev]"
 	$(BIN)/python -m pip uninstall $(PIP_FLAGS) -y torchvision
-	$(BIN)/python -c "import sae_lens, transformer_lens, sae_bench, saelens_adaptive_ortho"
+	$(BIN)/python -c "import sae_lens, transformer_lens, saelens_adaptive_ortho"
+	$(BIN)/python -c "import sys; sys.version_info >= (3, 13) or __import__('sae_bench')"
 	@touch $@
 
 demo: install
 	$(BIN)/adaptive-ortho compare configs/demo.yaml
 
+# The fast tier: some minutes on two cores.
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not ($(REST))"
+
+# What the fast tier leaves out.
+test-rest: install
+	$(PYTEST) -m "$(REST)"
+
+test-all: test test-rest
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
+
+# The fast tier with the oldest versions that pyproject.toml allows, in an environment of its own
+# (needs uv; PyPI's torch for Linux is the CUDA build, some GB).
+test-lowest: BIN := $(LOWEST)/bin
+test-lowest:
+	uv venv --clear --python 3.11 $(LOWEST)
+	uv pip install --python $(BIN)/python --resolution lowest-direct -e ".[dev]"
+	$(PYTEST) -m "not ($(REST))"
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports
 
 # Every table and verdict in the documentation, from the committed JSON.
 tables: install
 	$(BIN)/python -m evals.tables
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache

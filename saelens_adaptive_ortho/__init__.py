@@ -4,7 +4,9 @@ Importing the package registers the architectures ``adaptive_ortho_standard``, `
 ``_batchtopk``, ``_jumprelu``, ``_gated`` and ``_matryoshka_batchtopk`` with SAELens.
 """
 
-__version__ = "0.1.0"
+from importlib.metadata import version
+
+__version__ = version("saelens-adaptive-ortho")
 
 try:
     from saelens_adaptive_ortho.errors import ConfigError

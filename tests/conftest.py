@@ -1,8 +1,10 @@
-"""Shape checks in every test, one thread, and builders of tiny SAEs."""
+"""Shape checks in every test, one thread, tiers by folder, and builders of tiny SAEs."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,7 +38,35 @@ torch.set_num_threads(1)
 
 pytest_plugins = ["tests.tiny", "tests.packages"]
 
+# Tests of these folders and files are outside the fast tier, see the Makefile. A single slow test
+# bears the mark itself.
+TIERS = {
+    "text/hub": "hub",
+    "evals": "studies",
+    "judging/saebench": "saebench",
+    "host/test_compile.py": "compile",
+}
+# Each worker imports torch, some 0.7 GB.
+MOST_WORKERS = 8
+
 D_IN, D_SAE, K = 16, 64, 4
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of a folder of :data:`TIERS` with its tier."""
+    here = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(here)
+        for folder, mark in TIERS.items():
+            if place.is_relative_to(folder):
+                item.add_marker(mark)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """``-n auto``: a worker for each core that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
 
 
 def _build_cfg(architecture: str, **overrides: Any) -> Any:

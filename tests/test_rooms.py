@@ -1,14 +1,24 @@
-"""Imports point downwards: pure modules without SAELens, the report without torch."""
+"""Imports point downwards, and every module that a string names exists."""
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from saelens_adaptive_ortho.judging.registry import EVALS
+from tests.conftest import SHAPED_MODULES
+
 ROOT = Path(__file__).parents[1]
+# "package.module", or "package.module.name" of something in it. `evals.core` is also the name of
+# a setting; only after `-m` is it a module.
+DOTTED = re.compile(r"\b(?:saelens_adaptive_ortho|(?<=-m )evals)(?:\.[A-Za-z_]\w*)+")
 
 
 def run_without(absent: list[str], statements: str) -> str:
@@ -40,10 +50,6 @@ def test_pure_modules_import_and_work_without_sae_lens() -> None:
     assert out.split() == ["0.0", "1.0", "False"]
 
 
-@pytest.mark.skipif(
-    not (ROOT / "saelens_adaptive_ortho" / "report" / "__init__.py").exists(),
-    reason="no report package yet",
-)
 def test_the_report_imports_without_torch_and_sae_lens() -> None:
     out = run_without(
         ["torch", "sae_lens"],
@@ -61,3 +67,71 @@ def test_another_missing_module_is_not_mistaken_for_a_missing_sae_lens() -> None
         "    print(error.name.partition('.')[0])\n",
     )
     assert out.split() == ["transformer_lens"]
+
+
+def test_importing_the_package_loads_neither_plots_nor_the_report_nor_the_judges() -> None:
+    out = run_without(
+        [],
+        "import saelens_adaptive_ortho\n"
+        "late = ('matplotlib', 'evals', 'saelens_adaptive_ortho.report',\n"
+        "        'saelens_adaptive_ortho.judging')\n"
+        "print([n for n in sys.modules if any((n + '.').startswith(m + '.') for m in late)])\n",
+    )
+    assert out.split() == ["[]"]
+
+
+def test_the_import_rules_hold() -> None:
+    out = run_without(
+        [],
+        "from importlinter.cli import lint_imports_command\n"
+        "lint_imports_command(['--no-cache'], standalone_mode=False)\n",
+    )
+    assert re.search(r"Contracts: [1-9]\d* kept, 0 broken", out), out
+
+
+# ------------------------------------------------- modules that strings name
+
+
+def names_in_strings(source: str) -> set[str]:
+    """Dotted names of ours in the string literals of a source file, docstrings included."""
+    strings = [
+        node.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    return {name for text in strings for name in DOTTED.findall(text)}
+
+
+def places_of_names() -> dict[str, Path]:
+    """Each dotted name of the repository's string literals, with a file that holds it."""
+    return {
+        name: path.relative_to(ROOT)
+        for folder in ("saelens_adaptive_ortho", "evals", "tools", "tests")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for name in names_in_strings(path.read_text())
+    }
+
+
+def test_names_are_found_in_strings() -> None:
+    source = 'x = f"saelens_adaptive_ortho.maths.{y}"\n"""Run -m evals.tables; not evals.core.x."""'
+    assert names_in_strings(source) == {"saelens_adaptive_ortho.maths", "evals.tables"}
+
+
+@pytest.mark.parametrize(("name", "path"), sorted(places_of_names().items()), ids=str)
+def test_a_name_in_a_string_exists(name: str, path: Path) -> None:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError) as error:
+        pytest.fail(f"{path} names {name}, which does not exist: {error}")
+
+
+@pytest.mark.parametrize("name", sorted(EVALS))
+def test_the_module_of_an_evaluation_has_settings_and_a_run(name: str) -> None:
+    module = importlib.import_module(EVALS[name].module)
+    assert isinstance(module.Settings, type)
+    assert callable(module.run)
+
+
+@pytest.mark.parametrize("name", SHAPED_MODULES)
+def test_a_module_whose_shapes_are_checked_exists(name: str) -> None:
+    assert importlib.util.find_spec(f"saelens_adaptive_ortho.{name}") is not None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
+from transformer_lens.hook_points import HookPoint  # no top-level name; SAELens takes it here
 
 from saelens_adaptive_ortho.maths import sparse
 

@@ -28,7 +28,7 @@ UNDONE_NORMALISATIONS = ("constant_norm_rescale", "layer_norm")
 
 @dataclass(kw_only=True)
 class SwitchConfig:
-    """The switches; see :mod:`saelens_adaptive_ortho.switches` for the formulas.
+    """The switches; see :mod:`saelens_adaptive_ortho.maths.switches` for the formulas.
 
     Args:
         ortho_unit_norm: keep decoder rows at norm 1: the radial part of their gradient is removed

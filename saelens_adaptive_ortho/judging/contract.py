@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from sae_lens.saes.sae import SAE
 from torch import Tensor
-from transformer_lens.HookedTransformer import HookedRootModule
+from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.text.corpora import CorpusConfig, TokenisedCorpus
 from saelens_adaptive_ortho.text.models import load_language_model

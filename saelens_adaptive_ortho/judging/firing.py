@@ -26,7 +26,7 @@ from sae_lens.saes.transcoder import SkipTranscoder
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, get_special_token_ids
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens.HookedTransformer import HookedRootModule
+from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.maths import coactivation, similar_pairs
 from saelens_adaptive_ortho.maths.similar_pairs import PairCounts

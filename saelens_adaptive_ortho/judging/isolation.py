@@ -12,8 +12,7 @@ from jaxtyping import Int
 from sae_lens import ActivationsStore
 from sae_lens.saes.sae import SAE
 from torch import Tensor
-from transformer_lens import HookedTransformer
-from transformer_lens.HookedTransformer import HookedRootModule
+from transformer_lens import HookedRootModule, HookedTransformer
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saelens_adaptive_ortho.maths import typed
 from saelens_adaptive_ortho.maths.neighbours import carry_over
 from saelens_adaptive_ortho.maths.sparse import Nonzeros, estimated_nonzeros
 
@@ -124,14 +125,18 @@ def update(
     own = flat[rows * width + latents]
     if bool((own < 0).any()):
         rows, latents, own = rows[own > 0], latents[own > 0], own[own > 0]
-    unit = (lambda a, _: a.float()) if norms is None else (lambda a, i: a.float() * norms[i])
+
+    def unit(a: Tensor, i: Tensor) -> Tensor:
+        return a.float() if norms is None else a.float() * norms[i]
+
     own = unit(own, latents)
     new_samples = [forget_rows, n - forget_rows] if two_domains else [n]
     domains = (rows >= forget_rows).long() if two_domains else torch.zeros_like(rows)
     new_fired = torch.bincount(domains * d_sae + latents, minlength=len(new_samples) * d_sae)
     m = neighbours.shape[1]
     new_joint, new_own, new_other = (state.joint.new_zeros(d_sae * m) for _ in range(3))
-    for r, i, a in zip(*(x.split(FIRINGS_PER_BLOCK) for x in (rows, latents, own)), strict=True):
+    blocks = (torch.split(x, FIRINGS_PER_BLOCK) for x in (rows, latents, own))
+    for r, i, a in zip(*blocks, strict=True):
         j = neighbours[i]
         others = flat.take((r * width).unsqueeze(1) + j)
         # Few of a latent's neighbours fire with it: only those are added up.
@@ -192,4 +197,4 @@ def sketch_directions(state: CoactivationState) -> Float[Tensor, "d_sae r"]:
     about ``1 / sqrt(r)``. A latent that never fired is a zero row.
     """
     centred = state.sketch - firing_rates(state).unsqueeze(1) * state.sketch_total
-    return centred / centred.norm(dim=-1, keepdim=True).clamp(min=1e-8)
+    return centred / typed.norms(centred, keepdim=True).clamp(min=1e-8)

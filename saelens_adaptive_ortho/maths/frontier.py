@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saelens_adaptive_ortho.maths import typed
+
 
 @dataclass(frozen=True)
 class Frontier:
@@ -111,7 +113,7 @@ def envelope(
 ) -> Float[Tensor, "b n"]:
     """``F(b)`` for each row of costs and gains."""
     best = torch.zeros(len(costs), len(budgets), dtype=costs.dtype)
-    for path in paths.unique():
+    for path in typed.distinct(paths):
         chosen = paths == path
         origin = torch.zeros(len(costs), 1, dtype=costs.dtype)
         c = torch.cat([origin, costs[:, chosen]], 1)

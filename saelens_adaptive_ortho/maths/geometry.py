@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelens_adaptive_ortho.maths import typed
 from saelens_adaptive_ortho.maths.directions import decoder_directions, max_cosines
 
 EXACT_ROWS = 4096
@@ -51,8 +52,8 @@ def singular_values(directions: Float[Tensor, "n d_in"]) -> Float[Tensor, " k"]:
     if directions.shape[0] == 0:
         raise ValueError("A group without latents has no singular values.")
     if directions.shape[0] <= EXACT_ROWS:
-        return torch.linalg.svdvals(directions.double())
-    squares = torch.linalg.eigvalsh(_gram(directions)).flip(0)
+        return typed.svdvals(directions.double())
+    squares = typed.eigvalsh(_gram(directions)).flip(0)
     squares[squares < squares[0] * directions.shape[1] * torch.finfo(torch.float64).eps] = 0
     return squares.sqrt()[: min(directions.shape)]
 
@@ -61,7 +62,7 @@ def _gram(directions: Float[Tensor, "n d_in"]) -> Float[Tensor, "d_in d_in"]:
     """``D^T D`` in float64, in blocks of rows."""
     d_in = directions.shape[1]
     gram = torch.zeros(d_in, d_in, dtype=torch.float64, device=directions.device)
-    for block in directions.split(EXACT_ROWS):
+    for block in torch.split(directions, EXACT_ROWS):
         gram += block.double().T @ block.double()
     return gram
 
@@ -82,11 +83,11 @@ def principal_angles(
     Raises:
         ValueError: a group without rows, or ``energy`` outside (0, 1].
     """
-    Q_A, Q_B = row_space(A, energy), row_space(B, energy)
-    if Q_A.shape[1] < Q_B.shape[1]:
-        Q_A, Q_B = Q_B, Q_A
-    cosines = torch.linalg.svdvals(Q_A.T @ Q_B).clamp(max=1.0)
-    sines = torch.linalg.svdvals(Q_B - Q_A @ (Q_A.T @ Q_B)).flip(0).clamp(max=1.0)
+    large, small = row_space(A, energy), row_space(B, energy)
+    if large.shape[1] < small.shape[1]:
+        small, large = large, small
+    cosines = typed.svdvals(large.T @ small).clamp(max=1.0)
+    sines = typed.svdvals(small - large @ (large.T @ small)).flip(0).clamp(max=1.0)
     angles = torch.where(cosines > 0.5**0.5, sines.asin(), cosines.acos())
     return torch.rad2deg(angles).sort().values
 
@@ -98,10 +99,10 @@ def row_space(directions: Float[Tensor, "n d_in"], energy: float = 1.0) -> Float
     if not 0 < energy <= 1:
         raise ValueError(f"energy must lie in (0, 1], got {energy}.")
     if directions.shape[0] <= EXACT_ROWS:
-        _, sigma, Vt = torch.linalg.svd(directions.double(), full_matrices=False)
+        _, sigma, Vt = typed.thin_svd(directions.double())
         tolerance = max(directions.shape) * torch.finfo(torch.float64).eps * sigma[0]
     else:  # as in singular_values
-        squares, V = torch.linalg.eigh(_gram(directions))
+        squares, V = typed.eigh(_gram(directions))
         sigma, Vt = squares.flip(0).clamp(min=0).sqrt(), V.T.flip(0)
         tolerance = (directions.shape[1] * torch.finfo(torch.float64).eps) ** 0.5 * sigma[0]
     rank = int((sigma > tolerance).sum())
@@ -129,4 +130,4 @@ def cosine_histogram(
         cosines[rows, rows + start] = 2.0
         counts += torch.histc(cosines.cpu(), bins=bins, min=-1.0, max=1.0)
     edges = torch.linspace(-1, 1, bins + 1, dtype=torch.float64)
-    return edges.tolist(), [int(c) for c in counts]
+    return [float(e) for e in edges], [int(c) for c in counts]

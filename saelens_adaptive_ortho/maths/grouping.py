@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saelens_adaptive_ortho.maths import typed
 from saelens_adaptive_ortho.maths.neighbours import top_similar
 
 INACTIVE, FORGET, RETAIN, SHARED = -1, 0, 1, 2
@@ -103,7 +104,7 @@ def coactivation_groups(
 
 def group_sizes(group_ids: Int[Tensor, " d_sae"]) -> Int[Tensor, " n_groups"]:
     """Sizes of the groups, largest first."""
-    return group_ids.unique(return_counts=True)[1].sort(descending=True).values
+    return typed.value_counts(group_ids).sort(descending=True).values
 
 
 def summarise_groups(

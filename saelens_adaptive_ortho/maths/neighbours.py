@@ -94,10 +94,8 @@ def _largest(
     n_groups = n // group
     if n_groups < 4 * m:
         return x.topk(m, dim=-1)
-    grouped, rest = (
-        x[:, : n_groups * group].unflatten(1, (n_groups, group)),
-        x[:, n_groups * group :],
-    )
+    grouped = x[:, : n_groups * group].reshape(x.shape[0], n_groups, group)
+    rest = x[:, n_groups * group :]
     best = grouped.amax(-1).topk(m, dim=-1, sorted=False).indices
     inside = torch.arange(group, device=x.device)
     columns = (best.unsqueeze(2) * group + inside).flatten(1)
@@ -114,11 +112,12 @@ def carry_over(
     new: Int[Tensor, "d_sae m"],
 ) -> Float[Tensor, "d_sae m"]:
     """Move per-pair ``values`` from an old neighbour list to a new one; new pairs start at 0."""
-    blocks = []
-    for value, before, after in zip(*(x.split(1024) for x in (values, old, new)), strict=True):
+    blocks = (torch.split(x, 1024) for x in (values, old, new))
+    moved: list[Tensor] = []
+    for value, before, after in zip(*blocks, strict=True):
         match = after.unsqueeze(2) == before.unsqueeze(1)  # [block, m_new, m_old]
-        blocks.append((match * value.unsqueeze(1)).sum(-1))
-    return torch.cat(blocks)
+        moved.append((match * value.unsqueeze(1)).sum(-1))
+    return torch.cat(moved)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saelens_adaptive_ortho.maths import typed
 from saelens_adaptive_ortho.maths.neighbours import top_similar
 
 
@@ -66,7 +67,7 @@ def _unique(
     pairs: Int[Tensor, "n 2"],
 ) -> tuple[Int[Tensor, "k 2"], Int[Tensor, " k"]]:
     """Distinct rows, and where each stands first."""
-    found, inverse = pairs.unique(dim=0, return_inverse=True)
+    found, inverse = typed.distinct_rows(pairs)
     first = torch.full((len(found),), len(pairs), device=pairs.device)
     places = torch.arange(len(pairs), device=pairs.device)
     return found, first.scatter_reduce(0, inverse, places, "amin")
@@ -101,9 +102,9 @@ def absorption_candidates(
     lift = lifts(counts, pairs.indices)
     rates = counts.fired.double() / max(1, counts.n_tokens)
     expected = rates[pairs.indices].prod(1) * counts.n_tokens
-    found = []
-    for row in ((lift <= max_lift) & (expected >= min_expected)).nonzero().flatten().tolist():
-        i, j = pairs.indices[row].tolist()
+    found: list[Candidate] = []
+    for row in typed.indices(((lift <= max_lift) & (expected >= min_expected)).nonzero().flatten()):
+        i, j = typed.indices(pairs.indices[row])
         frequent, rare = (i, j) if rates[i] >= rates[j] else (j, i)
         found.append(
             Candidate(

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
+from saelens_adaptive_ortho.maths import typed
+
 # Above this share of non-zeros the dense product is faster.
 DENSE_FROM = 0.04
 
@@ -96,14 +98,8 @@ def sampled_product(
 ) -> Float[Tensor, " k"]:
     """``<X_i, Y_j>`` at the places that ``starts`` and ``columns`` name as a CSR matrix. CPU."""
     _csr_announced()
-    places = torch.sparse_csr_tensor(
-        starts,
-        columns,
-        X.new_zeros(len(columns)),
-        (len(X), len(Y)),
-        check_invariants=False,  # the columns of a row may be in any order
-    )
-    return torch.sparse.sampled_addmm(places, X, Y.T, beta=0).values()
+    places = typed.csr_matrix(starts, columns, X.new_zeros(len(columns)), (len(X), len(Y)))
+    return typed.sampled_product(places, X, Y.T)
 
 
 def matmul(acts: Float[Tensor, "batch n"], W: Float[Tensor, "n d"]) -> Float[Tensor, "batch d"]:
@@ -138,10 +134,11 @@ class _Matmul(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         need_acts, need_W = ctx.needs_input_grad
         g = g.contiguous()
-        if len(ctx.saved_tensors) == 2:
-            acts, W = ctx.saved_tensors
+        *saved, W = ctx.saved_tensors
+        if len(saved) == 1:
+            (acts,) = saved
             return (g @ W.T).mul_(acts != 0) if need_acts else None, acts.T @ g if need_W else None
-        rows, columns, values, W = ctx.saved_tensors
+        rows, columns, values = saved
         found = Nonzeros(rows, columns, values, ctx.shape)
         return (
             found.of_product(g, W) if need_acts else None,
@@ -179,5 +176,4 @@ def _csr_announced() -> None:
     """Take PyTorch's one warning of a process that CSR tensors are in beta: it concerns no user."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-        one = torch.ones(1)
-        torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), one, check_invariants=True)
+        typed.csr_matrix(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), (1, 1))

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saelens_adaptive_ortho.maths import typed
+
 EPS = 1e-8
 
 
@@ -17,7 +19,7 @@ EPS = 1e-8
 def unit_rows(W: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     """``W[i] / ||W[i]||`` in the dtype of W; a zero row stays zero."""
     wide = W.to(torch.promote_types(W.dtype, torch.float32))
-    return (wide / wide.norm(dim=-1, keepdim=True).clamp(min=EPS)).to(W.dtype)
+    return (wide / typed.norms(wide, keepdim=True).clamp(min=EPS)).to(W.dtype)
 
 
 def tangent_gradient(
@@ -42,9 +44,9 @@ def orthogonal_rows(
 
     Within a block every cosine is 0; across blocks they are those of random directions.
     """
-    blocks = []
+    blocks: list[Tensor] = []
     for start in range(0, n, d):
-        Q, R = torch.linalg.qr(torch.randn(d, d, generator=generator))
+        Q, R = typed.qr(torch.randn(d, d, generator=generator))
         # With R's diagonal made positive, Q is uniform over rotations (Mezzadri 2007).
         blocks.append((Q * R.diagonal().sign()).T[: n - start])
     return torch.cat(blocks)

@@ -15,10 +15,8 @@ from typing import Any, cast
 import torch
 from sae_lens.load_model import load_model
 from sae_lens.util import str_to_dtype
-from transformer_lens import HookedTransformer
-from transformer_lens import loading_from_pretrained as tl_loading
-from transformer_lens.HookedTransformer import HookedRootModule
-from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens import HookedRootModule, HookedTransformer
+from transformer_lens import loading as tl_loading
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from saelens_adaptive_ortho.demo import MODEL_DIR
@@ -120,6 +118,10 @@ def _load_local(path: Path, device: str, kwargs: dict[str, Any]) -> HookedRootMo
     )
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if not set(hf_model.config.architectures or []) & CONVERTED_FROM_ANY_DIRECTORY:
+        # It has no name at the top of transformer_lens; imported here, so that only those models
+        # need the module.
+        from transformer_lens.model_bridge import TransformerBridge
+
         bridge = TransformerBridge.boot_transformers(
             str(path), device=device, dtype=dtype, tokenizer=tokenizer, hf_model=hf_model
         )

@@ -73,15 +73,15 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
 
     Args:
         ortho_corpora: ``forget`` and ``retain`` (or ``retain`` alone), each a path or a mapping
-            of :class:`~saelens_adaptive_ortho.data.CorpusConfig` fields. Empty: one corpus,
+            of :class:`~saelens_adaptive_ortho.text.corpora.CorpusConfig` fields. Empty: one corpus,
             ``dataset_path``, and no domains.
         ortho_forget_fraction: share of every batch that comes from the forget corpus.
         ortho_holdout_fraction: share of the documents kept out of training, for evaluation.
         ortho_holdout_contexts: at most so many held-out contexts per corpus.
         ortho_log_every: steps between rows of the training history.
         ortho_sparse_products: on a CPU, multiply with firing latents alone
-            (:mod:`~saelens_adaptive_ortho.sparse`): equal up to rounding, and several times as fast
-            for wide top-k SAEs. Off, a baseline is SAELens's own SAE to the bit.
+            (:mod:`~saelens_adaptive_ortho.maths.sparse`): equal up to rounding, and several times
+            as fast for wide top-k SAEs. Off, a baseline is SAELens's own SAE to the bit.
     """
 
     dataset_trust_remote_code: bool = False

@@ -17,7 +17,7 @@ from datasets import Dataset
 from jaxtyping import Bool, Float, Int
 from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor
-from transformer_lens.HookedTransformer import HookedRootModule
+from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.rng import mix

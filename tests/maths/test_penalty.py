@@ -517,6 +517,7 @@ def test_cosines_of_pairs_are_the_same_by_every_way_to_compute_them(
     torch.testing.assert_close(pair_cosines(W, neighbours), sampled)
 
 
+@pytest.mark.compile
 def test_compiling_the_penalty_breaks_no_graph() -> None:
     # In a process of its own: the shape checks of the test run cannot be compiled.
     code = """

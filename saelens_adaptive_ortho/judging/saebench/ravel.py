@@ -23,7 +23,7 @@ from jaxtyping import Int
 from sae_lens.saes.sae import SAE
 from sae_lens.util import str_to_dtype
 from torch import Tensor
-from transformer_lens import loading_from_pretrained as tl_loading
+from transformer_lens import loading as tl_loading
 from transformers import AutoModelForCausalLM
 
 from saelens_adaptive_ortho.demo.world import FRAMES, World

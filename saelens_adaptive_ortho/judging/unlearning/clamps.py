@@ -17,8 +17,7 @@ from sae_lens.saes.sae import SAE
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
-from transformer_lens.HookedTransformer import HookedRootModule
+from transformer_lens import HookedRootModule, HookedTransformer
 
 from saelens_adaptive_ortho.judging.firing import at_hook
 

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float, Int
 from sae_lens.saes.sae import SAE
 from torch import Tensor
-from transformer_lens.HookedTransformer import HookedRootModule
+from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.evaluations.contract import SEED
 from saelens_adaptive_ortho.evaluations.unlearning import Settings

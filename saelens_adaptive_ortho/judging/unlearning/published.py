@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformer_lens.HookedTransformer import HookedRootModule
+from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.judging.contract import EvalContext
 from saelens_adaptive_ortho.judging.isolation import model_served, replaced

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformer_lens.HookedTransformer import HookedRootModule
+from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.demo import QUESTIONS
 from saelens_adaptive_ortho.errors import reject

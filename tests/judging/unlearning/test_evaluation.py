@@ -108,6 +108,7 @@ def few_questions(tmp_path: Path) -> str:
 # ------------------------------------------------------------------ the clamp
 
 
+@pytest.mark.saebench
 def test_the_clamp_is_saebenchs(model: Any) -> None:
     pytest.importorskip("sae_bench")
     from sae_bench.evals.unlearning.utils.intervention import anthropic_clamp_resid_SAE_features
@@ -131,6 +132,7 @@ def test_each_latent_has_its_own_value_and_only_where_it_is_active() -> None:
     torch.testing.assert_close(intervention.clamped(sae, x, clamp), x + wanted @ sae.W_dec)
 
 
+@pytest.mark.saebench
 def test_ranking_is_saebenchs() -> None:
     pytest.importorskip("sae_bench")
     from sae_bench.evals.unlearning.utils.feature_activation import get_top_features
@@ -335,6 +337,7 @@ GEMMA_TEMPLATE = (
 )
 
 
+@pytest.mark.saebench
 def test_the_chat_prompt_is_the_published_one_for_gemma() -> None:
     pytest.importorskip("sae_bench")
     from sae_bench.evals.unlearning.utils.metrics import convert_wmdp_data_to_prompt
@@ -421,6 +424,7 @@ def test_results_are_the_same_twice_and_finite(context: EvalContext, few_questio
     assert first.metrics["mcq/n_forget_questions"] == 20
 
 
+@pytest.mark.saebench
 def test_the_score_is_kept_in_saebenchs_format(context: EvalContext, few_questions: str) -> None:
     pytest.importorskip("sae_bench")
     from pydantic import TypeAdapter
@@ -494,6 +498,7 @@ def taken_for_gemma(model: Any, corpora: list[Any], few_questions: str, monkeypa
     return model
 
 
+@pytest.mark.saebench
 @pytest.mark.usefixtures("taken_for_gemma")
 def test_our_score_is_that_of_saebench_where_both_can_run(
     context: EvalContext, few_questions: str, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,92 @@
+"""PyTorch functions that declare no types of their own: the same calls, with declared types."""
+
+# pyright's strict mode cannot see through them, so the ignores of that kind stand here alone.
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+
+def norms(x: Tensor, keepdim: bool = False) -> Tensor:
+    """``||x||`` over the last axis."""
+    return cast(Tensor, x.norm(dim=-1, keepdim=keepdim))  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+
+
+def distinct(x: Tensor) -> Tensor:
+    """The values of ``x``, each once, in rising order."""
+    return cast(Tensor, x.unique())  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+
+
+def value_counts(x: Tensor) -> Tensor:
+    """How often each of :func:`distinct` occurs."""
+    found = cast(
+        tuple[Tensor, Tensor],
+        x.unique(return_counts=True),  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+    )
+    return found[1]
+
+
+def distinct_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of ``x``, each once, and which of them each row of ``x`` is."""
+    return cast(
+        tuple[Tensor, Tensor],
+        x.unique(dim=0, return_inverse=True),  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+    )
+
+
+def indices(x: Tensor) -> list[int]:
+    """A vector of integers as a list."""
+    return cast(list[int], x.tolist())  # pyright: ignore[reportUnknownMemberType]  # a bare `list` in torch
+
+
+def svdvals(A: Tensor) -> Tensor:
+    """Singular values, largest first."""
+    return cast(Tensor, torch.linalg.svdvals(A))  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+
+
+def thin_svd(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``U, S, Vt`` with ``U @ diag(S) @ Vt == A`` and as few columns of U as do."""
+    return cast(
+        tuple[Tensor, Tensor, Tensor],
+        torch.linalg.svd(A, full_matrices=False),  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+    )
+
+
+def eigvalsh(A: Tensor) -> Tensor:
+    """Eigenvalues of a symmetric matrix, smallest first."""
+    return cast(Tensor, torch.linalg.eigvalsh(A))  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+
+
+def eigh(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of a symmetric matrix, smallest first, and its eigenvectors as columns."""
+    return cast(
+        tuple[Tensor, Tensor],
+        torch.linalg.eigh(A),  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+    )
+
+
+def qr(A: Tensor) -> tuple[Tensor, Tensor]:
+    """``Q, R`` with orthonormal columns of Q and ``Q @ R == A``."""
+    return cast(
+        tuple[Tensor, Tensor],
+        torch.linalg.qr(A),  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+    )
+
+
+def csr_matrix(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A sparse matrix, row by row; unchecked, so that a row's columns may be in any order."""
+    return torch.sparse_csr_tensor(  # pyright: ignore[reportUnknownMemberType]  # a bare `list` in torch
+        starts, columns, values, shape, check_invariants=False
+    )
+
+
+def sampled_product(places: Tensor, X: Tensor, Y: Tensor) -> Tensor:
+    """The entries of ``X @ Y`` where the sparse matrix ``places`` has one."""
+    product = cast(
+        Tensor,
+        torch.sparse.sampled_addmm(places, X, Y, beta=0),  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+    )
+    return product.values()
