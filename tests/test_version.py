@@ -1,17 +1,21 @@
-"""The version stands in pyproject.toml; everything else agrees with it."""
+"""The version and the dependencies stand in pyproject.toml; everything else agrees with it."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import saelens_adaptive_ortho
 
 ROOT = Path(__file__).parents[1]
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+VERSION = PROJECT["version"]
 
 
 def test_the_package_says_its_version() -> None:
@@ -27,3 +31,23 @@ def test_the_newest_entry_of_the_changelog_is_of_the_version() -> None:
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest is not None
     assert newest[1] == VERSION
+
+
+def test_the_lock_is_of_these_dependencies_and_of_the_tested_versions() -> None:
+    lock = tomllib.loads((ROOT / "uv.lock").read_text())
+    (own,) = (p for p in lock["package"] if p["name"] == PROJECT["name"])
+    extras = PROJECT["optional-dependencies"].values()
+    wanted = map(Requirement, [*PROJECT["dependencies"], *chain(*extras)])
+    found = own["metadata"]["requires-dist"]
+    remedy = "pyproject.toml has changed: run `make lock`"
+    assert sorted((r["name"], str(SpecifierSet(r.get("specifier", "")))) for r in found) == sorted(
+        (r.name, str(r.specifier)) for r in wanted
+    ), remedy
+    locked = {p["name"]: p.get("version") for p in lock["package"]}
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
+    assert pins.items() <= locked.items(), "constraints.txt has changed: run `make lock`"
+
+
+def test_the_lock_fetches_from_pypi_alone() -> None:
+    hosts = set(re.findall(r"\w+://[^/\"]+", (ROOT / "uv.lock").read_text()))
+    assert hosts == {"https://pypi.org", "https://files.pythonhosted.org"}
