@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from saelens_adaptive_ortho.judging.registry import EVALS
+from saelens_adaptive_ortho.evaluations import BUILT_IN, Evaluation
 from tests.conftest import SHAPED_MODULES
 
 ROOT = Path(__file__).parents[1]
@@ -102,13 +102,26 @@ def names_in_strings(source: str) -> set[str]:
     return {name for text in strings for name in DOTTED.findall(text)}
 
 
+def entry_point_groups(source: str) -> set[str]:
+    """Values of the constants called ``...GROUP``: named like modules, but none."""
+    return {
+        node.value.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        if any(isinstance(t, ast.Name) and t.id.endswith("GROUP") for t in node.targets)
+    }
+
+
 def places_of_names() -> dict[str, Path]:
     """Each dotted name of the repository's string literals, with a file that holds it."""
-    return {
-        name: path.relative_to(ROOT)
+    sources = {
+        path.relative_to(ROOT): path.read_text()
         for folder in ("saelens_adaptive_ortho", "evals", "tools", "tests")
         for path in sorted((ROOT / folder).rglob("*.py"))
-        for name in names_in_strings(path.read_text())
+    }
+    groups = set().union(*map(entry_point_groups, sources.values()))
+    return {
+        name: path for path, source in sources.items() for name in names_in_strings(source) - groups
     }
 
 
@@ -125,11 +138,13 @@ def test_a_name_in_a_string_exists(name: str, path: Path) -> None:
         pytest.fail(f"{path} names {name}, which does not exist: {error}")
 
 
-@pytest.mark.parametrize("name", sorted(EVALS))
-def test_the_module_of_an_evaluation_has_settings_and_a_run(name: str) -> None:
-    module = importlib.import_module(EVALS[name].module)
-    assert isinstance(module.Settings, type)
-    assert callable(module.run)
+@pytest.mark.parametrize("evaluation", [e for e in BUILT_IN if e.module], ids=lambda e: e.name)
+def test_the_module_of_an_evaluation_has_a_run_and_its_figures_are_drawn(
+    evaluation: Evaluation,
+) -> None:
+    assert callable(pkgutil.resolve_name(f"{evaluation.module}:run"))
+    for figure in evaluation.figures:
+        assert callable(pkgutil.resolve_name(figure.draw))
 
 
 @pytest.mark.parametrize("name", SHAPED_MODULES)
