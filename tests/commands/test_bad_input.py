@@ -33,6 +33,7 @@ def refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Refused:
     """Run ``compare`` on a config, see it refused before training, and give the message."""
+    pytest.importorskip("sae_bench", reason="without the extra bench that is what is refused")
 
     def fit(_: Any) -> None:
         raise AssertionError("training began")
