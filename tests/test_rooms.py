@@ -19,6 +19,10 @@ ROOT = Path(__file__).parents[1]
 # "package.module", or "package.module.name" of something in it. `evals.core` is also the name of
 # a setting; only after `-m` is it a module.
 DOTTED = re.compile(r"\b(?:saelens_adaptive_ortho|(?<=-m )evals)(?:\.[A-Za-z_]\w*)+")
+# Named like modules, but none: other packages write them in their pyproject.toml.
+ENTRY_POINT_GROUPS = {
+    f"saelens_adaptive_ortho.{table}" for table in ("penalties", "affinities", "evaluations")
+}
 
 
 def run_without(absent: list[str], statements: str) -> str:
@@ -102,26 +106,13 @@ def names_in_strings(source: str) -> set[str]:
     return {name for text in strings for name in DOTTED.findall(text)}
 
 
-def entry_point_groups(source: str) -> set[str]:
-    """Values of the constants called ``...GROUP``: named like modules, but none."""
-    return {
-        node.value.value
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-        if any(isinstance(t, ast.Name) and t.id.endswith("GROUP") for t in node.targets)
-    }
-
-
 def places_of_names() -> dict[str, Path]:
     """Each dotted name of the repository's string literals, with a file that holds it."""
-    sources = {
-        path.relative_to(ROOT): path.read_text()
+    return {
+        name: path.relative_to(ROOT)
         for folder in ("saelens_adaptive_ortho", "evals", "tools", "tests")
         for path in sorted((ROOT / folder).rglob("*.py"))
-    }
-    groups = set().union(*map(entry_point_groups, sources.values()))
-    return {
-        name: path for path, source in sources.items() for name in names_in_strings(source) - groups
+        for name in names_in_strings(path.read_text()) - ENTRY_POINT_GROUPS
     }
 
 
