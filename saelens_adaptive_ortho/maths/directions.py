@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from saelens_adaptive_ortho.maths import typed
 from saelens_adaptive_ortho.maths.sparse import sampled_product
 
 EPS = 1e-8
@@ -42,7 +43,7 @@ class _UnitRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, W: Tensor) -> Tensor:
-        norms = W.norm(dim=-1, keepdim=True)
+        norms = typed.norms(W, keepdim=True)
         directions = W / norms.clamp(min=EPS)
         ctx.save_for_backward(directions, norms)
         return directions
@@ -57,7 +58,7 @@ class _UnitRows(torch.autograd.Function):
 
 
 def row_norms(W: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
-    return W.detach().norm(dim=-1).clamp(min=EPS)
+    return typed.norms(W.detach()).clamp(min=EPS)
 
 
 def max_cosines(
@@ -76,7 +77,7 @@ def nearest_rows(
     n = len(directions)
     best = directions.new_full((n,), float("-inf"))
     index = torch.zeros(n, dtype=torch.int64, device=directions.device)
-    blocks = torch.arange(n, device=directions.device).split(block_size)
+    blocks = torch.split(torch.arange(n, device=directions.device), block_size)
 
     def improve(rows: Tensor, found: Tensor, where: Tensor) -> None:
         better = found > best[rows]
@@ -122,7 +123,7 @@ def _products_in_blocks(
 ) -> Float[Tensor, "n m"]:
     """``<W_i, W_j>``, with about ``copied`` numbers held at a time: as much as a GPU caches."""
     rows = max(1, copied // (neighbours.shape[1] * W.shape[1]))
-    blocks = zip(W.split(rows), neighbours.split(rows), strict=True)
+    blocks = zip(torch.split(W, rows), torch.split(neighbours, rows), strict=True)
     return torch.cat([torch.einsum("nd,nmd->nm", own, W[j]) for own, j in blocks])
 
 

@@ -12,7 +12,7 @@ from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.plugins import Table
 from tests.packages import Install
 
-GROUP = "saelens_adaptive_ortho.test_things"
+GROUP = "test_things"
 
 
 @dataclass

@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -123,7 +123,7 @@ class Penalty:
     coefficient: Callable[[Any], float] = lambda cfg: MEAN_COEFFICIENT  # noqa: ARG005
     every: Callable[[Any], int] = lambda cfg: 1  # noqa: ARG005
     check: Callable[[Any], None] = lambda cfg: None  # noqa: ARG005
-    settings: type | None = None
+    settings: type[Any] | None = None
 
     def __post_init__(self) -> None:
         if self.settings is not None and not dataclasses.is_dataclass(self.settings):
@@ -137,13 +137,14 @@ class Penalty:
         """
         if not isinstance(given, dict):
             raise reject("ortho_settings", given, "must be a mapping of settings by name.")
-        if not _is_plain(given):
+        tree = cast("dict[str, Any]", given)  # JSON has no other keys
+        if not _is_plain(tree):
             rule = "must hold numbers, texts, lists and mappings only, as they are saved as JSON."
-            raise reject("ortho_settings", given, rule)
-        known = []
+            raise reject("ortho_settings", tree, rule)
+        known: list[str] = []
         if self.settings is not None:
             known = [f.name for f in dataclasses.fields(self.settings) if f.init]
-        for key, value in given.items():
+        for key, value in tree.items():
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
                 hint = f" Did you mean ortho_settings.{near[0]}?" if near else ""
@@ -152,11 +153,11 @@ class Penalty:
         if self.settings is None:
             return None
         try:
-            return parse(self.settings, given, "ortho_settings.")
+            return parse(self.settings, tree, "ortho_settings.")
         except ConfigError:
             raise
         except (TypeError, ValueError) as error:
-            raise reject("ortho_settings", given, f"ortho_mode {self.name}: {error}") from error
+            raise reject("ortho_settings", tree, f"ortho_mode {self.name}: {error}") from error
 
 
 def _is_plain(value: Any) -> bool:
