@@ -26,13 +26,17 @@ from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
 ROOT = Path(__file__).parents[2]
 
 
-def every_command(commands: tuple[Command, ...] = COMMANDS) -> Iterator[Command]:
+def every_command(
+    commands: tuple[Command, ...] = COMMANDS, above: str = ""
+) -> Iterator[tuple[str, Command]]:
+    """What is typed, and the command."""
     for command in commands:
-        yield command
-        yield from every_command(command.commands)
+        typed = f"{above} {command.name}".strip()
+        yield typed, command
+        yield from every_command(command.commands, typed)
 
 
-WITH_OPTIONS = [c for c in every_command() if c.options is not None]
+WITH_OPTIONS = {typed: c for typed, c in every_command() if c.options is not None}
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +109,16 @@ def test_in_the_process_of_the_command_line_the_package_offers_its_names_on_dema
     assert done.stdout.split() == ["False", "True", "False", "AdaptiveOrthoTopKSAE"], done.stderr
 
 
-@pytest.mark.parametrize("command", WITH_OPTIONS, ids=lambda c: c.name)
+@pytest.mark.parametrize("typed", WITH_OPTIONS)
 def test_every_option_has_help_from_the_docstring_and_its_default_from_the_dataclass(
-    command: Command, capsys: pytest.CaptureFixture[str]
+    typed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    command = WITH_OPTIONS[typed]
     assert command.options is not None
     texts = field_help(command.options)
     assert set(texts) == {f.name for f in fields(command.options)}
     with pytest.raises(SystemExit):
-        main([command.name, "--help"])
+        main([*typed.split(), "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     for f in fields(command.options):
         assert texts[f.name] in shown, f.name
@@ -237,7 +242,7 @@ def test_every_name_an_error_gives_is_an_option_that_exists(
     sae: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     for command in ("eval", "analyse"):
-        (found,) = [c.options for c in WITH_OPTIONS if c.name == command]
+        found = WITH_OPTIONS[command].options
         assert found is not None
         for f in fields(found):
             if f.type in ("str", "list[str]", "Path", "str | None"):
