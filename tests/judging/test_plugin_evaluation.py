@@ -7,14 +7,13 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from saelens_adaptive_ortho import evaluations, plugins
 from saelens_adaptive_ortho.commands.cli import main
 from saelens_adaptive_ortho.commands.judge import EvalOptions
 from saelens_adaptive_ortho.commands.suite import run_suite
@@ -26,10 +25,10 @@ from saelens_adaptive_ortho.judging.subjects import named_subjects, workbench_fo
 from saelens_adaptive_ortho.report import describe, headline_figure, run_figures, summarise
 from saelens_adaptive_ortho.results import load_result, load_results, result_path
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
+from tests.packages import Install
 
 CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 SEEDS = (0, 1, 2)
-Install = Callable[..., None]
 
 
 def walk_through() -> tuple[str, str]:
@@ -46,37 +45,7 @@ def walk_through() -> tuple[str, str]:
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """``install(name, {module: code}, {entry: "module:object"})``, undone at the end."""
-    root = tmp_path / "site"
-    installed: list[str] = []
-
-    def put(name: str, modules: dict[str, str], entries: dict[str, str]) -> None:
-        info = root / f"{name}-1.0.dist-info"
-        info.mkdir(parents=True, exist_ok=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        lines = [f"[{GROUP}]", *(f"{entry} = {value}" for entry, value in entries.items())]
-        (info / "entry_points.txt").write_text("\n".join(lines))
-        for module, code in modules.items():
-            (root / f"{module}.py").write_text(code)
-        installed.extend(modules)
-        monkeypatch.syspath_prepend(root)
-        forget()
-
-    def forget() -> None:
-        for module in installed:
-            sys.modules.pop(module, None)
-        plugins.load.cache_clear()
-        evaluations.of_other_packages.cache_clear()
-
-    # A module is written anew within the second that its cached code is checked by.
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    yield put
-    forget()
-
-
-@pytest.fixture
-def coherence(install: Install) -> Install:
+def coherence(install: Install, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Installs the walk-through; call it to install it again with changes to its code."""
 
     def put(*changes: tuple[str, str]) -> None:
@@ -84,9 +53,11 @@ def coherence(install: Install) -> Install:
         for old, new in changes:
             assert old in described
             described = described.replace(old, new)
-        modules = {"coherence": described, "coherence_run": measured}
-        install("toy-evaluation", modules, {"coherence": "coherence:COHERENCE"})
+        install("coherence", described, {GROUP: {"coherence": "coherence:COHERENCE"}})
+        install("coherence_run", measured, {})
 
+    # A module is written anew within the second that its cached code is checked by.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     put()
     return put
 
@@ -201,7 +172,7 @@ def test_a_setting_that_cannot_work_is_refused(
 
 @pytest.mark.usefixtures("no_report")
 def test_its_version_and_its_settings_decide_whether_a_result_is_made_again(
-    coherence: Install, saes: list[str], tmp_path: Path
+    coherence: Callable[..., None], saes: list[str], tmp_path: Path
 ) -> None:
     def evaluated(*settings: str) -> int:
         lines: list[str] = []
@@ -229,16 +200,16 @@ def test_its_version_and_its_settings_decide_whether_a_result_is_made_again(
 
 
 def test_one_that_cannot_be_imported_is_left_out_and_the_others_work(
-    coherence: Install, install: Install, options: EvalOptions
+    coherence: Callable[..., None], install: Install, options: EvalOptions
 ) -> None:
-    install("broken", {"broken": "import a_package_that_is_not_there"}, {"broken": "broken:IT"})
-    install("other", {"other": "IT = 'no evaluation'"}, {"other": "other:IT"})
-    with pytest.warns(UserWarning, match="left out") as caught:
+    install("broken", "import a_package_that_is_not_there", {GROUP: {"broken": "broken:IT"}})
+    install("other", "IT = 'no evaluation'", {GROUP: {"other": "other:IT"}})
+    with pytest.warns(UserWarning, match="Left out") as caught:
         found = every()
     messages = [str(w.message) for w in caught]
     assert len(messages) == 2
     assert re.search("broken.*a_package_that_is_not_there", messages[0])
-    assert re.search("other.*not an? Evaluation", messages[1])
+    assert re.search("other.*gives a str, not a Evaluation", messages[1])
     assert list(found) == [*(e.name for e in BUILT_IN), "coherence"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -246,15 +217,24 @@ def test_one_that_cannot_be_imported_is_left_out_and_the_others_work(
     assert all(r.ok for r in run_suite(options, say=lambda _: None))
 
 
-def test_the_name_of_a_built_in_one_cannot_be_taken(coherence: Install) -> None:
+def test_the_name_of_a_built_in_one_cannot_be_taken(
+    coherence: Callable[..., None], install: Install
+) -> None:
     coherence(('name="coherence"', 'name="core"'))
-    with pytest.warns(UserWarning, match="'core'.*left out.*of that name"):
+    both = "gives the Evaluation 'core'; both must have one name"
+    with pytest.warns(UserWarning, match=f"Left out.*coherence:COHERENCE.*{both}"):
+        found = every()
+    assert found == {e.name: e for e in BUILT_IN}
+    install("taker", "from coherence import COHERENCE", {GROUP: {"core": "taker:COHERENCE"}})
+    with pytest.warns(UserWarning, match="Left out.*core = taker:COHERENCE of taker has the name"):
         found = every()
     assert found == {e.name: e for e in BUILT_IN}
 
 
 @pytest.mark.usefixtures("no_report")
-def test_a_package_it_needs_and_has_not_is_named(coherence: Install, options: EvalOptions) -> None:
+def test_a_package_it_needs_and_has_not_is_named(
+    coherence: Callable[..., None], options: EvalOptions
+) -> None:
     coherence(("    title=", '    needs=("package_x",),\n    title='))
     with pytest.raises(ConfigError, match="needs the package 'package_x': pip install package_x"):
         run_suite(options)
