@@ -10,7 +10,7 @@ import pytest
 
 from saelens_adaptive_ortho.commands.options import field_help
 from saelens_adaptive_ortho.evaluations import BUILT_IN, Evaluation
-from saelens_adaptive_ortho.report import describe
+from saelens_adaptive_ortho.report.metrics import describe
 from saelens_adaptive_ortho.settings import check_fields
 
 every_evaluation = pytest.mark.parametrize("evaluation", BUILT_IN, ids=lambda e: e.name)

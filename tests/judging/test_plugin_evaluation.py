@@ -22,7 +22,11 @@ from saelens_adaptive_ortho.evaluations import BUILT_IN, GROUP, every, runnable
 from saelens_adaptive_ortho.judging.contract import EvalContext
 from saelens_adaptive_ortho.judging.running import run_evaluation
 from saelens_adaptive_ortho.judging.subjects import named_subjects, workbench_for
-from saelens_adaptive_ortho.report import describe, headline_figure, run_figures, summarise
+from saelens_adaptive_ortho.report.figures.dots import headline_figure
+from saelens_adaptive_ortho.report.figures.files import run_figures
+from saelens_adaptive_ortho.report.metrics import describe
+from saelens_adaptive_ortho.report.statistics import summarise
+from saelens_adaptive_ortho.report.verdicts import judge
 from saelens_adaptive_ortho.results import load_result, load_results, result_path
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
 from tests.packages import Install
@@ -127,7 +131,7 @@ def test_the_whole_command_judges_by_it_and_reports_it(saes: list[str], tmp_path
         assert text in section
     assert "mean power of the cosine" in section
     assert "latents of the SAE" in section
-    (verdict,) = summarise(results).evaluations["coherence"].verdicts
+    (verdict,) = judge(summarise(results)).evaluations["coherence"]
     assert verdict.verdict == "better"
     assert verdict.text in re.sub(r"<.*?>", "", section).replace("&#x27;", "'")
     document = json.loads((out / "results" / "summary.json").read_text())
