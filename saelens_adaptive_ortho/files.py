@@ -15,10 +15,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.errors import Explained, reject
 
 
-class StorageError(RuntimeError):
+class StorageError(Explained, RuntimeError):
     """Something could not be written; names the path, the cause and what survived."""
 
 

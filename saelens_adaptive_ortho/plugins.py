@@ -50,10 +50,18 @@ class Table(Generic[T]):
     def every(self) -> dict[str, T]:
         """All objects by name, our own first; read once.
 
-        One that cannot be used is left out with a warning that names its package.
+        One that cannot be used, or that has a name of ours, is left out with a warning that names
+        its package.
         """
         if self._every is None:
             self._every = dict(self.own)
+            for point in entry_points(group=self.group):
+                if point.name in self.own:
+                    warnings.warn(
+                        f"Left out of {self.group}: {point.name} = {point.value} of "
+                        f"{_package(point)} has the name of one of ours.",
+                        stacklevel=2,
+                    )
             for name in self.names()[len(self.own) :]:
                 try:
                     self._every[name] = self.find("name", name)

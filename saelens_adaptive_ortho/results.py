@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from saelens_adaptive_ortho.errors import Explained
 from saelens_adaptive_ortho.files import write_text_atomic
 
 SCHEMA_VERSION = 1
@@ -31,7 +32,7 @@ _FILE_NAME = re.compile(r"^(?P<variant>.+?)__seed(?P<seed>\d+)__(?P<eval>.+)\.js
 _STATUSES = ("ok", "failed")
 
 
-class ResultError(ValueError):
+class ResultError(Explained, ValueError):
     """A result file or folder that cannot be used; the message names it and the remedy."""
 
 

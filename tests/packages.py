@@ -23,7 +23,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
     def put(name: str, code: str, groups: dict[str, dict[str, str]]) -> None:
         info = root / f"{name}-1.0.dist-info"
-        info.mkdir(parents=True)
+        info.mkdir(parents=True, exist_ok=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         lines = []
         for group, entries in groups.items():
@@ -31,6 +31,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         (info / "entry_points.txt").write_text("\n".join(lines))
         (root / f"{name}.py").write_text(code)
         modules.append(name)
+        sys.modules.pop(name, None)  # of a version installed before
         monkeypatch.syspath_prepend(root)
         forget()
 

@@ -24,9 +24,10 @@ from pathlib import Path
 from saelens_adaptive_ortho.files import write_json
 from saelens_adaptive_ortho.judging.contract import EvalContext
 from saelens_adaptive_ortho.judging.isolation import model_served, tokens_served
+from saelens_adaptive_ortho.judging.options import JudgingOptions
 from saelens_adaptive_ortho.judging.running import run_evaluation
 from saelens_adaptive_ortho.judging.saebench import core
-from saelens_adaptive_ortho.judging.subjects import Subject, SuiteOptions, workbench_for
+from saelens_adaptive_ortho.judging.subjects import Subject, workbench_for
 from saelens_adaptive_ortho.results import load_results
 
 DEFAULT = "core,subspace,unlearning,sparse_probing,tpp"
@@ -58,7 +59,7 @@ def overhead(sae: str, repeats: int) -> dict[str, float]:
     subject = Subject.parse(sae)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        bench = workbench_for([subject], SuiteOptions(evals={"core": {}}, out=out))
+        bench = workbench_for([subject], JudgingOptions(saes=[sae], out=out))
         context = EvalContext(bench, subject.load, subject.variant, subject.seed, out / "raw")
         settings = core.Settings()
         size = settings.batch_size_prompts

@@ -18,7 +18,7 @@ from evals.prior_runs.figures import figure
 from evals.prior_runs.large_norm import write_large_norm_model
 from evals.prior_runs.note import NEXT_STEPS, NORM_IN, PRIOR_RUNS
 from evals.tables import KINDS
-from saelens_adaptive_ortho.commands.compare import Comparison
+from saelens_adaptive_ortho.commands.comparison import Comparison
 from saelens_adaptive_ortho.commands.experiment import (
     Experiment,
     build_experiment,

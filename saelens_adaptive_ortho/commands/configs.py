@@ -1,4 +1,4 @@
-"""The configs that ship with the package: found by name, listed, copied.
+"""``adaptive-ortho config``: the shipped configs, found by name, listed, copied.
 
 They are in ``configs/`` of the repository; a wheel carries them inside the package.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from saelens_adaptive_ortho.commands.options import Command
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import write_failures_named, write_text_atomic
 from saelens_adaptive_ortho.settings import parse_yaml
@@ -97,3 +99,47 @@ def _with_extended(path: Path) -> Iterator[Path]:
         if base is None:
             return
         path = path.parent / base
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """There are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyOptions:
+    """What is copied where.
+
+    Args:
+        name: e.g. demo.
+        dest: the folder; by default this one.
+    """
+
+    name: str = field(metadata={"positional": "NAME"})
+    dest: Path = field(default=Path("."), metadata={"positional": "DEST"})
+
+
+def run_list(_: ListOptions) -> int:
+    """Print name and first line of each config."""
+    described = described_configs()
+    width = max(map(len, described))
+    for name, text in described.items():
+        print(f"{name:<{width}}  {text}")
+    return 0
+
+
+def run_copy(options: CopyOptions) -> int:
+    """Copy, and print what was written."""
+    for path in copy_config(options.name, options.dest):
+        print(path)
+    return 0
+
+
+COMMAND = Command(
+    name="config",
+    help="List the configs that ship with the package, or copy one with the files it extends.",
+    commands=(
+        Command("list", "Name and first line of each.", ListOptions, run_list),
+        Command("copy", "Write NAME.yaml and the files it extends.", CopyOptions, run_copy),
+    ),
+)

@@ -137,7 +137,7 @@ def eval_settings(names: list[str], overrides: list[str]) -> dict[str, dict[str,
         if override.partition(".")[0] not in tree:
             raise reject("--set", override, f"must begin with one of {', '.join(tree)} and a dot.")
         apply_override(tree, override)
-    return _check_evals(tree)
+    return _check_evals(tree, "--evals", "--set ")
 
 
 def build_experiment(tree: dict[str, Any], name: str = "experiment") -> Experiment:
@@ -231,14 +231,22 @@ def _check_variants(variants: object, runner: AdaptiveOrthoRunnerConfig) -> None
             raise ConfigError(f"{where}: SAELens refuses it: {error}") from error
 
 
-def _check_evals(evals: object) -> dict[str, dict[str, Any]]:
+def _check_evals(
+    evals: object, where: str = "evals", prefix: str = "evals."
+) -> dict[str, dict[str, Any]]:
+    """Settings by evaluation.
+
+    Args:
+        where: the setting that lists evaluations, for errors.
+        prefix: what comes before the name of an evaluation where its settings are set.
+    """
     known = runnable()
     if not isinstance(evals, (list, dict)):
-        raise reject("evals", evals, f"must list evaluations; known: {', '.join(known)}.")
+        raise reject(where, evals, f"must list evaluations; known: {', '.join(known)}.")
     checked: dict[str, dict[str, Any]] = {}
     for name, settings in [(e, {}) for e in evals] if isinstance(evals, list) else evals.items():
-        check_one_of("evals", name, known)
+        check_one_of(where, name, known)
         settings = {} if settings is None else settings
-        parse(known[name].settings or NoSettings, settings, f"evals.{name}.")
+        parse(known[name].settings or NoSettings, settings, f"{prefix}{name}.")
         checked[name] = settings
     return checked

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import PositiveInt
+
 from saelens_adaptive_ortho.evaluations.contract import (
     FIGURES,
     SAE_BENCH,
@@ -11,6 +13,7 @@ from saelens_adaptive_ortho.evaluations.contract import (
     Figure,
     Metric,
 )
+from saelens_adaptive_ortho.settings import Share
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,10 @@ class Settings:
     """
 
     prompt_template: str = "{word} has the first letter:"
-    min_letters: int = 20
-    min_probe_f1: float = 0.6
-    max_k: int = 10
-    llm_batch_size: int = 32
+    min_letters: PositiveInt = 20
+    min_probe_f1: Share = 0.6
+    max_k: PositiveInt = 10
+    llm_batch_size: PositiveInt = 32
 
 
 ABSORPTION = Evaluation(

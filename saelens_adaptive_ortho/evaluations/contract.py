@@ -16,6 +16,7 @@ Direction = Literal["higher", "lower"]
 SEED = 42  # of every evaluation; SAEBench's own default
 AUTO = "auto"  # a source of data that depends on the model
 SAE_BENCH = ("sae_bench",)
+EXTRAS = {"sae_bench": "'saelens-adaptive-ortho[bench]'"}  # what installs a package
 DOMAINS = ("pooled", "forget", "retain")
 FIGURES = "saelens_adaptive_ortho.report.figures"
 ABLATION_CAVEAT = (
@@ -68,7 +69,7 @@ class Evaluation:
         module: has ``run(context, settings) -> Outcome`` (see ``judging.contract``); imported
             when the evaluation runs. Empty for results that the training writes.
         version: raised when its numbers change meaning, so that old results are made again.
-        needs: packages of an extra.
+        needs: packages that must be installed, such as those of an extra.
         metrics: by name. A name may be a prefix (``condition_number`` covers every group), and
             ``{n}`` stands for a number.
         primary: the metrics its verdict judges, chosen before any result was seen.
@@ -103,7 +104,8 @@ class Evaluation:
         """Why it cannot run here: a package that is not installed, and how to install it."""
         for package in self.needs:
             if importlib.util.find_spec(package) is None:
-                return f"needs the package {package!r}: pip install 'saelens-adaptive-ortho[bench]'"
+                source = EXTRAS.get(package, package)
+                return f"needs the package {package!r}: pip install {source}"
         return None
 
 

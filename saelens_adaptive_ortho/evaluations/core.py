@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import PositiveInt
+
 from saelens_adaptive_ortho.evaluations.contract import (
     DOMAINS,
     FIGURES,
@@ -25,8 +27,8 @@ class Settings:
         batch_size_prompts: contexts per forward pass.
     """
 
-    n_contexts: int = 256
-    batch_size_prompts: int = 16
+    n_contexts: PositiveInt = 256
+    batch_size_prompts: PositiveInt = 16
 
 
 CORE = Evaluation(

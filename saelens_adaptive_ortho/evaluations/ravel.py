@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
 from saelens_adaptive_ortho.evaluations.contract import (
     AUTO,
     FIGURES,
@@ -37,14 +39,14 @@ class Settings:
 
     source: str = AUTO
     attributes: dict[str, list[str]] = field(default_factory=dict)
-    top_n_entities: int = 500
-    downsample: int | None = None
-    num_pairs_per_attribute: int = 5000
-    num_epochs: int = 2
-    learning_rate: float = 1e-3
-    n_generated_tokens: int = 6
-    llm_batch_size: int = 16
-    seed: int = SEED
+    top_n_entities: PositiveInt = 500
+    downsample: PositiveInt | None = None
+    num_pairs_per_attribute: PositiveInt = 5000
+    num_epochs: PositiveInt = 2
+    learning_rate: PositiveFloat = 1e-3
+    n_generated_tokens: PositiveInt = 6
+    llm_batch_size: PositiveInt = 16
+    seed: NonNegativeInt = SEED
 
 
 RAVEL = Evaluation(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pydantic import NonNegativeInt, PositiveInt
+
 from saelens_adaptive_ortho.evaluations.contract import (
     FIGURES,
     SAE_BENCH,
@@ -47,10 +49,10 @@ class Settings:
     """
 
     datasets: list[str] = field(default_factory=lambda: list(SUBSET))
-    k_values: list[int] = field(default_factory=lambda: [1, 2, 5, 10, 20, 50])
-    context_length: int = 1024
-    llm_batch_size: int = 32
-    seed: int = SEED
+    k_values: list[PositiveInt] = field(default_factory=lambda: [1, 2, 5, 10, 20, 50])
+    context_length: PositiveInt = 1024
+    llm_batch_size: PositiveInt = 32
+    seed: NonNegativeInt = SEED
 
 
 SAE_PROBES = Evaluation(

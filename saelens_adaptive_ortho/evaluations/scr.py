@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pydantic import NonNegativeInt, PositiveInt
+
 from saelens_adaptive_ortho.evaluations.contract import (
     ABLATION_CAVEAT,
     AUTO,
@@ -36,12 +38,12 @@ class Settings:
 
     source: str = AUTO
     columns: list[str] = field(default_factory=list)
-    train_size: int | None = None
-    test_size: int | None = None
-    context_length: int = 128
-    llm_batch_size: int = 32
-    sae_batch_size: int = 125
-    seed: int = SEED
+    train_size: PositiveInt | None = None
+    test_size: PositiveInt | None = None
+    context_length: PositiveInt = 128
+    llm_batch_size: PositiveInt = 32
+    sae_batch_size: PositiveInt = 125
+    seed: NonNegativeInt = SEED
 
 
 SCR = Evaluation(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pydantic import NonNegativeInt, PositiveInt
+
 from saelens_adaptive_ortho.evaluations.contract import (
     AUTO,
     FIGURES,
@@ -36,13 +38,13 @@ class Settings:
     """
 
     source: str = AUTO
-    k_values: list[int] = field(default_factory=lambda: [1, 2, 5, 10, 20, 50])
-    train_size: int | None = None
-    test_size: int | None = None
-    context_length: int = 128
-    llm_batch_size: int = 32
-    sae_batch_size: int = 125
-    seed: int = SEED
+    k_values: list[PositiveInt] = field(default_factory=lambda: [1, 2, 5, 10, 20, 50])
+    train_size: PositiveInt | None = None
+    test_size: PositiveInt | None = None
+    context_length: PositiveInt = 128
+    llm_batch_size: PositiveInt = 32
+    sae_batch_size: PositiveInt = 125
+    seed: NonNegativeInt = SEED
 
 
 SPARSE_PROBING = Evaluation(

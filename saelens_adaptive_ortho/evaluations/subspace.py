@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
 
 from saelens_adaptive_ortho.evaluations.contract import FIGURES, Evaluation, Figure, Metric
+from saelens_adaptive_ortho.settings import Share
 
 PRIMARY = ("principal_angle/mean_deg", "mean_max_cosine")
 
@@ -20,10 +24,10 @@ class Settings:
         batch_size_prompts: contexts per forward pass.
     """
 
-    n_contexts: int = 256
-    domain_ratio: float = 9.0
-    energy: float = 0.9
-    batch_size_prompts: int = 32
+    n_contexts: PositiveInt = 256
+    domain_ratio: Annotated[float, Field(gt=1)] = 9.0
+    energy: Share = 0.9
+    batch_size_prompts: PositiveInt = 32
 
 
 SUBSPACE = Evaluation(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
 from saelens_adaptive_ortho.evaluations.contract import FIGURES, Evaluation, Figure, Metric
 
 PRIMARY = (
@@ -39,15 +41,15 @@ class Settings:
     questions: str = "auto"
     template: str = "auto"
     model_name: str | None = None
-    counts: list[int] = field(default_factory=lambda: [5, 10, 20, 40])
-    strengths: list[float] = field(default_factory=lambda: [2.0, 8.0, 32.0])
-    specificities: list[float] = field(default_factory=lambda: [9.0, 3.0])
-    n_select_contexts: int = 256
-    n_choose_contexts: int = 32
-    n_contexts: int = 2048
-    loss_every: int = 2
-    batch_size_prompts: int = 32
-    replicates: int = 400
+    counts: list[PositiveInt] = field(default_factory=lambda: [5, 10, 20, 40])
+    strengths: list[NonNegativeFloat] = field(default_factory=lambda: [2.0, 8.0, 32.0])
+    specificities: list[PositiveFloat] = field(default_factory=lambda: [9.0, 3.0])
+    n_select_contexts: PositiveInt = 256
+    n_choose_contexts: PositiveInt = 32
+    n_contexts: PositiveInt = 2048
+    loss_every: PositiveInt = 2
+    batch_size_prompts: PositiveInt = 32
+    replicates: PositiveInt = 400
 
 
 UNLEARNING = Evaluation(

@@ -1,4 +1,4 @@
-"""``adaptive-ortho eval``: judge finished SAEs, wherever they come from, side by side.
+"""Finished SAEs, wherever they come from, and the one workbench they are judged on.
 
 An SAE is named by a directory that SAELens saved, or by a pair ``release:sae_id`` of the hub, with
 an optional name of its own: ``NAME=DIRECTORY``. All SAEs of a suite share one model and one text.
@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.saes.sae import SAE
 
-from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.judging.contract import Workbench
+from saelens_adaptive_ortho.judging.options import JudgingOptions
 from saelens_adaptive_ortho.text import hub, models
-from saelens_adaptive_ortho.text.corpora import CorpusConfig, Tokenisation, tokenise_corpus
+from saelens_adaptive_ortho.text.corpora import (
+    DOMAINS,
+    CorpusConfig,
+    Tokenisation,
+    local_files,
+    tokenise_corpus,
+)
 
 SEED_FOLDER = re.compile(r"seed(\d+)")
 TRAIN_CONTEXTS = 1024  # of each corpus, for evaluations that select latents on training text
@@ -106,40 +116,89 @@ def _explain(error: Exception, path: Path | None) -> str:
     return hub.explain_failure(error, "the SAE", "a local directory")
 
 
-@dataclass(frozen=True)
-class SuiteOptions:
-    """What to judge SAEs on; None takes it from the SAEs' own records.
+def named_subjects(saes: Sequence[str]) -> list[Subject]:
+    """The SAEs to judge, each with a name of its own.
 
-    Args:
-        evals: settings by evaluation name.
-        out: results, SAEBench's own files and the report go here.
-        model_name: the language model.
-        corpora: forget and retain, or one called ``corpus``.
-        context_size: tokens in a context.
-        device: for the model and the SAEs.
-        dtype: of the model and the SAEs.
+    Raises:
+        ConfigError: one that is not there, or two with the same name and seed.
     """
+    subjects = [Subject.parse(text) for text in saes]
+    seen: dict[tuple[str, int], Subject] = {}
+    for subject in subjects:
+        other = seen.setdefault((subject.variant, subject.seed), subject)
+        if other is not subject:
+            raise reject(
+                "SAE",
+                subject.source,
+                f"has the same name and seed as {other.source}; name it: NAME=...",
+            )
+    return subjects
 
-    evals: dict[str, dict[str, Any]]
-    out: Path
-    model_name: str | None = None
-    corpora: dict[str, CorpusConfig] | None = None
-    context_size: int | None = None
-    device: str = "cpu"
-    dtype: str = "float32"
+
+def given_corpora(options: JudgingOptions) -> dict[str, CorpusConfig] | None:
+    """Those of --forget and --retain by domain; one alone is called ``corpus``.
+
+    Raises:
+        ConfigError: a file that is not there.
+    """
+    given: dict[str, CorpusConfig] = {}
+    for domain in DOMAINS:
+        text = getattr(options, domain)
+        if text is None:
+            continue
+        flag = f"--{domain}"
+        given[domain] = CorpusConfig.parse(flag, text)
+        with _named_by_flag(flag):
+            try:
+                local_files(given[domain].path)
+            except ConfigError as error:
+                raise ConfigError(f"{flag}.{error}") from None
+    if len(given) == 1:
+        return {"corpus": next(iter(given.values()))}
+    return given or None
 
 
-def workbench_for(subjects: list[Subject], options: SuiteOptions) -> Workbench:
-    """The model and text that all the SAEs share."""
+def check_device_and_dtype(options: JudgingOptions) -> None:
+    """Refuse what torch does not have here.
+
+    Raises:
+        ConfigError: as said.
+    """
+    try:
+        models.str_to_dtype(options.dtype)
+    except ValueError as error:
+        known = "float32, bfloat16, float16, float64"
+        raise reject("--dtype", options.dtype, f"must be one of {known}.") from error
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise reject("--device", options.device, f"torch cannot use it ({reason}).") from error
+
+
+@contextmanager
+def _named_by_flag(flag: str) -> Iterator[None]:
+    """Errors about ``FLAG.path`` name the option as it is typed."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(f"{flag}.path=", f"{flag}=", 1)) from error
+
+
+def workbench_for(subjects: list[Subject], options: JudgingOptions) -> Workbench:
+    """The model and text that all the SAEs share.
+
+    Raises:
+        ConfigError: an option that cannot work; what is quick to check comes first.
+    """
+    check_device_and_dtype(options)
+    corpora = given_corpora(options)
     loaded = {s.source: s.load() for s in subjects}
     records = {s.source: s.record() for s in subjects}
-    names = {
-        source: options.model_name or sae.cfg.metadata.model_name for source, sae in loaded.items()
-    }
+    names = {source: options.model or sae.cfg.metadata.model_name for source, sae in loaded.items()}
     model_name = _same(names, "--model")
     if not model_name:
         raise reject("--model", None, "the SAEs do not say what model they are for.")
-    corpora = options.corpora
     if corpora is None:
         corpora = _recorded_corpora(records)
     record = next((r for r in records.values() if r), {})
@@ -173,15 +232,18 @@ def workbench_for(subjects: list[Subject], options: SuiteOptions) -> Workbench:
         record.get("ortho_holdout_contexts", 512),
     )
     cache = options.out.resolve() / "cache"
+    tokenised = []
+    for domain, corpus in corpora.items():
+        lone = "retain" if options.forget is None and options.retain else "forget"
+        flag = f"--{lone if domain == 'corpus' else domain}"
+        with _named_by_flag(flag):
+            tokenised.append(
+                tokenise_corpus(corpus, domain, model.tokenizer, how, TRAIN_CONTEXTS, cache, flag)
+            )
     return Workbench(
         model=model,
         model_name=model_name,
-        corpora=[
-            tokenise_corpus(
-                corpus, domain, model.tokenizer, how, TRAIN_CONTEXTS, cache, f"--{domain}"
-            )
-            for domain, corpus in corpora.items()
-        ],
+        corpora=tokenised,
         texts=corpora,
         context_size=context_size,
         cache=cache,

@@ -35,7 +35,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saelens_adaptive_ortho.errors import ConfigError, reject
+from saelens_adaptive_ortho.errors import ConfigError, Explained, reject
 from saelens_adaptive_ortho.files import atomic_directory, write_json
 from saelens_adaptive_ortho.host.trainer import build_trainer
 from saelens_adaptive_ortho.training.store import StratifiedActivationsStore
@@ -45,7 +45,7 @@ RNG_FILE = "rng_state.pt"
 KEPT_CHECKPOINTS = 2
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(Explained, RuntimeError):
     """A loss became NaN or infinite; names the SAE and the step."""
 
 

@@ -19,12 +19,12 @@ from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor
 from transformer_lens import HookedRootModule
 
-from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.errors import Explained, reject
 from saelens_adaptive_ortho.rng import mix
 from saelens_adaptive_ortho.text.corpora import TokenisedCorpus
 
 
-class NonFiniteActivationsError(RuntimeError):
+class NonFiniteActivationsError(Explained, RuntimeError):
     """The language model produced NaN or infinity; names the corpus and the batch."""
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from saelens_adaptive_ortho.commands import cli
-from saelens_adaptive_ortho.commands.analyse import AnalyseOptions, analyse
+from saelens_adaptive_ortho.commands.analyse import AnalyseOptions
+from saelens_adaptive_ortho.commands.analysis import analyse
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.report.page.analysis import render_analysis
 from saelens_adaptive_ortho.results import Result
@@ -127,10 +128,10 @@ def test_what_cannot_work_is_refused_by_name(exports: Path, tmp_path: Path) -> N
     options = AnalyseOptions(out=tmp_path)
     with pytest.raises(ConfigError, match="--min-cosine=2"):
         replace(options, min_cosine=2)
-    with pytest.raises(ConfigError, match="--n-contexts=1"):
-        replace(options, n_contexts=1)
+    with pytest.raises(ConfigError, match="--contexts=1"):
+        replace(options, contexts=1)
     same = str(exports / "gram")
     with pytest.raises(ConfigError, match="name it"):
-        analyse([same, same], options)
+        analyse(replace(options, saes=[same, same]))
     with pytest.raises(ConfigError, match="no such directory"):
-        analyse([str(tmp_path / "absent")], options)
+        analyse(replace(options, saes=[str(tmp_path / "absent")]))

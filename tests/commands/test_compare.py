@@ -20,7 +20,7 @@ from sae_lens import SAE
 from transformer_lens import HookedTransformer
 
 from saelens_adaptive_ortho.commands.cli import main
-from saelens_adaptive_ortho.commands.compare import RECORD, workbench
+from saelens_adaptive_ortho.commands.comparison import RECORD, workbench
 from saelens_adaptive_ortho.commands.experiment import load_experiment
 from saelens_adaptive_ortho.demo import MODEL_DIR, RETAIN_CORPUS
 from saelens_adaptive_ortho.judging import geometry

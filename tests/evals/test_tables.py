@@ -13,7 +13,7 @@ import sae_lens
 
 from evals.tables import KINDS
 from saelens_adaptive_ortho.commands import cli
-from saelens_adaptive_ortho.commands.configs import find_config, shipped_configs
+from saelens_adaptive_ortho.commands.configs import CopyOptions, find_config, shipped_configs
 from saelens_adaptive_ortho.report.markdown import update_tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,10 +83,10 @@ def test_every_command_of_a_page_can_be_run_as_it_stands(
             assert spec.origin is not None, words
             assert "__main__" in Path(spec.origin).read_text(encoding="utf-8"), words
         elif words[0] == "adaptive-ortho":
-            args = cli._parser().parse_args(words[1:])  # argparse exits where it cannot
+            args = cli.parser().parse_args(words[1:])  # argparse exits where it cannot
             if hasattr(args, "config"):
                 assert find_config(args.config).is_file(), words
-            if args.command == "config" and args.action == "copy":
+            if args.command.options is CopyOptions:
                 assert args.name in shipped_configs(), words
         else:
             assert words[0] in ("git", "make", "pip", "cd", "python", "uv"), words

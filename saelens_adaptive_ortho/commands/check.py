@@ -1,0 +1,46 @@
+"""``adaptive-ortho check``: validate a config, and train nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from saelens_adaptive_ortho.commands.compare import ExperimentOptions
+from saelens_adaptive_ortho.commands.options import Command, say
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(ExperimentOptions):
+    """How far to look.
+
+    Args:
+        offline: check the settings only.
+    """
+
+    offline: bool = False
+
+
+def run(options: CheckOptions) -> int:
+    """Read the config, and open the corpora and the model it names."""
+    from saelens_adaptive_ortho.commands.experiment import load_experiment
+    from saelens_adaptive_ortho.training import runner
+
+    experiment = load_experiment(options.config, options.set)
+    if options.offline:
+        say(f"{options.config}: settings are valid (corpora and model were not opened).")
+        return 0
+    prepared = runner.prepare(experiment.runner)
+    for corpus in prepared.corpora:
+        say(
+            f"{corpus.domain}: {len(corpus.train)} training and {len(corpus.held_out)} held-out "
+            f"contexts of {experiment.runner.context_size} tokens"
+        )
+    say(f"{options.config}: ready to run.")
+    return 0
+
+
+COMMAND = Command(
+    name="check",
+    help="Validate a config: settings, folders, corpora, model; nothing is trained.",
+    options=CheckOptions,
+    run=run,
+)

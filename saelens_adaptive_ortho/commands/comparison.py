@@ -1,0 +1,263 @@
+"""Train every variant with every seed, evaluate each, and report: only what is missing.
+
+A run folder holds ``config.yaml``, ``seed<S>/<variant>/`` (SAEs that plain SAELens loads),
+``seed<S>/checkpoints/`` while training, ``results/*.json`` and ``report.html``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sae_lens.saes.sae import SAE
+
+from saelens_adaptive_ortho.commands.experiment import Experiment
+from saelens_adaptive_ortho.errors import ConfigError, reject
+from saelens_adaptive_ortho.files import write_failures_named, write_json, write_text_atomic
+from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome, Workbench
+from saelens_adaptive_ortho.judging.running import check_evals_runnable, run_missing, write_outcome
+from saelens_adaptive_ortho.report import summary
+from saelens_adaptive_ortho.report.page import run as page
+from saelens_adaptive_ortho.results import Result, load_results
+from saelens_adaptive_ortho.settings import dump_yaml
+from saelens_adaptive_ortho.training.lockstep import list_checkpoints
+from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared, prepare
+from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig, with_sae
+
+RECORD = "ortho_run.json"
+HISTORY_KEYS = ("step", "mse_loss", "ortho_loss", "explained_variance", "l0")
+
+
+def workbench(cfg: AdaptiveOrthoRunnerConfig, prepared: Prepared, cache: Path) -> Workbench:
+    """The workbench of a training run: its model, its corpora, its contexts."""
+    return Workbench(
+        model=prepared.model,
+        model_name=cfg.model_name,
+        corpora=prepared.corpora,
+        texts=cfg.corpora(),
+        context_size=cfg.context_size,
+        cache=cache.resolve(),
+        prepend_bos=bool(cfg.prepend_bos),
+        device=cfg.device,
+        dtype=cfg.dtype,
+    )
+
+
+class Comparison:
+    """Runs an :class:`Experiment` in its ``output_path``.
+
+    Args:
+        experiment: what to run.
+        say: called with a line of progress at each milestone.
+    """
+
+    def __init__(self, experiment: Experiment, say: Callable[[str], None] = print) -> None:
+        if experiment.runner.output_path is None:
+            raise reject("output_path", None, "a comparison needs a folder to write to.")
+        self.experiment = experiment
+        self.say = say
+        self.root = Path(experiment.runner.output_path)
+        self.results = self.root / "results"
+        self.prepared: Prepared | None = None
+
+    def run(self, fresh: bool = False) -> list[Result]:
+        """Do what is missing; returns every result, failed evaluations included.
+
+        Args:
+            fresh: delete this folder's SAEs, checkpoints and results first.
+
+        Raises:
+            ConfigError: a setting that cannot work, or SAEs of other settings in the folder.
+            StorageError: something could not be written; what was finished before survives.
+        """
+        if fresh:
+            self.clear()
+        check_evals_runnable(self.experiment.evals)
+        self.prepared = prepare(self.experiment.runner, self.root / "cache")
+        self._refuse_other_settings()
+        with write_failures_named(self.root, "SAEs and results finished before are intact."):
+            self._write_config()
+            for seed in self.experiment.seeds:
+                self.train(seed)
+                for variant in self.experiment.variants:
+                    self.evaluate(variant, seed)
+            results = load_results(self.root, list(self.experiment.variants))
+            summary.write_summary(self.root)
+            path = page.write_report(self.root)
+        self.say(f"Report: {path}")
+        return results
+
+    def clear(self) -> None:
+        """Delete the SAEs, checkpoints and results of this folder (and nothing else)."""
+        for path in [*self.root.glob("seed[0-9]*"), self.results, self.root / "cache"]:
+            if path.is_dir():
+                shutil.rmtree(path)
+
+    # ------------------------------------------------------------------ train
+
+    def train(self, seed: int) -> None:
+        """Train the variants of a seed that are not exported yet, on one activation stream."""
+        missing = {
+            name: changes
+            for name, changes in self.experiment.variants.items()
+            if not self._record(name, seed).is_file()
+        }
+        if not missing:
+            self.say(f"Seed {seed}: every variant is trained already.")
+            return
+        folder = self.root / f"seed{seed}"
+        cfg = self._seeded(seed, checkpoint_path=str(folder / "checkpoints"))
+        runner = self._runner(cfg, missing, folder / "checkpoints")
+        self.say(f"Seed {seed}: training {', '.join(missing)}")
+        runner.trainer.fit()
+        for name in missing:
+            runner.export(name, self._sae_dir(name, seed))
+            self._write_training(name, seed, runner)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+    def _runner(
+        self, cfg: AdaptiveOrthoRunnerConfig, variants: dict[str, dict[str, Any]], folder: Path
+    ) -> AdaptiveOrthoRunner:
+        """A runner at the newest checkpoint that is whole and of these settings, or at step 0."""
+        for checkpoint in reversed(list_checkpoints(folder)):
+            # A new one each time: a checkpoint may turn out damaged when half of it is loaded.
+            runner = AdaptiveOrthoRunner(cfg, variants, self.prepared)
+            try:
+                runner.trainer.load_checkpoint(checkpoint)
+            except ConfigError as error:
+                self.say(f"Not resuming: {error}")
+                continue
+            self.say(f"Resuming from {checkpoint}")
+            return runner
+        return AdaptiveOrthoRunner(cfg, variants, self.prepared)
+
+    def _write_training(self, variant: str, seed: int, runner: AdaptiveOrthoRunner) -> None:
+        trainer, state = runner.trainer, runner.trainer.state
+        history = state.history[variant]
+        last = history[-1]
+        groups = [
+            {k.removeprefix("ortho_groups/"): v for k, v in row.items() if "ortho_groups/" in k}
+            | {"step": row["step"]}
+            for row in history
+            if "ortho_groups/n_groups" in row
+        ]
+        metrics: dict[str, float | None] = {
+            "tokens": float(trainer.n_steps * trainer.cfg.train_batch_size_samples),
+            "steps": float(trainer.n_steps),
+            "train_seconds": state.seconds[variant],
+            "activation_seconds": state.seconds["activations"],
+            "dead_latents": float(last["sparsity/dead_features"]),
+            "final_mse_loss": last["mse_loss"],
+        }
+        if "ortho_loss" in last:
+            metrics["final_ortho_loss"] = last["ortho_loss"]
+        for name in ("captured_mean", "captured_lowest"):
+            if f"ortho_{name}" in last:
+                metrics[name] = last[f"ortho_{name}"]
+        if groups:
+            metrics["n_groups"] = float(groups[-1]["n_groups"])
+            for domain in ("forget", "retain", "shared"):
+                metrics[f"{domain}_latents"] = float(groups[-1][domain])
+        details = {
+            "history": [
+                {k: row[k] for k in HISTORY_KEYS if k in row}
+                | {"n_training_samples": row["details/n_training_samples"]}
+                for row in history
+            ],
+            "groups": groups,
+            "epochs": trainer.store.epochs(trainer.n_steps),
+        }
+        fingerprint = runner.configs[variant].fingerprint(runner.corpora)
+        write_outcome(
+            self.root,
+            "training",
+            variant,
+            seed,
+            Outcome(metrics, details),
+            state.seconds[variant],
+            fingerprint,
+        )
+        # Last, so that an SAE counts as trained only when all of it is on disk.
+        write_json(
+            self._record(variant, seed),
+            {"fingerprint": fingerprint, "settings": runner.configs[variant].settings()},
+        )
+
+    # --------------------------------------------------------------- evaluate
+
+    def evaluate(self, variant: str, seed: int) -> None:
+        """Run the evaluations of one SAE that have no result yet; a failure stops only itself."""
+        folder = self._sae_dir(variant, seed).resolve()  # SAEBench runs in a folder of its own
+        context = EvalContext(
+            bench=self.bench,
+            load=lambda: SAE.load_from_disk(folder, self.bench.device),
+            variant=variant,
+            seed=seed,
+            raw_dir=self.results.resolve() / "sae_bench",
+        )
+        run_missing(context, self.experiment.evals, self.root, self.say)
+
+    @cached_property
+    def bench(self) -> Workbench:
+        """The model and corpora all SAEs are judged on."""
+        assert self.prepared is not None
+        return workbench(self.experiment.runner, self.prepared, self.root / "cache")
+
+    # ------------------------------------------------------------------ paths
+
+    def _sae_dir(self, variant: str, seed: int) -> Path:
+        return self.root / f"seed{seed}" / variant
+
+    def _record(self, variant: str, seed: int) -> Path:
+        return self._sae_dir(variant, seed) / RECORD
+
+    def _seeded(self, seed: int, checkpoint_path: str | None = None) -> AdaptiveOrthoRunnerConfig:
+        return replace(self.experiment.runner, seed=seed, checkpoint_path=checkpoint_path)
+
+    def _refuse_other_settings(self) -> None:
+        """An SAE in the folder must be of these settings, or results would be mixed up."""
+        assert self.prepared is not None
+        for seed in self.experiment.seeds:
+            for variant, changes in self.experiment.variants.items():
+                record = self._record(variant, seed)
+                if not record.is_file():
+                    continue
+                cfg = with_sae(self._seeded(seed), changes)
+                saved = json.loads(record.read_text())
+                if saved["fingerprint"] != cfg.fingerprint(self.prepared.corpora):
+                    differing = _difference(saved["settings"], cfg.settings())
+                    raise reject(
+                        "output_path",
+                        str(self.root),
+                        f"holds {variant} of seed {seed} trained with other settings or data "
+                        f"({differing}). Choose another output_path, or start over with --fresh.",
+                    )
+
+    def _write_config(self) -> None:
+        plain = json.loads(json.dumps(self.experiment.runner.to_dict(), default=str))
+        plain["sae"].pop("metadata", None)
+        tree = {
+            **plain,
+            "variants": self.experiment.variants,
+            "seeds": self.experiment.seeds,
+            "evals": self.experiment.evals,
+        }
+        write_text_atomic(self.root / "config.yaml", dump_yaml(tree))
+
+
+def _difference(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:
+    """The first setting in which two trees differ, with both values."""
+    for key in sorted({*saved, *now}):
+        old, new = saved.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            inner = _difference(old, new, f"{prefix}{key}.")
+            if inner != "the text":
+                return inner
+        elif old != new:
+            return f"{prefix}{key} was {old!r}, is {new!r}"
+    return "the text"

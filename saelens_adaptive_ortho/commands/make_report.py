@@ -1,0 +1,43 @@
+"""``adaptive-ortho report``: write the report of a run folder afresh, and show its table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from saelens_adaptive_ortho.commands.options import Command, say
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Which run.
+
+    Args:
+        run_dir: a run folder.
+    """
+
+    run_dir: Path = field(metadata={"positional": "RUN_DIR"})
+
+
+def run(options: ReportOptions) -> int:
+    """Write ``report.html`` and ``summary.json``."""
+    from rich.console import Console
+
+    from saelens_adaptive_ortho.report import summary
+    from saelens_adaptive_ortho.report.page import run as page
+    from saelens_adaptive_ortho.report.statistics import summarise
+    from saelens_adaptive_ortho.report.tables import terminal_table
+    from saelens_adaptive_ortho.results import load_results
+
+    summary.write_summary(options.run_dir)
+    say(f"Report: {page.write_report(options.run_dir)}")
+    Console().print(terminal_table(summarise(load_results(options.run_dir))))
+    return 0
+
+
+COMMAND = Command(
+    name="report",
+    help="Write the report of a run folder afresh, and show its table.",
+    options=ReportOptions,
+    run=run,
+)

@@ -1,0 +1,43 @@
+"""The work of ``adaptive-ortho eval``: every evaluation on every SAE, then the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from saelens_adaptive_ortho.commands.experiment import eval_settings
+from saelens_adaptive_ortho.commands.judge import EvalOptions
+from saelens_adaptive_ortho.files import check_writable, write_failures_named
+from saelens_adaptive_ortho.judging.contract import EvalContext
+from saelens_adaptive_ortho.judging.running import check_evals_runnable, run_missing
+from saelens_adaptive_ortho.judging.subjects import named_subjects, workbench_for
+from saelens_adaptive_ortho.report import summary
+from saelens_adaptive_ortho.report.page import run as page
+from saelens_adaptive_ortho.results import Result, load_results
+
+
+def run_suite(options: EvalOptions, say: Callable[[str], None] = print) -> list[Result]:
+    """Run every evaluation on every SAE that has no result yet, and write the report.
+
+    Raises:
+        ConfigError: a setting that cannot work, before any evaluation starts.
+        StorageError: something could not be written; what was finished before survives.
+    """
+    evals = eval_settings(options.evals.split(","), options.set)
+    subjects = named_subjects(options.saes)
+    check_evals_runnable(evals)
+    check_writable("--out", options.out)
+    bench = workbench_for(subjects, options)
+    with write_failures_named(options.out, "Results finished before are intact."):
+        for subject in subjects:
+            context = EvalContext(
+                bench=bench,
+                load=lambda s=subject: s.load(options.device, options.dtype),
+                variant=subject.variant,
+                seed=subject.seed,
+                raw_dir=options.out.resolve() / "results" / "sae_bench",
+            )
+            run_missing(context, evals, options.out, say)
+        results = load_results(options.out)
+        summary.write_summary(options.out)
+        say(f"Report: {page.write_report(options.out)}")
+    return results

@@ -1,0 +1,95 @@
+"""``adaptive-ortho synth``: one SAE on a synthetic world, and what it found of the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from saelens_adaptive_ortho.commands.options import Command, say
+from saelens_adaptive_ortho.settings import check_fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthOptions:
+    """A world, an SAE, and where the metrics go.
+
+    Args:
+        world: hierarchy, cluster, domains, synthsaebench16k.
+        json: file for the metrics.
+        base: standard, topk, batchtopk, jumprelu, matryoshka_batchtopk.
+        mode: off, gram, fixed, adaptive, or a penalty of an installed package.
+        alpha: ortho_alpha, the sharing allowed.
+        coefficient: ortho_coefficient, lambda.
+        seed: of weights and order of samples.
+        world_seed: of the world and its samples.
+        scale: divide synthsaebench16k by this.
+        cache: folder of sample pools, drawn once each.
+        checkpoint_every: steps from one checkpoint to the next.
+        set: a field of the SAE, or world.FIELD, train.FIELD, pool.FIELD, e.g. --set k=8
+            --set ortho_affinity=overlap --set world.cosine=.6 --set train.steps=1000.
+    """
+
+    world: str
+    json: Path = field(metadata={"metavar": "OUT"})
+    base: str = "batchtopk"
+    mode: str = "adaptive"
+    alpha: float | None = None
+    coefficient: float | None = None
+    seed: NonNegativeInt = 0
+    world_seed: NonNegativeInt | None = None
+    scale: PositiveInt | None = None
+    cache: Path = field(default=Path("runs/synthetic_pools"), metadata={"metavar": "FOLDER"})
+    checkpoint_every: PositiveInt = field(default=5000, metadata={"metavar": "STEPS"})
+    set: list[str] = field(default_factory=list, metadata={"metavar": "FIELD=VALUE"})
+
+    def __post_init__(self) -> None:
+        check_fields(self, prefix="--")
+
+
+def run(options: SynthOptions) -> int:
+    """Train, measure, write the metrics and show them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from saelens_adaptive_ortho.files import check_writable, write_json
+    from saelens_adaptive_ortho.synthetic.run import build_run, execute, parse_settings
+
+    world_run = build_run(
+        options.world, options.base, options.mode, options.seed, _settings(options, parse_settings)
+    )
+    out = options.json
+    check_writable("--json", out.parent)
+    check_writable("--cache", options.cache)
+    checkpoints = out.with_name(f"{out.name}.checkpoint")
+    result = execute(world_run, options.cache, checkpoints, options.checkpoint_every)
+    write_json(out, result)
+    table = Table("metric", "value")
+    for name, value in result.items():
+        if isinstance(value, float):
+            table.add_row(name, f"{value:.4g}")
+    Console().print(table)
+    say(f"Saved: {out}")
+    return 0
+
+
+def _settings(options: SynthOptions, parse: Any) -> dict[str, Any]:
+    """The tree of settings: those of ``--set``, and over them those with an option of their own."""
+    settings: dict[str, Any] = parse(options.set)
+    own = {"ortho_alpha": options.alpha, "ortho_coefficient": options.coefficient}
+    settings |= {name: value for name, value in own.items() if value is not None}
+    for name, value in (("seed", options.world_seed), ("scale", options.scale)):
+        if value is not None:
+            settings.setdefault("world", {})[name] = value
+    return settings
+
+
+COMMAND = Command(
+    name="synth",
+    help="Train one SAE on a synthetic world and measure what it found of the true features.",
+    options=SynthOptions,
+    run=run,
+    resume="The same command continues at the last checkpoint, if there is one.",
+)

@@ -1,0 +1,42 @@
+"""``adaptive-ortho tables``: regenerate the tables of a markdown file from the results it names."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from saelens_adaptive_ortho.commands.options import Command
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablesOptions:
+    """Which file.
+
+    Args:
+        markdown: e.g. README.md.
+        check: only say whether the tables are up to date.
+    """
+
+    markdown: Path = field(metadata={"positional": "MARKDOWN"})
+    check: bool = False
+
+
+def run(options: TablesOptions) -> int:
+    """Write the tables, or say that they are not those of the results."""
+    from saelens_adaptive_ortho.report.markdown import update_tables
+
+    path = options.markdown
+    changed = update_tables(path, path.parent, check=options.check)
+    if options.check and changed:
+        print(f"{path}: tables are not those of the results; run without --check", file=sys.stderr)
+        return 1
+    return 0
+
+
+COMMAND = Command(
+    name="tables",
+    help="Regenerate the tables of a markdown file from the results it names.",
+    options=TablesOptions,
+    run=run,
+)
