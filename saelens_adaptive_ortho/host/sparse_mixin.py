@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint  # no top-level name; SAELens imports it so
+from transformer_lens.hook_points import HookPoint  # no top-level name; SAELens uses this path too
 
 from saelens_adaptive_ortho.maths import sparse
 
@@ -20,7 +20,7 @@ else:
 
 
 class SparseStepMixin(_Base):
-    """Encoder and decoder of the standard and top-k architectures; see :mod:`.maths.sparse`.
+    """Encoder and decoder with the products of :mod:`~saelens_adaptive_ortho.maths.sparse`.
 
     If ``ortho_sparse_products`` is set, this class replaces the stock computation in training steps
     on a CPU in float32. In all other cases, and if a hook reads or changes an intermediate tensor,

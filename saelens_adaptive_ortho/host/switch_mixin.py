@@ -15,7 +15,7 @@ from sae_lens.registry import get_sae_class
 from sae_lens.saes.sae import SAEConfig, TrainStepInput, TrainStepOutput
 from sae_lens.saes.topk_sae import calculate_topk_aux_acts
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint  # no top-level name; SAELens imports it so
+from transformer_lens.hook_points import HookPoint  # no top-level name; SAELens uses this path too
 
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.host.switch_config import (
