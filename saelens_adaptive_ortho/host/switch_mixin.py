@@ -145,20 +145,20 @@ class SwitchMixin(_Base):
                 # A locked latent is not dead: the auxiliary loss must not revive it.
                 mask = step_input.dead_neuron_mask & ~self._locked()
                 step_input = replace(step_input, dead_neuron_mask=mask)
-        self._watch_decoder_gradient()
+        self._hook_decoder_gradient()
         return step_input
 
     @torch.no_grad()
     def ortho_project(self) -> None:
-        """Put the decoder rows back on the unit sphere, if they belong there."""
+        """Renormalise the decoder rows to norm 1 if ``ortho_unit_norm`` is on."""
         if self.cfg.ortho_unit_norm:
             self.W_dec.data.copy_(switches.unit_rows(self.W_dec.data))
 
-    def _watch_decoder_gradient(self) -> None:
+    def _hook_decoder_gradient(self) -> None:
         cfg = self.cfg
         if not cfg.ortho_unit_norm and cfg.ortho_unlock_start == 1:
             return
-        # On the parameter itself, since loading and copying make new ones without hooks.
+        # The mark is on the parameter: loading and copying create new parameters without hooks.
         if getattr(self.W_dec, "ortho_watched", False):
             return
 
@@ -166,7 +166,7 @@ class SwitchMixin(_Base):
             if cfg.ortho_unit_norm:
                 gradient = switches.tangent_gradient(gradient, self.W_dec.detach())
             if cfg.ortho_unlock_start < 1:
-                # The penalty reaches locked rows, which no reconstruction would balance.
+                # The penalty would move locked rows, and no reconstruction loss would oppose it.
                 gradient = gradient.masked_fill(self._locked().unsqueeze(1), 0)
             return gradient
 
@@ -202,7 +202,7 @@ class SwitchMixin(_Base):
             error = (x - x.mean(0) - (skipped - skipped.mean(0)).float()).square().sum()
             output.metrics["ortho_skip_explained_variance"] = 1 - error / variance
 
-    # ---------------------------------------------------------- forward seams
+    # ----------------------------------------------------------- forward pass
 
     def process_sae_in(self, sae_in: Tensor) -> Tensor:
         centred = super().process_sae_in(sae_in)
