@@ -23,8 +23,8 @@ try:
     from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner
     from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig
 except ModuleNotFoundError as error:
-    # The report needs no torch and the pure modules no SAELens: without either, the package
-    # still serves those. Any other missing module is a broken installation and must be seen.
+    # The report does not need torch, and the pure modules do not need SAELens. They must work if
+    # torch or SAELens is missing. Any other missing module means a broken installation.
     if error.name not in {"torch", "sae_lens"}:
         raise
     __all__ = ["__version__"]

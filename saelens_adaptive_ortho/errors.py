@@ -1,4 +1,4 @@
-"""Errors whose message is all a user needs, and the one form of every error about a setting."""
+"""Errors with messages for users, and the common form of errors about settings."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ class Explained(Exception):
 
 
 class ConfigError(Explained, ValueError):
-    """A setting that cannot work: names the field, the value and the remedy."""
+    """A setting that cannot work. The message names the field, the value and the remedy."""
 
 
 def reject(field: str, value: object, rule: str) -> ConfigError:
-    """A :class:`ConfigError` in the one form used everywhere."""
+    """A :class:`ConfigError` in the common form ``field=value: rule and remedy``."""
     return ConfigError(f"{field}={value!r}: {rule}")

@@ -1,4 +1,4 @@
-"""Writing that never leaves half a file behind, and errors that say what survived."""
+"""Atomic writes of files and folders, and errors that say what survived a failed write."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from saelens_adaptive_ortho.errors import Explained, reject
 
 
 class StorageError(Explained, RuntimeError):
-    """Something could not be written; names the path, the cause and what survived."""
+    """A write failed. The message names the path, the cause and what survived."""
 
 
 def check_writable(field: str, path: str | Path) -> None:
-    """Refuse an output folder that cannot be written, before any work.
+    """Refuse an output folder that cannot be written, before any long work starts.
 
     Raises:
-        ConfigError: naming ``field``, the path and the cause.
+        ConfigError: the folder cannot be written. The message names ``field``, the path and the
+            cause.
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -43,10 +44,11 @@ def write_failures_named(target: Path, survives: str) -> Iterator[None]:
     """Turn a failed write inside the block into a :class:`StorageError`; other errors pass.
 
     Args:
-        survives: what is still intact, for the error.
+        target: the path that the error names.
+        survives: a sentence that says what is still intact, for the error.
 
     Raises:
-        StorageError: as said.
+        StorageError: a write inside the block failed.
     """
     try:
         yield
@@ -63,14 +65,15 @@ def write_failures_named(target: Path, survives: str) -> Iterator[None]:
 
 @contextmanager
 def atomic_directory(target: Path, survives: str) -> Iterator[Path]:
-    """A temporary sibling of ``target`` that takes its name only when the block succeeds.
+    """A temporary folder beside ``target`` that replaces ``target`` only if the block succeeds.
 
     Args:
-        survives: what is still intact if writing fails, for the error.
+        target: the folder to write.
+        survives: a sentence that says what is still intact if writing fails, for the error.
 
     Raises:
-        StorageError: the folder could not be written whole (no space left, for instance); the
-            temporary folder is removed and an existing ``target`` is untouched.
+        StorageError: the folder could not be written completely (for example, no space is left).
+            The temporary folder is removed, and an existing ``target`` does not change.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
@@ -96,10 +99,10 @@ def atomic_directory(target: Path, survives: str) -> Iterator[Path]:
 
 
 def write_text_atomic(path: str | Path, text: str) -> Path:
-    """Write ``text`` (UTF-8) so that ``path`` holds either its old content or all of the new.
+    """Write ``text`` (UTF-8) atomically: ``path`` has either its old or its complete new content.
 
-    The text goes to a temporary file in the same folder, is flushed to disk, and then takes the
-    place of ``path``. On an error the temporary file is removed and ``path`` is untouched.
+    The text is written to a temporary file in the same folder and flushed to disk. Then this file
+    replaces ``path``. On an error, the temporary file is removed and ``path`` does not change.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +121,7 @@ def write_text_atomic(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically. NaN and infinity are refused (they are not JSON)."""
+    """Write JSON atomically. NaN and infinity are refused, because they are not JSON."""
     text = json.dumps(value, indent=1, allow_nan=False)
     try:
         write_text_atomic(path, text + "\n")
@@ -132,7 +135,7 @@ def _sync(file: Path) -> None:
 
 
 def _is_write_failure(error: Exception) -> bool:
-    """safetensors and torch.save wrap a failed write in errors of their own."""
+    """Whether an error means a failed write; safetensors and torch.save raise their own types."""
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
     text = str(error).lower()
@@ -145,7 +148,7 @@ def _is_write_failure(error: Exception) -> bool:
             "ioerror",
             "failed writing",
             "quota",
-            # torch.save on a full disk: its stream fails, then its zip writer is out of step.
+            # On a full disk, torch.save's stream fails, and its zip writer then reports a position.
             "iostream error",
             "unexpected pos",
         )

@@ -1,12 +1,12 @@
-"""Tables of named objects: this package's own, then those that installed packages offer.
+"""Tables of named objects: those of this package, then those of other installed packages.
 
-A package offers an object by an entry point whose name is the object's::
+A package offers an object through an entry point that has the name of the object::
 
     [project.entry-points."saelens_adaptive_ortho.penalties"]
     toy = "my_package.toy:TOY"
 
-Nothing of other packages is loaded before a name is looked up that is not our own, and then only
-the entry point of that name: a broken package breaks its own names alone.
+Other packages are loaded only when a name is looked up that this package does not have, and then
+only the entry point of this name. A broken package therefore affects only its own names.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Table(Generic[T]):
 
     Args:
         kind: class of the objects.
-        group: entry point group in which other packages offer theirs.
-        own: the objects of this package; no other package can replace them.
+        group: entry point group in which other packages offer objects.
+        own: the objects of this package. No other package can replace them.
     """
 
     def __init__(self, kind: type[T], group: str, own: Iterable[T]) -> None:
@@ -44,14 +44,14 @@ class Table(Generic[T]):
         self._every: dict[str, T] | None = None
 
     def names(self) -> list[str]:
-        """All names, our own first; nothing is loaded for it."""
+        """All names, those of this package first. No other package is loaded."""
         return list(dict.fromkeys([*self.own, *(p.name for p in entry_points(group=self.group))]))
 
     def every(self) -> dict[str, T]:
-        """All objects by name, our own first; read once.
+        """All objects by name, those of this package first. Other packages are read once.
 
-        One that cannot be used, or that has a name of ours, is left out with a warning that names
-        its package.
+        An object is left out if it cannot be used or if this package has its name. A warning then
+        names its package.
         """
         if self._every is None:
             self._every = dict(self.own)
@@ -70,20 +70,20 @@ class Table(Generic[T]):
         return dict(self._every)
 
     def forget(self) -> None:
-        """Look at other packages afresh, as they may have changed."""
+        """Forget the objects of other packages, because the packages may have changed."""
         self._loaded, self._every = {}, None
 
     def find(self, field: str, name: Any, also: Sequence[str] = ()) -> T:
         """The object that the setting ``field`` names.
 
         Args:
-            field: the setting, for errors.
-            name: its value.
-            also: further values that the setting may have, for errors.
+            field: name of the setting, for errors.
+            name: value of the setting.
+            also: other allowed values of the setting, for errors.
 
         Raises:
-            ConfigError: no such name (known ones are listed, and the nearest), or the package that
-                offers it cannot be used.
+            ConfigError: the name is unknown (the message lists the known names and the nearest
+                one), or the package that offers it cannot be used.
         """
         if isinstance(name, str):
             for known in (self.own, self._loaded):
@@ -98,12 +98,13 @@ class Table(Generic[T]):
     def _load(self, field: str, name: str, offers: list[EntryPoint]) -> T:
         origins = [f"{p.name} = {p.value} of {_package(p)} (group {self.group})" for p in offers]
         if len(offers) > 1:
-            both = " and ".join(origins)
-            raise reject(field, name, f"is offered more than once: {both}. Uninstall all but one.")
+            all_origins = " and ".join(origins)
+            rule = f"is offered more than once: {all_origins}. Uninstall all but one."
+            raise reject(field, name, rule)
         remedy = "Repair or uninstall that package."
         try:
             found: Any = offers[0].load()
-        except Exception as error:  # whatever a package raises as it is imported
+        except Exception as error:  # importing a package can raise anything
             why = f"{type(error).__name__}: {error}"
             raise reject(
                 field, name, f"the entry point {origins[0]} cannot be loaded ({why}). {remedy}"
@@ -112,7 +113,7 @@ class Table(Generic[T]):
             what = f"gives a {type(found).__name__}, not a {self.kind.__name__}"
             raise reject(field, name, f"the entry point {origins[0]} {what}. {remedy}")
         if found.name != name:
-            what = f"gives the {self.kind.__name__} {found.name!r}; both must have one name"
+            what = f"gives the {self.kind.__name__} {found.name!r}; both names must be equal"
             raise reject(field, name, f"the entry point {origins[0]} {what}. {remedy}")
         return found
 

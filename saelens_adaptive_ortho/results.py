@@ -1,9 +1,9 @@
 """Result files: one JSON document per variant, seed and evaluation.
 
-A file is named ``{variant}__seed{S}__{eval}.json`` and lives in ``RUN/results``. Other files in
-that folder (``summary.json``, temporary files) are not results and are left alone.
+A file is named ``{variant}__seed{S}__{eval}.json`` and is in ``RUN/results``. Other files in that
+folder (``summary.json``, temporary files) are not results and are ignored.
 
-All results of a finished run also fit in one file, ``results.jsonl``, with one result on each line.
+All results of a finished run can also be in one file, ``results.jsonl``, with one result per line.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from saelens_adaptive_ortho.files import write_text_atomic
 
 SCHEMA_VERSION = 1
 
-#: Variants with a fixed place at the front; any other follows in order of appearance.
+#: Variants that always come first. The others follow in order of appearance.
 LEADING_VARIANTS = ("baseline", "fixed", "adaptive")
 
-#: Name of a file of several results, in the folder that stands for the run.
+#: Name of the file with all results of a run, in a folder that replaces the run folder.
 RESULTS_FILE = "results.jsonl"
 
 _FILE_NAME = re.compile(r"^(?P<variant>.+?)__seed(?P<seed>\d+)__(?P<eval>.+)\.json$")
@@ -33,16 +33,16 @@ _STATUSES = ("ok", "failed")
 
 
 class ResultError(Explained, ValueError):
-    """A result file or folder that cannot be used; the message names it and the remedy."""
+    """A result file or folder cannot be used. The message names it and the remedy."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one evaluation found for one variant trained with one seed.
+    """The result of one evaluation for one variant trained with one seed.
 
-    ``metrics`` is flat (name to float, or ``None`` for a value that could not be computed);
-    ``details`` holds whatever JSON the evaluation adds for plots. ``reason`` says why a
-    ``status`` of ``"failed"`` came about. ``seconds`` is the wall time of the evaluation.
+    ``metrics`` is flat: it maps names to floats, or to ``None`` if a value could not be computed.
+    ``details`` holds JSON values that the evaluation adds for plots. If ``status`` is ``"failed"``,
+    ``reason`` says why. ``seconds`` is the wall time of the evaluation.
     """
 
     eval: str
@@ -59,14 +59,14 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """True when the evaluation finished."""
+        """True if the evaluation finished."""
         return self.status == "ok"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document as plain dictionaries, lists, strings and finite numbers.
+        """Return the result as plain dictionaries, lists, strings and finite numbers.
 
         Raises:
-            ValueError: a metric or a detail is NaN or infinite; the message names it.
+            ValueError: a metric or a detail is NaN or infinite. The message names it.
         """
         return {
             "schema_version": self.schema_version,
@@ -96,7 +96,7 @@ def _finite(value: Any, where: str) -> float:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """Convert mappings, sequences and array-likes to plain JSON values, refusing NaN and inf."""
+    """Convert mappings, sequences and array-likes to plain JSON values; NaN and inf are refused."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -105,7 +105,7 @@ def _plain(value: Any, where: str) -> Any:
         return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    # Arrays, tensors and their scalars offer tolist(); none of those types is imported here.
+    # Arrays, tensors and their scalars have tolist(), so their types need not be imported.
     to_list = getattr(value, "tolist", None)
     if callable(to_list):
         return _plain(to_list(), where)
@@ -116,8 +116,8 @@ def result_path(run_dir: str | Path, variant: str, seed: int, eval: str) -> Path
     """Return ``RUN/results/{variant}__seed{S}__{eval}.json``.
 
     Raises:
-        ValueError: the names cannot be told apart again in a file name (a path separator, or
-            ``__seed`` inside the variant's name).
+        ValueError: the names cannot be recovered from the file name (it has a path separator, or
+            the variant's name contains ``__seed``).
     """
     name = f"{variant}__seed{seed}__{eval}.json"
     match = _FILE_NAME.match(name)
@@ -135,8 +135,8 @@ def write_result(path: str | Path, result: Result) -> Path:
     """Write one result atomically and return its path.
 
     Raises:
-        ValueError: a metric or detail is NaN or infinite, or the result contradicts itself (an
-            unknown status, a failure without a reason). Nothing is written then.
+        ValueError: a metric or detail is NaN or infinite, or the result is inconsistent (an unknown
+            status, or a failure without a reason). Nothing is written then.
     """
     path = Path(path)
     document = result.to_json()
@@ -149,8 +149,8 @@ def load_result(path: str | Path) -> Result:
     """Load one result file.
 
     Raises:
-        ResultError: the file is missing, broken, of another schema version, or named for
-            another variant, seed or evaluation than it holds.
+        ResultError: the file is missing or broken, it has another schema version, or its name and
+            its content differ in variant, seed or evaluation.
     """
     path = Path(path)
     try:
@@ -170,7 +170,7 @@ def load_result(path: str | Path) -> Result:
 
 
 def write_results_file(path: str | Path, results: Iterable[Result]) -> Path:
-    """Write several results into one file atomically, one on each line; returns its path.
+    """Write several results into one file atomically, one per line, and return its path.
 
     Raises:
         ValueError: as for `write_result`. Nothing is written then.
@@ -188,7 +188,8 @@ def read_results_file(path: str | Path) -> list[Result]:
     """Read a file that `write_results_file` wrote.
 
     Raises:
-        ResultError: the file is missing or empty, or a line is no result; names file and line.
+        ResultError: the file is missing or empty, or a line is not a result. The message names the
+            file and the line.
     """
     path = Path(path)
     try:
@@ -206,7 +207,7 @@ def read_results_file(path: str | Path) -> list[Result]:
 
 
 def results_dir(run_dir: str | Path) -> Path:
-    """Return ``RUN/results`` where it exists, else ``RUN`` itself (a bare results folder)."""
+    """Return ``RUN/results`` if it exists, else ``RUN`` itself (a results folder)."""
     run_dir = Path(run_dir)
     inner = run_dir / "results"
     return inner if inner.is_dir() else run_dir
@@ -216,12 +217,12 @@ def load_results(run_dir: str | Path, variants: Sequence[str] | None = None) -> 
     """Load every result of a run, ordered by variant, seed and evaluation.
 
     Args:
-        run_dir: the run's folder, or its ``results`` folder; or a file that `write_results_file`
-            wrote, or the folder that holds one named ``results.jsonl``.
+        run_dir: the run's folder, its ``results`` folder, a file that `write_results_file` wrote,
+            or the folder of such a file named ``results.jsonl``.
         variants: the order of the variants; by default `order_variants` decides.
 
     Raises:
-        ResultError: there is no result, or one of them cannot be used (see `load_result`).
+        ResultError: there is no result, or a result cannot be used (see `load_result`).
     """
     run_dir = Path(run_dir)
     file = run_dir if run_dir.is_file() else run_dir / RESULTS_FILE
@@ -243,8 +244,8 @@ def _load_folder(folder: Path) -> list[Result]:
 def order_variants(names: Iterable[str], first: Sequence[str] | None = None) -> list[str]:
     """Return the distinct names in report order.
 
-    Those in ``first`` lead (default: baseline, fixed, adaptive), the rest follow in order of
-    appearance. The first one returned is the reference of every comparison.
+    The names in ``first`` come first (default: baseline, fixed, adaptive). The others follow in
+    order of appearance. The first returned name is the reference of every comparison.
     """
     distinct = list(dict.fromkeys(names))
     leading = [name for name in (first or LEADING_VARIANTS) if name in distinct]
@@ -271,7 +272,7 @@ def _is_number(value: object) -> bool:
 
 
 def _parse(document: object, path: Path | str) -> Result:
-    """Check a decoded document field by field and build the `Result`."""
+    """Check each field of a decoded document and build the `Result`."""
     if not isinstance(document, dict):
         _fail(path, "does not hold a JSON object")
     version = document.get("schema_version")
@@ -322,5 +323,5 @@ def _parse(document: object, path: Path | str) -> Result:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Versions of the packages that determine the numbers."""
     return {name: version(name) for name in ("saelens-adaptive-ortho", "sae-lens", "torch")}

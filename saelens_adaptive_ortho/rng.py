@@ -1,4 +1,4 @@
-"""Random numbers: seeds made of several numbers, and states that are as they were afterwards."""
+"""Random numbers: seeds derived from several numbers, and blocks that restore the RNG states."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch
 
 
 def mix(*numbers: int) -> int:
-    """One seed from several numbers, well spread (adjacent seeds must not give kin streams)."""
+    """One seed from several numbers, hashed so that adjacent seeds give unrelated streams."""
     digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
     return int.from_bytes(digest[:8], "big") % 2**63
 
 
 @contextmanager
 def state_kept(seed: int | None = None) -> Iterator[None]:
-    """Grad mode, RNG states and the working directory are as before, on any exit.
+    """Restore grad mode, RNG states and the working directory after the block, on any exit.
 
     Args:
-        seed: of Python's, NumPy's and torch's generators inside the block.
+        seed: seed of Python's, NumPy's and torch's generators inside the block.
     """
     grad, cwd = torch.is_grad_enabled(), os.getcwd()
     python_state, numpy_state = random.getstate(), np.random.get_state()

@@ -1,10 +1,11 @@
-"""Settings that a user gives, in YAML or on a command line: read strictly, errors name a remedy.
+"""Strict reading of the settings that a user gives in YAML or on a command line.
 
-A setting is a field of a dataclass. Its annotation says what it holds, and its bounds stand beside
-it, in the annotation (``steps: PositiveInt``, ``share: Share``) or, where SAELens's command line
-reads the annotation, in the field's metadata (:func:`bounds`). Pydantic checks them strictly: a
-whole number is a fine number, but true is not 1, ``"1"`` is not 1, and NaN and infinity are no
-numbers. Rules over several fields are code beside the dataclass.
+A setting is a field of a dataclass. Its annotation says what it holds. Its bounds are in the
+annotation (``steps: PositiveInt``, ``share: Share``). If SAELens's command line reads the
+annotation, the bounds are in the field's metadata instead (:func:`bounds`). Pydantic checks both
+strictly: a whole number is allowed where a number is expected, but true is not 1, ``"1"`` is not
+1, and NaN and infinity are not numbers. Rules over several fields are code in the dataclass's
+module.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from saelens_adaptive_ortho.errors import ConfigError, reject
 
 T = TypeVar("T")
 
-# Set from other fields, or meaningless in a file.
+# Fields that are computed from other fields or have no meaning in a file.
 NOT_IN_YAML = {"sae_lens_version", "sae_lens_training_version", "hook_eval", "ortho_forget_rows"}
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """A number in [0, 1]."""
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-LISTED = 8  # of up to so many known names, all are listed
+LISTED = 8  # an error lists all known names if there are at most this many
 
 
 def bounds(
@@ -45,7 +46,7 @@ def bounds(
     le: float | None = None,
     lt: float | None = None,
 ) -> dict[str, Any]:
-    """Metadata of a field with bounds: at least, above, at most, below."""
+    """Metadata of a field with bounds: at least ge, above gt, at most le, below lt."""
     return {"bounds": Field(ge=ge, gt=gt, le=le, lt=lt)}
 
 
@@ -56,7 +57,7 @@ def check_value(name: str, value: object, hint: Any) -> None:
     """Check one value against an annotation.
 
     Raises:
-        ConfigError: naming the setting, its value and the rule it breaks.
+        ConfigError: a value breaks a rule. The message names the setting, value and rule.
     """
     _check(name, value, TypeAdapter(hint, config=STRICT))
 
@@ -64,14 +65,14 @@ def check_value(name: str, value: object, hint: Any) -> None:
 def check_values(
     values: Mapping[str, Any], cls: type, prefix: str = "", also: Mapping[str, Any] | None = None
 ) -> None:
-    """Check values against the annotations and bounds of a dataclass's fields of those names.
+    """Check values against the annotations and bounds of the dataclass fields with these names.
 
     Args:
-        prefix: of the names in errors; with ``--``, they read like options of a command line.
-        also: annotations that replace those of the class, for fields that are not ours.
+        prefix: prefix of the names in errors; ``--`` shows them as command line options.
+        also: annotations that replace those of the class, for fields of another library.
 
     Raises:
-        ConfigError: naming the setting, its value and the rule it breaks.
+        ConfigError: a value breaks a rule. The message names the setting, value and rule.
     """
     also = also or {}
     for name, value in values.items():
@@ -83,23 +84,23 @@ def check_values(
 
 
 def check_fields(settings: Any, cls: type | None = None, prefix: str = "") -> None:
-    """Check every field of a dataclass, for its ``__post_init__``.
+    """Check every field of a dataclass; meant for its ``__post_init__``.
 
     Args:
-        cls: a base of its class whose fields alone are checked.
+        cls: a base class; only its fields are checked. By default all fields are checked.
 
     Raises:
-        ConfigError: naming the setting, its value and the rule it breaks.
+        ConfigError: a value breaks a rule. The message names the setting, value and rule.
     """
     cls = cls or type(settings)
     check_values({f.name: getattr(settings, f.name) for f in fields(cls)}, cls, prefix)
 
 
 def check_one_of(name: str, value: object, known: Collection[str]) -> None:
-    """Check that a value is among the names of a table.
+    """Check that a value is one of the names of a table.
 
     Raises:
-        ConfigError: listing the names, with the nearest one.
+        ConfigError: it is not. The message lists the names and the nearest one.
     """
     if not isinstance(value, str) or value not in known:
         text = value if isinstance(value, str) else ""
@@ -109,10 +110,10 @@ def check_one_of(name: str, value: object, known: Collection[str]) -> None:
 
 
 def reject_unknown(tree: Mapping[str, Any], known: Collection[str], prefix: str) -> None:
-    """Refuse keys that are not known.
+    """Refuse unknown keys.
 
     Raises:
-        ConfigError: with the nearest known key.
+        ConfigError: a key is unknown. The message names the nearest known key.
     """
     for key, value in tree.items():
         if key not in known:
@@ -120,11 +121,11 @@ def reject_unknown(tree: Mapping[str, Any], known: Collection[str], prefix: str)
             if near:
                 hint = f"Did you mean {prefix}{near[0]}?"
             elif not known:
-                hint = "Nothing is to be set here."
+                hint = "There are no settings here."
             elif len(known) <= LISTED:
                 hint = f"Known: {', '.join(known)}."
             else:
-                hint = "See configs/ for what is known."
+                hint = "See configs/ for the known keys."
             raise reject(f"{prefix}{key}", value, f"unknown key. {hint}")
 
 
@@ -142,16 +143,16 @@ def parse(
     also: Mapping[str, Any] | None = None,
     **built: Any,
 ) -> T:
-    """A dataclass of settings from a mapping that a user gave.
+    """Build a dataclass of settings from a mapping that a user gave.
 
     Args:
-        prefix: of the names in errors, such as ``sae.``.
-        also: annotations that replace those of the class, for fields that are not ours.
-        built: fields that are objects already.
+        prefix: prefix of the names in errors, such as ``sae.``.
+        also: annotations that replace those of the class, for fields of another library.
+        built: fields whose values are already built objects.
 
     Raises:
-        ConfigError: not a mapping, an unknown key (with the nearest known one), a field that is
-            missing, or a value that breaks a rule.
+        ConfigError: the value is not a mapping, a key is unknown, a field is missing, or a value
+            breaks a rule.
     """
     if not isinstance(tree, dict):
         raise reject(prefix.rstrip(".") or "settings", tree, "must be a mapping of settings.")
@@ -169,10 +170,10 @@ def parse(
 
 
 def _check(name: str, value: object, adapter: TypeAdapter[Any]) -> None:
-    # The value is checked, never converted: what a user wrote is what files and digests hold.
+    # The value is checked but never converted, so files and digests hold what the user wrote.
     try:
         checked = adapter.validate_python(value)
-        # Pydantic finds a literal by equality, and True == 1.0 == 1.
+        # Pydantic compares literals by equality, and True == 1.0 == 1.
         if type(checked) is not int or type(value) is int:
             return
     except ValidationError:
@@ -197,7 +198,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _described(schema: dict[str, Any], many: bool = False) -> str:
-    """What a JSON Schema admits, in words: ``a number in [0, 1]``, ``one of a, b``."""
+    """Describe the values that a JSON Schema allows: ``a number in [0, 1]``, ``one of a, b``."""
     if "anyOf" in schema:
         return " or ".join(_described(choice, many) for choice in schema["anyOf"])
     if "enum" in schema:
@@ -250,11 +251,11 @@ def _interval(schema: dict[str, Any]) -> str:
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """A mapping from YAML 1.2 text: ``off`` is text, ``1e-3`` a number, a date text.
+    """Read a mapping from YAML 1.2 text: ``off`` is text, ``1e-3`` is a number, a date is text.
 
     Raises:
-        ConfigError: malformed YAML, a duplicate key, a key that is not text, or not a mapping;
-            names ``where`` and the line.
+        ConfigError: the YAML is malformed, a key is duplicate or not text, or the text is not a
+            mapping. The message names ``where`` and the line.
     """
     tree = _load("config", where, text)
     if not isinstance(tree, dict):
@@ -264,7 +265,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
 
 
 def dump_yaml(tree: Mapping[str, Any]) -> str:
-    """YAML 1.2 text that :func:`parse_yaml` reads back to the same tree of plain values."""
+    """Write YAML 1.2 text that :func:`parse_yaml` reads back to the same tree."""
     yaml = _yaml()
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
@@ -275,10 +276,10 @@ def dump_yaml(tree: Mapping[str, Any]) -> str:
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set ``a.b=value`` in a tree of mappings; the value is read as YAML.
+    """Set ``a.b=value`` in a tree of mappings. The value is read as YAML.
 
     Raises:
-        ConfigError: no ``=``, or a path through something that is not a mapping.
+        ConfigError: there is no ``=``, or a parent in the path is not a mapping.
     """
     key, sep, value = override.partition("=")
     if not sep or not key:
@@ -299,7 +300,7 @@ def _yaml() -> YAML:
 
 
 class _Constructor(SafeConstructor):
-    """Constructs what YAML 1.2's core schema has: a date is text there."""
+    """Constructs the types of YAML 1.2's core schema, where a date is text."""
 
 
 YAML_TAG = "tag:yaml.org,2002:"
@@ -324,21 +325,25 @@ def _load(field: str, where: str, text: str) -> Any:
                     scalar = isinstance(key, ScalarNode)
                     problem = f"the key {key.value} is not text; quote it"
                     raise refused(key.start_mark.line, problem if scalar else "a key must be text")
-        # Through JSON, so that what an alias repeats is not one object in two places.
+        # The JSON round trip copies the values of aliases, so that no object is in two places.
         return json.loads(json.dumps(_yaml().load(text)))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise refused(mark and mark.line, str(error.problem or error.context)) from error
     except YAMLError as error:
         raise refused(None, " ".join(str(error).split())) from error
-    except (ValueError, KeyError, RecursionError) as error:  # e.g. !!int abc, an alias of itself
+    except (
+        ValueError,
+        KeyError,
+        RecursionError,
+    ) as error:  # !!int abc, or an alias of itself
         if isinstance(error, ConfigError):
             raise
         raise refused(None, f"{type(error).__name__}: {error}") from error
 
 
 def _nodes(root: Node | None) -> Iterator[Node]:
-    """All nodes of a document, keys included, each once."""
+    """All nodes of a document, including keys, each once."""
     waiting, seen = [root] if root is not None else [], set[int]()
     while waiting:
         node = waiting.pop()

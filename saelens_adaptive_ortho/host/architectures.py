@@ -1,8 +1,8 @@
-"""The registered architectures: each a stock SAELens architecture plus the mixin.
+"""The registered architectures. Each is a stock SAELens architecture plus the mixin.
 
-To add one: subclass the stock config after :class:`OrthoConfig` and the stock training class
-after :class:`AdaptiveOrthoMixin`, name the stock inference config it exports to, and list the
-pair in ``ARCHITECTURES``.
+To add an architecture, subclass the stock config after :class:`OrthoConfig` and the stock training
+class after :class:`AdaptiveOrthoMixin`. Name the stock inference config that it exports to, and
+list the pair in ``ARCHITECTURES``.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ ARCHITECTURES: dict[str, tuple[type[TrainingSAE[Any]], type[TrainingSAEConfig]]]
 
 
 def register() -> None:
-    """Register the architectures with SAELens; calling it again does nothing."""
+    """Register the architectures with SAELens. A second call does nothing."""
     for name, (sae, config) in ARCHITECTURES.items():
         if name not in SAE_TRAINING_CLASS_REGISTRY:
             register_sae_training_class(name, sae, config)
@@ -186,10 +186,10 @@ SAE_FIELDS = {"d_in": PositiveInt, "d_sae": PositiveInt}
 
 
 def construct_sae(architecture: str, sae: dict[str, Any], prefix: str) -> Any:
-    """The config of an architecture from settings.
+    """Build the config of an architecture from settings.
 
     Raises:
-        ConfigError: an unknown field or a value that cannot work.
+        ConfigError: a field is unknown or a value cannot work.
     """
     try:
         return parse(get_sae_training_class(architecture)[1], sae, prefix, SAE_FIELDS)

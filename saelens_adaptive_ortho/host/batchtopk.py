@@ -1,8 +1,8 @@
-"""BatchTopK's selection without sorting the batch: the same output to the bit, faster on a CPU.
+"""BatchTopK's selection without sorting the batch: bit-identical output, faster on a CPU.
 
-SAELens asks ``torch.topk`` for the ``k * batch`` largest of all ``batch * d_sae`` pre-activations,
-a partial sort that on a CPU takes about a third of a small SAE's training step. A threshold
-estimated from a sample leaves few candidates to select among.
+SAELens uses ``torch.topk`` for the ``k * batch`` largest of all ``batch * d_sae`` pre-activations.
+On a CPU this partial sort takes about a third of a small SAE's training step. Here a threshold is
+estimated from a sample, so that the selection has only few candidates.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from jaxtyping import Float
 from sae_lens.saes.batchtopk_sae import BatchTopK
 from torch import Tensor
 
-# About so many values are looked at to estimate the threshold.
+# Approximate number of values in the sample that estimates the threshold.
 SAMPLE = 2**16
 SMALLEST = 2**15
-# Standard deviations by which the sampled rank is lowered: a miss costs only the time.
+# The sampled rank is lowered by this many standard deviations. If the threshold is still too high,
+# this costs only time.
 MARGIN = 4.0
 
 
 class SampledBatchTopK(BatchTopK):
-    """SAELens's BatchTopK, bit-identical, values and gradients.
+    """SAELens's BatchTopK with bit-identical values and gradients.
 
-    The shortcut is taken on a CPU only (it reads counts, which would stall a GPU), and only where
-    exactly ``k * batch`` values reach the k-th one; ties are left to the stock selection.
+    The shortcut is used only on a CPU, because it reads counts and a GPU would have to wait. It is
+    used only if exactly ``k * batch`` values reach the threshold. The stock selection handles ties.
     """
 
     def forward(self, x: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_sae"]:
@@ -33,16 +34,16 @@ class SampledBatchTopK(BatchTopK):
         if x.device.type == "cpu" and x.numel() >= SMALLEST and 0 < 4 * count <= x.numel():
             least = _kth_largest(x.detach(), count)
             if least is not None:
-                # The largest number below it, since a threshold itself does not pass.
+                # torch's threshold drops values equal to it, so use the next smaller number.
                 below = torch.nextafter(least, least.new_tensor(-math.inf))
                 return torch.nn.functional.threshold(x, float(below), 0.0)
         return super().forward(x)
 
 
 def _kth_largest(x: Float[Tensor, "... d_sae"], count: int) -> Float[Tensor, ""] | None:
-    """The ``count``-th largest value, if positive, unique, and not missed by the sample."""
+    """The ``count``-th largest value; None if it is not positive, tied, or missed by the sample."""
     values, stride = x.flatten(), max(2, x.numel() // SAMPLE)
-    while math.gcd(stride, x.shape[-1]) > 1:  # or some latents would never be sampled
+    while math.gcd(stride, x.shape[-1]) > 1:  # otherwise some latents would never be sampled
         stride += 1
     sample = values[::stride]
     expected = count * len(sample) / len(values)

@@ -1,11 +1,11 @@
 """The ``ortho_*`` fields of every adaptive-orthogonal SAE, flat and validated.
 
-Flat, because SAELens writes SAE configs with ``asdict`` and reads them back field by field: a
-nested dataclass would come back as a dict.
+The fields are flat because SAELens writes SAE configs with ``asdict`` and reads them back field by
+field. A nested dataclass would come back as a dict.
 """
 
-# No postponed annotations: SAELens's command line resolves those of a dataclass in the module of
-# one of its bases only, where the names of the other's would be missing.
+# This module does not postpone annotations. SAELens's command line resolves postponed annotations
+# of a dataclass in the module of only one base, where names from the other base would be missing.
 
 import json
 from dataclasses import dataclass, field, fields
@@ -35,7 +35,7 @@ OrthoWeighting = Literal["energy", "uniform"]
 
 @dataclass(kw_only=True)
 class OrthoConfig(SwitchConfig):
-    """Fields that an adaptive-orthogonal training SAE has on top of its stock architecture.
+    """Fields that an adaptive-orthogonal training SAE adds to its stock architecture.
 
     The loss is ``L_total = L_sae + lambda(t) * scale * L_ortho``; see
     :mod:`saelens_adaptive_ortho.maths.penalties` for ``L_ortho``.
@@ -43,43 +43,44 @@ class OrthoConfig(SwitchConfig):
     Args:
         ortho_mode: ``off`` (bit-identical to the stock architecture), ``gram`` (mean squared
             cosine), ``fixed`` (OrtSAE), ``adaptive`` (affinity-weighted pairs), or a penalty of an
-            installed package. OrtSAE as published: ``fixed``, coefficient 0.25, not scale-free,
-            every step or every 5th.
-        ortho_coefficient: lambda; None for the default of the penalty, see
-            :func:`ortho_coefficient`. Scale-free unless ``ortho_scale_free`` is off: 0.05 means
-            that a dictionary of duplicated directions costs as much as 0.05 of explained variance.
-        ortho_scale_free: multiply by a running estimate of the activations' total variance, so
-            that one lambda serves activations of any norm.
+            installed package. OrtSAE as published is ``fixed`` with coefficient 0.25, not
+            scale-free, on every step or every 5th step.
+        ortho_coefficient: lambda; None means the default of the penalty, see
+            :func:`ortho_coefficient`. If ``ortho_scale_free`` is on, 0.05 means that a dictionary
+            of duplicated directions costs as much as 0.05 of explained variance.
+        ortho_scale_free: multiply the penalty by a running estimate of the activations' total
+            variance, so that one lambda works for activations of any norm.
         ortho_warm_up_steps: steps over which lambda rises linearly from 0.
         ortho_curriculum_start: lambda at step 0 of a curriculum that reaches
-            ``ortho_coefficient`` after ``ortho_curriculum_steps``; none by default.
+            ``ortho_coefficient`` after ``ortho_curriculum_steps``; None means no curriculum.
         ortho_curriculum_steps: length of the curriculum, in steps.
-        ortho_fade_start_step: step at which lambda starts to fall to 0; none by default.
+        ortho_fade_start_step: step at which lambda starts to fall to 0; None means no fade-out.
         ortho_fade_end_step: step from which lambda is 0.
         ortho_alpha: controlled sharing in [0, 1]; pair weight ``1 - alpha * s_ij``.
-        ortho_affinity: ``s_ij`` from co-activation: ``unsuppressed`` (lift, where neither latent
-            is weaker in the other's company), ``lift``, ``overlap``, ``group`` (1 in the same
+        ortho_affinity: ``s_ij`` from co-activation: ``unsuppressed`` (lift, if neither latent is
+            weaker when the other fires too), ``lift``, ``overlap``, ``group`` (1 in the same
             co-activation group, else 0), or an affinity of an installed package.
-        ortho_weighting: ``energy`` sums over latents, each pair weighted by the share of the
+        ortho_weighting: ``energy`` sums over latents and weights each pair by the share of the
             variance that its weaker latent contributes; ``uniform`` averages over latents.
         ortho_ordering: ``frequency`` pushes only the rarer latent of a pair, ``symmetric`` both.
-        ortho_neighbours: m, candidates per latent.
-        ortho_refresh_every: steps between refreshes of groups and domains, and most steps
-            between those of neighbour lists.
+        ortho_neighbours: m, number of candidates per latent.
+        ortho_refresh_every: steps between refreshes of groups and domains, and the largest number
+            of steps between refreshes of the neighbour lists.
         ortho_min_captured: share of latents whose list must still hold a neighbour within .01 of
-            the most similar. Watched on a sample every few steps: where it captures less, lists
-            are refreshed at once. 0 for refreshes every ``ortho_refresh_every`` steps, unwatched.
-        ortho_statistics_every: co-activation is counted on every n-th batch.
+            the most similar latent. A sample is checked every few steps; if the share is too low,
+            the lists are refreshed at once. With 0 there is no check, and the lists are refreshed
+            every ``ortho_refresh_every`` steps.
+        ortho_statistics_every: n; co-activation is counted on every n-th batch.
         ortho_statistics_decay: factor on old counts at each counted batch, in (0, 1].
-        ortho_sketch_size: r, width of the firing-pattern sketch that groups are formed on.
-        ortho_group_threshold: phi correlation from which two latents may be grouped.
-        ortho_domain_ratio: firing-rate ratio from which a latent belongs to one corpus.
-        ortho_forget_rows: leading rows of every batch that come from the forget corpus, 0 for
-            batches of a single corpus. The project's runner sets it.
+        ortho_sketch_size: r, width of the firing-pattern sketch from which groups are formed.
+        ortho_group_threshold: smallest phi correlation at which two latents may be grouped.
+        ortho_domain_ratio: smallest firing-rate ratio at which a latent belongs to one corpus.
+        ortho_forget_rows: number of leading rows of every batch that come from the forget corpus;
+            0 for batches of a single corpus. The project's runner sets it.
         ortho_chunk_size: latents per chunk of the fixed penalty.
-        ortho_every: apply the fixed penalty every n-th step, with n times the coefficient.
+        ortho_every: n; the fixed penalty applies on every n-th step, with n times the coefficient.
         ortho_seed: seed of chunks and sketches.
-        ortho_settings: settings by name of a penalty that has some of its own; those of this
+        ortho_settings: settings that only the chosen penalty has, by name. The penalties of this
             package have none.
     """
 
@@ -114,11 +115,11 @@ class OrthoConfig(SwitchConfig):
     def __post_init__(self) -> None:
         validate_ortho(self)
         validate_switches(self)
-        super().__post_init__()  # type: ignore[misc]  # the stock config beside us in the MRO
+        super().__post_init__()  # type: ignore[misc]  # the stock config comes later in the MRO
 
 
 def validate_ortho(cfg: Any) -> None:
-    """Check the ``ortho_*`` fields of an SAE config, the switches' bounds included.
+    """Check the ``ortho_*`` fields of an SAE config, including the bounds of the switches.
 
     Raises:
         ConfigError: naming the field, its value and the rule it breaks.
@@ -161,10 +162,10 @@ def validate_ortho(cfg: Any) -> None:
 
 
 def penalty_of(cfg: Any) -> Penalty | None:
-    """The penalty that ``ortho_mode`` of an SAE config names; None where it is ``off``.
+    """The penalty that ``ortho_mode`` of an SAE config names; None for ``off``.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no penalty has this name.
     """
     return penalty_named("ortho_mode", cfg.ortho_mode)
 
@@ -173,15 +174,15 @@ def penalty_named(field: str, name: Any) -> Penalty | None:
     """The penalty called ``name``, the value of the setting ``field``; None for ``off``.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no penalty has this name.
     """
     return None if name == "off" else PENALTIES.find(field, name, also=("off",))
 
 
 def ortho_coefficient(cfg: Any) -> float:
-    """lambda of an SAE config: its own, or by default that of its penalty.
+    """lambda of an SAE config: its ``ortho_coefficient``, or the default of its penalty.
 
-    Looked up when used, so that a variant of another mode gets its own default.
+    The default is looked up at each use, so that a variant with another mode gets another default.
     """
     if cfg.ortho_coefficient is not None:
         return cfg.ortho_coefficient
@@ -192,8 +193,8 @@ def ortho_coefficient(cfg: Any) -> float:
 def without_defaults_added_later(sae: dict[str, Any]) -> dict[str, Any]:
     """Fields of an SAE config by name, for a digest of settings.
 
-    A field that came after runs had been saved is left out where it has its default, so that
-    digests of those runs stay as they are.
+    Some fields were added after runs had been saved. Such a field is left out if it has its
+    default, so that the digests of the saved runs do not change.
     """
     return {k: v for k, v in sae.items() if k != "ortho_settings" or v}
 

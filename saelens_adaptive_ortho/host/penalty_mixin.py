@@ -1,7 +1,7 @@
-"""The penalty at SAELens's seams (the switches are at theirs in :mod:`.switch_mixin`).
+"""The penalty inside SAELens's training SAEs (:mod:`.switch_mixin` adds the switches).
 
-A leaf class puts :class:`AdaptiveOrthoMixin` before a stock ``TrainingSAE``; every method calls
-``super()`` and adds only what the stock class does not know about.
+A leaf class puts :class:`AdaptiveOrthoMixin` before a stock ``TrainingSAE``. Every method calls
+``super()`` and adds only what the stock class does not do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from saelens_adaptive_ortho.maths.penalties import PairStatistics, PenaltyInputs
 
 STATE_FIELDS = CoactivationState._fields
 SCALE_DECAY = 0.99
-# How often, and on how many latents, what the neighbour lists still capture is looked at.
+# Steps between checks of the neighbour lists, and number of latents that a check looks at.
 CHECK_EVERY = 5
 CHECKED_LATENTS = 512
 
@@ -33,8 +33,8 @@ CHECKED_LATENTS = 512
 class AdaptiveOrthoMixin(SwitchMixin):
     """Adds ``lambda(t) * scale * L_ortho`` to a stock training SAE.
 
-    State lives in persistent buffers of fixed shape named ``ortho_*``, so that SAELens's own
-    checkpoints carry it; an inference export drops them and loads as the stock architecture.
+    The state is in persistent buffers of fixed shape named ``ortho_*``, so that SAELens's own
+    checkpoints contain it. An inference export drops them and loads as the stock architecture.
     """
 
     cfg: Any
@@ -42,12 +42,12 @@ class AdaptiveOrthoMixin(SwitchMixin):
     def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
         self._ortho_groups: GroupSummary | None = None
-        self._ortho_loss: Tensor | None = None  # of the step under way
+        self._ortho_loss: Tensor | None = None  # of the current step
         self._ortho_penalty = penalty_of(cfg)
         self._ortho_affinity = AFFINITIES.find("ortho_affinity", cfg.ortho_affinity)
         self._ortho_settings: Any = None
         if self._ortho_penalty is None:
-            return  # no buffers: the state dict, too, is that of the stock class
+            return  # no buffers, so the state dict also equals that of the stock class
         self._ortho_settings = self._ortho_penalty.own_settings(cfg.ortho_settings)
         device = self.W_dec.device
         self.register_buffer("ortho_scale", torch.zeros(2, device=device))
@@ -64,9 +64,9 @@ class AdaptiveOrthoMixin(SwitchMixin):
             self.register_buffer(f"ortho_{name}", value)
         unset = torch.full((cfg.d_sae, cfg.ortho_neighbours), -1, device=device)
         self.register_buffer("ortho_neighbours", unset)
-        # Step of the last search, -1 before the first.
+        # Step of the last neighbour search; -1 before the first search.
         self.register_buffer("ortho_searched", torch.tensor(-1, device=device))
-        # Captured share of the lists: latest, lowest, sum and number of all measurements.
+        # Captured share of the lists: latest, lowest, sum of all checks, number of checks.
         self.register_buffer("ortho_captured", torch.tensor([1.0, 1.0, 0.0, 0.0], device=device))
         self.register_buffer("ortho_group_ids", torch.arange(cfg.d_sae, device=device))
         inactive = torch.full((cfg.d_sae,), grouping.INACTIVE, device=device)
@@ -86,12 +86,12 @@ class AdaptiveOrthoMixin(SwitchMixin):
         step_input = self.ortho_begin_step(step_input)
         if self._ortho_penalty is None:
             return super().training_forward_pass(step_input)
-        # Under autocast products run in bf16: too coarse for cosines near 1, and for sketches.
+        # Autocast computes products in bf16, which is too coarse for cosines near 1 and sketches.
         full_precision = torch.autocast(step_input.sae_in.device.type, enabled=False)
         with full_precision:
             self._before_step(step_input)
-            # Ahead of the forward pass, so that its backward pass comes after all others: the
-            # gradient it makes is then not held beside the activations'.
+            # The penalty comes before the forward pass, so that its backward pass comes last. Its
+            # gradient then does not use memory at the same time as the activations.
             self._ortho_loss = self._weighted_penalty(step_input)
         output = super().training_forward_pass(step_input)
         with full_precision:
@@ -111,13 +111,13 @@ class AdaptiveOrthoMixin(SwitchMixin):
             hidden_pre=hidden_pre,
             sae_out=sae_out,
         )
-        if not isinstance(losses, dict):  # the host allows a bare tensor
+        if not isinstance(losses, dict):  # SAELens also allows a single tensor
             losses = {"aux_loss": losses}
         loss, self._ortho_loss = self._ortho_loss, None
         return losses if loss is None else {**losses, "ortho_loss": loss}
 
     def _weighted_penalty(self, step_input: TrainStepInput) -> Tensor | None:
-        """``lambda(t) * scale * L_ortho``, None where lambda is 0 throughout."""
+        """``lambda(t) * scale * L_ortho``; None if lambda is 0 during the whole run."""
         if ortho_coefficient(self.cfg) == 0:
             return None
         coefficient = self._coefficient(step_input)
@@ -126,7 +126,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
         return coefficient * self._scale() * self._penalty(step_input.n_training_steps)
 
     def _coefficient(self, step_input: TrainStepInput) -> float:
-        """lambda(t); the host has already applied the linear warm-up."""
+        """lambda(t). SAELens has already applied the linear warm-up."""
         cfg, step = self.cfg, step_input.n_training_steps
         value = step_input.coefficients["ortho"]
         if cfg.ortho_curriculum_start is not None:
@@ -164,7 +164,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
 
     @property
     def ortho_state(self) -> CoactivationState:
-        """The co-activation statistics, as the pure functions take them."""
+        """The co-activation statistics as one state for the pure functions."""
         return CoactivationState(*(getattr(self, f"ortho_{name}") for name in STATE_FIELDS))
 
     @ortho_state.setter
@@ -173,7 +173,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
             setattr(self, f"ortho_{name}", value)
 
     def ortho_pairs(self) -> PairStatistics:
-        """Candidate pairs and statistics, as penalties take them."""
+        """Candidate pairs and statistics for the penalty."""
         return PairStatistics(
             state=self.ortho_state,
             neighbours=self.ortho_neighbours,
@@ -183,7 +183,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
 
     @torch.no_grad()
     def ortho_affinities(self) -> Tensor:
-        """``s_ij`` [d_sae, m] of the current candidate pairs, domains included."""
+        """``s_ij`` [d_sae, m] of the current candidate pairs, including the factor of domains."""
         state, candidates = self.ortho_state, self.ortho_neighbours
         affinity = self._ortho_affinity.measure(state, candidates, self.ortho_group_ids)
         if self.cfg.ortho_forget_rows:
@@ -202,7 +202,8 @@ class AdaptiveOrthoMixin(SwitchMixin):
         if not self._keeps_lists():
             return
         step, first = step_input.n_training_steps, self._ortho_groups is None
-        # First step of this process: a resumed SAE has lists, one that starts late has none.
+        # At the first step of a process, a resumed SAE has lists and a new SAE has none, even if
+        # its training does not start at step 0.
         if (first and int(self.ortho_searched) < 0) or self._search_due(step):
             self.ortho_search(step)
         if step % self.cfg.ortho_refresh_every == 0:
@@ -216,7 +217,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
             return step % longest == 0
         every = min(CHECK_EVERY, longest)
         if step % every:
-            return False  # nothing is read from the device
+            return False  # avoids reading from the device
         if step - int(self.ortho_searched) >= longest:
             return True
         rows = neighbours.sampled_rows(self.cfg.d_sae, CHECKED_LATENTS, step // every)
@@ -264,12 +265,12 @@ class AdaptiveOrthoMixin(SwitchMixin):
         )
 
     def _unit_rows(self) -> bool:
-        """Whether activations are those of a decoder with unit rows."""
+        """Whether the activations already belong to decoder rows of norm 1."""
         return getattr(self.cfg, "rescale_acts_by_decoder_norm", False)
 
     @torch.no_grad()
     def ortho_check(self, rows: Tensor) -> float:
-        """Measure what the lists of the latents ``rows`` [k] still capture."""
+        """Measure the captured share of the latents ``rows`` [k] and record it."""
         directions = self._compared_directions()
         share = neighbours.captured_share(
             directions, self.ortho_neighbours, rows.to(directions.device)
@@ -280,17 +281,17 @@ class AdaptiveOrthoMixin(SwitchMixin):
         return float(share)
 
     def _compared_directions(self) -> Tensor:
-        """Directions to compare with all others; on a GPU in half precision, many times faster.
+        """Decoder directions for the neighbour search; in half precision on a GPU.
 
-        Which latents are neighbours then depends on differences of cosines below 1e-3, a tenth of
-        what a list may miss. The penalty itself is never computed from these.
+        Half precision is many times faster there. Its rounding changes cosines by less than 1e-3, a
+        tenth of what a list may miss. The penalty itself is never computed from these directions.
         """
         directions = decoder_directions(self.W_dec.detach())
         return directions.half() if directions.device.type == "cuda" else directions
 
     @torch.no_grad()
     def ortho_search(self, step: int) -> None:
-        """Search neighbours afresh and carry the pair statistics over."""
+        """Search the neighbours again and move the pair statistics to the new lists."""
         found, _ = neighbours.top_similar(self._compared_directions(), self.cfg.ortho_neighbours)
         self.ortho_state = coactivation.retarget(self.ortho_state, self.ortho_neighbours, found)
         self.ortho_neighbours = found
@@ -316,7 +317,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
     # --------------------------------------------------- saving and loading
 
     def _ortho_buffers(self) -> dict[str, Tensor]:
-        """Our buffers by name (a stock class may have buffers of its own)."""
+        """The ``ortho_*`` buffers by name (a stock class may have other buffers)."""
         return {
             name: buffer
             for name, buffer in self._buffers.items()
@@ -324,7 +325,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
         }
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # sae.to(bfloat16) must not touch counts and ids: move them, but keep their dtype.
+        # sae.to(bfloat16) must not change counts and ids: they move but keep their dtype.
         held = self._ortho_buffers()
         for name in held:
             self._buffers[name] = None  # nn.Module._apply skips buffers that are None
@@ -339,8 +340,8 @@ class AdaptiveOrthoMixin(SwitchMixin):
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving(state_dict)
         for name, buffer in self._ortho_buffers().items():
-            # As bytes: SAELens casts every tensor it loads to the SAE's dtype, and whole
-            # numbers up to 255 are the only values that survive a cast to bf16 unharmed.
+            # Saved as bytes, because SAELens casts every tensor it loads to the SAE's dtype. A cast
+            # to bf16 preserves whole numbers up to 255, but not counts and ids.
             state_dict[name] = buffer.contiguous().reshape(-1).view(torch.uint8)
 
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:

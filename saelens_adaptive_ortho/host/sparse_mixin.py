@@ -1,4 +1,4 @@
-"""Training steps of stock architectures by products with firing latents alone."""
+"""Training steps of stock architectures with products over the firing latents only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint  # no top-level name; SAELens takes it here
+from transformer_lens.hook_points import HookPoint  # no top-level name; SAELens uses this path too
 
 from saelens_adaptive_ortho.maths import sparse
 
@@ -20,12 +20,12 @@ else:
 
 
 class SparseStepMixin(_Base):
-    """Encoder and decoder of the standard and the top-k family, see :mod:`.sparse`.
+    """Encoder and decoder with the products of :mod:`~saelens_adaptive_ortho.maths.sparse`.
 
-    Takes over from the stock class in training steps on a CPU in float32, once
-    ``ortho_sparse_products`` is set; elsewhere, and where a hook would see or change what is in
-    between, the stock class computes. The norms by which the top-k family scales its latents go
-    into the weights, so that no [batch, d_sae] tensor is scaled.
+    If ``ortho_sparse_products`` is set, this class replaces the stock computation in training steps
+    on a CPU in float32. In all other cases, and if a hook reads or changes an intermediate tensor,
+    the stock class computes. Top-k architectures scale latents by decoder norms. Here the norms are
+    multiplied into the weights, so that no [batch, d_sae] tensor is scaled.
     """
 
     cfg: Any
@@ -45,7 +45,7 @@ class SparseStepMixin(_Base):
         )
 
     def _norms(self) -> Tensor | None:
-        """Row norms that scale latents [d_sae]."""
+        """Decoder row norms [d_sae] that scale the latents; None without such scaling."""
         if not getattr(self.cfg, "rescale_acts_by_decoder_norm", False):
             return None
         return self.W_dec.norm(dim=-1)
@@ -56,8 +56,8 @@ class SparseStepMixin(_Base):
 
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         point = self.hook_sae_acts_pre
-        unseen = type(point) is HookPoint and not point.fwd_hooks and not point.bwd_hooks
-        if not unseen or not self._multiplies_sparsely(x):
+        unhooked = type(point) is HookPoint and not point.fwd_hooks and not point.bwd_hooks
+        if not unhooked or not self._multiplies_sparsely(x):
             return super().encode_with_hidden_pre(x)  # pyright: ignore[reportAbstractUsage]
         W, b, norms = self.W_enc, self.b_enc, self._norms()
         if norms is not None:

@@ -1,6 +1,7 @@
-"""The switches at SAELens's seams; :class:`~.mixin.AdaptiveOrthoMixin` builds on this class.
+"""The switches inside SAELens's training SAEs.
 
-A training SAE with every switch off has no parameter, buffer or operation from here.
+:class:`~.penalty_mixin.AdaptiveOrthoMixin` builds on this class. If every switch is off, this
+module adds no parameter, buffer or operation to a training SAE.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from sae_lens.registry import get_sae_class
 from sae_lens.saes.sae import SAEConfig, TrainStepInput, TrainStepOutput
 from sae_lens.saes.topk_sae import calculate_topk_aux_acts
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint  # no top-level name; SAELens takes it here
+from transformer_lens.hook_points import HookPoint  # no top-level name; SAELens uses this path too
 
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.host.switch_config import (
@@ -33,22 +34,22 @@ else:
 
 MEAN_SQUARE_DECAY = 0.99
 MEAN_SQUARE_EPS = 1e-12
-# A pre-activation no threshold lets through and no bandwidth reaches; finite, so that nothing
-# it is multiplied with becomes NaN.
+# Pre-activation of a locked latent. It is below every threshold and outside every JumpReLU
+# bandwidth. It is finite, so that products with it never become NaN.
 SILENT = -1e4
 
 
 def inference_config(cfg: Any, stock: type[SAEConfig]) -> type[SAEConfig]:
-    """The stock config an SAE is exported as: ``stock``, or its relative with a skip connection."""
+    """The stock config for the export: ``stock``, or the matching one with a skip connection."""
     if not cfg.ortho_skip_rank:
         return stock
     return get_sae_class(SKIP_EXPORTS[cfg.architecture().removeprefix("adaptive_ortho_")])[1]
 
 
 class LatentHookPoint(HookPoint):
-    """The hook point of the pre-activations, which also scales them and silences locked latents.
+    """Hook point of the pre-activations that also scales them and silences locked latents.
 
-    Every stock architecture sends its pre-activations through this one point.
+    Every stock architecture sends its pre-activations through this hook point.
     """
 
     def __init__(self) -> None:
@@ -68,14 +69,14 @@ class LatentHookPoint(HookPoint):
 
 
 class SwitchMixin(_Base):
-    """Carries out the switches of :class:`~.switch_config.SwitchConfig`."""
+    """Implements the switches of :class:`~.switch_config.SwitchConfig`."""
 
     cfg: Any
 
     def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
-        self.ortho_own_loop = False  # set by the trainer that carries out loop-level switches
-        self._ortho_step: int | None = None  # during a training forward pass
+        self.ortho_own_loop = False  # the trainer that implements the loop's switches sets it
+        self._ortho_step: int | None = None  # set only during a training forward pass
         self._ortho_skipped: Tensor | None = None
         device, d_sae = self.W_dec.device, cfg.d_sae
         if cfg.ortho_latent_norm:
@@ -88,15 +89,15 @@ class SwitchMixin(_Base):
             unset = torch.zeros(1, dtype=torch.uint8, device=device)
             self.register_buffer("ortho_initialised", unset)
         if cfg.ortho_skip_rank:
-            # A generator of its own: the weights are those of the same SAE without a skip.
+            # A separate generator, so that the other weights equal those of an SAE without a skip.
             generator = torch.Generator().manual_seed(cfg.ortho_seed)
             A = switches.orthogonal_rows(cfg.ortho_skip_rank, cfg.d_in, generator).T
             self.ortho_skip_in = nn.Parameter(A.contiguous().to(device, self.dtype))
             B = torch.zeros(cfg.ortho_skip_rank, cfg.d_in, dtype=self.dtype, device=device)
-            self.ortho_skip_out = nn.Parameter(B)  # zero: the skip starts silent
+            self.ortho_skip_out = nn.Parameter(B)  # zero, so that the skip starts silent
         if cfg.ortho_latent_norm or cfg.ortho_unlock_start < 1:
             self.hook_sae_acts_pre = LatentHookPoint()
-            self.setup()  # the hook dictionary must hold the new one
+            self.setup()  # registers the new hook point in the hook dictionary
 
     def initialize_weights(self) -> None:
         super().initialize_weights()
@@ -105,7 +106,7 @@ class SwitchMixin(_Base):
 
     @torch.no_grad()
     def _set_directions(self, rows: Tensor) -> None:
-        """Decoder directions of the present norms, and the encoder as their transpose."""
+        """Set the decoder directions, keep the row norms, and tie the encoder to the decoder."""
         old = self.W_dec.data
         new = rows.to(old.device) * old.float().norm(dim=-1, keepdim=True)
         usable = new.abs().sum(-1, keepdim=True) > 0
@@ -116,10 +117,10 @@ class SwitchMixin(_Base):
 
     @torch.no_grad()
     def ortho_begin_step(self, step_input: TrainStepInput) -> TrainStepInput:
-        """What a switch does to weights and input before a training step.
+        """Apply the switches to weights and input before a training step.
 
         Raises:
-            ConfigError: a switch that needs this project's training loop, in another one.
+            ConfigError: a switch needs this project's training loop, but another loop runs.
         """
         cfg, step = self.cfg, step_input.n_training_steps
         if not self.ortho_own_loop:
@@ -144,20 +145,20 @@ class SwitchMixin(_Base):
                 # A locked latent is not dead: the auxiliary loss must not revive it.
                 mask = step_input.dead_neuron_mask & ~self._locked()
                 step_input = replace(step_input, dead_neuron_mask=mask)
-        self._watch_decoder_gradient()
+        self._hook_decoder_gradient()
         return step_input
 
     @torch.no_grad()
     def ortho_project(self) -> None:
-        """Put the decoder rows back on the unit sphere, if they belong there."""
+        """Renormalise the decoder rows to norm 1 if ``ortho_unit_norm`` is on."""
         if self.cfg.ortho_unit_norm:
             self.W_dec.data.copy_(switches.unit_rows(self.W_dec.data))
 
-    def _watch_decoder_gradient(self) -> None:
+    def _hook_decoder_gradient(self) -> None:
         cfg = self.cfg
         if not cfg.ortho_unit_norm and cfg.ortho_unlock_start == 1:
             return
-        # On the parameter itself, since loading and copying make new ones without hooks.
+        # The mark is on the parameter: loading and copying create new parameters without hooks.
         if getattr(self.W_dec, "ortho_watched", False):
             return
 
@@ -165,7 +166,7 @@ class SwitchMixin(_Base):
             if cfg.ortho_unit_norm:
                 gradient = switches.tangent_gradient(gradient, self.W_dec.detach())
             if cfg.ortho_unlock_start < 1:
-                # The penalty reaches locked rows, which no reconstruction would balance.
+                # The penalty would move locked rows, and no reconstruction loss would oppose it.
                 gradient = gradient.masked_fill(self._locked().unsqueeze(1), 0)
             return gradient
 
@@ -201,7 +202,7 @@ class SwitchMixin(_Base):
             error = (x - x.mean(0) - (skipped - skipped.mean(0)).float()).square().sum()
             output.metrics["ortho_skip_explained_variance"] = 1 - error / variance
 
-    # ---------------------------------------------------------- forward seams
+    # ----------------------------------------------------------- forward pass
 
     def process_sae_in(self, sae_in: Tensor) -> Tensor:
         centred = super().process_sae_in(sae_in)
@@ -221,7 +222,7 @@ class SwitchMixin(_Base):
             return super().encode_with_hidden_pre(x)  # pyright: ignore[reportAbstractUsage]
         finally:
             if isinstance(point, LatentHookPoint):
-                # Nothing of the SAE stays behind, so that a copy of it is a copy.
+                # The hook point must not refer to this SAE, otherwise a copy of the SAE would.
                 point.rms = point.locked = point.observe = None
 
     @torch.no_grad()
@@ -232,7 +233,7 @@ class SwitchMixin(_Base):
         return self._latent_rms()
 
     def _latent_rms(self) -> Tensor:
-        """Running RMS [d_sae]; 1 before the first batch."""
+        """Running root mean square [d_sae]; 1 before the first batch."""
         ms = self.ortho_mean_square
         return torch.where(ms == 0, 1.0, ms + MEAN_SQUARE_EPS).sqrt()
 
@@ -243,7 +244,7 @@ class SwitchMixin(_Base):
     def _iterable_decode(
         self, feature_acts: Tensor, include_outer_loss: bool = False
     ) -> Generator[tuple[int, Tensor], None, None]:
-        # Matryoshka's inner levels, each a reconstruction of its own.
+        # Each inner level of a Matryoshka SAE is a separate reconstruction.
         levels = super()._iterable_decode(self._dropped(feature_acts), include_outer_loss)  # type: ignore[misc]
         for width, out in levels:
             yield width, self._with_skip(out)
@@ -260,11 +261,11 @@ class SwitchMixin(_Base):
         skipped = self._ortho_skipped
         if skipped is None or skipped.shape != out.shape:
             raise RuntimeError(
-                "With ortho_skip_rank the output depends on the input, not on feature_acts alone: "
-                "call the SAE itself, or encode the same batch right before decode."
+                "With ortho_skip_rank the output depends on the input, not on feature_acts alone. "
+                "Call the SAE itself, or encode the same batch right before decode."
             )
         if self._ortho_step is None:
-            self._ortho_skipped = None  # one input, one output
+            self._ortho_skipped = None  # the stored skip is valid for one output only
         return out + skipped
 
     def calculate_topk_aux_loss(
@@ -277,8 +278,8 @@ class SwitchMixin(_Base):
         kind = self.cfg.normalize_activations
         if kind not in UNDONE_NORMALISATIONS:
             return super().calculate_topk_aux_loss(sae_in, sae_out, hidden_pre, dead_neuron_mask)  # type: ignore[misc]
-        # The host refuses these as soon as a latent dies, because dead latents decode into
-        # normalised units and the residual is in the activations'. So scale the former back.
+        # SAELens refuses these normalisations as soon as a latent dies: dead latents decode into
+        # normalised units, but the residual is in units of the activations. So scale them back.
         if dead_neuron_mask is None or (num_dead := int(dead_neuron_mask.sum())) == 0:
             return sae_out.new_tensor(0.0)
         half = sae_in.shape[-1] // 2
@@ -308,16 +309,16 @@ class SwitchMixin(_Base):
         to = {"device": A.device, "dtype": dtype}
         A.data.copy_(whitening_matrix.to(**to) @ A.data.to(dtype))
         B.data.copy_(B.data.to(dtype) @ unwhitening_matrix.to(**to))
-        if not self.cfg.apply_b_dec_to_input:  # else b_dec already centres the input
+        if not self.cfg.apply_b_dec_to_input:  # otherwise b_dec already centres the input
             self.b_dec.data.sub_((mean.to(**to) @ A.data.to(dtype) @ B.data.to(dtype)).to(A.dtype))
 
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
         cfg = self.cfg
-        # The tensors of a state dict are the SAE's own: replaced here, never changed in place.
+        # A state dict shares its tensors with the SAE, so they are replaced, not changed in place.
         if cfg.ortho_latent_norm:
             rms = self._latent_rms()
-            if "r_mag" in state_dict:  # gated: only the magnitude is scaled, the gate is not
+            if "r_mag" in state_dict:  # gated: only the magnitude is scaled, not the gate
                 state_dict["r_mag"] = state_dict["r_mag"] - rms.log().to(self.dtype)
                 state_dict["b_mag"] = state_dict["b_mag"] / rms.to(self.dtype)
             else:
@@ -333,7 +334,7 @@ class SwitchMixin(_Base):
     def _export_skip(self, state_dict: dict[str, Any]) -> None:
         """``x_hat = acts @ W_dec + b_dec + (x - b_dec) @ S`` as ``... + x @ S + b``.
 
-        The stock class subtracts no b_dec from its input, so that is folded into b_enc and b_dec.
+        The stock class does not subtract b_dec from its input, so b_dec is folded into both biases.
         """
         A = state_dict.pop("ortho_skip_in").float()
         S = A @ state_dict.pop("ortho_skip_out").float()

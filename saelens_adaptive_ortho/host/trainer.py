@@ -1,4 +1,4 @@
-"""SAELens's trainer with the switches that concern the optimiser step."""
+"""SAELens's trainer with the switches that change the optimiser step."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from saelens_adaptive_ortho.host.switch_config import needs_own_loop
 from saelens_adaptive_ortho.maths import switches
 
 GRADIENTS_FILE = "accumulated_gradients.pt"
-HOST_CLIP_NORM = 1.0  # of SAELens's own step
+HOST_CLIP_NORM = 1.0  # the gradient clip of SAELens's trainer
 RATE_DECAY = 0.99
 
 
 def build_trainer(
     cfg: SAETrainerConfig, sae: TrainingSAE[Any], data_provider: Any
 ) -> SAETrainer[Any, Any]:
-    """SAELens's own trainer, or a :class:`SwitchTrainer` where a switch needs one.
+    """SAELens's own trainer, or a :class:`SwitchTrainer` if a switch needs it.
 
     Raises:
-        ConfigError: training would end with latents still locked.
+        ConfigError: some latents would still be locked at the end of training.
     """
     n_steps = -(-cfg.total_training_samples // cfg.train_batch_size_samples)
     start = getattr(sae.cfg, "ortho_unlock_start", 1.0)
@@ -47,9 +47,10 @@ def build_trainer(
 
 
 class SwitchTrainer(SAETrainer[Any, Any]):
-    """Gradient accumulation, a clip of one's choice, and per-latent learning rates.
+    """Trainer with gradient accumulation, a chosen gradient clip, and per-latent learning rates.
 
-    With ``ortho_clip_norm: 1`` alone it is SAELens's trainer to the bit, and logs gradient norms.
+    With only ``ortho_clip_norm: 1`` it is bit-identical to SAELens's trainer, and it logs gradient
+    norms.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -58,7 +59,7 @@ class SwitchTrainer(SAETrainer[Any, Any]):
         self.n_steps = -(-self.cfg.total_training_samples // self.cfg.train_batch_size_samples)
 
     def _train_step(self, sae: Any, sae_in: Tensor) -> TrainStepOutput:
-        # SAELens's step, line by line, but for what stands between backward and zero_grad.
+        # A copy of SAELens's step, except for the part between backward and zero_grad.
         sae.train()
         with self.autocast_if_enabled:
             output = sae.training_forward_pass(
@@ -77,7 +78,7 @@ class SwitchTrainer(SAETrainer[Any, Any]):
         if done % every == 0 or done == self.n_steps:
             self._optimise(output, self.n_training_steps % every + 1)
         with warnings.catch_warnings():
-            # PyTorch expects an optimiser step before the first of the schedule.
+            # PyTorch warns if the schedule steps before the first optimiser step.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
             self.lr_scheduler.step()
         for scheduler in self.coefficient_schedulers.values():
@@ -107,22 +108,22 @@ class SwitchTrainer(SAETrainer[Any, Any]):
         clip = HOST_CLIP_NORM if cfg.ortho_clip_norm is None else cfg.ortho_clip_norm
         output.metrics["grad_norm"] = nn.utils.clip_grad_norm_(parameters, clip)
         if cfg.ortho_lr_power:
-            self._step_at_own_rates(output)
+            self._step_with_latent_rates(output)
         else:
             self.optimizer.step()
         self.optimizer.zero_grad()
 
     @torch.no_grad()
-    def _step_at_own_rates(self, output: TrainStepOutput) -> None:
-        """``W_i <- W_i + m_i * (Adam's change of W_i)``: exact for any optimiser."""
+    def _step_with_latent_rates(self, output: TrainStepOutput) -> None:
+        """``W_i <- W_i + m_i * (the optimiser's change of W_i)``, exact for any optimiser."""
         cfg = self.sae.cfg
         m = switches.lr_multipliers(
             self.sae.ortho_lr_rates, cfg.ortho_lr_power, cfg.ortho_lr_min, cfg.ortho_lr_max
         )
-        own = _per_latent(self.sae)
-        before = {name: parameter.detach().clone() for name, (parameter, _) in own.items()}
+        per_latent = _per_latent_parameters(self.sae)
+        before = {name: parameter.detach().clone() for name, (parameter, _) in per_latent.items()}
         self.optimizer.step()
-        for name, (parameter, axis) in own.items():
+        for name, (parameter, axis) in per_latent.items():
             shape = [-1 if i == axis else 1 for i in range(parameter.ndim)]
             old = before[name].float()
             change = parameter.float() - old
@@ -144,10 +145,10 @@ class SwitchTrainer(SAETrainer[Any, Any]):
                 parameter.grad = gradients[name]
 
 
-def _per_latent(sae: TrainingSAE[Any]) -> dict[str, tuple[nn.Parameter, int]]:
-    """Parameters with an entry per latent, and the axis of latents.
+def _per_latent_parameters(sae: TrainingSAE[Any]) -> dict[str, tuple[nn.Parameter, int]]:
+    """Parameters with one entry per latent, and the axis of the latents.
 
-    By name, since d_in may equal d_sae.
+    They are found by name, because d_in may equal d_sae.
     """
     shared = {"b_dec", "ortho_skip_in", "ortho_skip_out"}
     return {

@@ -1,4 +1,4 @@
-"""How far two latents may share a direction: affinities ``s_ij`` in [0, 1], from co-activation."""
+"""Affinities ``s_ij`` in [0, 1]: how far two latents may share a direction, from co-activation."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ def lift_affinity(
 ) -> Float[Tensor, "d_sae m"]:
     """``s_ij = min(1, n_ij / (N sum_d pi_d p_id p_jd + 1))``: lift, given the domain.
 
-    ``n_ij`` joint firings in ``N`` rows, against those expected if the two latents fired
-    independently *within each domain* ``d`` (share ``pi_d`` of the rows, rates ``p_id``). Pairs
-    that fire together at least as often as that may share; mutually exclusive pairs, and pairs
-    without evidence (the pseudo-count 1), compete. Given the domain, because latents of one corpus
-    meet more often than their overall rates suggest: that is not yet sharing.
+    ``n_ij`` is the number of joint firings in ``N`` rows. The denominator is the number expected if
+    the two latents fired independently *within each domain* ``d``, which has the share ``pi_d`` of
+    the rows and the firing rates ``p_id``. Pairs that fire together at least as often as expected
+    may share. Mutually exclusive pairs compete, and so do pairs without evidence (the pseudo-count
+    1). The expectation is taken within each domain because two latents of one corpus fire together
+    more often than their overall rates suggest, even if they share nothing.
     """
     rates = domain_rates(state)
     share = state.samples / state.samples.sum().clamp(min=1.0)
@@ -48,39 +49,39 @@ def unsuppressed_affinity(
 ) -> Float[Tensor, "d_sae m"]:
     """``s_ij = lift_ij * clip(1 - (1 - min(r_ij, r_ji)) / tolerance, 0, 1)``.
 
-    ``r_ij = E[a_i | i and j fire] / E[a_i | i fires, j does not]``: does latent i keep its strength
-    in the company of j? Features that truly share a direction add up along it, and neither
-    weakens the other. Where a latent has taken over part of another's direction (absorption,
-    hedging), the other is weaker in its company: such a pair competes, however often it
-    fires together. Shrunk towards 1 by :data:`PSEUDO_FIRINGS`.
+    ``r_ij = E[a_i | i and j fire] / E[a_i | i fires, j does not]`` compares the activation of
+    latent i with and without j. Features that truly share a direction add up along it, and neither
+    weakens the other. If a latent has taken over part of another's direction (absorption,
+    hedging), the other is weaker when both fire. Such a pair competes, however often it fires
+    together. :data:`PSEUDO_FIRINGS` shrinks the ratios towards 1.
     """
     counted = state.joint_samples / state.samples.sum().clamp(min=1.0)
-    own, other = (
-        _kept_strength(counted * fired, counted * total, state.joint, joint)
+    ratio_ij, ratio_ji = (
+        _joint_to_alone_ratio(counted * fired, counted * total, state.joint, joint)
         for fired, total, joint in (
-            (_rows(state.fired.sum(0)), _rows(state.total), state.joint_own),
+            (_as_column(state.fired.sum(0)), _as_column(state.total), state.joint_own),
             (state.fired.sum(0)[neighbours], state.total[neighbours], state.joint_other),
         )
     )
-    kept = torch.minimum(own, other)
+    kept = torch.minimum(ratio_ij, ratio_ji)
     unsuppressed = (1.0 - (1.0 - kept) / tolerance).clamp(0.0, 1.0)
     return lift_affinity(state, neighbours) * unsuppressed
 
 
-def _rows(per_latent: Float[Tensor, " d_sae"]) -> Float[Tensor, "d_sae 1"]:
+def _as_column(per_latent: Float[Tensor, " d_sae"]) -> Float[Tensor, "d_sae 1"]:
     return per_latent.unsqueeze(1)
 
 
-def _kept_strength(
+def _joint_to_alone_ratio(
     fired: Float[Tensor, "d_sae m"],
     total: Float[Tensor, "d_sae m"],
     joint: Float[Tensor, "d_sae m"],
     joint_total: Float[Tensor, "d_sae m"],
 ) -> Float[Tensor, "d_sae m"]:
-    """Mean activation in company over the one alone; 1 where nothing is known."""
+    """Mean activation in joint firings over mean activation alone; 1 where nothing is known."""
     alone = fired - joint
     mean = total / fired.clamp(min=1e-8)
-    # A latent that is never alone is compared with itself.
+    # A latent that never fires alone is compared with its own overall mean.
     known = alone > PSEUDO_FIRINGS
     mean_alone = torch.where(known, (total - joint_total) / alone.clamp(min=1e-8), mean)
     shrunk = (joint_total + PSEUDO_FIRINGS * mean_alone) / (joint + PSEUDO_FIRINGS)
@@ -101,8 +102,8 @@ class Affinity:
     Args:
         name: value of ``ortho_affinity`` that selects it.
         help: one sentence with the formula.
-        measure: of co-activation counts, candidate pairs ``N(i)`` [d_sae, m] and co-activation
-            groups [d_sae], the ``s_ij`` in [0, 1] of the candidate pairs [d_sae, m].
+        measure: function of co-activation counts, candidate pairs ``N(i)`` [d_sae, m] and
+            co-activation groups [d_sae]. It returns ``s_ij`` in [0, 1] [d_sae, m].
     """
 
     name: str
@@ -116,7 +117,7 @@ AFFINITIES = Table(
     [
         Affinity(
             name="unsuppressed",
-            help="lift, where neither latent is weaker in the other's company",
+            help="lift, if neither latent is weaker when the other fires too",
             measure=lambda state, neighbours, _: unsuppressed_affinity(state, neighbours),
         ),
         Affinity(
@@ -126,7 +127,7 @@ AFFINITIES = Table(
         ),
         Affinity(
             name="overlap",
-            help="joint firings over those of the rarer latent: P(i, j) / min(P(i), P(j))",
+            help="joint firings over firings of the rarer latent: P(i, j) / min(P(i), P(j))",
             measure=lambda state, neighbours, _: overlap_affinity(state, neighbours),
         ),
         Affinity(

@@ -1,8 +1,8 @@
-"""Which latents fire together, and how strongly: statistics as a pure ``state -> state`` update.
+"""Co-activation statistics: which latents fire together, and how strongly.
 
-Memory is linear in d_sae: joint counts are kept for the candidate pairs of the neighbour list
-([d_sae, m]) and a random sketch of each latent's firing pattern ([d_sae, r]) stands in for the
-full co-activation matrix when groups are formed.
+The update is a pure function ``state -> state``. Memory is linear in d_sae. Joint counts are kept
+only for the candidate pairs of the neighbour list ([d_sae, m]). For groups, a random sketch of each
+latent's firing pattern ([d_sae, r]) replaces the full co-activation matrix.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from saelens_adaptive_ortho.maths import typed
 from saelens_adaptive_ortho.maths.neighbours import carry_over
 from saelens_adaptive_ortho.maths.sparse import Nonzeros, estimated_nonzeros
 
-# Firings whose neighbours are looked up at a time.
+# Number of firings whose neighbours are looked up at a time.
 FIRINGS_PER_BLOCK = 2**14
-# Above so many firings, or so many per latent, only every n-th row is counted: a count sees enough
-# with them, and half of a dense SAE's latents fire at first.
+# If a batch has more firings than both limits, only every n-th row is counted. This many firings
+# are enough for the statistics, and in an untrained dense SAE half of all latents fire.
 MOST_FIRINGS = 2**17
 MOST_PER_LATENT = 8
 
 
 class CoactivationState(NamedTuple):
-    """Exponentially decayed counts; a count decays by ``decay`` at each update.
+    """Exponentially decayed counts. Each update multiplies old counts by ``decay``.
 
     Attributes:
-        samples: rows seen, per domain (row 0 forget, row 1 retain; one row without domains).
+        samples: rows seen, per domain (entry 0 forget, entry 1 retain; one entry without domains).
         fired: firings of each latent, per domain.
-        joint: firings of latent i in which its a-th neighbour fired, too.
-        joint_samples: rows over which ``joint`` was counted (a pair that enters the neighbour
-            list late has seen fewer rows).
+        joint: number of rows on which latent i and its a-th neighbour both fire.
+        joint_samples: rows over which ``joint`` was counted. A pair that enters the neighbour
+            list late has fewer rows.
         sketch: ``sum_b F[b, i] * R[b]`` with random signs ``R[b]`` in {-1, 1}^r, so that
             ``<sketch_i, sketch_j> / r`` estimates the joint count of *any* pair.
-        sketch_total: ``sum_b R[b]``, to centre the sketch.
-        total: summed activations ``a_i`` of each latent, with decoder rows of unit norm.
-        squares: summed ``a_i^2``.
-        joint_own: ``a_i`` summed over the firings that ``joint`` counts.
-        joint_other: ``a_j`` of the a-th neighbour, summed over the same.
+        sketch_total: ``sum_b R[b]``, used to centre the sketch.
+        total: sum of the activations ``a_i`` of each latent, for decoder rows of unit norm.
+        squares: sum of ``a_i^2``.
+        joint_own: sum of ``a_i`` over the joint firings that ``joint`` counts.
+        joint_other: sum of the a-th neighbour's ``a_j`` over the same joint firings.
     """
 
     samples: Float[Tensor, " n_domains"]
@@ -82,7 +82,7 @@ def empty_state(
 
 
 def random_signs(n: int, r: int, seed: int, step: int) -> Float[Tensor, "n r"]:
-    """Signs in {-1, 1}, a pure function of ``(seed, step)``; the global RNG is untouched."""
+    """Signs in {-1, 1}: a pure function of ``(seed, step)`` that leaves the global RNG alone."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step + 7_919) % 2**63)
     return torch.randint(0, 2, (n, r), generator=generator, dtype=torch.int8).float() * 2 - 1
 
@@ -97,72 +97,73 @@ def update(
     forget_rows: int = 0,
     norms: Float[Tensor, " d_sae"] | None = None,
 ) -> CoactivationState:
-    """Count one batch of firing patterns.
+    """Add the firings of one batch to the counts.
 
-    Works on the list of firings, so that one pass over ``acts`` is all that costs
-    ``batch * d_sae``. With more firings than about :data:`MOST_FIRINGS` and
-    :data:`MOST_PER_LATENT` times d_sae, every n-th row is counted alone; forget and retain rows
+    The function works on the list of firings. Only one pass over ``acts`` costs
+    ``batch * d_sae``. If a batch has more firings than :data:`MOST_FIRINGS` and more than
+    :data:`MOST_PER_LATENT` times d_sae, only every n-th row is counted. Forget and retain rows then
     keep their shares.
 
     Args:
-        acts: activations; a latent fires where its is positive.
+        acts: activations. A latent fires where its activation is positive.
         neighbours: candidate pairs, as in the state.
         signs: :func:`random_signs` of this batch.
-        decay: factor on everything counted before, in (0, 1].
+        decay: factor on all earlier counts, in (0, 1].
         forget_rows: rows ``[0:forget_rows]`` come from the forget corpus, the rest from the
-            retain corpus; ignored when the state has a single domain.
-        norms: norms of the decoder rows, where they are not 1: activations count as if they were.
+            retain corpus. It is ignored if the state has a single domain.
+        norms: norms of the decoder rows if they are not 1. Activations are multiplied by them.
     """
     stride = _counted_rows(acts)
-    # With a stride the forget rows are the first ceil(forget_rows / stride) of those left.
-    width = acts.shape[1] * stride  # from one counted row to the next
+    # With a stride, the forget rows are the first ceil(forget_rows / stride) counted rows.
+    width = acts.shape[1] * stride  # distance in `flat` between two counted rows
     flat = acts.contiguous().view(-1)
     acts, signs = acts[::stride], signs[::stride]
     forget_rows = -(-forget_rows // stride)
     n, d_sae = acts.shape
     two_domains = state.samples.shape[0] == 2
     rows, latents = acts.nonzero(as_tuple=True)
-    own = flat[rows * width + latents]
-    if bool((own < 0).any()):
-        rows, latents, own = rows[own > 0], latents[own > 0], own[own > 0]
+    values = flat[rows * width + latents]
+    if bool((values < 0).any()):
+        positive = values > 0
+        rows, latents, values = rows[positive], latents[positive], values[positive]
 
-    def unit(a: Tensor, i: Tensor) -> Tensor:
+    def for_unit_rows(a: Tensor, i: Tensor) -> Tensor:
         return a.float() if norms is None else a.float() * norms[i]
 
-    own = unit(own, latents)
+    values = for_unit_rows(values, latents)
     new_samples = [forget_rows, n - forget_rows] if two_domains else [n]
     domains = (rows >= forget_rows).long() if two_domains else torch.zeros_like(rows)
     new_fired = torch.bincount(domains * d_sae + latents, minlength=len(new_samples) * d_sae)
     m = neighbours.shape[1]
     new_joint, new_own, new_other = (state.joint.new_zeros(d_sae * m) for _ in range(3))
-    blocks = (torch.split(x, FIRINGS_PER_BLOCK) for x in (rows, latents, own))
+    blocks = (torch.split(x, FIRINGS_PER_BLOCK) for x in (rows, latents, values))
     for r, i, a in zip(*blocks, strict=True):
         j = neighbours[i]
         others = flat.take((r * width).unsqueeze(1) + j)
-        # Few of a latent's neighbours fire with it: only those are added up.
+        # Few neighbours of a latent fire with it, so only those are added up.
         firing, slot = (others > 0).nonzero(as_tuple=True)
         pair = i[firing] * m + slot
         new_joint += torch.bincount(pair, minlength=d_sae * m)
         new_own.index_add_(0, pair, a[firing])
-        new_other.index_add_(0, pair, unit(others[firing, slot], j[firing, slot]))
-    fired = Nonzeros(rows, latents, own, acts.shape)
-    once = fired._replace(values=torch.ones_like(own))
+        new_other.index_add_(0, pair, for_unit_rows(others[firing, slot], j[firing, slot]))
+    fired = Nonzeros(rows, latents, values, acts.shape)
+    fired_as_ones = fired._replace(values=torch.ones_like(values))
     return CoactivationState(
         samples=state.samples * decay + torch.tensor(new_samples, device=acts.device),
         fired=state.fired * decay + new_fired.view(-1, d_sae),
         joint=state.joint * decay + new_joint.view_as(state.joint),
         joint_samples=state.joint_samples * decay + n,
-        sketch=state.sketch * decay + once.transposed().times(signs),
+        sketch=state.sketch * decay + fired_as_ones.transposed().times(signs),
         sketch_total=state.sketch_total * decay + signs.sum(0),
         total=state.total * decay + fired.column_sums(),
-        squares=state.squares * decay + fired._replace(values=own.square()).column_sums(),
+        squares=state.squares * decay + fired._replace(values=values.square()).column_sums(),
         joint_own=state.joint_own * decay + new_own.view_as(state.joint),
         joint_other=state.joint_other * decay + new_other.view_as(state.joint),
     )
 
 
 def _counted_rows(acts: Float[Tensor, "batch d_sae"]) -> int:
-    """The n of "every n-th row", from the firings of some rows."""
+    """The stride n that counts every n-th row, estimated from the firings of some rows."""
     most = max(MOST_FIRINGS, MOST_PER_LATENT * acts.shape[1])
     return max(1, -(-estimated_nonzeros(acts) // most))
 
@@ -170,7 +171,7 @@ def _counted_rows(acts: Float[Tensor, "batch d_sae"]) -> int:
 def retarget(
     state: CoactivationState, old: Int[Tensor, "d_sae m"], new: Int[Tensor, "d_sae m"]
 ) -> CoactivationState:
-    """Carry pair counts over to a refreshed neighbour list; new pairs start uncounted."""
+    """Move pair counts to a refreshed neighbour list. New pairs start at 0."""
     pairs = ("joint", "joint_samples", "joint_own", "joint_other")
     return state._replace(**{p: carry_over(getattr(state, p), old, new) for p in pairs})
 
@@ -186,7 +187,7 @@ def domain_rates(state: CoactivationState) -> Float[Tensor, "n_domains d_sae"]:
 
 
 def energies(state: CoactivationState) -> Float[Tensor, " d_sae"]:
-    """``E[a_i^2]`` over all rows, in squared units of the activations; zero if it never fired."""
+    """``E[a_i^2]`` over all rows, in squared activation units; 0 for a latent that never fired."""
     return state.squares / state.samples.sum().clamp(min=1.0)
 
 
@@ -194,7 +195,7 @@ def sketch_directions(state: CoactivationState) -> Float[Tensor, "d_sae r"]:
     """Unit sketches of the *centred* firing patterns.
 
     ``<x_i, x_j>`` estimates the phi correlation of latents i and j, with a standard error of
-    about ``1 / sqrt(r)``. A latent that never fired is a zero row.
+    about ``1 / sqrt(r)``. A latent that never fired has a zero row.
     """
     centred = state.sketch - firing_rates(state).unsqueeze(1) * state.sketch_total
     return centred / typed.norms(centred, keepdim=True).clamp(min=1e-8)

@@ -1,9 +1,9 @@
-"""Decoder directions and their cosines: what every penalty is made of.
+"""Decoder directions and their cosines, from which every penalty is computed.
 
-Only unit decoder directions ``d_i = W_dec[i] / ||W_dec[i]||`` and their sign-sensitive cosines
-``c_ij = <d_i, d_j>`` are ever seen; the norm of a decoder row never enters, so all penalties are
-invariant to row scale, to a rotation of the model space, and to relabelling. A zero row has no
-direction: its cosines are 0. Cosines are computed in float32 at least.
+The penalties depend only on the unit decoder directions ``d_i = W_dec[i] / ||W_dec[i]||`` and their
+signed cosines ``c_ij = <d_i, d_j>``. The norms of the decoder rows do not matter. All penalties are
+therefore invariant to row scale, to a rotation of the model space, and to relabelling of the
+latents. A zero row has no direction: its cosines are 0. Cosines are computed in float32 or wider.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EPS = 1e-8
 
 
 def decoder_directions(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_in"]:
-    """Unit rows ``d_i = W_dec[i] / max(||W_dec[i]||, 1e-8)``, at least in float32.
+    """Unit rows ``d_i = W_dec[i] / max(||W_dec[i]||, 1e-8)``, in float32 or wider.
 
     A zero row stays zero: it has no direction and takes part in no pair.
     """
@@ -30,7 +30,7 @@ def decoder_directions(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_s
 
 
 def precise(W: Tensor) -> Tensor:
-    # bf16 rounds a cosine to 3 digits, which is coarser than the differences we act on.
+    # bf16 rounds a cosine to 3 digits. The penalties depend on smaller differences.
     return W.to(torch.promote_types(W.dtype, torch.float32))
 
 
@@ -38,7 +38,7 @@ class _UnitRows(torch.autograd.Function):
     """``d_i = W_i / n_i`` with ``n_i = max(||W_i||, eps)``.
 
     The gradient is ``(g_i - <g_i, d_i> d_i) / n_i``, and ``g_i / eps`` where the norm is below eps.
-    By hand, because the decoder is read and written a third as often as by the generic backward.
+    It is written by hand because it reads and writes the decoder a third as often as autograd does.
     """
 
     @staticmethod
@@ -64,7 +64,7 @@ def row_norms(W: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
 def max_cosines(
     W_dec: Float[Tensor, "d_sae d_in"], block_size: int = 2048
 ) -> Float[Tensor, " d_sae"]:
-    """Per latent, ``max_{j != i} c_ij`` over the whole dictionary, in blocks."""
+    """``max_{j != i} c_ij`` of each latent over the whole dictionary, computed in blocks."""
     need_pairs(W_dec.shape[0])
     return nearest_rows(decoder_directions(W_dec), block_size)[0]
 
@@ -73,7 +73,10 @@ def max_cosines(
 def nearest_rows(
     directions: Float[Tensor, "n d"], block_size: int = 2048
 ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
-    """Largest cosine of each row with another one, and which; each pair of blocks is met once."""
+    """Largest cosine of each row with another row, and the index of that row.
+
+    Each pair of blocks is multiplied once.
+    """
     n = len(directions)
     best = directions.new_full((n,), float("-inf"))
     index = torch.zeros(n, dtype=torch.int64, device=directions.device)
@@ -101,10 +104,10 @@ def nearest_rows(
 def pair_cosines(
     W_dec: Float[Tensor, "d_sae d_in"], neighbours: Int[Tensor, "d_sae m"]
 ) -> Float[Tensor, "d_sae m"]:
-    """``c_ij`` of each latent with its candidates, without a graph.
+    """``c_ij`` of each latent with its candidates, without a gradient graph.
 
-    No row is copied m times: on a CPU it is a product sampled at ``d_sae * m`` places, in compiled
-    code one kernel, and elsewhere done in blocks.
+    No row is copied m times. On a CPU, a sampled product computes ``d_sae * m`` entries. In
+    compiled code it is one kernel. On other devices it is computed in blocks.
     """
     (n, m), W = neighbours.shape, precise(W_dec)
     if torch.compiler.is_compiling():
@@ -121,10 +124,10 @@ def pair_cosines(
 def _products_in_blocks(
     W: Float[Tensor, "n d"], neighbours: Int[Tensor, "n m"], copied: int = 2**23
 ) -> Float[Tensor, "n m"]:
-    """``<W_i, W_j>``, with about ``copied`` numbers held at a time: as much as a GPU caches."""
+    """``<W_i, W_j>`` in blocks of about ``copied`` numbers, which fit a GPU's cache."""
     rows = max(1, copied // (neighbours.shape[1] * W.shape[1]))
     blocks = zip(torch.split(W, rows), torch.split(neighbours, rows), strict=True)
-    return torch.cat([torch.einsum("nd,nmd->nm", own, W[j]) for own, j in blocks])
+    return torch.cat([torch.einsum("nd,nmd->nm", W_i, W[j]) for W_i, j in blocks])
 
 
 def need_pairs(n: int) -> None:

@@ -1,14 +1,14 @@
-"""The frontier of an intervention: the most it gains for what it costs, with bootstrap intervals.
+"""The frontier of an intervention: its largest gain at each cost, with bootstrap intervals.
 
-An intervention of one kind (a set of latents) and growing strength traces a path from (0, 0) in
-the plane of cost (to what is retained) and gain (on what is to be forgotten). Between measured
-strengths the path is taken as straight. The frontier at a budget ``b`` is the largest gain on any
-path at a cost of at most ``b``:
+An intervention on one set of latents has a strength. As the strength grows, the intervention traces
+a path from (0, 0) in the plane of cost (on the retained text) and gain (on the text to forget).
+The path is assumed to be straight between measured strengths. The frontier at a budget ``b`` is the
+largest gain on any path at a cost of at most ``b``:
 
     F(b) = max { gain(p, s) : cost(p, s) <= b },  F(b) >= 0 (no intervention)
 
-Cost and gain are means over units (passages or questions). The bootstrap resamples units, with the
-same draws for every SAE, so that replicates of two SAEs can be subtracted one by one.
+Cost and gain are means over units (passages or questions). The bootstrap resamples the units. It
+uses the same draws for every SAE, so that the replicates of two SAEs can be subtracted one by one.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from saelens_adaptive_ortho.maths import typed
 
 @dataclass(frozen=True)
 class Frontier:
-    """Frontier values at ``budgets``: of the data, and of each bootstrap replicate.
+    """Frontier values at ``budgets``, for the data and for each bootstrap replicate.
 
     Args:
-        budgets: largest cost allowed.
-        gain: on the data.
-        replicates: one row per resampling of the units.
+        budgets: largest costs allowed.
+        gain: frontier of the data.
+        replicates: frontiers of the bootstrap replicates, one row for each.
     """
 
     budgets: Float[Tensor, " n"]
@@ -63,9 +63,9 @@ def interval(replicates: Float[Tensor, "b ..."], level: float = 0.95) -> Float[T
 
 
 def resampling_weights(n_units: int, replicates: int, seed: int) -> Float[Tensor, "b n_units"]:
-    """Bootstrap weights: row ``r`` holds how often each unit is drawn, over ``n_units``.
+    """Bootstrap weights: how often replicate ``r`` draws each unit, divided by ``n_units``.
 
-    A function of its arguments alone.
+    The result depends only on the arguments, not on the global RNG.
     """
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(n_units, (replicates, n_units), generator=generator)
@@ -85,13 +85,14 @@ def frontier(
     """The frontier of settings whose cost and gain are known for each unit.
 
     Args:
-        cost: per setting and unit (loss increase of a retain passage, say).
-        gain: likewise; its units are others than those of ``cost``.
-        paths: which path a setting lies on. Settings of one path are in order of strength, and
-            the path begins at no intervention, (0, 0).
-        budgets: costs at which to read the frontier.
-        replicates: bootstrap resamplings of the units.
-        seed: of the resampling.
+        cost: cost of each setting on each unit (for example, the loss increase on a retain
+            passage).
+        gain: gain of each setting on each unit. Its units differ from those of ``cost``.
+        paths: the path of each setting. Settings of one path are in order of strength, and the
+            path begins at no intervention, (0, 0).
+        budgets: costs at which the frontier is read.
+        replicates: number of bootstrap replicates.
+        seed: seed of the resampling.
     """
     weights = [
         torch.cat([torch.full((1, n), 1 / n, dtype=torch.float64), w])
@@ -120,7 +121,7 @@ def envelope(
         g = torch.cat([origin, gains[:, chosen]], 1)
         for k in range(c.shape[1] - 1):
             c0, c1, g0, g1 = (t[:, None] for t in (c[:, k], c[:, k + 1], g[:, k], g[:, k + 1]))
-            # Where the straight piece meets the budget, as a share of its length.
+            # The point where the straight piece reaches the budget, as a share of its length.
             share = ((budgets - c0) / torch.where(c1 == c0, 1.0, c1 - c0)).clamp(0, 1)
             meeting = g0 + share * (g1 - g0)
             for reached, value in (

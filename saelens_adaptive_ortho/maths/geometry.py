@@ -15,9 +15,9 @@ EXACT_ROWS = 4096
 def condition_number(directions: Float[Tensor, "n d_in"]) -> float:
     """``sigma_max / sigma_min`` over the ``min(n, d_in)`` singular values of the rows.
 
-    1 for orthonormal rows; infinite when the rows are linearly dependent to working precision
-    (``sigma_min <= max(n, d_in) * eps * sigma_max``). With more rows than dimensions the rows are
-    necessarily dependent as vectors; the number then says how evenly they fill the space.
+    It is 1 for orthonormal rows. It is infinite if the rows are linearly dependent to working
+    precision (``sigma_min <= max(n, d_in) * eps * sigma_max``). More than d_in rows are always
+    linearly dependent; the number then says how evenly they fill the space.
 
     Raises:
         ValueError: no rows.
@@ -30,7 +30,7 @@ def condition_number(directions: Float[Tensor, "n d_in"]) -> float:
 def effective_rank(directions: Float[Tensor, "n d_in"]) -> float:
     """``exp(H(p))``, ``p = sigma / sum(sigma)``: entropy of the normalised singular values.
 
-    Source: Roy and Vetterli 2007. ``n`` for orthonormal rows, 1 for parallel ones.
+    Source: Roy and Vetterli 2007. It is ``n`` for orthonormal rows and 1 for parallel rows.
     """
     sigma = singular_values(directions)
     p = sigma / sigma.sum()
@@ -41,10 +41,10 @@ def effective_rank(directions: Float[Tensor, "n d_in"]) -> float:
 def singular_values(directions: Float[Tensor, "n d_in"]) -> Float[Tensor, " k"]:
     """Singular values of the rows in falling order, float64.
 
-    Exact up to ``EXACT_ROWS`` rows. Beyond, they are the roots of the eigenvalues of the
-    [d_in, d_in] Gram matrix ``D^T D``, which costs ``n d_in^2 + d_in^3`` in blocks of rows and
-    no copy of the group: exact too, but for values below about 1e-8 of the largest, which
-    squaring drowns in rounding. They come back as 0, that is, as an infinite condition number.
+    Up to ``EXACT_ROWS`` rows they come from an SVD. For more rows they are the square roots of the
+    eigenvalues of the [d_in, d_in] Gram matrix ``D^T D``. This costs ``n d_in^2 + d_in^3``, works
+    in blocks of rows, and does not copy the group. Values below about 1e-8 of the largest one are
+    then lost in rounding. They are returned as 0, which gives an infinite condition number.
 
     Raises:
         ValueError: no rows.
@@ -73,10 +73,10 @@ def principal_angles(
     """Principal angles between the row spaces of A and B, in degrees, smallest first.
 
     Cosines are the singular values of ``Q_A^T Q_B`` with orthonormal bases Q (Bjorck and Golub
-    1973); small angles are taken from the sines, which a cosine near 1 cannot resolve. With
-    ``energy < 1`` each basis keeps only the leading singular directions that carry that share of
-    the group's squared singular values: two full groups of more than d_in / 2 rows always meet,
-    and their smallest angles say nothing.
+    1973). Small angles are computed from the sines, because a cosine near 1 cannot resolve them.
+    With ``energy < 1`` each basis keeps only the leading singular directions that carry that share
+    of the group's squared singular values. Without this, the spans of two groups of more than
+    d_in / 2 rows always intersect, and their smallest angles say nothing.
 
     Returns ``min(rank A, rank B)`` angles.
 
@@ -101,7 +101,7 @@ def row_space(directions: Float[Tensor, "n d_in"], energy: float = 1.0) -> Float
     if directions.shape[0] <= EXACT_ROWS:
         _, sigma, Vt = typed.thin_svd(directions.double())
         tolerance = max(directions.shape) * torch.finfo(torch.float64).eps * sigma[0]
-    else:  # as in singular_values
+    else:  # from the Gram matrix, as in singular_values
         squares, V = typed.eigh(_gram(directions))
         sigma, Vt = squares.flip(0).clamp(min=0).sqrt(), V.T.flip(0)
         tolerance = (directions.shape[1] * torch.finfo(torch.float64).eps) ** 0.5 * sigma[0]
@@ -126,7 +126,7 @@ def cosine_histogram(
     for start in range(0, D.shape[0], block_size):
         cosines = (D[start : start + block_size] @ D.T).clamp(-1, 1)
         rows = torch.arange(cosines.shape[0], device=D.device)
-        # Outside the range, so that a latent's cosine with itself is not counted.
+        # A value outside the range: the cosine of a latent with itself is not counted.
         cosines[rows, rows + start] = 2.0
         counts += torch.histc(cosines.cpu(), bins=bins, min=-1.0, max=1.0)
     edges = torch.linspace(-1, 1, bins + 1, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""From statistics to groups: ``group_ids [d_sae]`` by co-activation, domains by firing rate.
+"""Groups of latents: ``group_ids [d_sae]`` from co-activation, domains from firing rates.
 
 Both are deterministic functions of the statistics.
 """
@@ -19,10 +19,10 @@ DOMAIN_NAMES = {FORGET: "forget", RETAIN: "retain", SHARED: "shared"}
 
 
 class GroupSummary(NamedTuple):
-    """What a regrouping logs.
+    """The numbers that a regrouping logs.
 
-    ``churn`` is the share of latents whose label changed; as a group is named by its smallest
-    member, a group that loses that one counts whole.
+    ``churn`` is the share of latents whose label changed. A group is labelled by its smallest
+    member, so all latents of a group that loses this member count as changed.
     """
 
     n_groups: int
@@ -39,9 +39,10 @@ def domain_groups(
 ) -> Int[Tensor, " d_sae"]:
     """Forget, retain or shared, from firing rates on the two corpora (row 0 forget, row 1 retain).
 
-    FORGET where ``P(i | forget) >= ratio * P(i | retain)``, RETAIN the other way round, SHARED in
-    between, INACTIVE where both rates are below ``min_rate``. A ratio of 9 means that at least
-    nine in ten firings, on equal amounts of text, fall on one corpus.
+    A latent is FORGET if ``P(i | forget) >= ratio * P(i | retain)``, RETAIN if
+    ``P(i | retain) >= ratio * P(i | forget)``, INACTIVE if both rates are below ``min_rate``, and
+    SHARED otherwise. A ratio of 9 means that on equal amounts of text at least nine in ten firings
+    fall on one corpus.
 
     Raises:
         ValueError: ``ratio`` not above 1, or ``rates`` without exactly two rows.
@@ -61,17 +62,18 @@ def domain_groups(
 def domain_sharing(
     domain_ids: Int[Tensor, " d_sae"], neighbours: Int[Tensor, "d_sae m"]
 ) -> Float[Tensor, "d_sae m"]:
-    """How much sharing the domains permit a pair: a factor in [0, 1] on its affinity.
+    """Factor in [0, 1] on the affinity of a pair: how much sharing the domains permit.
 
-    1 within a domain, 0 across the forget/retain border, 1/2 between a shared latent and one of
-    a single domain; a pair with an inactive latent is left to its affinity (1).
+    It is 1 within a domain, 0 between a forget and a retain latent, and 1/2 between a shared latent
+    and a latent of one domain. A pair with an inactive latent keeps its affinity (factor 1).
     """
-    mine = domain_ids.unsqueeze(1)
-    theirs = domain_ids[neighbours]
+    domain_i = domain_ids.unsqueeze(1)
+    domain_j = domain_ids[neighbours]
     factor = torch.ones(neighbours.shape, dtype=torch.float32, device=neighbours.device)
-    factor[(mine != theirs) & ((mine == SHARED) | (theirs == SHARED))] = 0.5
-    factor[((mine == FORGET) & (theirs == RETAIN)) | ((mine == RETAIN) & (theirs == FORGET))] = 0.0
-    factor[(mine == INACTIVE) | (theirs == INACTIVE)] = 1.0
+    factor[(domain_i != domain_j) & ((domain_i == SHARED) | (domain_j == SHARED))] = 0.5
+    factor[(domain_i == FORGET) & (domain_j == RETAIN)] = 0.0
+    factor[(domain_i == RETAIN) & (domain_j == FORGET)] = 0.0
+    factor[(domain_i == INACTIVE) | (domain_j == INACTIVE)] = 1.0
     return factor
 
 
@@ -82,19 +84,20 @@ def coactivation_groups(
 
     Latents i and j are linked when each is among the other's ``m`` nearest sketches and their
     estimated phi correlation is at least ``threshold``. A group is labelled by its smallest
-    member; a latent on its own is its own group. Cost d_sae^2 * r in blocks, memory linear.
+    member. A latent without links is its own group. The cost is d_sae^2 * r, in blocks; memory is
+    linear in d_sae.
     """
     n = sketches.shape[0]
     m = min(m, n - 1)
     indices, similarity = top_similar(sketches, m, block_size)
-    own = torch.arange(n, device=sketches.device).unsqueeze(1)
-    mutual = (indices[indices] == own.unsqueeze(2)).any(-1)  # is i in the list of its neighbour?
-    # Above 0 even at threshold 0: a latent that never fired (a zero sketch) is like no other.
+    itself = torch.arange(n, device=sketches.device).unsqueeze(1)
+    mutual = (indices[indices] == itself.unsqueeze(2)).any(-1)  # is i in the list of its neighbour?
+    # Also required at threshold 0: a latent that never fired has a zero sketch and gets no link.
     linked = mutual & (similarity >= threshold) & (similarity > 0)
-    # An unlinked slot points at the latent itself, so a sweep of minima leaves it alone.
-    targets = torch.where(linked, indices, own)
+    # An unlinked slot points at the latent itself, so it does not change the minimum below.
+    targets = torch.where(linked, indices, itself)
     labels = torch.arange(n, device=sketches.device)
-    while True:  # labels only fall and stay >= 0, so this ends
+    while True:  # this ends, because labels only fall and stay >= 0
         spread = torch.minimum(labels, labels[targets].amin(-1))
         spread = spread[spread]  # pointer jumping: distances halve at each sweep
         if torch.equal(spread, labels):

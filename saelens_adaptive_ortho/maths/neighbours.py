@@ -1,8 +1,8 @@
 """Neighbour lists: for each latent, the ``m`` latents most similar to it.
 
-A list is refreshed every so many steps by a blocked matrix product (d_sae^2 * d_in / 2
-multiply-adds, each pair of blocks once, some tens of MiB of memory); between refreshes a step
-touches d_sae * m pairs.
+A blocked matrix product refreshes the lists every few steps. It costs d_sae^2 * d_in / 2
+multiply-adds (each pair of blocks once) and some tens of MiB of memory. Between refreshes, a step
+touches only d_sae * m pairs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Rows of a square block of similarities: on a CPU it fits the cache, elsewhere few are launched.
+# Rows of a square block of similarities. A CPU block fits the cache; larger GPU blocks need fewer
+# kernel launches.
 CPU_BLOCK = 1024
 BLOCK = 8192
 
@@ -22,9 +23,9 @@ def top_similar(
 ) -> tuple[Int[Tensor, "n m"], Float[Tensor, "n m"]]:
     """Indices and values of the ``m`` largest ``<x_i, x_j>``, j != i, in falling order.
 
-    Exact, deterministic, and independent of ``block_size``, all up to rounding in the dtype of
-    ``directions``. As similarity is symmetric, the block of rows a and columns b also serves the
-    rows of b.
+    The result is exact, deterministic, and independent of ``block_size``, up to rounding in the
+    dtype of ``directions``. Similarity is symmetric, so the block of rows a and columns b also
+    serves the rows of b.
 
     Raises:
         ValueError: ``m`` outside [1, n - 1].
@@ -37,7 +38,7 @@ def top_similar(
     indices = torch.zeros(n, m, dtype=torch.long, device=directions.device)
 
     def keep_best(rows: slice, found: Tensor, where: Tensor) -> None:
-        """Of those found so far and the new ones, both [rows, k], keep the m best."""
+        """Keep the m best of the entries found so far and the new ones, both [rows, k]."""
         both = torch.cat([values[rows], found], dim=1)
         values[rows], best = both.topk(m, dim=1)
         indices[rows] = torch.cat([indices[rows], where], dim=1).gather(1, best)
@@ -53,23 +54,24 @@ def top_similar(
                 keep_best(theirs, found, where + mine.start)
             found, where = _largest_above(similarity, values[mine, -1], m)
             keep_best(mine, found, where + theirs.start)
-            del similarity  # before the next one is made
+            del similarity  # free the memory before the next block
     return indices, values
 
 
 def _largest_above(
     x: Float[Tensor, "rows n"], threshold: Float[Tensor, " rows"], m: int
 ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-    """Values and columns holding, of each row, all of its m largest that exceed its threshold.
+    """Values and columns that contain those of each row's m largest above its threshold.
 
-    Where those are few they are listed, at the cost of a comparison; filled up with -inf.
+    If few entries exceed the thresholds, exactly these are returned, padded with -inf. This costs
+    only a comparison.
     """
     exceeds = x > threshold.unsqueeze(1)
     if int(exceeds.count_nonzero()) > 4 * m * x.shape[0]:
         return _largest(x.contiguous(), min(m, x.shape[1]))
     if exceeds.is_contiguous():
         row, column = exceeds.nonzero(as_tuple=True)
-    else:  # a transposed block, read as it lies
+    else:  # a transposed block, read in its memory order
         column, row = exceeds.T.nonzero(as_tuple=True)
         row, order = row.sort(stable=True)
         column = column[order]
@@ -85,10 +87,10 @@ def _largest_above(
 def _largest(
     x: Float[Tensor, "rows n"], m: int, group: int = 32
 ) -> tuple[Float[Tensor, "rows m"], Int[Tensor, "rows m"]]:
-    """``x.topk(m)``, faster where rows are long: the m largest lie in the m best groups of columns.
+    """``x.topk(m)``, faster for long rows.
 
-    A group is as good as its largest member; m groups hold m values at least as large as any
-    outside them.
+    Columns are divided into groups, and groups are ranked by their largest value. The m best groups
+    contain m values that are at least as large as any value outside them.
     """
     n = x.shape[1]
     n_groups = n // group
@@ -111,7 +113,7 @@ def carry_over(
     old: Int[Tensor, "d_sae m"],
     new: Int[Tensor, "d_sae m"],
 ) -> Float[Tensor, "d_sae m"]:
-    """Move per-pair ``values`` from an old neighbour list to a new one; new pairs start at 0."""
+    """Move ``values`` of pairs from an old neighbour list to a new one. New pairs start at 0."""
     blocks = (torch.split(x, 1024) for x in (values, old, new))
     moved: list[Tensor] = []
     for value, before, after in zip(*blocks, strict=True):
@@ -127,10 +129,10 @@ def captured_share(
     rows: Int[Tensor, " k"],
     tolerance: float = 0.01,
 ) -> Float[Tensor, ""]:
-    """Share of the latents ``rows`` whose list, however old, still holds one as similar as any.
+    """Share of the latents ``rows`` whose list still holds a most similar latent.
 
-    That is ``max_{j in N(i)} <x_i, x_j> >= max_{j != i} <x_i, x_j> - tolerance``, up to rounding in
-    the dtype of ``directions``. Memory k * n.
+    A latent i counts if ``max_{j in N(i)} <x_i, x_j> >= max_{j != i} <x_i, x_j> - tolerance``, up
+    to rounding in the dtype of ``directions``. Memory is k * n.
     """
     x = directions[rows]
     similarity = x @ directions.T
@@ -140,6 +142,6 @@ def captured_share(
 
 
 def sampled_rows(n: int, k: int, turn: int) -> Int[Tensor, " k"]:
-    """At least ``k`` of ``n`` rows (or all there are), evenly spaced; other ones each turn."""
+    """At least ``k`` of ``n`` rows (or all of them), evenly spaced; each turn gives other rows."""
     stride = max(1, n // k)
     return torch.arange(turn % stride, n, stride)

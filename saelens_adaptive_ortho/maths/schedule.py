@@ -1,4 +1,4 @@
-"""lambda(t): the penalty's coefficient as a pure function of the training step."""
+"""lambda(t): the coefficient of the penalty as a pure function of the training step."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Absorption candidates: latents whose directions are alike and that never fire together.
+"""Absorption candidates: pairs of latents with similar directions that never fire together.
 
-Where one latent absorbs another, the general one stays silent exactly where the special one
-fires, and the special direction contains part of the general one (Chanin et al. 2024). Such pairs
-are similar and mutually exclusive. So are two readings of one ambiguous token: these are
-candidates, to be judged by the texts that activate them.
+In feature absorption, a general latent stays silent exactly where a specific latent fires, and the
+direction of the specific latent contains part of the general direction (Chanin et al. 2024). Such
+pairs are similar and mutually exclusive. Latents for two meanings of one ambiguous token look the
+same, so the pairs are only candidates. The texts that activate them must decide.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Pairs(NamedTuple):
 
 
 class PairCounts(NamedTuple):
-    """Tokens seen, tokens on which each latent fired, tokens on which both of a pair did."""
+    """Number of tokens seen, tokens on which each latent fired, and tokens on which both fired."""
 
     n_tokens: int
     fired: Int[Tensor, " d_sae"]
@@ -48,13 +48,13 @@ class Candidate(NamedTuple):
 def similar_pairs(
     directions: Float[Tensor, "d_sae d_in"], min_cosine: float, m: int = 8, limit: int = 2000
 ) -> Pairs:
-    """Pairs among each latent's ``m`` nearest with ``c_ij >= min_cosine``, at most ``limit``.
+    """Pairs with ``c_ij >= min_cosine`` among each latent's ``m`` nearest, at most ``limit``.
 
-    Cost ``d_sae^2 * d_in`` in blocks; memory linear in d_sae.
+    The cost is ``d_sae^2 * d_in``, in blocks; memory is linear in d_sae.
     """
     neighbours, cosines = top_similar(directions, min(m, len(directions) - 1))
-    own = torch.arange(len(directions), device=directions.device).unsqueeze(1)
-    pairs = torch.stack([own.expand_as(neighbours), neighbours], -1).flatten(0, 1)
+    latents = torch.arange(len(directions), device=directions.device).unsqueeze(1)
+    pairs = torch.stack([latents.expand_as(neighbours), neighbours], -1).flatten(0, 1)
     cosines = cosines.flatten()
     pairs, cosines = pairs[cosines >= min_cosine], cosines[cosines >= min_cosine]
     pairs, first = _unique(pairs.sort(dim=1).values)
@@ -66,7 +66,7 @@ def similar_pairs(
 def _unique(
     pairs: Int[Tensor, "n 2"],
 ) -> tuple[Int[Tensor, "k 2"], Int[Tensor, " k"]]:
-    """Distinct rows, and where each stands first."""
+    """Distinct rows, and the index of the first occurrence of each."""
     found, inverse = typed.distinct_rows(pairs)
     first = torch.full((len(found),), len(pairs), device=pairs.device)
     places = torch.arange(len(pairs), device=pairs.device)
@@ -84,8 +84,10 @@ def count_pairs(
 
 
 def lifts(counts: PairCounts, pairs: Int[Tensor, "n_pairs 2"]) -> Float[Tensor, " n_pairs"]:
-    """``P(i, j) / (P(i) P(j))``: 1 for independent latents, 0 for exclusive ones; NaN without
-    a firing of both."""
+    """``P(i, j) / (P(i) P(j))``: 1 for independent latents, 0 for mutually exclusive ones.
+
+    It is NaN if one of the two never fired.
+    """
     fired = counts.fired.double()
     product = fired[pairs[:, 0]] * fired[pairs[:, 1]]
     return counts.both.double() * counts.n_tokens / torch.where(product > 0, product, torch.nan)
@@ -96,8 +98,8 @@ def absorption_candidates(
 ) -> list[Candidate]:
     """Pairs whose lift is at most ``max_lift``, most similar first.
 
-    Only pairs that chance would have fire together on at least ``min_expected`` tokens count:
-    two rare latents that never met have not shown that they exclude each other.
+    A pair counts only if independent latents would fire together on at least ``min_expected``
+    tokens. Two rare latents that never fired together need not exclude each other.
     """
     lift = lifts(counts, pairs.indices)
     rates = counts.fired.double() / max(1, counts.n_tokens)

@@ -1,9 +1,10 @@
-"""Products with firing latents alone: what an SAE's step computes, without the zeros.
+"""Matrix products over the firing latents only: a training step without the zeros.
 
-Of ``batch * d_sae`` activations some tenths of a percent are not zero, and where an activation is
-zero so is its gradient. So of the six matrix products of a training step (encoder and decoder, each
-forward and twice backward) five need the firing latents only. On a CPU these take a twentieth of
-the time; the results are those of the dense products, summed in another order.
+Only some tenths of a percent of the ``batch * d_sae`` activations are not zero. The gradient of a
+zero activation is also zero. A training step has six matrix products: encoder and decoder, each
+once forward and twice backward. Five of them need only the firing latents. On a CPU these products
+take a twentieth of the time. The results equal those of the dense products up to rounding, because
+the sums run in another order.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from torch.nn.functional import embedding_bag
 
 from saelens_adaptive_ortho.maths import typed
 
-# Above this share of non-zeros the dense product is faster.
+# The dense product is faster above this share of non-zeros.
 DENSE_FROM = 0.04
 
 
 def estimated_nonzeros(x: Float[Tensor, "n m"], sample: int = 64) -> int:
-    """How many entries are not zero, from about ``sample`` rows."""
+    """Number of non-zero entries, estimated from about ``sample`` rows."""
     step = -(-x.shape[0] // sample)
     return int(x[::step].count_nonzero()) * step
 
@@ -41,7 +42,7 @@ class Nonzeros(NamedTuple):
 
     @classmethod
     def of(cls, x: Float[Tensor, "n m"]) -> Nonzeros | None:
-        """None where they are so many that a dense product is faster, judged by a sample."""
+        """The non-zeros of ``x``; None if a sample shows that a dense product is faster."""
         if estimated_nonzeros(x) > DENSE_FROM * x.numel():
             return None
         rows, columns = x.nonzero(as_tuple=True)
@@ -55,21 +56,21 @@ class Nonzeros(NamedTuple):
         values: Float[Tensor, " k"],
         shape: Sequence[int],
     ) -> Nonzeros:
-        """From entries in any order; those at the same place add up."""
+        """A matrix from entries in any order. Entries at the same position are added."""
         if rows.device.type == "cpu" and not torch.compiler.is_compiling():
-            kept = values.nonzero().squeeze(1)  # on a GPU counting them would stall it
+            kept = values.nonzero().squeeze(1)  # not on a GPU, where this would wait for the device
             rows, columns, values = rows[kept], columns[kept], values[kept]
         order = rows.argsort(stable=True)
         return cls(rows[order], columns[order], values[order], shape)
 
     def transposed(self) -> Nonzeros:
-        """Those of ``x.T``."""
+        """The non-zeros of ``x.T``."""
         order = self.columns.argsort(stable=True)
         n, m = self.shape
         return Nonzeros(self.columns[order], self.rows[order], self.values[order], (m, n))
 
     def starts(self) -> Int[Tensor, " n+1"]:
-        """Where each row begins, and the end."""
+        """Index of the first entry of each row, and the number of entries at the end."""
         return torch.searchsorted(
             self.rows, torch.arange(self.shape[0] + 1, device=self.rows.device)
         )
@@ -84,7 +85,7 @@ class Nonzeros(NamedTuple):
         return embedding_bag(self.columns, Y, starts, mode="sum", per_sample_weights=self.values)
 
     def of_product(self, X: Float[Tensor, "n d"], Y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-        """``X @ Y.T`` where x is not zero, and zero elsewhere."""
+        """``X @ Y.T`` at the positions of the non-zeros, zero elsewhere."""
         out = X.new_zeros(self.shape)
         values = sampled_product(X, Y, self.starts(), self.columns)
         return out.index_put_((self.rows, self.columns), values)
@@ -96,17 +97,17 @@ def sampled_product(
     starts: Int[Tensor, " n+1"],
     columns: Int[Tensor, " k"],
 ) -> Float[Tensor, " k"]:
-    """``<X_i, Y_j>`` at the places that ``starts`` and ``columns`` name as a CSR matrix. CPU."""
-    _csr_announced()
+    """``<X_i, Y_j>`` at the positions (i, j) of the CSR matrix ``starts, columns``. CPU only."""
+    _silence_csr_warning()
     places = typed.csr_matrix(starts, columns, X.new_zeros(len(columns)), (len(X), len(Y)))
     return typed.sampled_product(places, X, Y.T)
 
 
 def matmul(acts: Float[Tensor, "batch n"], W: Float[Tensor, "n d"]) -> Float[Tensor, "batch d"]:
-    """``acts @ W`` for mostly-zero ``acts``, whose gradient is kept where they are not zero.
+    """``acts @ W`` for mostly-zero ``acts``; their gradient is computed only at the non-zeros.
 
-    That is what remains of it behind any activation function that is flat where it is zero (ReLU,
-    TopK, BatchTopK).
+    Nothing is lost behind an activation function that is flat where it is zero (ReLU, TopK,
+    BatchTopK), because such a function passes no other gradient on.
     """
     return _Matmul.apply(acts, W)  # type: ignore[no-any-return]
 
@@ -114,7 +115,7 @@ def matmul(acts: Float[Tensor, "batch n"], W: Float[Tensor, "n d"]) -> Float[Ten
 def linear(
     x: Float[Tensor, "batch d"], W: Float[Tensor, "d n"], b: Float[Tensor, " n"]
 ) -> Float[Tensor, "batch n"]:
-    """``x @ W + b``, whose backward pass is cheap where the incoming gradient is mostly zero."""
+    """``x @ W + b``. Its backward pass is cheap if the incoming gradient is mostly zero."""
     return _Linear.apply(x, W, b)  # type: ignore[no-any-return]
 
 
@@ -172,8 +173,8 @@ class _Linear(torch.autograd.Function):
 
 
 @cache
-def _csr_announced() -> None:
-    """Take PyTorch's one warning of a process that CSR tensors are in beta: it concerns no user."""
+def _silence_csr_warning() -> None:
+    """Trigger and hide PyTorch's once-per-process warning that CSR tensors are in beta."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
         typed.csr_matrix(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), (1, 1))

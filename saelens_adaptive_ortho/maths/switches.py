@@ -1,4 +1,4 @@
-"""The switches as free functions: what each does to weights, gradients or activations."""
+"""The training switches as pure functions of weights, gradients or activations."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def unit_rows(W: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 def tangent_gradient(
     gradient: Float[Tensor, "n d"], W: Float[Tensor, "n d"]
 ) -> Float[Tensor, "n d"]:
-    """``g_i - <g_i, d_i> d_i``: the gradient without what would change a row's norm.
+    """``g_i - <g_i, d_i> d_i``: the gradient without the component that changes a row's norm.
 
-    Source: Bricken et al. 2023, "Towards Monosemanticity", appendix on training. Without it an
-    optimiser spends its momentum on a component that the renormalisation takes back.
+    Source: Bricken et al. 2023, "Towards Monosemanticity", appendix on training. Otherwise the
+    momentum of the optimiser contains a component that the renormalisation undoes.
     """
     d = unit_rows(W)
     return gradient - (gradient * d).sum(-1, keepdim=True) * d
@@ -40,24 +40,24 @@ def tangent_gradient(
 def orthogonal_rows(
     n: int, d: int, generator: torch.Generator | None = None
 ) -> Float[Tensor, "n d"]:
-    """Blocks of d orthonormal rows (the last one smaller), each a random rotation; float32.
+    """Blocks of d orthonormal rows, each a random rotation; float32. The last block may be smaller.
 
-    Within a block every cosine is 0; across blocks they are those of random directions.
+    Cosines are 0 within a block. Across blocks they are the cosines of random directions.
     """
     blocks: list[Tensor] = []
     for start in range(0, n, d):
         Q, R = typed.qr(torch.randn(d, d, generator=generator))
-        # With R's diagonal made positive, Q is uniform over rotations (Mezzadri 2007).
+        # If the diagonal of R is made positive, Q is uniform over rotations (Mezzadri 2007).
         blocks.append((Q * R.diagonal().sign()).T[: n - start])
     return torch.cat(blocks)
 
 
 def data_rows(x: Float[Tensor, "batch d"], n: int, seed: int) -> Float[Tensor, "n d"]:
-    """n unit directions found in a batch, a pure function of the batch and the seed; float32.
+    """n unit directions from a batch: a pure function of the batch and the seed; float32.
 
-    Centred activations ``x_i - mean(x)``, each used once; where the batch is shorter than n,
-    differences ``x_i - x_j`` of random pairs for the rest. A direction of length 0 (equal
-    activations) stays zero, and the caller keeps what it had.
+    The directions are centred activations ``x_i - mean(x)``, each used once. If the batch has fewer
+    than n rows, the rest are differences ``x_i - x_j`` of random pairs. Equal activations give a
+    zero row; the caller then keeps its old row.
     """
     x = x.float()
     generator = torch.Generator().manual_seed(seed)
@@ -65,7 +65,7 @@ def data_rows(x: Float[Tensor, "batch d"], n: int, seed: int) -> Float[Tensor, "
     rows = x[order] - x.mean(0)
     if n > len(rows):
         i = torch.randint(len(x), (n - len(rows),), generator=generator)
-        # Never i itself, where there is another.
+        # j differs from i if the batch has more than one row.
         j = i + torch.randint(1, max(2, len(x)), i.shape, generator=generator)
         rows = torch.cat([rows, x[i.to(x.device)] - x[(j % len(x)).to(x.device)]])
     return unit_rows(rows)
@@ -77,11 +77,12 @@ def data_rows(x: Float[Tensor, "batch d"], n: int, seed: int) -> Float[Tensor, "
 def dropout_mask(
     shape: tuple[int, ...], p: float, seed: int, step: int, device: torch.device | str = "cpu"
 ) -> Bool[Tensor, " *shape"]:
-    """What a dropout of share ``p`` keeps, a pure function of ``(seed, step)`` and the shape.
+    """Mask of the entries that a dropout of share ``p`` keeps.
 
-    It neither reads nor advances torch's global random state, so a resumed run drops the same.
+    It is a pure function of ``(seed, step)`` and the shape. It neither reads nor advances torch's
+    global random state, so a resumed run drops the same entries.
     """
-    # Another factor than the chunks of the fixed penalty, so that the two are not in step.
+    # The fixed penalty seeds its chunks with another formula, so that the draws of a step differ.
     generator = torch.Generator(device).manual_seed((seed * 1_000_003 + step * 7 + 5) % 2**63)
     return torch.rand(shape, generator=generator, device=device) >= p
 
@@ -100,10 +101,10 @@ def drop_latents(acts: Tensor, p: float, seed: int, step: int) -> Tensor:
 def unlocked_latents(step: int, d_sae: int, start: float, growth: float, every: int) -> int:
     """``ceil(d_sae * min(1, start + growth * floor(step / every)))``, at least 1.
 
-    Source: run 9 of the prior runs (25%, then 10% more every 1,000 steps). Latents are unlocked
-    in the order of their index, which is Matryoshka's order of importance too.
+    Source: run 9 of the prior runs (25%, then 10% more every 1,000 steps). Latents are unlocked in
+    the order of their index. This is also the order of importance of Matryoshka SAEs.
     """
-    # Rounded, so that .25 + .1 + ... does not unlock one latent too many.
+    # Rounding prevents that .25 + .1 + ... unlocks one latent too many.
     share = min(1.0, round(start + growth * (step // every), 9))
     return max(1, math.ceil(round(d_sae * share, 6)))
 
@@ -119,10 +120,11 @@ def unlocking_ends(start: float, growth: float, every: int) -> int:
 def lr_multipliers(
     rates: Float[Tensor, " d_sae"], power: float, low: float, high: float
 ) -> Float[Tensor, " d_sae"]:
-    """``clip((g / P(i))^p, low, high)``, g the geometric mean of the rates above 0.
+    """``clip((g / P(i))^p, low, high)``, where g is the geometric mean of the rates above 0.
 
-    Latents that never fired get ``high``; where none has fired yet, all get 1. Adam makes a
-    latent's step independent of the size of its gradient but not of how often it has one.
+    Latents that never fired get ``high``. If no latent has fired yet, all get 1. With Adam, the
+    step of a latent does not depend on the size of its gradient, but it depends on how often the
+    latent has a gradient.
     """
     alive = rates > 0
     if not bool(alive.any()):
@@ -137,12 +139,12 @@ def lr_multipliers(
 def update_mean_square(
     mean_square: Float[Tensor, " d_sae"], pre: Float[Tensor, "... d_sae"], decay: float
 ) -> Float[Tensor, " d_sae"]:
-    """Running ``E[pre_i^2]``; the first batch (all zero before) sets it. float32."""
+    """Running mean ``E[pre_i^2]`` in float32. The first batch sets it (it is all zero before)."""
     batch = pre.detach().float().square().flatten(0, -2).mean(0)
-    # Where, not if: no wait for the device.
+    # torch.where instead of `if` avoids waiting for the device.
     return torch.where(mean_square == 0, batch, decay * mean_square + (1 - decay) * batch)
 
 
 def locked(d_sae: int, unlocked: Int[Tensor, " 1"]) -> Bool[Tensor, " d_sae"]:
-    """Which latents are not in use yet."""
+    """Mask of the latents that are still locked."""
     return torch.arange(d_sae, device=unlocked.device) >= unlocked

@@ -1,6 +1,6 @@
-"""PyTorch functions that declare no types of their own: the same calls, with declared types."""
+"""Typed wrappers of PyTorch functions that declare no types."""
 
-# pyright's strict mode cannot see through them, so the ignores of that kind stand here alone.
+# pyright's strict mode cannot check these functions, so all such ignores are in this file.
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def norms(x: Tensor, keepdim: bool = False) -> Tensor:
 
 
 def distinct(x: Tensor) -> Tensor:
-    """The values of ``x``, each once, in rising order."""
+    """The distinct values of ``x`` in rising order."""
     return cast(Tensor, x.unique())  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
 
 
@@ -30,7 +30,7 @@ def value_counts(x: Tensor) -> Tensor:
 
 
 def distinct_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of ``x``, each once, and which of them each row of ``x`` is."""
+    """The distinct rows of ``x``, and for each row of ``x`` its index among them."""
     return cast(
         tuple[Tensor, Tensor],
         x.unique(dim=0, return_inverse=True),  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
@@ -48,7 +48,7 @@ def svdvals(A: Tensor) -> Tensor:
 
 
 def thin_svd(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``U, S, Vt`` with ``U @ diag(S) @ Vt == A`` and as few columns of U as do."""
+    """``U, S, Vt`` with ``U @ diag(S) @ Vt == A``; U has ``min(A.shape)`` columns."""
     return cast(
         tuple[Tensor, Tensor, Tensor],
         torch.linalg.svd(A, full_matrices=False),  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
@@ -77,14 +77,14 @@ def qr(A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def csr_matrix(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """A sparse matrix, row by row; unchecked, so that a row's columns may be in any order."""
+    """A sparse CSR matrix. It is not checked, so the columns of a row may be in any order."""
     return torch.sparse_csr_tensor(  # pyright: ignore[reportUnknownMemberType]  # a bare `list` in torch
         starts, columns, values, shape, check_invariants=False
     )
 
 
 def sampled_product(places: Tensor, X: Tensor, Y: Tensor) -> Tensor:
-    """The entries of ``X @ Y`` where the sparse matrix ``places`` has one."""
+    """The entries of ``X @ Y`` at the positions of the sparse matrix ``places``."""
     product = cast(
         Tensor,
         torch.sparse.sampled_addmm(places, X, Y, beta=0),  # pyright: ignore[reportUnknownMemberType]  # untyped in torch

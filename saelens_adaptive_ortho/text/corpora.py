@@ -1,8 +1,7 @@
-"""Corpora, and domain-stratified activation batches drawn from them.
+"""Corpora: reading their documents and tokenising them into contexts.
 
-Batch ``t`` is a pure function of the configuration and ``t``: contexts are permuted by epoch,
-activations are shuffled within chunks of a few batches, and every permutation is seeded by what
-it permutes. So a run resumes at any step without replaying, and its buffer needs no saving.
+Documents come from local files or the hub. Whole documents are held out from training. Tokenised
+corpora are cached under a key of everything that determines them.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ GATED_STAND_INS = {
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
-    """Where the text of one corpus comes from.
+    """The source of the text of one corpus.
 
     Args:
         path: a local .jsonl, .json, .txt or .parquet file (also .gz), a directory of them, a hub
@@ -53,7 +52,7 @@ class CorpusConfig:
         name: configuration of a hub data set.
         split: split of a hub data set.
         text_field: column that holds the text.
-        max_documents: read no more than this many documents.
+        max_documents: largest number of documents to read.
         revision: branch, tag or commit of a hub data set.
     """
 
@@ -66,10 +65,11 @@ class CorpusConfig:
 
     @classmethod
     def from_dict(cls, where: str, value: object) -> CorpusConfig:
-        """Build from a YAML mapping, naming ``where`` in errors.
+        """Build from a path or a YAML mapping. Errors name ``where``.
 
         Raises:
-            ConfigError: not a mapping, an unknown key, no path, or a value of the wrong type.
+            ConfigError: the value is not a mapping, a key is unknown, the path is missing, or a
+                value has the wrong type.
         """
         if isinstance(value, CorpusConfig):
             return value
@@ -81,10 +81,10 @@ class CorpusConfig:
 
     @classmethod
     def parse(cls, where: str, text: str) -> CorpusConfig:
-        """From a command line: a path, or a hub data set with its configuration, ``id:name``.
+        """Build from a command line value: a path, or ``id:name`` with a hub configuration.
 
         Raises:
-            ConfigError: empty.
+            ConfigError: the value is empty.
         """
         path, _, name = text.partition(":")
         if not name or path == "demo" or Path(text).expanduser().exists():
@@ -93,10 +93,10 @@ class CorpusConfig:
 
 
 def local_files(path: str) -> list[Path] | None:
-    """The files a corpus path means, or None for a hub id.
+    """The files of a corpus path, or None for a hub id.
 
     Raises:
-        ConfigError: a path that looks local and does not exist, or a directory without text.
+        ConfigError: the path looks local but does not exist, or the directory has no text file.
     """
     if path in DEMO_CORPORA:
         return [DEMO_CORPORA[path]]
@@ -122,10 +122,11 @@ def _builder(path: Path) -> str | None:
 
 
 def read_documents(corpus: CorpusConfig, where: str) -> Iterator[str]:
-    """The non-empty texts of a corpus, streamed.
+    """Stream the non-empty texts of a corpus.
 
     Raises:
-        ConfigError: missing, unreadable or gated corpus, missing text field; names ``where``.
+        ConfigError: the corpus is missing, unreadable or gated, or its text field is missing. The
+            message names ``where``.
     """
     try:
         files = local_files(corpus.path)
@@ -176,7 +177,11 @@ def _open(corpus: CorpusConfig, where: str, files: list[Path] | None) -> Iterato
             builder = _builder(files[0])
             same = [str(f) for f in files if _builder(f) == builder]
             if len(same) != len(files):
-                raise reject(f"{where}.path", corpus.path, "the directory mixes kinds of files.")
+                raise reject(
+                    f"{where}.path",
+                    corpus.path,
+                    "the directory mixes kinds of files. Keep one kind.",
+                )
             extra: dict[str, Any] = {"sample_by": "paragraph"} if builder == "text" else {}
             dataset = load_dataset(
                 str(builder), data_files=same, split="train", streaming=True, **extra
@@ -219,7 +224,7 @@ def _explain_read_failure(
 
 @dataclass(frozen=True)
 class TokenisedCorpus:
-    """Contexts of one corpus. Whole documents are held out, so no text is in both parts."""
+    """Contexts of one corpus. Whole documents are held out, so the two parts share no document."""
 
     domain: str
     train: Int[Tensor, "n_train context"]
@@ -228,7 +233,7 @@ class TokenisedCorpus:
 
 
 class Tokenisation(NamedTuple):
-    """How text becomes contexts: SAELens's fields of the same names."""
+    """How text becomes contexts. SAELens has fields of the same names."""
 
     context_size: int
     prepend_bos: bool = True
@@ -247,16 +252,15 @@ def tokenise_corpus(
     cache_dir: Path | None = None,
     where: str | None = None,
 ) -> TokenisedCorpus:
-    """Read, tokenise and pack a corpus into contexts, on its own (never across corpora).
+    """Read one corpus, tokenise it and pack it into contexts.
 
-    Every ``round(1 / holdout_fraction)``-th document is held out, wherever the corpus ends.
-    Reading stops once ``train_contexts`` are full; a smaller corpus is read whole and later
-    repeated in epochs. The result is cached under ``cache_dir``, keyed by everything that
+    Every ``round(1 / holdout_fraction)``-th document is held out, regardless of the corpus size.
+    Reading stops once ``train_contexts`` contexts are full. A smaller corpus is read completely and
+    later repeated in epochs. The result is cached in ``cache_dir`` under a key of everything that
     determines it.
 
     Raises:
-        ConfigError: a corpus that is missing, unreadable, or too small for one context of each
-            part.
+        ConfigError: the corpus is missing, unreadable, or too small for one context of each part.
         StorageError: the cache could not be written.
     """
     where = where or f"ortho_corpora.{domain}"
@@ -299,11 +303,11 @@ def _tokenise(
     train_contexts: int,
     where: str,
 ) -> _Documents:
-    """Token ids by document, read until both parts hold enough for their contexts."""
+    """Token ids of each document, read until both parts have enough for their contexts."""
     stride = max(2, round(1 / how.holdout_fraction))
     wanted = {False: train_contexts, True: how.holdout_contexts}
     parts: dict[bool, list[Tensor]] = {False: [], True: []}
-    full = {False: 0.0, True: 0.0}  # contexts' worth of tokens so far
+    full = {False: 0.0, True: 0.0}  # number of contexts that the tokens so far fill
     documents = enumerate(read_documents(corpus, where))
     with tqdm(desc=f"Tokenising {domain}", unit=" documents", leave=False) as bar:
         while full[False] < wanted[False] or not parts[True]:
@@ -318,7 +322,7 @@ def _tokenise(
                     continue
                 parts[held].append(torch.tensor(tokens, dtype=torch.int32))
                 share = len(tokens) / how.context_size
-                # Without concatenation a document gives one context, if it is long enough.
+                # Without concatenation, a document gives one context if it is long enough.
                 full[held] += float(share >= 1) if how.disable_concat_sequences else share
             bar.update(len(block))
     return _Documents(parts[False], parts[True])
@@ -339,7 +343,7 @@ def _pack(
 
 
 def _cache_key(corpus: CorpusConfig, tokenizer: Any, how: Tokenisation, train_contexts: int) -> str:
-    """Digest of everything that determines a tokenised corpus, local file contents included."""
+    """Digest of everything that determines a tokenised corpus, including local file contents."""
     digest = hashlib.sha256()
     for part in (asdict(corpus), how._asdict(), train_contexts):
         digest.update(json.dumps(part, sort_keys=True).encode())
@@ -359,5 +363,5 @@ def _read_cache(path: Path, domain: str, key: str) -> TokenisedCorpus | None:
                     domain, file.get_tensor("train"), file.get_tensor("held_out"), key
                 )
     except (OSError, SafetensorError):
-        pass  # absent or cut short: tokenise again
+        pass  # the file is missing or truncated: tokenise again
     return None

@@ -1,8 +1,8 @@
-"""The Hugging Face Hub: what went wrong with it, in one sentence, and no waiting in vain.
+"""Failures of the Hugging Face Hub: a message that explains each, and no useless waiting.
 
-Failures are told apart by the types of the exceptions and by HTTP status. Types go by name: the
-client library builds on requests, httpx or httpx2, depending on its version. Words of a message
-decide only where a library has dropped the exception that it began with, as ``datasets`` does.
+Failures are distinguished by exception type and HTTP status. Types are compared by name, because
+the client library uses requests, httpx or httpx2, depending on its version. The words of a message
+decide only if a library has dropped the original exception, as ``datasets`` does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 
 Kind = Literal["refused", "missing", "cut short", "busy", "unreachable", "other"]
-# Lines of the libraries' messages that the remedies here replace.
+# Advice in the libraries' messages, which the remedies here replace.
 ADVICE = re.compile(r"^(Please make sure|If you are trying|For more|Make sure).*$", re.MULTILINE)
 
 
@@ -27,7 +27,7 @@ class _Rule(NamedTuple):
     words: tuple[str, ...] = ()
 
     def covers(self, error: BaseException) -> bool:
-        """Whether the rule speaks of this exception."""
+        """Whether the rule applies to this exception."""
         status = getattr(getattr(error, "response", None), "status_code", None)
         text = str(error).lower()
         return (
@@ -37,8 +37,9 @@ class _Rule(NamedTuple):
         )
 
 
-# The first rule that covers an exception of the chain decides. A repository that is missing is
-# also a 401 to whoever is not logged in, and a gated one is a subclass of a missing one.
+# The first rule that covers an exception of the chain decides. The order matters: without login a
+# missing repository also gives status 401, and the exception of a gated repository is a subclass of
+# the exception of a missing one.
 RULES = (
     _Rule("refused", types=frozenset({"GatedRepoError", "DisabledRepoError"})),
     _Rule(
@@ -80,14 +81,14 @@ RULES = (
 
 
 class Failure(NamedTuple):
-    """What kind of failure an exception is, and the words that say so."""
+    """The kind of a failure, and the text of the exception that shows it."""
 
     kind: Kind
     text: str
 
 
 def diagnose(error: BaseException) -> Failure:
-    """The kind of a failure that a hub loader raised, from the exception and its causes."""
+    """Find the kind of a hub failure from the exception and its causes."""
     chain = list(_causes(error))
     for rule in RULES:
         for link in chain:
@@ -99,7 +100,7 @@ def diagnose(error: BaseException) -> Failure:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception and what it was raised from, or while handling."""
+    """The exception and the chain of its causes or contexts."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -111,12 +112,12 @@ def _text(error: BaseException) -> str:
 
 
 def explain_failure(error: BaseException, what: str, instead: str) -> str:
-    """The kind of failure and its remedy.
+    """A message with the kind of failure and its remedy.
 
     Args:
-        error: what a download or a hub loader raised; its causes are looked at too.
-        what: was asked for ("the model").
-        instead: a thing that needs no hub ("a local model directory").
+        error: exception of a download or a hub loader; its causes are used too.
+        what: the requested thing ("the model").
+        instead: an alternative that needs no hub ("a local model directory").
     """
     kind, text = diagnose(error)
     if kind == "refused":
@@ -142,12 +143,13 @@ def explain_failure(error: BaseException, what: str, instead: str) -> str:
 
 @contextmanager
 def offline_if_unreachable() -> Iterator[None]:
-    """Inside, what is cached loads and the rest fails at once, if the hub does not answer now.
+    """Use offline mode inside the block if the hub does not answer now.
 
-    On their own the libraries repeat requests for minutes, and some requests have no time limit.
+    Cached files then load, and all other requests fail at once. Otherwise the libraries would
+    repeat requests for minutes, and some of their requests have no time limit.
 
     Raises:
-        ConnectionError: something that is not cached was asked for; says how the hub failed.
+        ConnectionError: a requested file is not cached. The message says how the hub failed.
     """
     problem = None if constants.HF_HUB_OFFLINE else _problem()
     if problem is None:
@@ -165,9 +167,10 @@ def offline_if_unreachable() -> Iterator[None]:
 
 
 def _problem() -> str | None:
-    """Why the hub does not answer, within its own time limit for small requests; None if it does.
+    """The reason why the hub does not answer; None if it answers.
 
-    Any answer will do, whatever its status.
+    The time limit is that of the client library for small requests. An answer with any status
+    counts.
     """
     try:
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)

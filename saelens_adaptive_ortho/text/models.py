@@ -1,7 +1,7 @@
-"""Language models: hub names as SAELens takes them, any local Hugging Face directory, the demo.
+"""Language models: hub names that SAELens knows, local Hugging Face directories, and the demo.
 
-Local directories are loaded without the hub and without remote code, with weights from
-safetensors, and are checked before anything long starts.
+Local directories are loaded without the hub, without remote code, and with safetensors weights.
+They are checked before any long work starts.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.text import hub
 
 DEMO_MODEL = "demo:model"
-# TransformerLens recognises most architectures by hub name and knows few from a directory; for
-# the others its TransformerBridge offers the same hook points around the Hugging Face model.
+# TransformerLens recognises most architectures by hub name, but only few from a directory. For the
+# others, its TransformerBridge offers the same hook points around the Hugging Face model.
 CONVERTED_FROM_ANY_DIRECTORY = {"GPTNeoXForCausalLM"}
 LOCAL_KWARGS = {"dtype", "torch_dtype", "center_writing_weights"}
 
 
 def resolve_model_name(name: str) -> str:
-    """The directory of the embedded model for ``demo:model``, the name itself otherwise."""
+    """The directory of the included demo model for ``demo:model``; otherwise the name itself."""
     return str(MODEL_DIR) if name == DEMO_MODEL else name
 
 
 def local_model_dir(name: str) -> Path | None:
-    """The directory a model name means, or None for a hub name.
+    """The local directory of a model name, or None for a hub name.
 
-    A name that looks like a path (absolute, or starting with ``.`` or ``~``) is one, whether it
-    exists or not; any other name is one if such a directory holds a ``config.json``.
+    An absolute path or a name that starts with ``.`` or ``~`` is a directory, even if it does not
+    exist. Any other name is a directory if a directory of this name has a ``config.json``.
     """
     path = Path(resolve_model_name(name)).expanduser()
     looks_local = path.is_absolute() or name.startswith((".", "~"))
@@ -47,7 +47,7 @@ def local_model_dir(name: str) -> Path | None:
 
 
 def check_model(name: str) -> None:
-    """Refuse a local model directory that cannot load; hub names are checked when they load.
+    """Refuse a local model directory that cannot be loaded. Hub names are checked at loading.
 
     Raises:
         ConfigError: the directory, its config, its weights or its tokenizer is missing.
@@ -81,7 +81,7 @@ def load_language_model(
     model_from_pretrained_kwargs: dict[str, Any] | None = None,
     hook_names: list[str] | None = None,
 ) -> HookedRootModule:
-    """A model with hook points, unprocessed weights (no folding, no centring).
+    """Load a model with hook points and unprocessed weights (no folding, no centring).
 
     Raises:
         ConfigError: the model does not exist, is gated, is corrupt, or cannot be reached.
@@ -111,26 +111,27 @@ def _load_local(path: Path, device: str, kwargs: dict[str, Any]) -> HookedRootMo
         )
     dtype = kwargs.get("dtype", kwargs.get("torch_dtype", torch.float32))
     dtype = str_to_dtype(dtype) if isinstance(dtype, str) else dtype
-    # TransformerLens picks the Hugging Face class by substrings of the *path* ("bert", "t5"), so
-    # it is handed the model instead.
+    # TransformerLens chooses the Hugging Face class by substrings of the *path* ("bert", "t5"), so
+    # it gets the loaded model instead.
     hf_model = AutoModelForCausalLM.from_pretrained(
         path, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype
     )
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if not set(hf_model.config.architectures or []) & CONVERTED_FROM_ANY_DIRECTORY:
-        # It has no name at the top of transformer_lens; imported here, so that only those models
-        # need the module.
+        # TransformerBridge has no top-level name. It is imported here, so that only these models
+        # need its module.
         from transformer_lens.model_bridge import TransformerBridge
 
         bridge = TransformerBridge.boot_transformers(
             str(path), device=device, dtype=dtype, tokenizer=tokenizer, hf_model=hf_model
         )
-        return cast(HookedRootModule, bridge)  # same hooks and calls, another base class
+        return cast(HookedRootModule, bridge)  # same hooks and calls, but another base class
     with tempfile.TemporaryDirectory() as folder:
-        # Likewise the config's class ("gemma", "llama"): it is shown a path that says nothing.
-        unnamed = Path(folder) / "model"
-        unnamed.symlink_to(path.resolve(), target_is_directory=True)
-        cfg = tl_loading.get_pretrained_model_config(str(unnamed), device=device, dtype=dtype)
+        # It also chooses the config class by the path ("gemma", "llama"), so it gets a path without
+        # such names.
+        neutral_path = Path(folder) / "model"
+        neutral_path.symlink_to(path.resolve(), target_is_directory=True)
+        cfg = tl_loading.get_pretrained_model_config(str(neutral_path), device=device, dtype=dtype)
     cfg.model_name, cfg.tokenizer_name = path.name, str(path)
     state = tl_loading.get_pretrained_state_dict(str(path), cfg, hf_model, dtype=dtype)
     model = HookedTransformer(cfg, tokenizer, move_to_device=False)
@@ -151,10 +152,10 @@ def special_tokens(model: HookedRootModule) -> set[int]:
 
 
 def check_hook(model: HookedRootModule, hook_name: str) -> None:
-    """Refuse a hook point the model does not have, naming the nearest ones.
+    """Refuse a hook point that the model does not have.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: the model has no such hook point. The message names the nearest ones.
     """
     known = list(model.hook_dict)
     if hook_name in known:
@@ -165,10 +166,10 @@ def check_hook(model: HookedRootModule, hook_name: str) -> None:
 
 
 def check_context_size(model: HookedRootModule, context_size: int) -> None:
-    """Refuse contexts longer than the model sees.
+    """Refuse contexts that are longer than the model's context window.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: ``context_size`` is too large for the model.
     """
     n_ctx = getattr(getattr(model, "cfg", None), "n_ctx", None)
     if n_ctx is not None and context_size > n_ctx:
@@ -179,21 +180,21 @@ def check_context_size(model: HookedRootModule, context_size: int) -> None:
 def check_d_in(
     model: HookedRootModule, hook_name: str, hook_head_index: int | None, d_in: int
 ) -> None:
-    """Run two tokens and compare the width at the hook with ``sae.d_in``.
+    """Run two tokens and compare the activation width at the hook with ``sae.d_in``.
 
     Raises:
-        ConfigError: they differ.
+        ConfigError: the two differ.
     """
     tokens = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
     acts = model.run_with_cache(tokens, names_filter=[hook_name])[1][hook_name]
     if acts.ndim > 3:
         acts = acts[:, :, hook_head_index] if hook_head_index is not None else acts.flatten(2)
     if acts.shape[-1] != d_in:
-        raise reject("sae.d_in", d_in, f"{hook_name} is {acts.shape[-1]} wide; set it to that.")
+        raise reject("sae.d_in", d_in, f"{hook_name} has width {acts.shape[-1]}. Use this value.")
 
 
 def _explain_load_failure(error: Exception, path: Path | None) -> str:
-    """Say what to do about a failed load, from the kind of failure."""
+    """Explain a failed load and its remedy."""
     if path is not None:
         text = hub.diagnose(error).text
         return f"the model in {path} cannot be read ({text}). Is a file truncated or missing?"

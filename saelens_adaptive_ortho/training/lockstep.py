@@ -1,8 +1,8 @@
-"""Several SAEs in lockstep on one activation stream, resumable to the bit.
+"""Training of several SAEs in lockstep on one activation stream, with bit-identical resuming.
 
-Each SAE is driven by SAELens's own ``SAETrainer`` through its public ``step`` seam, with its own
-optimiser, schedules and activation scaler; here is only what goes around the step: the shared
-batches, checkpoints that survive anything, the history, and a clear end when a loss is not finite.
+SAELens's own ``SAETrainer`` trains each SAE through its public ``step``, with a separate optimiser,
+schedules and activation scaler. This module adds the shared batches, atomic checkpoints, the
+history, and a clear error if a loss is not finite.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ KEPT_CHECKPOINTS = 2
 
 
 class NonFiniteLossError(Explained, RuntimeError):
-    """A loss became NaN or infinite; names the SAE and the step."""
+    """A loss became NaN or infinite. The message names the SAE and the step."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop and has saved a checkpoint first."""
+    """Training was asked to stop. It saved a checkpoint first, unless checkpoints are off."""
 
 
 @dataclass
 class LockstepState:
-    """What a checkpoint holds beside the SAEs and their trainers."""
+    """The part of a checkpoint that is not in the SAEs and their trainers."""
 
     n_training_steps: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -63,20 +63,21 @@ class LockstepState:
 
 
 class LockstepTrainer:
-    """Trains ``saes`` on the batches of one store, all from the same step to the same step.
+    """Trains ``saes`` on the batches of one store. All SAEs take the same steps.
 
-    An SAE trained here beside others is bit-equal to the same SAE trained here alone.
+    An SAE trained together with others is bit-identical to the same SAE trained alone.
 
     Args:
-        cfg: SAELens's trainer settings, shared by all.
-        saes: by name.
+        cfg: SAELens's trainer settings for all SAEs.
+        saes: the SAEs by name.
         store: the activation stream.
-        checkpoint_dir: where checkpoints go; None for none.
-        fingerprint: identifies settings and data; a checkpoint of another one is refused.
+        checkpoint_dir: folder of the checkpoints; None for no checkpoints.
+        fingerprint: digest of settings and data. A checkpoint with another fingerprint is refused.
         log_every: steps between rows of the history.
-        prefetch: batches made ahead, in a thread.
-        sparse_products: see :mod:`.sparse`; SAELens's own products otherwise.
-        on_log: called with ``(step, {name: row})`` for each row.
+        prefetch: number of batches that a thread prepares in advance.
+        sparse_products: use the products of :mod:`saelens_adaptive_ortho.maths.sparse`; otherwise
+            those of SAELens.
+        on_log: function that is called with ``(step, {name: row})`` for each row.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class LockstepTrainer:
             seconds={name: 0.0 for name in [*saes, "activations"]},
             history={name: [] for name in saes},
         )
-        inner = replace(
+        trainer_cfg = replace(
             cfg,
             n_checkpoints=0,
             checkpoint_path=None,
@@ -115,7 +116,8 @@ class LockstepTrainer:
             logger=LoggingConfig(log_to_wandb=False),
         )
         self.trainers = {
-            name: build_trainer(inner, sae, data_provider=iter(())) for name, sae in saes.items()
+            name: build_trainer(trainer_cfg, sae, data_provider=iter(()))
+            for name, sae in saes.items()
         }
         self.n_steps = -(-cfg.total_training_samples // cfg.train_batch_size_samples)
         self.checkpoint_steps = {
@@ -126,12 +128,13 @@ class LockstepTrainer:
     # ------------------------------------------------------------------- loop
 
     def fit(self) -> dict[str, TrainingSAE[Any]]:
-        """Train to the end, folding the activation norm into the weights as the host does.
+        """Train to the end, then fold the activation norm into the weights as SAELens does.
 
         Raises:
-            NonFiniteLossError, NonFiniteActivationsError: as named.
-            Interrupted: after SIGINT or SIGTERM, once a checkpoint is saved.
-            StorageError: a checkpoint could not be written; earlier ones survive.
+            NonFiniteLossError: a loss is NaN or infinite.
+            NonFiniteActivationsError: an activation is NaN or infinite.
+            Interrupted: SIGINT or SIGTERM arrived. A checkpoint is saved first.
+            StorageError: a checkpoint could not be written. Earlier checkpoints survive.
         """
         for sae in self.saes.values():
             sae.to(self.cfg.device)
@@ -156,7 +159,7 @@ class LockstepTrainer:
                 stopping = stop.is_set() and step < self.n_steps
                 saved = None
                 if stopping or step in self.checkpoint_steps:
-                    self._refuse_non_finite(outputs)  # or every resumed run would fail as well
+                    self._refuse_non_finite(outputs)  # otherwise every resumed run fails too
                     saved = self.save_checkpoint()
                 if stopping:
                     where = f"; saved {saved}" if saved else " (checkpoints are off)"
@@ -193,7 +196,7 @@ class LockstepTrainer:
         return outputs
 
     def _estimate_normalisation(self) -> None:
-        """One estimate per kind of normalisation, from the first batches, shared by all SAEs."""
+        """Estimate each kind of normalisation once from the first batches, for all SAEs."""
         for kind in ("expected_average_only_in", "covariance_whitening"):
             needing = [
                 t
@@ -263,7 +266,7 @@ class LockstepTrainer:
     # ------------------------------------------------------------ checkpoints
 
     def save_checkpoint(self) -> Path | None:
-        """Write a checkpoint whole or not at all, then drop all but the newest two."""
+        """Write a checkpoint atomically, then delete all but the newest two."""
         if self.checkpoint_dir is None:
             return None
         target = self.checkpoint_dir / f"step_{self.state.n_training_steps:09d}"
@@ -276,23 +279,25 @@ class LockstepTrainer:
             write_json(
                 temporary / STATE_FILE, {"fingerprint": self.fingerprint, **vars(self.state)}
             )
-        # Later steps can only be left over from another run; they must not push out this one's.
+        # Checkpoints of later steps come from another run. They must not replace those of this run.
         ours = [c for c in list_checkpoints(self.checkpoint_dir) if c.name <= target.name]
         for old in ours[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
         return target
 
     def load_checkpoint(self, path: str | Path) -> None:
-        """Continue from a checkpoint.
+        """Load a checkpoint, so that training continues from it.
 
         Raises:
-            ConfigError: no checkpoint there, one of other settings, of other SAEs, of another
-                architecture, or a corrupt or truncated one.
+            ConfigError: there is no checkpoint, it has other settings, SAEs or architectures, or it
+                is corrupt or truncated.
         """
         path = Path(path)
         where = "resume_from_checkpoint"
         if not (path / STATE_FILE).is_file():
-            raise reject(where, str(path), f"holds no checkpoint of this project ({STATE_FILE}).")
+            raise reject(
+                where, str(path), f"holds no checkpoint of this project: {STATE_FILE} is missing."
+            )
         with _corruption_named(path / STATE_FILE):
             saved = json.loads((path / STATE_FILE).read_text())
             fingerprint = saved.pop("fingerprint")
@@ -306,8 +311,8 @@ class LockstepTrainer:
             raise reject(
                 where,
                 str(path),
-                "was made with other settings or data, so the run would not continue but change. "
-                "Restore the settings, or start afresh.",
+                "was made with other settings or data, so the resumed run would differ from it. "
+                "Restore the settings, or start a new run.",
             )
         for name, trainer in self.trainers.items():
             folder = path / name
@@ -323,7 +328,7 @@ class LockstepTrainer:
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
+    """The complete checkpoints of a folder, oldest first."""
     if not directory.is_dir():
         return []
     return sorted(p for p in directory.glob("step_*") if (p / STATE_FILE).is_file())
@@ -332,22 +337,22 @@ def list_checkpoints(directory: Path) -> list[Path]:
 def _check_same_architecture(path: Path, sae: TrainingSAE[Any]) -> None:
     with _corruption_named(path / SAE_CFG_FILENAME) as file:
         saved = json.loads(file.read_text())
-    for name, own in {
+    for name, expected in {
         "architecture": sae.cfg.architecture(),
         "d_in": sae.cfg.d_in,
         "d_sae": sae.cfg.d_sae,
     }.items():
-        if saved.get(name) != own:
+        if saved.get(name) != expected:
             raise reject(
                 "resume_from_checkpoint",
                 str(path),
-                f"holds an SAE with {name} {saved.get(name)!r}, but the run has {own!r}.",
+                f"holds an SAE with {name} {saved.get(name)!r}, but the run has {expected!r}.",
             )
 
 
 @contextmanager
 def _corruption_named(file: Path) -> Iterator[Path]:
-    """Turn whatever reading a damaged file raises into an error that names it."""
+    """Turn an error from reading a damaged file into a :class:`ConfigError` that names it."""
     try:
         yield file
     except (
@@ -372,7 +377,7 @@ def _corruption_named(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def _graceful_stop() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; the previous handlers come back on any exit."""
+    """An event that SIGINT and SIGTERM set. The previous handlers are restored on any exit."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -1,4 +1,4 @@
-"""Config and runner of one training: subclasses of SAELens's own."""
+"""The runner of one training: a subclass of SAELens's runner."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class Prepared(NamedTuple):
 
 
 def check(cfg: AdaptiveOrthoRunnerConfig) -> None:
-    """Everything that can be refused without loading the model: folders, corpora, model files.
+    """Check folders, corpora and model files without loading the model.
 
     Raises:
-        ConfigError: naming field, value and remedy.
+        ConfigError: a setting cannot work. The message names field, value and remedy.
     """
     if cfg.output_path is not None:
         check_writable("output_path", cfg.output_path)
@@ -62,10 +62,10 @@ def prepare(
     cache_dir: Path | None = None,
     model: HookedRootModule | None = None,
 ) -> Prepared:
-    """Load the model, check hook and width against it, tokenise the corpora.
+    """Load the model, check hook and ``d_in`` against it, and tokenise the corpora.
 
     Raises:
-        ConfigError: naming field, value and remedy.
+        ConfigError: a setting cannot work. The message names field, value and remedy.
     """
     check(cfg)
     if model is None:
@@ -109,7 +109,7 @@ def prepare(
 
 
 def build_sae(cfg: AdaptiveOrthoRunnerConfig) -> TrainingSAE[Any]:
-    """A fresh SAE whose initial weights depend on ``cfg.seed`` alone; the global RNG is kept."""
+    """A new SAE whose initial weights depend only on ``cfg.seed``; the global RNG is restored."""
     sae_cfg = deepcopy(cfg.sae)
     sae_cfg.device = cfg.device
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -130,7 +130,7 @@ def build_sae(cfg: AdaptiveOrthoRunnerConfig) -> TrainingSAE[Any]:
     ):
         metadata[name] = getattr(cfg, name)
     metadata.model_name = cfg.model_name
-    # SAEBench passes these on beside a dtype of its own, so a dtype here would be given twice.
+    # SAEBench passes these on together with its own dtype, so a dtype here would be given twice.
     metadata.model_from_pretrained_kwargs = {
         k: v
         for k, v in (cfg.model_from_pretrained_kwargs or {}).items()
@@ -140,15 +140,16 @@ def build_sae(cfg: AdaptiveOrthoRunnerConfig) -> TrainingSAE[Any]:
 
 
 class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
-    """SAELens's runner on domain-stratified batches, with checkpoints that resume to the bit.
+    """SAELens's runner on domain-stratified batches, with bit-identical resuming.
 
     >>> AdaptiveOrthoRunner(cfg).run()  # doctest: +SKIP
 
     Args:
         cfg: the configuration.
-        variants: several SAEs to train in lockstep on the one stream, as changes to ``cfg.sae``
-            by name; by default the one SAE of ``cfg.sae``, named ``sae``.
-        prepared: a model and corpora made by :func:`prepare`, to share between runners.
+        variants: SAEs that are trained in lockstep on one activation stream: changes to
+            ``cfg.sae`` by name. By default there is one SAE, ``cfg.sae``, named ``sae``.
+        prepared: model and corpora from :func:`prepare`, to share them between runners.
+        on_log: function that is called with ``(step, {name: row})`` for each row of the history.
     """
 
     cfg: AdaptiveOrthoRunnerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -160,7 +161,7 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
         prepared: Prepared | None = None,
         on_log: Callable[[int, dict[str, dict[str, float]]], None] | None = None,
     ) -> None:
-        # Not super().__init__: it would load the data set and ignore the corpora.
+        # super().__init__ is not called: it would load the data set and ignore the corpora.
         self.cfg = cfg  # pyright: ignore[reportIncompatibleVariableOverride]
         cache = Path(cfg.output_path) / "cache" if cfg.output_path else None
         self.model, self.corpora = prepared or prepare(cfg, cache)
@@ -195,10 +196,10 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
         )
 
     def run(self) -> Any:
-        """Train (from ``resume_from_checkpoint``, if set) and save what ``output_path`` asks for.
+        """Train, starting from ``resume_from_checkpoint`` if set, and export the SAEs.
 
-        Returns the one SAE named ``sae``, or else a dict of the variants. Each is exported to a
-        folder of its name in ``output_path``.
+        Returns the SAE if it is the only one and named ``sae``; otherwise a dict of the variants.
+        Each SAE is exported to a folder with its name in ``output_path``, if that is set.
         """
         if self.cfg.resume_from_checkpoint is not None:
             self.trainer.load_checkpoint(self.cfg.resume_from_checkpoint)
@@ -224,10 +225,10 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
         wandb.log({f"{name}/{k}": v for name, row in rows.items() for k, v in row.items()}, step)
 
     def export(self, name: str, target: Path) -> Path:
-        """Write an SAE that plain SAELens loads, whole or not at all.
+        """Write atomically an SAE that SAELens can load without this package.
 
         Raises:
-            StorageError: it could not be written; an earlier export survives.
+            StorageError: the SAE could not be written. An earlier export survives.
         """
         sae, trainer = self.saes[name], self.trainer.trainers[name]
         with atomic_directory(target, "The checkpoints are intact.") as temporary:
@@ -243,7 +244,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _quiet_host() -> Iterator[None]:
-    """Hold back the host's warnings about an override data set: ours comes from the config."""
+    """Suppress SAELens's warnings about an override data set: ours comes from the config."""
     logger = logging.getLogger("sae_lens")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The runner's configuration: SAELens's own, with two corpora more."""
+"""The runner's configuration: SAELens's configuration with a forget and a retain corpus."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from saelens_adaptive_ortho.settings import check_values, reject_unknown
 from saelens_adaptive_ortho.text.corpora import DOMAINS, CorpusConfig, TokenisedCorpus
 from saelens_adaptive_ortho.training import store
 
-# Where a run writes, how it logs, where it computes: these do not change what is learned.
+# Fields for output, logging and devices. They do not change what is learned.
 NOT_FINGERPRINTED = {
     "output_path",
     "checkpoint_path",
@@ -50,7 +50,7 @@ RUNNER_FIELDS: dict[str, Any] = {
     "lr": PositiveFloat,
 }
 
-# Fields of the host that this runner would otherwise ignore: the only value it takes, and why.
+# SAELens's fields that this runner does not support: the only allowed value, and the reason.
 UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "use_cached_activations": (False, "variants share one activation stream instead."),
     "use_chat_formatting": (False, "the corpora are plain text."),
@@ -66,22 +66,23 @@ UNSUPPORTED: dict[str, tuple[Any, str]] = {
 
 @dataclass
 class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
-    """SAELens's runner config, plus where the two corpora come from.
+    """SAELens's runner config with fields for the two corpora.
 
-    Defaults that differ from the host's: nothing goes to W&B, remote code is never run, text is
+    Some defaults differ from SAELens's: nothing is logged to W&B, remote code is never run, text is
     tokenised here, and the norm is estimated on 20 batches (not 1,000).
 
     Args:
-        ortho_corpora: ``forget`` and ``retain`` (or ``retain`` alone), each a path or a mapping
-            of :class:`~saelens_adaptive_ortho.text.corpora.CorpusConfig` fields. Empty: one corpus,
-            ``dataset_path``, and no domains.
+        ortho_corpora: ``forget`` and ``retain`` (or only ``retain``), each a path or a mapping of
+            :class:`~saelens_adaptive_ortho.text.corpora.CorpusConfig` fields. If it is empty, there
+            is one corpus, ``dataset_path``, and there are no domains.
         ortho_forget_fraction: share of every batch that comes from the forget corpus.
-        ortho_holdout_fraction: share of the documents kept out of training, for evaluation.
-        ortho_holdout_contexts: at most so many held-out contexts per corpus.
+        ortho_holdout_fraction: share of the documents that are held out for evaluation.
+        ortho_holdout_contexts: largest number of held-out contexts per corpus.
         ortho_log_every: steps between rows of the training history.
-        ortho_sparse_products: on a CPU, multiply with firing latents alone
-            (:mod:`~saelens_adaptive_ortho.maths.sparse`): equal up to rounding, and several times
-            as fast for wide top-k SAEs. Off, a baseline is SAELens's own SAE to the bit.
+        ortho_sparse_products: on a CPU, compute products over the firing latents only
+            (:mod:`~saelens_adaptive_ortho.maths.sparse`). Results are equal up to rounding, and
+            wide top-k SAEs train several times as fast. If it is off, a baseline is bit-identical
+            to SAELens's own SAE.
     """
 
     dataset_trust_remote_code: bool = False
@@ -100,13 +101,13 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     def __post_init__(self) -> None:
         checkpoint_path = self.checkpoint_path
         super().__post_init__()
-        # The host appends a random id, so that no run would find its checkpoints again.
+        # SAELens appends a random id, and then no run could find its checkpoints again.
         self.checkpoint_path = checkpoint_path
         self._validate()
         self.sae.ortho_forget_rows = self._forget_rows()
 
     def corpora(self) -> dict[str, CorpusConfig]:
-        """The corpora by domain; a single corpus is called ``corpus`` and has no domain."""
+        """The corpora by domain. A single corpus has the name ``corpus`` and no domain."""
         if not self.ortho_corpora:
             return {"corpus": CorpusConfig.from_dict("dataset_path", self.dataset_path)}
         named = {
@@ -117,15 +118,15 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         return named if len(named) == 2 else {"corpus": next(iter(named.values()))}
 
     def corpus_field(self, domain: str) -> str:
-        """Name of the config field a corpus comes from, for errors."""
+        """Name of the config field that defines a corpus, for errors."""
         if not self.ortho_corpora:
             return "dataset_path"
         name = domain if domain in self.ortho_corpora else next(iter(self.ortho_corpora))
         return f"ortho_corpora.{name}"
 
     def _validate(self) -> None:
-        own = [f.name for f in fields(self) if f.name.startswith("ortho_")]
-        values = {name: getattr(self, name) for name in [*own, *RUNNER_FIELDS]}
+        ortho_fields = [f.name for f in fields(self) if f.name.startswith("ortho_")]
+        values = {name: getattr(self, name) for name in [*ortho_fields, *RUNNER_FIELDS]}
         check_values(values, type(self), also=RUNNER_FIELDS)
         reject_unknown(self.ortho_corpora, DOMAINS, "ortho_corpora.")
         if self.ortho_corpora and self.dataset_path:
@@ -139,9 +140,9 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
                 self.training_tokens,
                 f"is less than one batch ({self.train_batch_size_tokens} tokens).",
             )
-        for name, (only, why) in UNSUPPORTED.items():
-            if getattr(self, name) != only:
-                raise reject(name, getattr(self, name), f"not supported here: {why}")
+        for name, (allowed, reason) in UNSUPPORTED.items():
+            if getattr(self, name) != allowed:
+                raise reject(name, getattr(self, name), f"not supported here: {reason}")
 
     def _forget_rows(self) -> int:
         if not hasattr(self.sae, "ortho_mode"):
@@ -169,12 +170,13 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
 
 
 def with_sae(cfg: AdaptiveOrthoRunnerConfig, changes: dict[str, Any]) -> AdaptiveOrthoRunnerConfig:
-    """The same run with other SAE settings; ``architecture`` among them changes the class.
+    """The same run config with other SAE settings. ``architecture`` changes the config class.
 
-    ``ortho_settings`` are those of one penalty: another ``ortho_mode`` starts without them.
+    ``ortho_settings`` belong to one penalty, so a config with another ``ortho_mode`` starts without
+    them.
 
     Raises:
-        ConfigError: an invalid value.
+        ConfigError: a value is invalid.
     """
     changed = dict(changes)
     current = {f.name: getattr(cfg.sae, f.name) for f in fields(cfg.sae) if f.init}

@@ -1,8 +1,9 @@
 """Domain-stratified activation batches.
 
-Batch ``t`` is a pure function of the configuration and ``t``: contexts are permuted by epoch,
-activations are shuffled within chunks of a few batches, and every permutation is seeded by what
-it permutes. So a run resumes at any step without replaying, and its buffer needs no saving.
+Batch ``t`` is a pure function of the configuration and ``t``. Contexts are permuted in each epoch,
+and activations are shuffled within chunks of a few batches. The seed of each permutation depends
+only on the run's seed, the domain, and the epoch or chunk. A run can therefore resume at any step
+without replaying earlier steps, and its buffer need not be saved.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ from saelens_adaptive_ortho.text.corpora import TokenisedCorpus
 
 
 class NonFiniteActivationsError(Explained, RuntimeError):
-    """The language model produced NaN or infinity; names the corpus and the batch."""
+    """The language model produced NaN or infinity. The message names corpus and batches."""
 
 
 # ---------------------------------------------------------------- activations
 
 
 class _Rows(NamedTuple):
-    """A run of activation rows: whole contexts, and where in them the rows begin."""
+    """Consecutive activation rows: the contexts, and how many of their first rows to skip."""
 
     contexts: Int[Tensor, " n"]
     skip: int
 
 
 class DomainRows:
-    """Random access to the endless sequence of a corpus's usable token positions.
+    """Random access to the infinite sequence of a corpus's usable token positions.
 
-    Epoch ``e`` visits the contexts in a permutation seeded by ``(seed, domain, e)``; within a
-    context only positions in ``usable`` count (the sequence slice, minus excluded tokens).
+    Epoch ``e`` visits the contexts in a permutation seeded by ``(seed, domain, e)``. Within a
+    context only positions in ``usable`` count (the sequence slice without excluded tokens).
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class DomainRows:
         self._epoch: tuple[int, Tensor, Tensor] | None = None
 
     def locate(self, start: int, n: int) -> list[_Rows]:
-        """Contexts that hold rows ``start .. start + n`` of the endless sequence, by epoch."""
+        """Contexts of rows ``start .. start + n`` of the infinite sequence, one item per epoch."""
         out = []
         while n > 0:
             epoch, offset = divmod(start, self.rows_per_epoch)
@@ -78,12 +79,12 @@ class DomainRows:
 
 
 class StratifiedActivationsStore(ActivationsStore):
-    """SAELens's store, serving domain-stratified batches from one or two corpora.
+    """SAELens's store with domain-stratified batches from one or two corpora.
 
     Rows ``[0:forget_rows]`` of each batch come from the forget corpus, the rest from the retain
-    corpus. Iterating yields batches ``position, position + 1, ...``; :meth:`seek` moves anywhere.
-    The inherited token interface (``get_batch_tokens``, used by evaluations) serves the held-out
-    contexts of all corpora, interleaved.
+    corpus. Iteration yields batches ``position, position + 1, ...``; :meth:`seek` sets the
+    position. The inherited token interface (``get_batch_tokens``, used by evaluations) returns the
+    held-out contexts of all corpora, interleaved.
     """
 
     corpora: list[TokenisedCorpus]
@@ -96,10 +97,10 @@ class StratifiedActivationsStore(ActivationsStore):
         """A store for a runner config and its tokenised corpora.
 
         Raises:
-            ConfigError: no usable token position, or a batch without a row of each corpus.
+            ConfigError: there is no usable token position, or a batch has no row of a corpus.
         """
         with warnings.catch_warnings():
-            # Held-out contexts are fewer than the training tokens, and meant to be.
+            # There are intentionally fewer held-out contexts than training tokens.
             warnings.filterwarnings("ignore", message="The training dataset contains fewer")
             store = cls.from_config(model, cfg, override_dataset=held_out_dataset(corpora))
         assert isinstance(store, StratifiedActivationsStore)
@@ -136,7 +137,7 @@ class StratifiedActivationsStore(ActivationsStore):
         return usable
 
     def seek(self, position: int) -> None:
-        """Make the next batch the one of this step."""
+        """Set the position of the next batch."""
         self.position = position
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -145,7 +146,7 @@ class StratifiedActivationsStore(ActivationsStore):
     def __next__(self) -> Float[Tensor, "batch d_in"]:
         chunk, slot = divmod(self.position, self.batches_per_chunk)
         if self._chunk is None or self._chunk[0] != chunk:
-            self._chunk = None  # free the old chunk before the new one is made
+            self._chunk = None  # frees the old chunk before the new one is computed
             self._chunk = (chunk, [self._fill(d, chunk) for d in range(len(self._domains))])
         self.position += 1
         return torch.cat(
@@ -156,7 +157,7 @@ class StratifiedActivationsStore(ActivationsStore):
         )
 
     def _fill(self, d: int, chunk: int) -> Float[Tensor, "rows d_in"]:
-        """Activations of one corpus for a whole chunk, shuffled."""
+        """Shuffled activations of one corpus for a whole chunk."""
         n = self._rows_per_batch[d] * self.batches_per_chunk
         start, pieces = chunk * n, []
         for piece in self._domains[d].locate(start, n):
@@ -190,7 +191,7 @@ class StratifiedActivationsStore(ActivationsStore):
         return torch.cat(out)
 
     def epochs(self, n_steps: int) -> dict[str, float]:
-        """How often ``n_steps`` batches go through each corpus."""
+        """Number of epochs of each corpus in ``n_steps`` batches."""
         return {
             c.domain: n * n_steps / d.rows_per_epoch
             for c, d, n in zip(self.corpora, self._domains, self._rows_per_batch, strict=True)
@@ -198,17 +199,17 @@ class StratifiedActivationsStore(ActivationsStore):
 
 
 def held_out_dataset(corpora: list[TokenisedCorpus]) -> Dataset:
-    """The held-out contexts of all corpora, interleaved, equally many of each."""
+    """The held-out contexts of all corpora, interleaved, with equal numbers from each."""
     n = min(len(c.held_out) for c in corpora)
     interleaved = torch.stack([c.held_out[:n] for c in corpora], dim=1).flatten(0, 1)
     return Dataset.from_dict({"tokens": interleaved.tolist()})
 
 
 def forget_rows(cfg: Any) -> int:
-    """Rows of a batch that come from the forget corpus; 0 with a single corpus.
+    """Number of rows of a batch that come from the forget corpus; 0 with a single corpus.
 
     Raises:
-        ConfigError: the fraction leaves one of the corpora without a row.
+        ConfigError: the fraction leaves a corpus without a row.
     """
     if len(cfg.corpora()) == 1:
         return 0
@@ -217,6 +218,6 @@ def forget_rows(cfg: Any) -> int:
         raise reject(
             "ortho_forget_fraction",
             cfg.ortho_forget_fraction,
-            f"a batch of {cfg.train_batch_size_tokens} needs a row of each corpus.",
+            f"a batch of {cfg.train_batch_size_tokens} needs at least one row of each corpus.",
         )
     return n

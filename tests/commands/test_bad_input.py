@@ -100,7 +100,7 @@ def test_a_config_that_does_not_exist_is_refused(
 def test_a_width_that_is_not_the_models_is_refused(refused: Refused) -> None:
     message = refused({"d_in": 48})
     assert message.startswith("sae.d_in=48: ")
-    assert "is 32 wide; set it to that" in message
+    assert "has width 32. Use this value" in message
 
 
 def test_a_hook_the_model_has_not_is_refused_with_the_nearest(refused: Refused) -> None:

@@ -74,8 +74,8 @@ def remove(tree: dict[str, Any], key: str) -> dict[str, Any]:
         ("evals.subspaces", "Did you mean 'subspace'?"),
         ("ortho_corpora.forgot", "Did you mean ortho_corpora.forget?"),
         ("ortho_corpora.forget.text_fields", "text_field"),
-        ("zzz", "See configs/ for what is known"),
-        ("sae.zzz", "See configs/ for what is known"),
+        ("zzz", "See configs/ for the known keys"),
+        ("sae.zzz", "See configs/ for the known keys"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(

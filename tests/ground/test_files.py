@@ -1,4 +1,4 @@
-"""Writes that fail leave what was there before, and say so."""
+"""Failed writes keep the earlier content and say so."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
 
 @contextmanager
 def no_file_over(size: int) -> Iterator[None]:
-    """The system refuses to let a file grow past ``size`` bytes, as a full disk would."""
+    """No file can grow beyond ``size`` bytes, like on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -54,7 +54,7 @@ def fill(folder: Path, text: str) -> None:
 # --------------------------------------------------------------- atomic folders
 
 
-def test_a_folder_appears_whole_and_replaces_an_older_one(tmp_path: Path) -> None:
+def test_folder_is_written_atomically_over_old_one(tmp_path: Path) -> None:
     target = tmp_path / "a" / "target"
     for text in ("old", "new"):
         with atomic_directory(target, "Nothing.") as temporary:
@@ -67,9 +67,7 @@ def test_a_folder_appears_whole_and_replaces_an_older_one(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "error", [ValueError("mine"), KeyboardInterrupt(), RuntimeError("mine"), OSError("mine")]
 )
-def test_any_failure_keeps_the_older_folder_and_removes_the_unfinished_one(
-    tmp_path: Path, error: BaseException
-) -> None:
+def test_failure_keeps_old_folder_and_removes_new(tmp_path: Path, error: BaseException) -> None:
     target = tmp_path / "target"
     with atomic_directory(target, "Nothing.") as temporary:
         fill(temporary, "old")
@@ -94,9 +92,7 @@ def test_any_failure_keeps_the_older_folder_and_removes_the_unfinished_one(
         RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
     ],
 )
-def test_a_full_disk_is_an_error_that_names_the_path_the_cause_and_what_survives(
-    tmp_path: Path, error: Exception
-) -> None:
+def test_full_disk_error_names_path_cause_and_survivor(tmp_path: Path, error: Exception) -> None:
     target = tmp_path / "target"
 
     def write() -> None:
@@ -111,7 +107,7 @@ def test_a_full_disk_is_an_error_that_names_the_path_the_cause_and_what_survives
 
 
 @pytest.mark.parametrize("writer", ["text", "safetensors", "torch"])
-def test_a_write_that_the_system_refuses_is_recognised(tmp_path: Path, writer: str) -> None:
+def test_refused_write_is_recognised(tmp_path: Path, writer: str) -> None:
     writers: dict[str, Callable[[Path], Any]] = {
         "text": lambda path: path.write_text("x" * 100_000),
         "safetensors": lambda path: save_file({"x": torch.zeros(100_000)}, path),
@@ -127,7 +123,7 @@ def test_a_write_that_the_system_refuses_is_recognised(tmp_path: Path, writer: s
     assert names(tmp_path) == []
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_json_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
     write_json(path, {"a": 1})
     with no_file_over(4096), pytest.raises(StorageError, match=r"value\.json could not be written"):
@@ -138,7 +134,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert names(tmp_path) == ["value.json"]
 
 
-def test_a_folder_under_a_regular_file_is_refused(tmp_path: Path) -> None:
+def test_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"output_path='.*file/run': cannot be written"):
         check_writable("output_path", tmp_path / "file" / "run")
@@ -147,9 +143,9 @@ def test_a_folder_under_a_regular_file_is_refused(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ checkpoints
 
 
-# The first limit stops at the weights, the second lets them pass and stops at the optimiser.
+# The first limit fails at the weights, the second one at the optimiser state.
 @pytest.mark.parametrize("limit", [4_096, 25_000])
-def test_no_space_while_saving_a_checkpoint_leaves_the_previous_one_to_resume_from(
+def test_full_disk_keeps_previous_checkpoint_usable(
     prepared: Prepared, make_config: Callable[..., Any], tmp_path: Path, limit: int
 ) -> None:
     folder = tmp_path / "checkpoints"
@@ -186,7 +182,7 @@ def test_no_space_while_saving_a_checkpoint_leaves_the_previous_one_to_resume_fr
 
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("limit", [100, 2_000, 16_384])
-def test_the_command_line_reports_a_full_disk_without_a_traceback_and_continues_later(
+def test_command_line_reports_full_disk_and_resumes(
     write_config: Callable[..., Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -202,9 +198,7 @@ def test_the_command_line_reports_a_full_disk_without_a_traceback_and_continues_
     assert (tmp_path / "run" / "seed0" / "baseline" / "sae_weights.safetensors").is_file()
 
 
-def test_a_failing_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_write_keeps_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_text_atomic(tmp_path / "x.json", "old")
 
     def refuse(*_: object) -> None:

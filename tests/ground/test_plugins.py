@@ -1,4 +1,4 @@
-"""Tables of named objects: own ones never depend on other packages, whose faults are named."""
+"""Tables of named objects: built-in and plugin objects, and errors that name broken packages."""
 
 from __future__ import annotations
 
@@ -38,18 +38,14 @@ def refusal(table: Table[Thing], name: object) -> str:
     return str(error.value)
 
 
-def test_an_own_object_is_found_without_loading_or_replacing_anything(
-    table: Table[Thing], install: Install
-) -> None:
+def test_built_in_object_loads_no_plugin(table: Table[Thing], install: Install) -> None:
     install("toys", CODE, {GROUP: {"own": "toys:NAMESAKE", "good": "toys:GOOD"}})
     assert table.find("thing", "own") is OWN
     assert table.names() == ["own", "good"]
     assert "toys" not in sys.modules
 
 
-def test_an_object_of_another_package_is_found_and_loaded_once(
-    table: Table[Thing], install: Install
-) -> None:
+def test_plugin_object_is_loaded_once(table: Table[Thing], install: Install) -> None:
     install("toys", CODE, {GROUP: {"good": "toys:GOOD"}})
     found = table.find("thing", "good")
     assert found == Thing("good")
@@ -57,7 +53,7 @@ def test_an_object_of_another_package_is_found_and_loaded_once(
 
 
 @pytest.mark.parametrize("name", ["goood", 3, None, True, ["own"]])
-def test_an_unknown_name_is_refused_with_all_known_ones(
+def test_unknown_name_is_refused_with_known_ones(
     table: Table[Thing], install: Install, name: object
 ) -> None:
     install("toys", CODE, {GROUP: {"good": "toys:GOOD"}})
@@ -72,10 +68,10 @@ def test_an_unknown_name_is_refused_with_all_known_ones(
         ("gone", "toys_that_are_gone:GOOD", r"cannot be loaded \(ModuleNotFoundError: .*gone'\)"),
         ("gone", "toys:GONE", r"cannot be loaded \(AttributeError: .*GONE'\)"),
         ("number", "toys:NO_THING", "gives a int, not a Thing"),
-        ("better", "toys:GOOD", "gives the Thing 'good'; both must have one name"),
+        ("better", "toys:GOOD", "gives the Thing 'good'; both names must be equal"),
     ],
 )
-def test_a_broken_package_is_named_and_breaks_nothing_else(
+def test_broken_package_breaks_only_its_names(
     table: Table[Thing], install: Install, entry: str, value: str, why: str
 ) -> None:
     install("toys", CODE, {GROUP: {entry: value, "good": "toys:GOOD"}})
@@ -89,17 +85,13 @@ def test_a_broken_package_is_named_and_breaks_nothing_else(
     assert table.find("thing", "good") == Thing("good")
 
 
-def test_a_module_that_fails_as_it_is_imported_is_named(
-    table: Table[Thing], install: Install
-) -> None:
+def test_failing_import_names_the_module(table: Table[Thing], install: Install) -> None:
     install("toys", "raise OSError('no such toy')", {GROUP: {"good": "toys:GOOD"}})
     assert "good = toys:GOOD of toys" in refusal(table, "good")
     assert "(OSError: no such toy)" in refusal(table, "good")
 
 
-def test_all_objects_are_listed_without_the_broken_ones_of_which_a_warning_tells(
-    table: Table[Thing], install: Install
-) -> None:
+def test_every_skips_broken_objects_with_warning(table: Table[Thing], install: Install) -> None:
     entries = {"own": "toys:NAMESAKE", "good": "toys:GOOD", "gone": "toys:GONE"}
     install("toys", CODE, {GROUP: entries})
     with pytest.warns(UserWarning, match=r"gone = toys:GONE of toys .*GONE") as warned:
@@ -117,7 +109,7 @@ def test_all_objects_are_listed_without_the_broken_ones_of_which_a_warning_tells
         table.every()
 
 
-def test_an_evaluation_of_another_package_is_known_by_its_name(install: Install) -> None:
+def test_plugin_evaluation_is_found_by_name(install: Install) -> None:
     code = (
         "from saelens_adaptive_ortho.evaluations import Evaluation\n"
         "TOY = Evaluation('toy', 'Toy', module='toys')\n"
@@ -128,7 +120,7 @@ def test_an_evaluation_of_another_package_is_known_by_its_name(install: Install)
     assert "toy" in evaluations.runnable()
 
 
-def test_a_name_that_two_packages_offer_is_refused(table: Table[Thing], install: Install) -> None:
+def test_name_offered_by_two_packages_is_refused(table: Table[Thing], install: Install) -> None:
     install("toys", CODE, {GROUP: {"good": "toys:GOOD"}})
     install("games", CODE, {GROUP: {"good": "games:GOOD"}})
     message = refusal(table, "good")

@@ -1,4 +1,4 @@
-"""Result files: what is written is read again, and a broken one is named."""
+"""Result files: they are read as written, and errors name broken files."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ RESULTS = [
 ]
 
 
-def test_a_file_of_several_results_holds_one_on_each_line_in_full_precision(tmp_path: Path) -> None:
+def test_results_file_has_one_exact_result_per_line(tmp_path: Path) -> None:
     path = write_results_file(tmp_path / "results.jsonl", RESULTS)
     assert path.read_text(encoding="utf-8").count("\n") == len(RESULTS)
     assert read_results_file(path) == RESULTS
 
 
-def test_it_stands_for_the_folder_of_the_run(tmp_path: Path) -> None:
+def test_results_file_replaces_the_run_folder(tmp_path: Path) -> None:
     for each in RESULTS:
         run = tmp_path / "run"
         write_result(result_path(run, each.variant, each.seed, each.eval), each)
@@ -50,7 +50,7 @@ def test_it_stands_for_the_folder_of_the_run(tmp_path: Path) -> None:
     assert load_results(elsewhere) == load_results(path)
 
 
-def test_a_table_is_the_same_from_either_form(tmp_path: Path) -> None:
+def test_table_is_the_same_from_file_and_folder(tmp_path: Path) -> None:
     for each in RESULTS:
         write_result(result_path(tmp_path, each.variant, each.seed, each.eval), each)
     write_results_file(tmp_path / "compact.jsonl", RESULTS)
@@ -74,7 +74,7 @@ def test_a_table_is_the_same_from_either_form(tmp_path: Path) -> None:
         (json.dumps({**RESULTS[0].to_json(), "metrics": {"x": "many"}}), "metric 'x'"),
     ],
 )
-def test_a_line_that_is_no_result_is_named(tmp_path: Path, line: str, problem: str) -> None:
+def test_bad_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
     path = write_results_file(tmp_path / "results.jsonl", RESULTS[:1])
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(ResultError, match=problem) as error:
@@ -82,7 +82,7 @@ def test_a_line_that_is_no_result_is_named(tmp_path: Path, line: str, problem: s
     assert f"{path}:2" in str(error.value)
 
 
-def test_a_file_without_results_is_refused(tmp_path: Path) -> None:
+def test_file_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultError, match="cannot be read"):
         read_results_file(tmp_path / "missing.jsonl")
     (tmp_path / "empty.jsonl").write_text("")
@@ -90,7 +90,7 @@ def test_a_file_without_results_is_refused(tmp_path: Path) -> None:
         load_results(tmp_path / "empty.jsonl")
 
 
-def test_nothing_is_written_where_a_number_is_not_finite(tmp_path: Path) -> None:
+def test_non_finite_number_writes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     with pytest.raises(ValueError, match="pooled/l0"):
         write_results_file(path, [RESULTS[0], Result("core", "x", 0, metrics={"pooled/l0": 1e999})])

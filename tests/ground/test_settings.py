@@ -1,4 +1,4 @@
-"""The one place where settings are checked, and where YAML is read and written."""
+"""Checks of settings, and reading and writing of YAML."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ KINDS: dict[str, tuple[Any, str, list[Any], list[Any]]] = {
         for bad in wrong
     ],
 )
-def test_a_bad_value_is_refused_in_the_one_form(hint: Any, rule: str, bad: Any) -> None:
+def test_bad_value_is_refused_in_common_form(hint: Any, rule: str, bad: Any) -> None:
     with pytest.raises(ConfigError) as error:
         check_value("field", bad, hint)
     assert str(error.value) == f"field={bad!r}: must be {rule}."
@@ -126,13 +126,13 @@ def test_a_good_value_passes(hint: Any, good: Any) -> None:
     check_value("field", good, hint)
 
 
-def test_a_number_of_numpy_is_a_number_and_no_whole_one() -> None:
+def test_numpy_float_is_a_number_but_not_whole() -> None:
     check_value("field", np.float64(0.5), Share)
     with pytest.raises(ConfigError, match="whole number"):
         check_value("field", np.float64(1), int)
 
 
-def test_a_name_outside_a_table_is_refused_with_the_nearest() -> None:
+def test_name_outside_table_is_refused_with_nearest() -> None:
     table = {"topk": 1, "gated": 2}
     check_one_of("base", "topk", table)
     with pytest.raises(ConfigError) as error:
@@ -148,11 +148,11 @@ def test_a_name_outside_a_table_is_refused_with_the_nearest() -> None:
     [
         ("lerning", ["learning", "steps"], "Did you mean a.learning?"),
         ("zzz", ["learning", "steps"], "Known: learning, steps."),
-        ("zzz", [], "Nothing is to be set here."),
-        ("zzz", list("abcdefghi"), "See configs/ for what is known."),
+        ("zzz", [], "There are no settings here."),
+        ("zzz", list("abcdefghi"), "See configs/ for the known keys."),
     ],
 )
-def test_an_unknown_key_is_refused_with_the_nearest(key: str, known: list[str], hint: str) -> None:
+def test_unknown_key_is_refused_with_nearest(key: str, known: list[str], hint: str) -> None:
     with pytest.raises(ConfigError) as error:
         reject_unknown({**dict.fromkeys(known, 1), key: 3}, known, "a.")
     assert str(error.value) == f"a.{key}=3: unknown key. {hint}"
@@ -163,7 +163,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(key: str, known: list[str], 
 
 @dataclass
 class Stock:
-    """Stands for a config of another library."""
+    """Represents a config of another library."""
 
     width: int
     rate: float = 1.0
@@ -184,12 +184,12 @@ class Own(Stock):
             raise ConfigError("steps=6: contradicts share.")
 
 
-def test_a_mapping_becomes_settings_with_defaults() -> None:
+def test_mapping_becomes_settings_with_defaults() -> None:
     assert parse(Own, {"width": 3, "share": 0}) == Own(width=3, share=0)
     assert parse(Own, {"share": 1}, width=4) == Own(width=4, share=1)
 
 
-def test_what_a_user_wrote_is_kept_as_it_is() -> None:
+def test_values_are_not_converted() -> None:
     assert type(parse(Own, {"width": 3, "share": 1}).share) is int
 
 
@@ -210,12 +210,12 @@ def test_what_a_user_wrote_is_kept_as_it_is() -> None:
         (None, "own=None: must be a mapping of settings."),
     ],
 )
-def test_a_mapping_that_breaks_a_rule_is_refused(tree: Any, message: str) -> None:
+def test_mapping_that_breaks_a_rule_is_refused(tree: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
         parse(Own, tree, "own.")
 
 
-def test_a_field_of_another_library_gets_its_bounds_from_us() -> None:
+def test_also_gives_bounds_to_foreign_fields() -> None:
     also = {"width": Annotated[int, Field(ge=4)]}
     assert parse(Own, {"width": 4}, "own.", also).width == 4
     for bad in (3, "4", True):
@@ -223,14 +223,14 @@ def test_a_field_of_another_library_gets_its_bounds_from_us() -> None:
             parse(Own, {"width": bad}, "own.", also)
 
 
-def test_settings_that_are_built_directly_are_checked_too() -> None:
+def test_directly_built_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"^share=-1: must be a number in \[0, 1\]\.$"):
         Own(width=3, share=-1)
     with pytest.raises(ConfigError, match=r"^rate=nan: must be a number\.$"):
         Own(width=3, rate=NAN)
 
 
-def test_settings_of_a_command_line_are_named_like_its_options() -> None:
+def test_command_line_settings_are_named_as_options() -> None:
     with pytest.raises(ConfigError, match=r"^--batch-size=1: must be a whole number"):
         check_values({"batch_size": 1}, Own, "--")
 
@@ -249,13 +249,13 @@ SCALARS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(("text", "value"), SCALARS.items())
-def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
+def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
     read = parse_yaml(f"a: {text}\n", "file.yaml")["a"]
     assert read == value
     assert type(read) is type(value)
 
 
-def test_not_a_number_is_read_as_such() -> None:
+def test_nan_is_read_as_nan() -> None:
     assert math.isnan(parse_yaml("a: .nan", "file.yaml")["a"])
 
 
@@ -272,7 +272,7 @@ def test_not_a_number_is_read_as_such() -> None:
         ("{}", {}),
     ],
 )
-def test_what_else_yaml_has_is_read(text: str, tree: dict[str, Any]) -> None:
+def test_other_yaml_features_are_read(text: str, tree: dict[str, Any]) -> None:
     assert parse_yaml(text, "file.yaml") == tree
 
 
@@ -306,14 +306,12 @@ def test_what_else_yaml_has_is_read(text: str, tree: dict[str, Any]) -> None:
         ("null: 2\n", "line 1: the key null is not text; quote it"),
     ],
 )
-def test_text_that_is_not_a_plain_mapping_is_refused_by_file_and_line(
-    text: str, message: str
-) -> None:
+def test_bad_yaml_is_refused_with_file_and_line(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^config='dir/file.yaml': .*{message}"):
         parse_yaml(text, "dir/file.yaml")
 
 
-def test_what_an_alias_repeats_can_be_changed_on_its_own() -> None:
+def test_alias_values_are_copied() -> None:
     tree = parse_yaml("a: &x {k: [1]}\nb: *x\n", "file.yaml")
     apply_override(tree, "a.k=2")
     assert tree == {"a": {"k": 2}, "b": {"k": [1]}}
@@ -328,12 +326,12 @@ def test_what_an_alias_repeats_can_be_changed_on_its_own() -> None:
         ("a={b: 1, b: 2}", 'found duplicate key "b"'),
     ],
 )
-def test_an_override_that_cannot_be_read_is_refused(override: str, message: str) -> None:
+def test_unreadable_override_is_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         apply_override({"a": {"b": 1}}, override)
 
 
-# Any text but line breaks that are not "\n", and control characters.
+# Any text without control characters and without line breaks other than "\n".
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]) | st.just("\n"))
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
@@ -343,23 +341,23 @@ PLAIN = st.recursive(
 
 
 @given(st.dictionaries(TEXT, PLAIN, max_size=4))
-def test_what_is_written_is_read_back(tree: dict[str, Any]) -> None:
+def test_yaml_round_trip(tree: dict[str, Any]) -> None:
     assert parse_yaml(dump_yaml(tree), "file.yaml") == tree
 
 
-def test_a_tree_is_written_in_its_own_order_with_a_line_for_each_setting() -> None:
+def test_dump_keeps_order_with_one_line_per_setting() -> None:
     assert dump_yaml({"b": 1, "a": {"mode": "off", "lr": 1e-5}, "seeds": [0, 1]}) == (
         "b: 1\na:\n  mode: off\n  lr: 1e-05\nseeds:\n- 0\n- 1\n"
     )
 
 
-def test_what_is_in_two_places_is_written_twice() -> None:
+def test_dump_writes_no_aliases() -> None:
     shared = {"k": 1}
     assert "&" not in dump_yaml({"a": shared, "b": shared})
 
 
-def test_the_configs_of_older_run_folders_are_read() -> None:
-    """They were written by PyYAML, which follows YAML 1.1."""
+def test_configs_of_old_run_folders_are_read() -> None:
+    """PyYAML wrote them, and PyYAML follows YAML 1.1."""
     text = (
         "mode: 'off'\n'yes': 'no'\nlr: 1.0e-05\nbig: 1.0e+20\ninf: .inf\ndate: '2024-01-02'\n"
         "text: 'a: b #'\nnumber: '7'\nnone: null\nempty: {}\nlist:\n- []\n- - 1\n"
@@ -370,7 +368,7 @@ def test_the_configs_of_older_run_folders_are_read() -> None:
     }
 
 
-def test_every_yaml_file_of_the_repository_is_read() -> None:
+def test_all_repository_yaml_files_are_read() -> None:
     root = Path(__file__).parents[2]
     paths = [p for top in ("configs", "evals") for p in (root / top).rglob("*.yaml")]
     assert len(paths) > 20

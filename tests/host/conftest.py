@@ -1,4 +1,4 @@
-"""A training loop that the battery can stop, resume and inspect at any step."""
+"""A training loop that the tests can stop, resume and inspect at any step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BATCH = 32
 
 
 def _make_batches(steps: int, batch: int = BATCH, d_in: int = 16, n_features: int = 40) -> Tensor:
-    """[steps, batch, d_in] of sparse sums of fixed random features; the global RNG stays put."""
+    """Sparse sums of fixed random features [steps, batch, d_in]; the global RNG is not used."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(n_features, d_in, generator=generator)
     acts = torch.rand(steps, batch, n_features, generator=generator)
@@ -35,10 +35,10 @@ def _make_trainer(sae: Any, **overrides: Any) -> SAETrainer[Any, Any]:
 
 
 def _train(trainer: SAETrainer[Any, Any], batches: Tensor) -> list[TrainStepOutput]:
-    """The host's steps on ``batches``, counted as its ``fit`` counts them."""
+    """SAELens's steps on ``batches``, with the step count of its ``fit``."""
     outputs = []
     for batch in batches:
-        # The host's activation store hands over batches in the SAE's dtype.
+        # SAELens's activation store returns batches in the SAE's dtype.
         outputs.append(trainer.step(batch.to(trainer.sae.dtype)))
         trainer.n_training_steps += 1
     return outputs

@@ -1,4 +1,4 @@
-"""BatchTopK by sampling gives what SAELens's own gives, to the bit."""
+"""BatchTopK by sampling is bit-identical to SAELens's BatchTopK."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def batch(n=300, d=512, seed=0, dtype=torch.float32):
         batch(dtype=torch.float64),
         batch(4, 100),
         batch() * torch.linspace(0, 3, 512),
-        # One latent in the sample alone, and none of the large ones in it.
+        # The sample holds only one latent and none of the large values.
         batch(306, 17 * 20) * (torch.arange(340) % 17 == 0),
         batch(306, 17 * 20) * (1 + 9 * (torch.arange(340) % 17 == 3)),
         batch() - 2.5,
@@ -49,18 +49,18 @@ def test_equals_stock(x, k):
 
 
 @pytest.mark.parametrize("loud", [2, 3, 5, 7])
-def test_takes_the_shortcut_where_it_can_whichever_latents_fire(monkeypatch, loud):
+def test_shortcut_is_taken_whichever_latents_fire(monkeypatch, loud):
     def refuse(*_args, **_kwargs):
         raise AssertionError("sorted the batch")
 
-    # Every n-th latent is louder: a sample of every n-th value would see one kind alone.
+    # Every n-th latent is larger. A sample of every n-th value would see only one kind.
     x = batch(300, 2 * 3 * 5 * 7 * 4) * (1 + 9 * (torch.arange(840) % loud == 0))
     expected = BatchTopK(6)(x)
     monkeypatch.setattr(torch, "topk", refuse)
     assert torch.equal(SampledBatchTopK(6)(x), expected)
 
 
-def test_ties_at_the_threshold_are_left_to_the_stock_selection():
+def test_ties_use_the_stock_selection():
     x = batch(dtype=torch.bfloat16)
     least = x.flatten().topk(6 * 300).values[-1]
     assert int((x >= least).sum()) > 6 * 300, "the case is to have ties"
@@ -70,7 +70,7 @@ def test_ties_at_the_threshold_are_left_to_the_stock_selection():
     assert torch.equal(*gradients)
 
 
-def test_not_a_number_is_not_hidden():
+def test_nan_is_not_hidden():
     x = batch()
     x[3, 5] = float("nan")
     assert torch.equal(*(f(6)(x).isnan() for f in (BatchTopK, SampledBatchTopK)))

@@ -1,4 +1,4 @@
-"""One battery over every registered architecture and mode, trained by SAELens's own trainer."""
+"""The same tests for every architecture and mode, trained by SAELens's own trainer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from saelens_adaptive_ortho.maths.penalties.fixed import fixed_penalty
 from saelens_adaptive_ortho.maths.penalties.gram import gram_penalty
 
 Build = Callable[..., Any]
-LOWER_COSINES = ["gram", "fixed", "adaptive"]  # not what every penalty is for
+LOWER_COSINES = ["gram", "fixed", "adaptive"]  # other penalties need not lower cosines
 
 every_architecture = pytest.mark.parametrize("name", list(ARCHITECTURES))
 every_mode = pytest.mark.parametrize("mode", list(PENALTIES.own))
@@ -58,7 +58,7 @@ def step_input(sae: Any, batch: Tensor, step: int = 0) -> TrainStepInput:
 # ------------------------------------------------------------ registration
 
 
-def test_every_stock_architecture_named_in_the_design_is_registered() -> None:
+def test_all_stock_architectures_are_registered() -> None:
     stock = ["standard", "topk", "batchtopk", "jumprelu", "gated", "matryoshka_batchtopk"]
     assert list(ARCHITECTURES) == [f"adaptive_ortho_{name}" for name in stock]
     for name, pair in ARCHITECTURES.items():
@@ -76,13 +76,13 @@ def test_reloading_the_module_changes_nothing() -> None:
     try:
         importlib.reload(architectures)
         assert before == SAE_TRAINING_CLASS_REGISTRY
-    finally:  # the reload made new classes, which no other test should meet
+    finally:  # the reload made new classes, which other tests must not use
         vars(architectures).update(names)
     assert saelens_adaptive_ortho.ARCHITECTURES is architectures.ARCHITECTURES
 
 
 @every_architecture
-def test_a_leaf_class_is_the_mixins_and_the_stock_class_and_nothing_else(name: str) -> None:
+def test_leaf_class_bases_are_mixins_and_stock_class(name: str) -> None:
     sae_class, config_class = ARCHITECTURES[name]
     stock_class, stock_config = SAE_TRAINING_CLASS_REGISTRY[stock_name(name)]
     sparse = issubclass(sae_class, SparseStepMixin)
@@ -94,7 +94,7 @@ def test_a_leaf_class_is_the_mixins_and_the_stock_class_and_nothing_else(name: s
 
 
 @every_architecture
-def test_the_config_survives_to_dict_json_and_from_dict(build_cfg: Build, name: str) -> None:
+def test_config_round_trips_through_json(build_cfg: Build, name: str) -> None:
     cfg = build_cfg(
         name,
         ortho_mode="fixed",
@@ -111,9 +111,7 @@ def test_the_config_survives_to_dict_json_and_from_dict(build_cfg: Build, name: 
 
 
 @every_architecture
-def test_the_inference_config_keeps_our_fields_in_its_metadata_only(
-    build_cfg: Build, name: str
-) -> None:
+def test_inference_config_has_ortho_fields_in_metadata_only(build_cfg: Build, name: str) -> None:
     exported = json.loads(json.dumps(build_cfg(name).get_inference_sae_cfg_dict()))
     details = exported["metadata"]["training_architecture_details"]
     assert exported["metadata"]["training_architecture"] == name
@@ -121,14 +119,14 @@ def test_the_inference_config_keeps_our_fields_in_its_metadata_only(
     assert not any(key.startswith("ortho_") for key in exported)
 
 
-# ------------------------------------------------- equality with the host
+# ------------------------------------------------- equality with SAELens
 
 
 @pytest.fixture(scope="module")
 def stock_run(
     build_sae: Build, make_trainer: Build, make_batches: Build, train: Build
 ) -> Callable[[str], tuple[Any, Tensor]]:
-    """The stock twin after 50 steps, and the global RNG state it leaves behind."""
+    """The stock SAE after 50 steps, and the global RNG state after its training."""
     runs: dict[str, tuple[Any, Tensor]] = {}
 
     def run(name: str) -> tuple[Any, Tensor]:
@@ -152,7 +150,7 @@ def stock_run(
     ],
     ids=lambda fields: "-".join(str(value) for value in fields.values()),
 )
-def test_off_and_coefficient_zero_train_bit_identically_to_the_stock_class(
+def test_off_and_zero_coefficient_equal_stock_training(
     build_sae: Build,
     make_trainer: Build,
     make_batches: Build,
@@ -177,7 +175,7 @@ def test_off_and_coefficient_zero_train_bit_identically_to_the_stock_class(
 
 @every_architecture
 @pytest.mark.parametrize("mode", LOWER_COSINES)
-def test_the_penalty_leaves_the_global_rng_alone_and_lowers_the_mean_max_cosine(
+def test_penalty_lowers_cosines_and_keeps_global_rng(
     build_sae: Build,
     make_trainer: Build,
     make_batches: Build,
@@ -192,7 +190,7 @@ def test_the_penalty_leaves_the_global_rng_alone_and_lowers_the_mean_max_cosine(
         ortho_mode=mode,
         ortho_coefficient=2.0,
         ortho_chunk_size=32,
-        # By energy, latents that hardly fire in 50 steps are hardly pushed.
+        # With energy weighting, latents that hardly fire in 50 steps are hardly pushed.
         ortho_weighting="uniform",
     )
     outputs = train(make_trainer(ours), make_batches(50))
@@ -205,7 +203,7 @@ def test_the_penalty_leaves_the_global_rng_alone_and_lowers_the_mean_max_cosine(
 
 
 def one_live_pair(d_in: int = 16, d_sae: int = 32) -> Tensor:
-    """Rows 0 and 1 meet at 45 degrees; every other cosine is 0, -1 or -0.7."""
+    """Rows 0 and 1 have an angle of 45 degrees; every other cosine is 0, -1 or -0.7."""
     e = torch.eye(d_in)
     return torch.cat([e[:1], e[:1] + e[1:2], -e[:2], e[2:], -e[2:]])[:d_sae]
 
@@ -217,11 +215,11 @@ def one_live_pair(d_in: int = 16, d_sae: int = 32) -> Tensor:
         ({"ortho_mode": "gram"}, None),
         ({"ortho_mode": "fixed"}, [0, 1]),
         ({"ortho_mode": "adaptive", "ortho_ordering": "symmetric"}, [0, 1]),
-        ({"ortho_mode": "adaptive"}, [1]),  # latent 0 fires more often and is held
+        ({"ortho_mode": "adaptive"}, [1]),  # latent 0 fires more often and gets no gradient
     ],
     ids=["gram", "fixed", "symmetric", "frequency"],
 )
-def test_the_gradient_reaches_only_decoder_rows_of_live_pairs(
+def test_gradient_reaches_only_rows_of_active_pairs(
     build_sae: Build, make_batches: Build, name: str, fields: dict[str, Any], rows: list[int] | None
 ) -> None:
     widths = {"matryoshka_widths": [8, 32]} if "matryoshka" in name else {}
@@ -230,7 +228,7 @@ def test_the_gradient_reaches_only_decoder_rows_of_live_pairs(
     if fields["ortho_mode"] == "adaptive":
         sae.ortho_samples += 100
         sae.ortho_fired[0, :2] += torch.tensor([20.0, 10.0])
-        sae.ortho_squares += 1.0  # every latent contributes alike
+        sae.ortho_squares += 1.0  # every latent contributes the same
     output = sae.training_forward_pass(step_input(sae, make_batches(1)[0]))
     output.losses["ortho_loss"].backward()
     for parameter_name, parameter in sae.named_parameters():
@@ -241,9 +239,7 @@ def test_the_gradient_reaches_only_decoder_rows_of_live_pairs(
 
 
 @every_architecture
-def test_the_host_sums_the_weighted_penalty_into_the_loss(
-    build_sae: Build, make_batches: Build, name: str
-) -> None:
+def test_loss_includes_weighted_penalty(build_sae: Build, make_batches: Build, name: str) -> None:
     batch = make_batches(1)[0]
     stock, ours = build_sae(stock_name(name)), build_sae(name, ortho_mode="gram")
     plain = stock.training_forward_pass(step_input(stock, batch))
@@ -310,13 +306,13 @@ def test_lambda_follows_its_schedule(
     sae = build_sae("adaptive_ortho_standard", **fields)
     W, mode = sae.W_dec.detach(), sae.cfg.ortho_mode
     penalty = gram_penalty(W) if mode == "gram" else fixed_penalty(W, torch.arange(len(W)))
-    # lr 0: the penalty itself stays put, so its loss shows the coefficient
+    # With lr 0 the penalty is constant, so its loss shows the coefficient.
     outputs = train(make_trainer(sae, lr=0.0), make_batches(len(expected)))
     found = [float(output.losses["ortho_loss"].detach() / penalty) for output in outputs]
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_scale_is_the_bias_corrected_running_variance_of_the_input(
+def test_scale_is_running_variance_of_input(
     build_sae: Build, make_trainer: Build, make_batches: Build, train: Build
 ) -> None:
     sae = build_sae("adaptive_ortho_topk", ortho_mode="gram")
@@ -329,9 +325,10 @@ def test_the_scale_is_the_bias_corrected_running_variance_of_the_input(
 
 
 @every_mode
-def test_a_scale_free_penalty_grows_with_the_activations_as_the_reconstruction_error_does(
+def test_scale_free_penalty_grows_like_squared_norm(
     build_sae: Build, make_batches: Build, mode: str
 ) -> None:
+    """The reconstruction error grows in the same way, so one lambda works for any norm."""
     batch = make_batches(1)[0]
     losses = []
     for norm in (1.0, 300.0):
@@ -347,7 +344,7 @@ def test_a_scale_free_penalty_grows_with_the_activations_as_the_reconstruction_e
 
 @every_architecture
 @pytest.mark.parametrize("precision", ["bfloat16", "autocast"])
-def test_training_in_bf16_stays_finite_and_keeps_statistics_in_full_precision(
+def test_bf16_training_keeps_float32_statistics(
     build_sae: Build,
     make_trainer: Build,
     make_batches: Build,
@@ -369,7 +366,7 @@ def test_training_in_bf16_stays_finite_and_keeps_statistics_in_full_precision(
     assert float(sae.ortho_samples.sum()) > 0
 
 
-def test_autocast_leaves_the_neighbour_search_and_the_counts_exact(
+def test_autocast_keeps_search_and_counts_exact(
     build_sae: Build, make_batches: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(coactivation, "random_signs", lambda n, r, seed, step: torch.ones(n, r))
@@ -380,10 +377,10 @@ def test_autocast_leaves_the_neighbour_search_and_the_counts_exact(
         sae.training_forward_pass(step_input(sae, batch))
     exact, _ = top_similar(decoder_directions(sae.W_dec.detach()), sae.cfg.ortho_neighbours)
     assert torch.equal(sae.ortho_neighbours, exact)
-    assert torch.equal(sae.ortho_sketch, torch.full((64, 32), 1001.0))  # bf16 would say 1000
+    assert torch.equal(sae.ortho_sketch, torch.full((64, 32), 1001.0))  # bf16 would give 1000
 
 
-def test_casting_an_sae_leaves_counts_and_ids_as_they_are(build_sae: Build) -> None:
+def test_casting_keeps_counts_and_ids(build_sae: Build) -> None:
     sae = build_sae("adaptive_ortho_jumprelu")
     sae.ortho_samples += 1001
     before = {key: value.clone() for key, value in sae.named_buffers()}
@@ -395,7 +392,7 @@ def test_casting_an_sae_leaves_counts_and_ids_as_they_are(build_sae: Build) -> N
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant:UserWarning")
-def test_sparse_activations_count_and_train_like_dense_ones(
+def test_sparse_activations_train_like_dense_ones(
     build_sae: Build, make_trainer: Build, make_batches: Build, train: Build
 ) -> None:
     # SAELens 6.54 cannot differentiate sparse activations rescaled by decoder norms on a CPU.
@@ -418,7 +415,7 @@ def test_sparse_activations_count_and_train_like_dense_ones(
 
 
 @pytest.mark.parametrize("forget_rows", [32, 33, 1000])
-def test_more_forget_rows_than_the_batch_can_hold_is_a_config_error(
+def test_too_many_forget_rows_are_refused(
     build_sae: Build, make_trainer: Build, make_batches: Build, train: Build, forget_rows: int
 ) -> None:
     sae = build_sae("adaptive_ortho_batchtopk", ortho_forget_rows=forget_rows)
@@ -427,7 +424,7 @@ def test_more_forget_rows_than_the_batch_can_hold_is_a_config_error(
 
 
 @pytest.mark.parametrize("first_step", [0, 7])
-def test_neighbours_are_found_at_the_first_step_wherever_training_starts(
+def test_first_step_searches_neighbours(
     build_sae: Build, make_batches: Build, first_step: int
 ) -> None:
     sae = build_sae("adaptive_ortho_standard")
@@ -438,7 +435,7 @@ def test_neighbours_are_found_at_the_first_step_wherever_training_starts(
     assert output.metrics["ortho_groups/grouped"] == 0
 
 
-def test_lists_change_on_refresh_steps_and_counts_on_statistics_steps_only(
+def test_lists_and_counts_change_only_on_their_steps(
     build_sae: Build, make_trainer: Build, make_batches: Build, train: Build
 ) -> None:
     sae = build_sae(
@@ -461,9 +458,7 @@ def test_lists_change_on_refresh_steps_and_counts_on_statistics_steps_only(
     assert float(sae.ortho_samples) == pytest.approx(32 * (1 + 0.99 + 0.99**2 + 0.99**3))
 
 
-def test_lists_that_capture_too_little_are_searched_at_once(
-    build_sae: Build, make_batches: Build
-) -> None:
+def test_low_captured_share_refreshes_lists_at_once(build_sae: Build, make_batches: Build) -> None:
     sae = build_sae("adaptive_ortho_topk", ortho_neighbours=1, ortho_refresh_every=100)
 
     def lists_after(step: int) -> Tensor:
@@ -471,21 +466,21 @@ def test_lists_that_capture_too_little_are_searched_at_once(
         return sae.ortho_neighbours
 
     fresh = lists_after(0)
-    assert lists_after(CHECK_EVERY) is fresh  # all is captured
+    assert lists_after(CHECK_EVERY) is fresh  # every latent is captured
     assert sae.ortho_captured.tolist() == [1, 1, 1, 1]
     with torch.no_grad():
-        sae.W_dec[:16] = sae.W_dec[16:32]  # half of the latents have a new nearest one
+        sae.W_dec[:16] = sae.W_dec[16:32]  # half of the latents have a new nearest neighbour
     D = decoder_directions(sae.W_dec.detach())
     cosines = (D @ D.T).fill_diagonal_(-1)
     share = (cosines.gather(1, fresh).squeeze(1) >= cosines.amax(1) - 0.01).float().mean()
     assert 0.2 < share <= 0.5
-    assert lists_after(CHECK_EVERY + 1) is fresh  # not a step of a check
+    assert lists_after(CHECK_EVERY + 1) is fresh  # no check at this step
     assert torch.equal(lists_after(2 * CHECK_EVERY), top_similar(D, 1)[0])
     assert sae.ortho_captured.tolist() == [share, share, 1 + share, 2]
     again = lists_after(3 * CHECK_EVERY)
     assert again is lists_after(100 + CHECK_EVERY)
     assert sae.ortho_captured[0] == 1
-    # However much they capture, they get no older than ortho_refresh_every.
+    # Lists are refreshed after ortho_refresh_every steps, even if they capture enough.
     assert lists_after(100 + 2 * CHECK_EVERY) is not again
 
 
@@ -502,10 +497,8 @@ def test_logged_metrics_are_finite_numbers(
 
 
 @pytest.mark.parametrize("affinity", ["lift", "overlap", "group"])
-def test_planted_groups_and_domains_are_found_by_a_training_sae_and_weigh_its_pairs(
-    build_sae: Build, affinity: str
-) -> None:
-    """An SAE that reads and writes its 8 inputs verbatim, on inputs with known structure."""
+def test_training_sae_finds_planted_groups_and_domains(build_sae: Build, affinity: str) -> None:
+    """The SAE copies its 8 inputs, and the inputs have a known structure."""
     sae = build_sae(
         "adaptive_ortho_standard",
         d_in=8,
@@ -522,8 +515,8 @@ def test_planted_groups_and_domains_are_found_by_a_training_sae_and_weigh_its_pa
     for step in range(21):
         x = (torch.rand(64, 8, generator=generator) < 0.3).float()
         x[:, 1], x[:, 4] = x[:, 0], x[:, 3]  # latents 0 and 1, and 3 and 4, fire together
-        x[16:, [0, 1, 2]] = 0  # these know the forget corpus only
-        x[:16, [3, 4, 5]] = 0  # these the retain corpus only
+        x[16:, [0, 1, 2]] = 0  # these fire on the forget corpus only
+        x[:16, [3, 4, 5]] = 0  # these fire on the retain corpus only
         sae.training_forward_pass(step_input(sae, x, step))
     assert sae.ortho_group_ids.tolist() == [0, 0, 2, 3, 3, 5, 6, 7]
     assert sae.ortho_domain_ids.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
@@ -535,7 +528,7 @@ def test_planted_groups_and_domains_are_found_by_a_training_sae_and_weigh_its_pa
 
 
 @pytest.mark.parametrize("name", ["adaptive_ortho_standard", "adaptive_ortho_batchtopk"])
-def test_energies_are_those_of_the_outputs_contributions(
+def test_energies_equal_output_contributions(
     build_sae: Build, make_batches: Build, name: str
 ) -> None:
     sae = build_sae(name, ortho_weighting="energy", ortho_statistics_every=1)
@@ -544,7 +537,7 @@ def test_energies_are_those_of_the_outputs_contributions(
         (x,) = make_batches(1)
         sae.training_forward_pass(step_input(sae, x, 0))
         acts = sae.training_forward_pass(step_input(sae, x, 1)).feature_acts
-        # What one latent adds to the output, squared and averaged over rows.
+        # The contribution of one latent to the output, squared and averaged over rows.
         expected = torch.zeros(sae.cfg.d_sae)
         nothing = sae.decode(torch.zeros_like(acts))
         for i in range(sae.cfg.d_sae):
@@ -559,8 +552,6 @@ def test_energies_are_those_of_the_outputs_contributions(
 
 
 @every_architecture
-def test_an_sae_built_from_its_config_dict_is_the_same_architecture(
-    build_cfg: Build, name: str
-) -> None:
+def test_sae_from_config_dict_has_same_architecture(build_cfg: Build, name: str) -> None:
     sae = TrainingSAE.from_dict(build_cfg(name).to_dict())
     assert type(sae) is ARCHITECTURES[name][0]

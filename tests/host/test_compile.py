@@ -1,11 +1,11 @@
-"""SAELens's ``compile_sae``: our part of a step is one graph, with the numbers of plain Python."""
+"""SAELens's ``compile_sae``: our part of a step is one graph and gives the same numbers."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-# In a process of its own: the shape checks of the test run cannot be compiled.
+# A separate process, because the shape checks of the test run cannot be compiled.
 CODE = """
 import copy, torch, torch._dynamo
 from sae_lens.registry import get_sae_training_class
@@ -26,7 +26,7 @@ for name, sparsity in [("standard", {"l1_coefficient": 1.0}), ("jumprelu", {}),
     sae_class, cfg_class = get_sae_training_class("adaptive_ortho_" + name)
     torch.manual_seed(0)
     sae = sae_class(cfg_class(d_in=8, d_sae=32, **sparsity))
-    for step in range(5):  # the first searches, steps 0 and 4 count
+    for step in range(5):  # step 0 searches neighbours; steps 0 and 4 count co-activation
         sae.training_forward_pass(batch(step)).loss.backward()
     plain, step_input = copy.deepcopy(sae), batch(6)
     for one in (sae, plain):
@@ -48,6 +48,6 @@ for name, sparsity in [("standard", {"l1_coefficient": 1.0}), ("jumprelu", {}),
 """
 
 
-def test_a_plain_step_compiles_without_a_break_of_ours() -> None:
+def test_compiled_step_has_no_graph_break_of_ours() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

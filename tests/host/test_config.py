@@ -1,4 +1,4 @@
-"""The ``ortho_*`` fields reject what cannot work and say what to change."""
+"""The ``ortho_*`` fields refuse bad values and say what to change."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("field", "value", "rule"), BAD_VALUES)
-def test_a_bad_value_is_rejected_by_field_value_and_rule(
+def test_bad_value_is_refused_with_field_and_rule(
     build_cfg: Callable[..., Any], field: str, value: Any, rule: str
 ) -> None:
     with pytest.raises(ConfigError, match=rule) as error:
@@ -82,7 +82,7 @@ def test_a_bad_value_is_rejected_by_field_value_and_rule(
         ({"d_sae": 1, "ortho_mode": "gram"}, "d_sae=1", "at least 2 latents"),
     ],
 )
-def test_settings_that_contradict_each_other_are_rejected(
+def test_contradicting_settings_are_refused(
     build_cfg: Callable[..., Any], fields: dict[str, Any], named: str, rule: str
 ) -> None:
     with pytest.raises(ConfigError, match=rule) as error:
@@ -105,18 +105,18 @@ def test_settings_that_contradict_each_other_are_rejected(
         {"ortho_chunk_size": 2},
     ],
 )
-def test_the_bounds_themselves_are_accepted(
+def test_bounds_themselves_are_accepted(
     build_cfg: Callable[..., Any], fields: dict[str, Any]
 ) -> None:
     cfg = build_cfg(BATCHTOPK, **fields)
     assert {name: getattr(cfg, name) for name in fields} == fields
 
 
-def test_a_config_error_is_a_value_error() -> None:
+def test_config_error_is_a_value_error() -> None:
     assert issubclass(ConfigError, ValueError)
 
 
-def test_every_own_field_carries_the_prefix() -> None:
+def test_every_field_has_the_ortho_prefix() -> None:
     names = ortho_field_names()
     assert all(name.startswith("ortho_") for name in names)
     assert {"ortho_mode", "ortho_alpha", "ortho_seed"} <= set(names)

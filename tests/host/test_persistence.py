@@ -1,4 +1,4 @@
-"""Checkpoints restore everything; exports need nothing but SAELens."""
+"""Checkpoints restore everything, and exports need only SAELens."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def trained(build_sae: Build, make_trainer: Build, make_batches: Build, train: B
 @every_architecture
 @every_mode
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_checkpoint_restores_every_buffer_exactly_in_its_own_dtype(
+def test_checkpoint_restores_buffers_exactly(
     trained: Build, tmp_path: Path, name: str, mode: str, dtype: str
 ) -> None:
     sae = trained(name, ortho_mode=mode, dtype=dtype, ortho_forget_rows=8)
@@ -76,7 +76,7 @@ def test_a_checkpoint_restores_every_buffer_exactly_in_its_own_dtype(
 
 
 @every_architecture
-def test_weights_load_from_a_checkpoint_into_a_fresh_sae(
+def test_fresh_sae_loads_checkpoint_weights(
     trained: Build, build_sae: Build, tmp_path: Path, name: str
 ) -> None:
     sae = trained(name)
@@ -88,7 +88,7 @@ def test_weights_load_from_a_checkpoint_into_a_fresh_sae(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_odd_sizes_survive_the_byte_encoding_of_buffers(
+def test_byte_encoding_keeps_odd_sizes(
     trained: Build, build_sae: Build, tmp_path: Path, dtype: str
 ) -> None:
     odd = {"d_in": 15, "d_sae": 63, "ortho_neighbours": 3, "ortho_sketch_size": 7, "dtype": dtype}
@@ -100,9 +100,7 @@ def test_odd_sizes_survive_the_byte_encoding_of_buffers(
     assert_same_state(sae, TrainingSAE.load_from_disk(tmp_path))
 
 
-def test_a_checkpoint_loads_in_another_dtype_with_its_statistics_intact(
-    trained: Build, tmp_path: Path
-) -> None:
+def test_checkpoint_in_other_dtype_keeps_statistics(trained: Build, tmp_path: Path) -> None:
     sae = trained("adaptive_ortho_topk")
     sae.ortho_samples += 1001
     sae.save_model(tmp_path)
@@ -113,7 +111,7 @@ def test_a_checkpoint_loads_in_another_dtype_with_its_statistics_intact(
 
 @every_architecture
 @every_mode
-def test_interrupted_and_resumed_training_equals_uninterrupted_training(
+def test_resumed_training_equals_uninterrupted(
     build_sae: Build,
     make_trainer: Build,
     make_batches: Build,
@@ -147,7 +145,7 @@ def test_interrupted_and_resumed_training_equals_uninterrupted_training(
 
 
 def reconstruct_with_threshold(sae: Any, x: Tensor) -> Tensor:
-    """What a trained SAE computes at inference: BatchTopK by its threshold, others as trained."""
+    """Output at inference: BatchTopK uses its threshold, the others compute as in training."""
     with torch.no_grad():
         if "batchtopk" not in sae.cfg.architecture():
             return sae(x)
@@ -157,7 +155,7 @@ def reconstruct_with_threshold(sae: Any, x: Tensor) -> Tensor:
 
 @every_architecture
 @every_mode
-def test_an_export_is_the_stock_classes_own_export(
+def test_export_equals_stock_export(
     trained: Build,
     build_sae: Build,
     make_batches: Build,
@@ -184,7 +182,7 @@ def test_an_export_is_the_stock_classes_own_export(
         torch.testing.assert_close(loaded(x), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_exporting_leaves_the_training_sae_as_it_was(trained: Build, tmp_path: Path) -> None:
+def test_export_leaves_training_sae_unchanged(trained: Build, tmp_path: Path) -> None:
     sae = trained("adaptive_ortho_batchtopk")
     before = {key: value.clone() for key, value in sae.state_dict().items()}
     sae.save_inference_model(tmp_path)
@@ -218,7 +216,7 @@ print(json.dumps(report))
 """
 
 
-def test_every_export_loads_where_the_plugin_is_not_installed(
+def test_export_loads_without_this_package(
     trained: Build, make_batches: Build, tmp_path: Path
 ) -> None:
     x, expected = make_batches(1)[0], {}

@@ -1,4 +1,4 @@
-"""A penalty and an affinity of another package, through architectures, files and settings."""
+"""A penalty and an affinity of another package in architectures, files and settings."""
 
 from __future__ import annotations
 
@@ -98,13 +98,13 @@ def _toys(install: Install) -> None:
 
 @every_architecture
 @every_toy
-def test_a_toy_trains_its_gradient_reaches_the_decoder_and_its_export_is_stock(
+def test_plugin_penalty_trains_and_exports_as_stock(
     build_sae: Build, make_trainer: Build, make_batches: Build, train: Build, tmp_path: Path,
     name: str, toy: str,
 ) -> None:  # fmt: skip
     fields = {"ortho_statistics_every": 1, **TOYS[toy]}
     sae = build_sae(name, **fields)
-    # Step 3: latents must have fired before the adaptive penalty weighs them.
+    # Step 3, because the adaptive penalty weighs only latents that have fired.
     outputs = train(make_trainer(sae), make_batches(4))
     assert outputs[3].losses["ortho_loss"] > 0
     without = build_sae(name, ortho_coefficient=0.0, **fields)
@@ -116,7 +116,7 @@ def test_a_toy_trains_its_gradient_reaches_the_decoder_and_its_export_is_stock(
     assert not any(key.startswith("ortho_") for key in loaded.state_dict())
 
 
-def test_a_toys_loss_is_weighted_by_its_own_coefficient_every_and_settings(
+def test_plugin_loss_uses_its_coefficient_and_settings(
     build_sae: Build, make_trainer: Build, make_batches: Build, train: Build
 ) -> None:
     fields = NORMS | {"ortho_scale_free": False}
@@ -129,14 +129,14 @@ def test_a_toys_loss_is_weighted_by_its_own_coefficient_every_and_settings(
     assert ortho_coefficient(replace(sae.cfg, ortho_coefficient=0.1)) == 0.1
 
 
-def test_buffers_are_kept_only_for_a_toy_that_needs_lists(build_sae: Build) -> None:
+def test_buffers_exist_only_with_needs_lists(build_sae: Build) -> None:
     norms = build_sae(TOPK, **NORMS)
     assert [k for k in norms.state_dict() if k.startswith("ortho_")] == ["ortho_scale"]
     pairs, ours = build_sae(TOPK, **TOYS["lists"]), build_sae(TOPK)
     assert pairs.state_dict().keys() == ours.state_dict().keys()
 
 
-def test_a_toy_affinity_weighs_the_candidate_pairs(
+def test_plugin_affinity_weighs_candidate_pairs(
     build_sae: Build, make_trainer: Build, make_batches: Build, train: Build
 ) -> None:
     sae = build_sae(TOPK, ortho_affinity="toy_half")
@@ -145,7 +145,7 @@ def test_a_toy_affinity_weighs_the_candidate_pairs(
 
 
 @every_toy
-def test_a_checkpoint_of_a_toy_restores_config_and_buffers(
+def test_plugin_checkpoint_restores_config_and_buffers(
     build_sae: Build, make_trainer: Build, make_batches: Build, train: Build, tmp_path: Path,
     toy: str,
 ) -> None:  # fmt: skip
@@ -205,7 +205,7 @@ def test_a_checkpoint_of_a_toy_restores_config_and_buffers(
         (NORMS | {"d_sae": 1}, "orthogonality needs at least 2 latents"),
     ],
 )
-def test_settings_of_a_toy_are_checked_like_ours(
+def test_plugin_settings_are_checked(
     build_cfg: Build, fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
@@ -214,7 +214,7 @@ def test_settings_of_a_toy_are_checked_like_ours(
     assert str(error.value).startswith("ortho_") or "d_sae" in fields
 
 
-def test_a_toy_is_named_in_yaml_on_sae_lenss_command_line_and_in_synthetic_runs(
+def test_plugin_works_in_yaml_cli_and_synthetic_runs(
     settings: Build,
 ) -> None:
     variants = {"toy": NORMS, "off": {"ortho_mode": "off"}, "adaptive": {}}
@@ -232,14 +232,14 @@ def test_a_toy_is_named_in_yaml_on_sae_lenss_command_line_and_in_synthetic_runs(
         build_run("cluster", mode="toy")
 
 
-def test_own_settings_are_not_handed_on_to_a_variant_of_another_mode(make_config: Build) -> None:
+def test_other_mode_does_not_inherit_ortho_settings(make_config: Build) -> None:
     cfg = make_config(NORMS)  # with the variants baseline, fixed and adaptive
     assert with_sae(cfg, {"ortho_mode": "fixed"}).sae.ortho_settings == {}
     assert with_sae(cfg, {"ortho_alpha": 0.5}).sae.ortho_settings == {"power": 2}
     assert with_sae(cfg, NORMS | {"ortho_settings": {"power": 3}}).sae.ortho_settings["power"] == 3
 
 
-def test_digests_of_settings_are_those_of_runs_from_before_own_settings(
+def test_empty_ortho_settings_keep_old_digests(
     make_config: Callable[..., AdaptiveOrthoRunnerConfig],
 ) -> None:
     plain, empty = make_config(), make_config({"ortho_settings": {}})
@@ -252,7 +252,7 @@ def test_digests_of_settings_are_those_of_runs_from_before_own_settings(
     assert "ortho_settings" not in build_run("cluster").settings()["sae"]
 
 
-def test_the_command_penalties_lists_ours_and_theirs_and_names_a_broken_one(
+def test_penalties_command_lists_all_and_names_broken(
     install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = {"saelens_adaptive_ortho.penalties": {"broken": "games:GONE"}}
@@ -270,7 +270,7 @@ def test_the_command_penalties_lists_ours_and_theirs_and_names_a_broken_one(
     assert affinities == [*AFFINITIES.own, "toy_half"]
 
 
-def test_importing_the_package_and_using_our_penalties_loads_no_other_package(
+def test_built_in_penalties_load_no_plugin(
     tmp_path: Path,
 ) -> None:
     code = (

@@ -1,4 +1,4 @@
-"""Training steps by products with firing latents alone equal SAELens's own, up to rounding."""
+"""Training steps with products over the firing latents equal SAELens's up to rounding."""
 
 from __future__ import annotations
 
@@ -78,14 +78,12 @@ def test_equal_loss_and_gradients(
 
 
 @pytest.mark.parametrize("base", ["gated", "jumprelu"])
-def test_architectures_whose_zeros_have_gradients_are_left_alone(
-    build_sae: Build, base: str
-) -> None:
+def test_jumprelu_and_gated_use_dense_products(build_sae: Build, base: str) -> None:
     assert not hasattr(type(build_sae(f"adaptive_ortho_{base}")), "_multiplies_sparsely")
 
 
 @pytest.mark.parametrize("case", ["a hook", "autocast", "no gradient", "evaluation", "off"])
-def test_elsewhere_the_stock_class_computes(
+def test_other_cases_use_the_stock_class(
     build_sae: Build, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     sae = built(build_sae, "batchtopk")

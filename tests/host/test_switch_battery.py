@@ -1,4 +1,4 @@
-"""Every switch on every architecture: resume, export, precision, and what it is meant to do."""
+"""Every switch on every architecture: resume, export, precision, and its purpose."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def trainer_of(sae: Any, steps: int = STEPS, batch: int = BATCH, **overrides: An
 
 
 def combined(name: str) -> dict[str, Any]:
-    """Every switch the architecture allows, at once."""
+    """All switches that the architecture allows, together."""
     fields = dict(ALL)
     if (name, "skip") in IMPOSSIBLE:
         fields["ortho_skip_rank"] = 0
@@ -70,7 +70,7 @@ def fields_of(name: str, switch: str) -> dict[str, Any]:
 
 
 def reconstruct(sae: Any, x: Tensor) -> Tensor:
-    """What a trained SAE computes at inference: BatchTopK by its threshold, others as trained."""
+    """Output at inference: BatchTopK uses its threshold, the others compute as in training."""
     with torch.no_grad():
         if "batchtopk" not in sae.cfg.architecture():
             return sae(x)
@@ -85,7 +85,7 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "switch"), [*CASES, *((name, "all") for name in ARCHITECTURES)])
-def test_resuming_is_bitwise_and_the_export_is_stock_and_the_global_rng_stays_put(
+def test_switch_resumes_exports_and_keeps_global_rng(
     build_sae: Build,
     make_batches: Build,
     train: Build,
@@ -128,7 +128,7 @@ def test_resuming_is_bitwise_and_the_export_is_stock_and_the_global_rng_stays_pu
 
 
 @every_case
-def test_a_switch_changes_what_is_learned(
+def test_switch_changes_trained_weights(
     build_sae: Build, make_batches: Build, train: Build, name: str, switch: str
 ) -> None:
     plain, changed = build_sae(name), build_sae(name, **SWITCHES[switch])
@@ -138,7 +138,7 @@ def test_a_switch_changes_what_is_learned(
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
-def test_all_switches_together_train_in_bf16_on_activations_of_any_norm(
+def test_all_switches_together_train_in_bf16(
     build_sae: Build, make_batches: Build, train: Build, name: str
 ) -> None:
     sae = build_sae(name, dtype="bfloat16", **fields_of(name, "all"))
@@ -149,9 +149,7 @@ def test_all_switches_together_train_in_bf16_on_activations_of_any_norm(
         assert getattr(sae, buffer).dtype == torch.float32
 
 
-def test_a_trained_sae_with_switches_can_be_copied(
-    build_sae: Build, make_batches: Build, train: Build
-) -> None:
+def test_trained_sae_can_be_copied(build_sae: Build, make_batches: Build, train: Build) -> None:
     name = f"{PREFIX}matryoshka_batchtopk"
     sae = build_sae(name, **combined(name))
     batches = make_batches(STEPS)
@@ -167,7 +165,7 @@ def test_a_trained_sae_with_switches_can_be_copied(
 # ---------------------------------------------------------------- the loop
 
 
-def test_accumulated_batches_take_the_step_of_one_large_batch(
+def test_accumulation_equals_one_large_batch(
     build_sae: Build, make_batches: Build, train: Build
 ) -> None:
     name, batches = f"{PREFIX}standard", make_batches(4)
@@ -176,7 +174,7 @@ def test_accumulated_batches_take_the_step_of_one_large_batch(
     initial = small.W_dec.detach().clone()
     small_trainer = trainer_of(small, lr_scheduler_name="constant")
     train(small_trainer, batches[:3])
-    assert torch.equal(small.W_dec, initial)  # nothing moves before the window is full
+    assert torch.equal(small.W_dec, initial)  # weights do not change before the window is full
     (last,) = train(small_trainer, batches[3:])
     (only,) = train(
         trainer_of(large, batch=4 * BATCH, lr_scheduler_name="constant"),
@@ -187,7 +185,7 @@ def test_accumulated_batches_take_the_step_of_one_large_batch(
     assert "grad_norm" in last.metrics
 
 
-def test_a_last_incomplete_window_is_used_too(
+def test_incomplete_last_window_is_used(
     build_sae: Build, make_batches: Build, train: Build
 ) -> None:
     sae = build_sae(f"{PREFIX}topk", ortho_accumulation=4)
@@ -200,7 +198,7 @@ def test_a_last_incomplete_window_is_used_too(
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
-def test_a_clip_at_the_hosts_norm_is_the_hosts_step_to_the_bit(
+def test_clip_norm_1_equals_sae_lens_step(
     build_sae: Build, make_batches: Build, make_trainer: Build, train: Build, name: str
 ) -> None:
     host, own = build_sae(name), build_sae(name, ortho_clip_norm=1.0)
@@ -212,7 +210,7 @@ def test_a_clip_at_the_hosts_norm_is_the_hosts_step_to_the_bit(
     assert all(float(output.metrics["grad_norm"]) > 0 for output in outputs)
 
 
-def test_rare_latents_learn_faster_than_frequent_ones_within_the_bounds(
+def test_rare_latents_learn_faster_within_bounds(
     build_sae: Build, make_batches: Build, train: Build
 ) -> None:
     fields = {"ortho_mode": "off", "ortho_lr_power": 1.0}
@@ -239,7 +237,7 @@ def test_rare_latents_learn_faster_than_frequent_ones_within_the_bounds(
 
 
 @pytest.mark.parametrize("switch", ["accumulation", "clip", "own_lr"])
-def test_the_hosts_own_trainer_refuses_a_switch_it_would_ignore(
+def test_sae_lens_trainer_refuses_loop_switches(
     build_sae: Build, make_batches: Build, make_trainer: Build, train: Build, switch: str
 ) -> None:
     (field, value), *_ = SWITCHES[switch].items()
@@ -252,7 +250,7 @@ def test_the_hosts_own_trainer_refuses_a_switch_it_would_ignore(
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
-def test_unit_norm_rows_start_every_step_at_norm_one_with_tangent_gradients(
+def test_unit_norm_rows_have_tangent_gradients(
     build_sae: Build, make_batches: Build, train: Build, name: str
 ) -> None:
     sae = build_sae(name, ortho_unit_norm=True, ortho_coefficient=1.0)
@@ -263,7 +261,7 @@ def test_unit_norm_rows_start_every_step_at_norm_one_with_tangent_gradients(
     watched.remove()
     sae.ortho_project()
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(len(sae.W_dec)))
-    # One more backward pass by hand: no component of the gradient changes a norm.
+    # After one more backward pass, no component of the gradient changes a norm.
     captured: list[Tensor] = []
     sae.W_dec.register_hook(lambda g: captured.append(g.clone()))
     W = sae.W_dec.detach().clone()
@@ -275,9 +273,7 @@ def test_unit_norm_rows_start_every_step_at_norm_one_with_tangent_gradients(
 # -------------------------------------------------------------------- skip
 
 
-def test_a_skip_starts_silent_and_leaves_the_other_weights_as_they_are_without(
-    build_sae: Build, make_batches: Build
-) -> None:
+def test_skip_starts_at_zero_and_keeps_other_weights(build_sae: Build, make_batches: Build) -> None:
     name = f"{PREFIX}batchtopk"
     plain, skip = build_sae(name), build_sae(name, ortho_skip_rank=3)
     assert torch.equal(plain.W_dec, skip.W_dec)
@@ -288,9 +284,7 @@ def test_a_skip_starts_silent_and_leaves_the_other_weights_as_they_are_without(
         assert not torch.equal(plain(x), skip(x))
 
 
-def test_decoding_without_the_input_that_the_skip_needs_is_an_error(
-    build_sae: Build, make_batches: Build
-) -> None:
+def test_skip_refuses_decode_without_input(build_sae: Build, make_batches: Build) -> None:
     sae = build_sae(f"{PREFIX}standard", ortho_skip_rank=3)
     x = make_batches(1)[0]
     acts = sae.encode(x)
@@ -301,7 +295,7 @@ def test_decoding_without_the_input_that_the_skip_needs_is_an_error(
 
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
 @pytest.mark.parametrize("name", [f"{PREFIX}standard", f"{PREFIX}jumprelu"])
-def test_whitening_and_norm_folds_carry_the_skip_along(
+def test_whitening_and_norm_folds_include_skip(
     build_sae: Build, make_batches: Build, name: str, apply_b_dec_to_input: bool
 ) -> None:
     fields = {"ortho_skip_rank": 3, "apply_b_dec_to_input": apply_b_dec_to_input}
@@ -325,7 +319,7 @@ def test_whitening_and_norm_folds_carry_the_skip_along(
 # ----------------------------------------------------------------- dropout
 
 
-def test_dropout_reaches_the_reconstruction_only_and_only_in_training(
+def test_dropout_only_in_training_reconstruction(
     build_sae: Build, make_batches: Build, train: Build
 ) -> None:
     name, x = f"{PREFIX}topk", make_batches(1)
@@ -335,7 +329,7 @@ def test_dropout_reaches_the_reconstruction_only_and_only_in_training(
     (a,), (b,) = (train(trainer_of(sae, lr=0.0), x) for sae in (plain, dropped))
     assert torch.equal(a.feature_acts, b.feature_acts)
     assert not torch.equal(a.sae_out, b.sae_out)
-    # The other mask of the next step: a function of the step, not a mask for ever.
+    # The next step has another mask.
     (c,) = train_at_step(build_sae(name, ortho_dropout=0.5), x, 1, train)
     assert not torch.equal(b.sae_out, c.sae_out)
     (d,) = train_at_step(build_sae(name, ortho_dropout=0.5), x, 0, train)
@@ -348,7 +342,7 @@ def train_at_step(sae: Any, x: Tensor, step: int, train: Build) -> Any:
     return train(trainer, x)
 
 
-def test_dropout_of_sparse_activations_is_refused(build_cfg: Build) -> None:
+def test_dropout_refuses_sparse_activations(build_cfg: Build) -> None:
     with pytest.raises(ConfigError, match="use_sparse_activations: false"):
         build_cfg(f"{PREFIX}topk", ortho_dropout=0.5, use_sparse_activations=True)
 
@@ -357,7 +351,7 @@ def test_dropout_of_sparse_activations_is_refused(build_cfg: Build) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in ARCHITECTURES if (n, "unlock") not in IMPOSSIBLE])
-def test_locked_latents_are_silent_unmoved_and_not_counted_as_dead(
+def test_locked_latents_are_silent_and_not_dead(
     build_sae: Build, make_batches: Build, train: Build, name: str
 ) -> None:
     sae = build_sae(name, ortho_coefficient=5.0, ortho_clip_norm=1.0, **SWITCHES["unlock"])
@@ -376,7 +370,7 @@ def test_locked_latents_are_silent_unmoved_and_not_counted_as_dead(
                 assert not torch.equal(now[:16], then[:16])
 
 
-def test_the_auxiliary_loss_revives_no_locked_latent(
+def test_aux_loss_revives_no_locked_latent(
     build_sae: Build, make_batches: Build, train: Build
 ) -> None:
     sae = build_sae(
@@ -390,7 +384,7 @@ def test_the_auxiliary_loss_revives_no_locked_latent(
     assert torch.equal(sae.W_dec[16:], initial[16:])
 
 
-def test_an_export_before_the_last_unlocking_keeps_locked_latents_silent(
+def test_early_export_keeps_locked_latents_silent(
     build_sae: Build, make_batches: Build, train: Build, tmp_path: Path
 ) -> None:
     for name in (f"{PREFIX}topk", f"{PREFIX}batchtopk", f"{PREFIX}standard"):
@@ -404,7 +398,7 @@ def test_an_export_before_the_last_unlocking_keeps_locked_latents_silent(
             torch.testing.assert_close(loaded(x[0]), reconstruct(sae, x[0]), rtol=1e-4, atol=1e-5)
 
 
-def test_training_that_ends_with_locked_latents_is_refused_before_it_starts(
+def test_too_slow_unlocking_is_refused_at_start(
     build_sae: Build,
 ) -> None:
     sae = build_sae(f"{PREFIX}topk", **SWITCHES["unlock"])
@@ -431,7 +425,7 @@ def test_latent_norm_gives_pre_activations_unit_rms(
     torch.testing.assert_close(rms, torch.ones(64), rtol=1e-4, atol=1e-4)
 
 
-def test_an_orthogonal_start_has_the_smallest_possible_cosines_and_a_tied_encoder(
+def test_orthogonal_init_cosines_and_tied_encoder(
     build_sae: Build,
 ) -> None:
     name = f"{PREFIX}batchtopk"
@@ -443,7 +437,7 @@ def test_an_orthogonal_start_has_the_smallest_possible_cosines_and_a_tied_encode
     assert torch.equal(orthogonal.W_enc, orthogonal.W_dec.T)
 
 
-def test_a_start_from_data_happens_once_and_lies_in_the_span_of_the_first_batch(
+def test_data_init_happens_once_from_first_batch(
     build_sae: Build, make_batches: Build, train: Build
 ) -> None:
     sae = build_sae(f"{PREFIX}topk", ortho_decoder_init="data")
@@ -457,7 +451,7 @@ def test_a_start_from_data_happens_once_and_lies_in_the_span_of_the_first_batch(
     assert torch.equal(sae.W_dec, before)
 
 
-def test_neighbours_are_those_of_the_directions_found_in_the_data(
+def test_neighbours_are_searched_after_data_init(
     build_sae: Build, make_batches: Build, train: Build
 ) -> None:
     sae = build_sae(f"{PREFIX}topk", ortho_decoder_init="data", ortho_coefficient=1.0)
@@ -471,7 +465,7 @@ def test_neighbours_are_those_of_the_directions_found_in_the_data(
 
 
 @pytest.mark.parametrize("switch", list(SWITCHES))
-def test_a_switch_still_learns_the_planted_features(
+def test_switch_learns_planted_features(
     build_sae: Build, make_batches: Build, train: Build, switch: str
 ) -> None:
     fields = SWITCHES[switch]
@@ -489,7 +483,7 @@ def test_a_switch_still_learns_the_planted_features(
 
 @pytest.mark.parametrize("base", ["topk", "batchtopk"])
 @pytest.mark.parametrize("kind", ["layer_norm", "constant_norm_rescale"])
-def test_dead_latents_are_revived_under_a_normalisation_that_is_undone_afterwards(
+def test_aux_loss_works_with_undone_normalisation(
     build_sae: Build, make_batches: Build, train: Build, base: str, kind: str
 ) -> None:
     x = make_batches(STEPS) + 1
@@ -498,14 +492,14 @@ def test_dead_latents_are_revived_under_a_normalisation_that_is_undone_afterward
     trainer.n_forward_passes_since_fired += 10
     (output,) = train(trainer, x[:1])
     assert float(output.losses["auxiliary_reconstruction_loss"].detach()) > 0
-    # On activations of one norm and mean the loss is that without any normalisation, in their
-    # own units: the revived reconstruction is scaled back before it meets the residual.
+    # If all activations have the same norm and mean, the loss equals that without normalisation:
+    # the reconstruction from dead latents is scaled back before the residual is subtracted.
     losses = []
     for norm in ("none", kind):
         twin = build_sae(f"{PREFIX}{base}", ortho_mode="off", normalize_activations=norm)
         rows = torch.randn(BATCH, 16, generator=torch.Generator().manual_seed(0))
         rows = rows - rows.mean(-1, keepdim=True)
-        rows = rows / rows.std(-1, keepdim=True)  # normalised already
+        rows = rows / rows.std(-1, keepdim=True)  # already normalised
         dead = torch.ones(64, dtype=torch.bool)
         _, pre = twin.encode_with_hidden_pre(rows)
         losses.append(twin.calculate_topk_aux_loss(rows, 0.5 * rows, pre, dead).detach())

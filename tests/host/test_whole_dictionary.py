@@ -1,4 +1,4 @@
-"""The penalty sees the whole dictionary, at a cost linear in its width."""
+"""The penalty covers the whole dictionary at a memory cost linear in its width."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ N, DECAY, PSEUDO, TOLERANCE = 24, 0.99, 3.0, 0.1
 
 
 class DenseReference:
-    """Everything ``adaptive`` does with its defaults, on [N, N] matrices."""
+    """The whole ``adaptive`` penalty with its defaults, computed on [N, N] matrices."""
 
     def __init__(self) -> None:
         zero = torch.zeros(N, N, dtype=torch.float64)
@@ -40,7 +40,7 @@ class DenseReference:
             "total": acts.sum(0),
             "squares": acts.square().sum(0),
             "joint": fires.T @ fires,
-            "own": acts.T @ fires,  # a_i summed over the firings of both
+            "own": acts.T @ fires,  # a_i summed over joint firings
         }.items():
             setattr(self, name, DECAY * getattr(self, name) + new)
 
@@ -75,9 +75,7 @@ class DenseReference:
 
 
 @pytest.mark.parametrize("name", ["standard", "batchtopk"])
-def test_with_all_latents_as_candidates_loss_and_gradient_are_those_of_dense_matrices(
-    build_sae: Build, name: str
-) -> None:
+def test_all_candidates_equal_dense_matrices(build_sae: Build, name: str) -> None:
     sae = build_sae(
         f"adaptive_ortho_{name}",
         d_in=6,
@@ -91,7 +89,7 @@ def test_with_all_latents_as_candidates_loss_and_gradient_are_those_of_dense_mat
     coefficients = {"l1": 0.0, "ortho": 0.3}
     seen = []
     for step in range(12):
-        with torch.no_grad():  # the dictionary moves
+        with torch.no_grad():  # the decoder changes
             noise = torch.randn(N, 6, generator=generator, dtype=torch.float64)
             sae.W_dec += 0.1 * sae.W_dec.norm(dim=1, keepdim=True) * noise
         x = torch.randn(32, 6, generator=generator, dtype=torch.float64)
@@ -121,14 +119,14 @@ def test_with_all_latents_as_candidates_loss_and_gradient_are_those_of_dense_mat
 
 
 @pytest.mark.parametrize("variant", ["fixed", "adaptive"])
-def test_no_matrix_of_all_pairs_is_ever_held(variant: str) -> None:
-    """A few steps of every kind, refresh included, in a process of their own."""
+def test_no_all_pairs_matrix_is_stored(variant: str) -> None:
+    """Run a few steps of every kind, including a refresh, in a separate process."""
     d_sae = 16_384
     assert peak_memory("standard", Size(8, d_sae, 64), variant, "cpu", False) < 0.4 * 4 * d_sae**2
 
 
 class Reads(TorchDispatchMode):
-    """Counts what makes a GPU's host wait: reading a number, or a shape that depends on data."""
+    """Counts operations that wait for a GPU: reading a number, or a data-dependent shape."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero")
 
@@ -142,10 +140,10 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", ["standard", "batchtopk", "jumprelu"])
-def test_a_step_reads_nothing_back_from_the_device(
+def test_step_reads_nothing_from_the_device(
     build_sae: Build, make_batches: Build, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    # The branches that a GPU takes.
+    # Use the code paths of a GPU.
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     monkeypatch.setattr(
         "saelens_adaptive_ortho.host.batchtopk.SMALLEST", 10**9
@@ -153,7 +151,7 @@ def test_a_step_reads_nothing_back_from_the_device(
     counts = {}
     for mode in ("off", "adaptive", "fixed", "gram"):
         sae = build_sae(f"adaptive_ortho_{name}", ortho_mode=mode, ortho_refresh_every=100)
-        for step in (0, 1):  # step 1 counts nothing, checks nothing, refreshes nothing
+        for step in (0, 1):  # step 1 has no count, no check, no refresh
             with Reads() as reads:
                 output = sae.training_forward_pass(
                     TrainStepInput(

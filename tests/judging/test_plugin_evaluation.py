@@ -226,7 +226,7 @@ def test_the_name_of_a_built_in_one_cannot_be_taken(
     coherence: Callable[..., None], install: Install
 ) -> None:
     coherence(('name="coherence"', 'name="core"'))
-    both = "gives the Evaluation 'core'; both must have one name"
+    both = "gives the Evaluation 'core'; both names must be equal"
     with pytest.warns(UserWarning, match=f"Left out.*coherence:COHERENCE.*{both}"):
         found = every()
     assert found == {e.name: e for e in BUILT_IN}

@@ -28,13 +28,13 @@ N, D, M, R = 10, 6, 3, 4
 
 
 def random_batch(seed: int, n: int = N, d: int = D) -> Tensor:
-    """Activations: of four in ten, between 1 and 2."""
+    """Activations of which four in ten are between 1 and 2; the others are 0."""
     draw = torch.rand(n, d, generator=torch.Generator().manual_seed(seed))
     return torch.where(draw < 0.4, 1 + draw / 0.4, 0.0)
 
 
 def ring_neighbours(d: int = D, m: int = M) -> Tensor:
-    """Latent i's list is i+1, i+2, ... i+m, cyclically."""
+    """The list of latent i is i+1, i+2, ... i+m, cyclically."""
     return (torch.arange(d).unsqueeze(1) + torch.arange(1, m + 1)) % d
 
 
@@ -53,7 +53,7 @@ PAIR = torch.tensor([[1], [0]])
 
 @pytest.mark.parametrize("block", [7, 2**18])
 @pytest.mark.parametrize(("n_domains", "forget_rows"), [(1, 0), (2, 3), (2, 9)])
-def test_update_agrees_with_counting_in_a_double_loop(
+def test_update_equals_double_loop(
     monkeypatch: pytest.MonkeyPatch, n_domains: int, forget_rows: int, block: int
 ) -> None:
     monkeypatch.setattr(coactivation, "FIRINGS_PER_BLOCK", block)
@@ -99,7 +99,7 @@ def test_update_agrees_with_counting_in_a_double_loop(
     assert joint.max() > 2
 
 
-def test_forget_rows_are_ignored_by_a_state_of_one_domain() -> None:
+def test_one_domain_ignores_forget_rows() -> None:
     batch, signs = random_batch(1), random_signs(N, R, 0, 0)
     with_rows = update(empty_state(D, M, R), batch, ring_neighbours(), signs, 1.0, forget_rows=4)
     without = update(empty_state(D, M, R), batch, ring_neighbours(), signs, 1.0)
@@ -109,9 +109,9 @@ def test_forget_rows_are_ignored_by_a_state_of_one_domain() -> None:
 @pytest.mark.parametrize(("n_domains", "forget_rows"), [(1, 0), (2, 3), (2, 4)])
 @pytest.mark.parametrize(
     ("firings", "per_latent", "stride"),
-    [(10, 0, 3), (0, 1, 4), (10, 1, 3), (10, 2, 2)],  # of 21 firings, of 6 latents
+    [(10, 0, 3), (0, 1, 4), (10, 1, 3), (10, 2, 2)],  # the batch has 21 firings, 6 latents
 )
-def test_of_too_many_firings_every_nth_row_is_counted(
+def test_too_many_firings_count_every_nth_row(
     monkeypatch: pytest.MonkeyPatch,
     n_domains: int,
     forget_rows: int,
@@ -132,7 +132,7 @@ def test_of_too_many_firings_every_nth_row_is_counted(
     assert all(torch.equal(a, b) for a, b in zip(found, kept, strict=True))
 
 
-def test_norms_scale_activations_to_unit_decoder_rows() -> None:
+def test_norms_scale_activations_to_unit_rows() -> None:
     batch, signs, norms = random_batch(1), random_signs(N, R, 0, 0), torch.arange(1.0, D + 1)
     state = empty_state(D, M, R)
     found = update(state, batch, ring_neighbours(), signs, 1.0, norms=norms)
@@ -141,7 +141,7 @@ def test_norms_scale_activations_to_unit_decoder_rows() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_decay_halves_every_old_count_at_each_update() -> None:
+def test_decay_scales_old_counts() -> None:
     state = update(empty_state(D, M, R), torch.ones(N, D), ring_neighbours(), torch.ones(N, R), 1)
     silent = update(state, torch.zeros(N, D), ring_neighbours(), torch.zeros(N, R), 0.5)
     assert torch.equal(silent.samples, torch.tensor([N * 1.5]))
@@ -152,7 +152,7 @@ def test_decay_halves_every_old_count_at_each_update() -> None:
     assert torch.equal(silent.sketch_total, state.sketch_total / 2)
 
 
-def test_neither_update_nor_retarget_touches_its_inputs() -> None:
+def test_update_and_retarget_leave_inputs_unchanged() -> None:
     state = update(
         empty_state(D, M, R, 2), random_batch(1), ring_neighbours(), random_signs(N, R, 0, 0), 1, 3
     )
@@ -164,7 +164,7 @@ def test_neither_update_nor_retarget_touches_its_inputs() -> None:
     assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
 
 
-def test_counts_are_float32_and_exact_where_bf16_would_lose_them() -> None:
+def test_counts_are_exact_above_bf16_precision() -> None:
     state = empty_state(D, M, R)
     for step in range(3):
         batch = torch.ones(333, D)
@@ -173,7 +173,7 @@ def test_counts_are_float32_and_exact_where_bf16_would_lose_them() -> None:
     assert torch.equal(state.joint, torch.full((D, M), 999.0))
 
 
-def test_random_signs_are_a_pure_function_of_seed_and_step() -> None:
+def test_random_signs_depend_on_seed_and_step() -> None:
     before = torch.get_rng_state()
     signs = random_signs(50, 8, 3, 7)
     assert torch.equal(torch.get_rng_state(), before)
@@ -184,7 +184,7 @@ def test_random_signs_are_a_pure_function_of_seed_and_step() -> None:
     assert abs(signs.mean().item()) < 0.2
 
 
-def test_retarget_keeps_the_counts_of_surviving_pairs_and_zeroes_new_ones() -> None:
+def test_retarget_keeps_old_pairs_and_zeroes_new_ones() -> None:
     state = empty_state(2, 2, R)._replace(
         joint=torch.tensor([[5.0, 6.0], [7.0, 8.0]]),
         joint_samples=torch.tensor([[50.0, 60.0], [70.0, 80.0]]),
@@ -195,7 +195,7 @@ def test_retarget_keeps_the_counts_of_surviving_pairs_and_zeroes_new_ones() -> N
     assert moved.fired is state.fired
 
 
-def test_rates_divide_firings_by_rows_per_domain_and_overall() -> None:
+def test_firing_rates_per_domain_and_overall() -> None:
     state = empty_state(2, 1, 1, n_domains=2)._replace(
         samples=torch.tensor([10.0, 30.0]), fired=torch.tensor([[5.0, 0.0], [3.0, 6.0]])
     )
@@ -203,7 +203,7 @@ def test_rates_divide_firings_by_rows_per_domain_and_overall() -> None:
     torch.testing.assert_close(firing_rates(state), torch.tensor([0.2, 0.15]))
 
 
-def test_rates_and_affinities_are_zero_before_the_first_update() -> None:
+def test_empty_state_gives_zero_rates_and_affinities() -> None:
     state = empty_state(2, 1, 3, n_domains=2)
     for value in (
         firing_rates(state),
@@ -238,11 +238,11 @@ def test_lift_compares_joint_firing_with_chance(
     ("joint", "fired", "expected"),
     [
         (0.0, (99.0, 200.0), 0.0),
-        (50.0, (99.0, 200.0), 0.5),  # of the rarer latent's 99 firings, plus 1
+        (50.0, (99.0, 200.0), 0.5),  # 50 of the rarer latent's 99 + 1 firings
         (99.0, (99.0, 200.0), 0.99),
     ],
 )
-def test_overlap_is_the_share_of_the_rarer_latents_firings(
+def test_overlap_is_share_of_rarer_latents_firings(
     joint: float, fired: tuple[float, float], expected: float
 ) -> None:
     affinity = overlap_affinity(hand_state(joint, fired, samples=1000.0), PAIR)
@@ -250,9 +250,9 @@ def test_overlap_is_the_share_of_the_rarer_latents_firings(
 
 
 @pytest.mark.parametrize(
-    ("in_company", "alone", "expected"),
+    ("together", "alone", "expected"),
     [
-        ((1.0, 1.0), (1.0, 1.0), 1.0),  # indifferent to each other
+        ((1.0, 1.0), (1.0, 1.0), 1.0),  # equally strong together and alone
         ((2.0, 2.0), (1.0, 1.0), 1.0),  # each is stronger with the other
         ((0.5, 2.0), (1.0, 1.0), 0.0),  # one has taken over the other's direction
         ((2.0, 0.5), (1.0, 1.0), 0.0),  # the other way round
@@ -260,17 +260,17 @@ def test_overlap_is_the_share_of_the_rarer_latents_firings(
             (0.95, 2.0),
             (1.0, 1.0),
             1 - 0.05 * 60 / 63 / 0.1,
-        ),  # a little weaker, less 3 pseudo-firings
+        ),  # a little weaker, shrunk by 3 pseudo-firings
     ],
 )
-def test_unsuppressed_asks_whether_one_is_weaker_in_the_others_company(
-    in_company: tuple[float, float], alone: tuple[float, float], expected: float
+def test_unsuppressed_affinity_by_hand(
+    together: tuple[float, float], alone: tuple[float, float], expected: float
 ) -> None:
     joint, fired, samples = 60.0, (160.0, 260.0), 400.0  # lift: 60 / (104 + 1)
-    own = torch.tensor([[joint * a] for a in in_company])
+    own = torch.tensor([[joint * a] for a in together])
     state = hand_state(joint, fired, samples)._replace(
         total=torch.tensor(
-            [joint * a + (f - joint) * b for a, b, f in zip(in_company, alone, fired, strict=True)]
+            [joint * a + (f - joint) * b for a, b, f in zip(together, alone, fired, strict=True)]
         ),
         joint_own=own,
         joint_other=own.flip(0),
@@ -279,34 +279,34 @@ def test_unsuppressed_asks_whether_one_is_weaker_in_the_others_company(
     torch.testing.assert_close(found, torch.full((2, 1), expected * 60 / 105))
 
 
-def test_a_latent_never_seen_alone_is_compared_with_itself() -> None:
+def test_latent_never_alone_is_compared_with_itself() -> None:
     own, weaker = torch.full((2, 1), 100.0), torch.tensor([[100.0], [50.0]])
     state = hand_state(50.0, (50.0, 100.0), 400.0)._replace(
         total=torch.tensor([100.0, 200.0]), joint_own=own, joint_other=own
     )
     assert torch.equal(unsuppressed_affinity(state, PAIR), torch.ones(2, 1))
-    # The first is never alone; the second is half as strong in its company.
+    # Latent 0 never fires alone. Latent 1 is half as strong when both fire.
     state = state._replace(
         total=torch.tensor([100.0, 150.0]), joint_own=weaker, joint_other=weaker.flip(0)
     )
     assert torch.equal(unsuppressed_affinity(state, PAIR), torch.zeros(2, 1))
 
 
-def test_energy_is_the_mean_square_over_all_rows() -> None:
+def test_energy_is_mean_square_over_all_rows() -> None:
     batch = random_batch(3)
     state = update(empty_state(D, M, R), batch, ring_neighbours(), torch.ones(N, R), 1.0)
     torch.testing.assert_close(energies(state), batch.square().mean(0))
 
 
-def test_a_pair_that_entered_late_is_compared_over_the_rows_it_has_seen() -> None:
+def test_late_pair_is_compared_over_its_own_rows() -> None:
     state = hand_state(10.0, (500.0, 500.0), 1000.0)._replace(
         joint_samples=torch.full((2, 1), 76.0)
     )
-    # chance over 76 rows: 76 / 4 = 19
+    # expected joint firings over 76 rows: 76 / 4 = 19
     torch.testing.assert_close(lift_affinity(state, PAIR), torch.full((2, 1), 0.5))
 
 
-def test_the_sketch_estimates_the_phi_correlation_of_any_pair() -> None:
+def test_sketch_estimates_phi_correlation() -> None:
     r, steps = 1024, 4
     common = random_batch(1, 400 * steps, 1) > 0
     noise = random_batch(2, 400 * steps, 6) > 0
@@ -323,7 +323,7 @@ def test_the_sketch_estimates_the_phi_correlation_of_any_pair() -> None:
     assert (X @ X.T - phi).abs().max() < 4 / r**0.5
 
 
-def test_a_latent_that_fires_always_or_never_has_no_sketch_direction() -> None:
+def test_constant_latents_have_zero_sketch_direction() -> None:
     active = random_batch(5)
     active[:, 0], active[:, 1] = 1.0, 0.0
     state = empty_state(D, M, R, n_domains=2)
@@ -334,7 +334,9 @@ def test_a_latent_that_fires_always_or_never_has_no_sketch_direction() -> None:
     torch.testing.assert_close(X[2:].norm(dim=-1), torch.ones(D - 2))
 
 
-def test_lift_is_taken_within_domains_so_sharing_a_corpus_is_not_sharing() -> None:
+def test_lift_is_computed_within_domains() -> None:
+    """Two latents of one corpus must fire together more often than their rates there suggest."""
+
     # Forget is 100 of 400 rows. Both latents fire in 40 of those 100 and nowhere else:
     # independent firing within forget gives 0.4 * 0.4 * 100 = 16 joint firings.
     def affinity(joint: float) -> float:

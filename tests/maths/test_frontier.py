@@ -26,7 +26,7 @@ def brute_force(costs: Tensor, gains: Tensor, paths: Tensor, budgets: Tensor) ->
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10_000))
-def test_the_envelope_is_the_best_point_of_any_path_within_the_budget(seed: int) -> None:
+def test_envelope_equals_brute_force(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     # Costs fall and rise and may be negative, as measured ones do.
     costs, gains = torch.randn(2, 6, generator=generator, dtype=torch.float64)
@@ -38,7 +38,7 @@ def test_the_envelope_is_the_best_point_of_any_path_within_the_budget(seed: int)
     torch.testing.assert_close(exact, walked, atol=5e-3, rtol=0)
 
 
-def test_a_straight_path_gives_a_straight_frontier_up_to_its_end() -> None:
+def test_straight_path_gives_straight_frontier() -> None:
     cost = torch.tensor([[0.1], [0.2]])
     found = frontier(cost, 3 * cost, torch.tensor([0, 0]), torch.linspace(0, 0.4, 5))
     torch.testing.assert_close(found.gain, torch.tensor([0.0, 0.3, 0.6, 0.6, 0.6]))
@@ -46,13 +46,13 @@ def test_a_straight_path_gives_a_straight_frontier_up_to_its_end() -> None:
     assert found.at(0.1)[0] == pytest.approx(0.3)
 
 
-def test_an_intervention_that_only_harms_is_not_used() -> None:
+def test_harmful_intervention_is_not_used() -> None:
     cost, gain = torch.full((1, 4), 0.1), torch.full((1, 4), -1.0)
     found = frontier(cost, gain, torch.tensor([0]), torch.tensor([0.0, 1.0]))
     assert found.gain.tolist() == [0.0, 0.0]
 
 
-def test_the_frontier_never_falls_with_the_budget() -> None:
+def test_frontier_never_falls_with_budget() -> None:
     generator = torch.Generator().manual_seed(0)
     cost, gain = torch.rand(2, 12, 30, generator=generator)
     paths = torch.arange(12) // 4
@@ -61,13 +61,13 @@ def test_the_frontier_never_falls_with_the_budget() -> None:
     assert (found.replicates.diff(dim=1) >= 0).all()
 
 
-def test_equal_units_leave_no_uncertainty() -> None:
+def test_equal_units_give_zero_uncertainty() -> None:
     cost, gain = torch.full((1, 20), 0.05), torch.full((1, 30), 2.0)
     found = frontier(cost, gain, torch.tensor([0]), torch.tensor([0.1]))
     torch.testing.assert_close(found.replicates, torch.full((400, 1), 2.0))
 
 
-def test_the_interval_is_as_wide_as_the_standard_error_says() -> None:
+def test_interval_width_matches_standard_error() -> None:
     generator = torch.Generator().manual_seed(1)
     gain = torch.randn(1, 400, generator=generator) + 5
     found = frontier(torch.zeros(1, 10), gain, torch.tensor([0]), torch.tensor([0.1]), 2000)
@@ -77,15 +77,15 @@ def test_the_interval_is_as_wide_as_the_standard_error_says() -> None:
     assert low < found.gain[0] < high
 
 
-def test_the_costs_of_a_budget_are_resampled_too() -> None:
-    """The gain is certain, its cost is not: the interval must show that."""
+def test_bootstrap_resamples_costs_too() -> None:
+    """The gain is certain but its cost is not, and the interval must show this."""
     generator = torch.Generator().manual_seed(2)
     cost = 0.1 + 0.1 * torch.randn(1, 100, generator=generator)
     found = frontier(cost, torch.full((1, 5), 1.0), torch.tensor([0]), torch.tensor([0.05]))
     assert found.band()[1, 0] - found.band()[0, 0] > 0.05
 
 
-def test_resampling_depends_on_the_seed_alone() -> None:
+def test_resampling_depends_only_on_seed() -> None:
     torch.manual_seed(1)
     first = resampling_weights(10, 3, seed=5)
     torch.manual_seed(2)

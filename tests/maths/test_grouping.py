@@ -1,4 +1,4 @@
-"""Groups and domains: by hand, and recovered where they were planted."""
+"""Groups and domains: hand-made cases and recovery of planted ones."""
 
 from __future__ import annotations
 
@@ -47,26 +47,26 @@ from saelens_adaptive_ortho.maths.grouping import (
         (2e-6, 0.0, FORGET),
     ],
 )
-def test_a_latent_belongs_to_the_corpus_it_fires_on_nine_times_as_often(
+def test_domain_needs_nine_times_the_firing_rate(
     forget: float, retain: float, expected: int
 ) -> None:
     rates = torch.tensor([[forget], [retain]], dtype=torch.float64)
     assert domain_groups(rates).item() == expected
 
 
-def test_a_lower_ratio_claims_more_latents_for_a_corpus() -> None:
+def test_lower_ratio_gives_more_domain_latents() -> None:
     rates = torch.tensor([[0.2, 0.2, 0.1], [0.1, 0.15, 0.2]])
     assert domain_groups(rates, ratio=2.0).tolist() == [FORGET, SHARED, RETAIN]
     assert domain_groups(rates, ratio=3.0).tolist() == [SHARED] * 3
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.5, float("nan")])
-def test_a_ratio_that_cannot_separate_is_an_error(ratio: float) -> None:
+def test_ratio_of_one_or_less_is_refused(ratio: float) -> None:
     with pytest.raises(ValueError, match="ratio must be above 1"):
         domain_groups(torch.zeros(2, 3), ratio)
 
 
-def test_rates_of_other_than_two_corpora_are_an_error() -> None:
+def test_rates_need_two_corpora() -> None:
     with pytest.raises((ValueError, jaxtyping.TypeCheckError)):
         domain_groups(torch.zeros(3, 4))
 
@@ -86,9 +86,7 @@ def test_rates_of_other_than_two_corpora_are_an_error() -> None:
         (INACTIVE, INACTIVE, 1.0),
     ],
 )
-def test_domains_permit_sharing_within_half_with_shared_and_none_across_the_border(
-    one: int, other: int, factor: float
-) -> None:
+def test_domain_sharing_factors(one: int, other: int, factor: float) -> None:
     sharing = domain_sharing(torch.tensor([one, other]), torch.tensor([[1], [0]]))
     assert sharing.tolist() == [[factor], [factor]]
 
@@ -101,21 +99,21 @@ def angles(*degrees: float) -> Tensor:
     return torch.stack([radians.cos(), radians.sin()], dim=1)
 
 
-def test_groups_are_connected_components_labelled_by_their_smallest_member() -> None:
-    # a chain 0 - 3 - 4 of 20-degree links (cos = .94), a pair 1 - 5, and 2 on its own
+def test_groups_are_labelled_by_smallest_member() -> None:
+    # A chain 0 - 3 - 4 of 20-degree links (cos = .94), a pair 1 - 5, and a single latent 2.
     X = angles(0, 120, 230, 20, 40, 125)
     assert coactivation_groups(X, threshold=0.9).tolist() == [0, 1, 2, 0, 0, 1]
 
 
-def test_the_threshold_cuts_the_weakest_links() -> None:
+def test_threshold_cuts_weak_links() -> None:
     X = angles(0, 10, 40)
     assert coactivation_groups(X, threshold=0.8).tolist() == [0, 0, 0]
     assert coactivation_groups(X, threshold=0.9).tolist() == [0, 0, 2]
     assert coactivation_groups(X, threshold=0.99).tolist() == [0, 1, 2]
 
 
-def test_a_link_needs_both_latents_to_choose_each_other() -> None:
-    # with one neighbour each: 0 and 1 choose each other, 2 chooses 1 in vain
+def test_link_must_be_mutual() -> None:
+    # With one neighbour each, 0 and 1 choose each other; 2 chooses 1, but 1 does not choose 2.
     X = angles(0, 5, 11)
     assert coactivation_groups(X, threshold=0.5, m=1).tolist() == [0, 0, 2]
     assert coactivation_groups(X, threshold=0.5, m=2).tolist() == [0, 0, 0]
@@ -126,14 +124,14 @@ def test_groups_may_interleave() -> None:
     assert coactivation_groups(X, threshold=0.99).tolist() == [0, 1, 0, 1, 0, 1]
 
 
-def test_a_long_chain_in_any_order_is_one_group() -> None:
+def test_long_chain_is_one_group() -> None:
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
     X = angles(*range(0, 120, 2))[order]
     assert coactivation_groups(X, threshold=0.99, m=2).tolist() == [0] * 60
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1])
-def test_latents_without_a_firing_pattern_stay_on_their_own(threshold: float) -> None:
+def test_silent_latents_are_not_grouped(threshold: float) -> None:
     X = torch.cat([torch.zeros(4, 2), angles(0, 1).float()])
     assert coactivation_groups(X, threshold).tolist() == [0, 1, 2, 3, 4, 4]
 
@@ -142,7 +140,7 @@ def test_group_sizes_are_sorted_largest_first() -> None:
     assert group_sizes(torch.tensor([0, 1, 1, 3, 1, 3])).tolist() == [3, 2, 1]
 
 
-def test_the_summary_counts_real_groups_and_changed_labels() -> None:
+def test_summary_counts_groups_and_changed_labels() -> None:
     summary = summarise_groups(
         group_ids=torch.tensor([0, 1, 1, 3, 1, 3, 6]),
         domain_ids=torch.tensor([FORGET, FORGET, RETAIN, SHARED, INACTIVE, SHARED, SHARED]),
@@ -195,7 +193,7 @@ def as_partition(labels: Tensor, names: Tensor) -> set[frozenset[int]]:
     return {frozenset(names[labels == label].tolist()) for label in labels.unique()}
 
 
-def test_planted_groups_of_co_firing_features_are_found_exactly() -> None:
+def test_planted_groups_are_found_exactly() -> None:
     groups = coactivation_groups(sketch_directions(statistics()), threshold=0.45)
     assert groups.tolist() == planted_partition()
 
@@ -209,7 +207,7 @@ def test_grouping_is_deterministic() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_relabelling_the_latents_relabels_the_partition_and_nothing_else(seed: int) -> None:
+def test_relabelling_only_relabels_the_partition(seed: int) -> None:
     order = torch.randperm(N_FEATURES, generator=torch.Generator().manual_seed(seed))
     groups = coactivation_groups(sketch_directions(statistics(order)), threshold=0.45)
     expected = as_partition(torch.tensor(planted_partition()), torch.arange(N_FEATURES))
@@ -217,7 +215,7 @@ def test_relabelling_the_latents_relabels_the_partition_and_nothing_else(seed: i
     assert (groups <= torch.arange(N_FEATURES)).all()
 
 
-def test_planted_forget_retain_and_shared_features_are_recovered_from_stratified_batches() -> None:
+def test_planted_domains_are_found() -> None:
     neighbours = torch.tensor([[j for j in (i - 1, i + 1)] for i in range(N_FEATURES)]) % N_FEATURES
     state, forget_rows = empty_state(N_FEATURES, 2, 8, n_domains=2), 150
     for step in range(8):
@@ -238,4 +236,4 @@ def test_planted_forget_retain_and_shared_features_are_recovered_from_stratified
     ids = domain_groups(domain_rates(state))
     assert ids.tolist() == expected
     sharing = domain_sharing(ids, neighbours)
-    assert sharing[1, 1] == 0  # forget 1 and retain 2 may share nothing
+    assert sharing[1, 1] == 0  # forget latent 1 and retain latent 2 may not share

@@ -1,4 +1,4 @@
-"""Neighbour lists: exact, blocked, and carried from one refresh to the next."""
+"""Neighbour lists: exact results in blocks, and values that move to a refreshed list."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ def random_rows(n: int, d: int = 5, dtype: torch.dtype = torch.float64) -> Tenso
 
 @pytest.mark.parametrize("m", [1, 4, 8])
 @pytest.mark.parametrize("block_size", [1, 4, 9, 2048])
-def test_top_similar_agrees_with_a_sorted_double_loop_at_any_block_size(
-    m: int, block_size: int
-) -> None:
+def test_top_similar_equals_double_loop(m: int, block_size: int) -> None:
     X = random_rows(9)
     indices, values = top_similar(X, m, block_size)
     for i in range(9):
@@ -34,9 +32,7 @@ def test_top_similar_agrees_with_a_sorted_double_loop_at_any_block_size(
 
 @pytest.mark.parametrize("m", [3, 16])
 @pytest.mark.parametrize("block_size", [300, 512, 2048])
-def test_top_similar_agrees_with_the_whole_gram_matrix_where_a_list_spans_blocks(
-    m: int, block_size: int
-) -> None:
+def test_top_similar_equals_gram_matrix_topk(m: int, block_size: int) -> None:
     X = random_rows(1100)
     gram = (X @ X.T).fill_diagonal_(float("-inf"))
     indices, values = top_similar(X, m, block_size)
@@ -45,7 +41,7 @@ def test_top_similar_agrees_with_the_whole_gram_matrix_where_a_list_spans_blocks
     torch.testing.assert_close(values, expected.values)
 
 
-def test_in_half_precision_no_neighbour_is_further_than_its_rounding() -> None:
+def test_half_precision_loses_only_rounding() -> None:
     X = torch.nn.functional.normalize(random_rows(300, d=64), dim=1)
     gram = (X @ X.T).fill_diagonal_(float("-inf"))
     indices, _ = top_similar(X.half(), 16, block_size=64)
@@ -57,8 +53,8 @@ def test_in_half_precision_no_neighbour_is_further_than_its_rounding() -> None:
     assert share.item() == 1.0
 
 
-def test_many_similar_latents_in_one_block_are_all_considered() -> None:
-    # The last block holds the 30 best neighbours of the first latents, more than are listed singly.
+def test_many_similar_latents_in_one_block() -> None:
+    # The last block holds the 30 best neighbours of the first latents, too many for the short path.
     X = torch.cat([random_rows(40), torch.ones(30, 5, dtype=torch.float64)])
     X[:20] = 1.0
     indices, values = top_similar(X, 4, block_size=10)
@@ -68,32 +64,32 @@ def test_many_similar_latents_in_one_block_are_all_considered() -> None:
     assert all(len(row.unique()) == 4 for row in indices)
 
 
-def test_the_most_similar_latent_of_hand_made_directions() -> None:
+def test_top_similar_by_hand() -> None:
     X = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
     indices, values = top_similar(X, 2)
     assert indices.tolist() == [[1, 2], [0, 2], [1, 0]]
     torch.testing.assert_close(values, torch.tensor([[0.8, 0.0], [0.8, 0.6], [0.6, 0.0]]))
 
 
-def test_a_latent_is_never_its_own_neighbour_even_among_duplicates() -> None:
+def test_latent_is_never_its_own_neighbour() -> None:
     indices, values = top_similar(torch.ones(6, 3), 5, block_size=4)
     assert (indices != torch.arange(6).unsqueeze(1)).all()
     assert torch.equal(values, torch.full((6, 5), 3.0))
 
 
-def test_top_similar_leaves_the_gradient_graph_alone() -> None:
+def test_top_similar_has_no_gradient() -> None:
     X = random_rows(6).requires_grad_()
     _, values = top_similar(X, 2)
     assert not values.requires_grad
 
 
 @pytest.mark.parametrize("m", [0, 4, -1])
-def test_a_list_that_is_empty_or_too_long_is_an_error(m: int) -> None:
+def test_list_length_out_of_range_is_refused(m: int) -> None:
     with pytest.raises(ValueError, match=rf"m must lie in \[1, 3\] for 4 directions, got {m}"):
         top_similar(torch.eye(4), m)
 
 
-def test_carry_over_moves_values_with_their_pairs_and_starts_new_pairs_at_zero() -> None:
+def test_carry_over_moves_values_with_pairs() -> None:
     old = torch.tensor([[1, 2, 3], [0, 2, 3]])
     new = torch.tensor([[3, 4, 1], [5, 6, 7]])
     values = torch.tensor([[10.0, 20.0, 30.0], [1.0, 2.0, 3.0]])
@@ -101,12 +97,12 @@ def test_carry_over_moves_values_with_their_pairs_and_starts_new_pairs_at_zero()
     assert torch.equal(carry_over(values, old, new), expected)
 
 
-def test_carry_over_from_an_unset_list_is_all_zero() -> None:
+def test_carry_over_from_unset_list_is_zero() -> None:
     unset, new = torch.full((3, 2), -1), torch.tensor([[1, 2], [0, 2], [0, 1]])
     assert torch.equal(carry_over(torch.ones(3, 2), unset, new), torch.zeros(3, 2))
 
 
-def test_carry_over_there_and_back_restores_the_values() -> None:
+def test_carry_over_round_trip_restores_values() -> None:
     order = torch.tensor([2, 0, 1])
     old = torch.tensor([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
     values = random_rows(4, 3)
@@ -115,23 +111,23 @@ def test_carry_over_there_and_back_restores_the_values() -> None:
     assert torch.equal(carry_over(there, old[:, order], old), values)
 
 
-def test_a_latent_is_captured_if_its_list_holds_one_as_similar_to_within_the_tolerance() -> None:
+def test_captured_share_by_hand() -> None:
     angle = torch.tensor([0.0, 0.5, 0.51, 1.5], dtype=torch.float64)
     X = torch.stack([angle.cos(), angle.sin()], dim=1)
-    lists = torch.tensor([[2], [3], [1], [0]])  # nearly the nearest, wrong, the nearest, wrong
+    lists = torch.tensor([[2], [3], [1], [0]])  # nearly nearest, wrong, nearest, wrong
     assert captured_share(X, lists, torch.arange(4)).item() == 0.5
     assert captured_share(X, lists, torch.tensor([0, 2])).item() == 1.0
     assert captured_share(X, lists, torch.tensor([0]), tolerance=0.004).item() == 0.0
     assert captured_share(X, lists, torch.arange(4), tolerance=2.0).item() == 1.0
 
 
-def test_a_list_that_is_fresh_captures_all_however_short() -> None:
+def test_fresh_list_captures_all() -> None:
     X = random_rows(50)
     lists, _ = top_similar(X, 1)
     assert captured_share(X, lists, torch.arange(50)).item() == 1.0
 
 
-def test_the_turns_of_a_sample_see_every_row_equally_often() -> None:
+def test_sampled_rows_cover_all_rows_equally() -> None:
     seen = torch.cat([sampled_rows(70, 16, turn) for turn in range(8)])
     assert torch.equal(seen.bincount(), torch.full((70,), 2))
     assert all(len(sampled_rows(70, 16, turn)) >= 16 for turn in range(8))
@@ -139,10 +135,10 @@ def test_the_turns_of_a_sample_see_every_row_equally_often() -> None:
 
 
 @pytest.mark.parametrize("n", [2048, 2100])
-def test_the_largest_of_long_rows_are_found_among_the_best_groups_of_columns(n: int) -> None:
+def test_largest_of_long_rows_equals_topk(n: int) -> None:
     generator = torch.Generator().manual_seed(n)
     x = torch.randn(7, n, generator=generator)
-    x[0] = x[0].sort().values  # all of the largest in one group, at the end
+    x[0] = x[0].sort().values  # all largest values are in one group at the end
     x[1, 5] = float("-inf")
     values, columns = _largest(x, 5)
     expected = x.topk(5)

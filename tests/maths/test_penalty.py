@@ -1,4 +1,4 @@
-"""The penalties against a naive double loop, by hand, and by their invariances."""
+"""The penalties: hand-made cases, comparison with a naive double loop, and invariances."""
 
 from __future__ import annotations
 
@@ -114,12 +114,12 @@ def two_at_sixty_degrees_and_an_opposite() -> Tensor:
     return torch.tensor([[2.0, 0.0], [0.5, math.sqrt(3) / 2], [-3.0, 0.0]], dtype=torch.float64)
 
 
-def test_gram_is_the_mean_squared_cosine_of_all_pairs() -> None:
+def test_gram_by_hand() -> None:
     W = two_at_sixty_degrees_and_an_opposite()
     assert gram_penalty(W).item() == pytest.approx((0.25 + 1 + 0.25) / 3)
 
 
-def test_fixed_squares_the_signed_maximum_even_where_it_is_negative() -> None:
+def test_fixed_squares_signed_maximum() -> None:
     W = two_at_sixty_degrees_and_an_opposite()
     # maxima: row 0 -> 1/2, row 1 -> 1/2, row 2 -> -1/2
     assert fixed_penalty(W, torch.arange(3)).item() == pytest.approx(0.25)
@@ -129,11 +129,11 @@ def test_adaptive_ignores_negative_cosines() -> None:
     W = two_at_sixty_degrees_and_an_opposite()
     neighbours = torch.tensor([[1, 2], [0, 2], [0, 1]])
     weights = torch.tensor([[1.0, 1.0], [0.5, 1.0], [1.0, 1.0]], dtype=torch.float64)
-    # row 0: (1 * 1/2)^2, row 1: (1/2 * 1/2)^2, row 2: nothing positive
+    # row 0: (1 * 1/2)^2, row 1: (1/2 * 1/2)^2, row 2: no positive cosine
     assert adaptive_penalty(W, neighbours, weights).item() == pytest.approx((0.25 + 0.0625) / 3)
 
 
-def test_adaptive_chooses_the_largest_weighted_cosine_not_the_nearest_latent() -> None:
+def test_adaptive_chooses_largest_weighted_cosine() -> None:
     a = math.radians(10)
     W = torch.tensor([[1.0, 0.0], [math.cos(a), math.sin(a)], [math.cos(-1), math.sin(-1)]])
     neighbours = torch.tensor([[1, 2], [0, 2], [0, 1]])
@@ -142,19 +142,19 @@ def test_adaptive_chooses_the_largest_weighted_cosine_not_the_nearest_latent() -
     assert adaptive_penalty(W, neighbours, weights).item() == pytest.approx(expected)
 
 
-def test_pair_weights_share_by_alpha_times_affinity() -> None:
+def test_pair_weights_by_hand() -> None:
     affinity = torch.tensor([[0.0, 0.5, 1.0]])
     expected = torch.tensor([[1.0, 0.8, 0.6]])
     torch.testing.assert_close(pair_weights(affinity, 0.4), expected)
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan])
-def test_pair_weights_reject_an_alpha_outside_the_unit_interval(alpha: float) -> None:
+def test_alpha_outside_unit_interval_is_refused(alpha: float) -> None:
     with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\]"):
         pair_weights(torch.zeros(1, 1), alpha)
 
 
-def test_directions_are_unit_rows_and_a_zero_row_stays_zero() -> None:
+def test_directions_are_unit_rows_or_zero() -> None:
     D = decoder_directions(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
     assert torch.equal(D, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
 
@@ -168,15 +168,13 @@ def test_directions_are_unit_rows_and_a_zero_row_stays_zero() -> None:
         (torch.float64, torch.float64),
     ],
 )
-def test_directions_are_computed_in_at_least_float32(
-    dtype: torch.dtype, expected: torch.dtype
-) -> None:
+def test_directions_are_at_least_float32(dtype: torch.dtype, expected: torch.dtype) -> None:
     D = decoder_directions(random_decoder().to(dtype))
     assert D.dtype == expected
     torch.testing.assert_close(D.norm(dim=-1), torch.ones(12, dtype=expected))
 
 
-def test_a_zero_row_gets_a_finite_zero_gradient_from_every_penalty() -> None:
+def test_zero_row_gets_zero_gradient() -> None:
     W = random_decoder()
     W[3] = 0
     neighbours = random_neighbours(12, 11)
@@ -191,7 +189,7 @@ def test_a_zero_row_gets_a_finite_zero_gradient_from_every_penalty() -> None:
         assert torch.equal(gradient[3], torch.zeros(6, dtype=torch.float64))
 
 
-def test_one_direction_alone_is_an_error() -> None:
+def test_single_direction_is_refused() -> None:
     W = torch.ones(1, 1)
     index = torch.zeros(1, 1, dtype=torch.int64)
     for call in (
@@ -204,12 +202,12 @@ def test_one_direction_alone_is_an_error() -> None:
             call()
 
 
-def test_a_chunk_too_small_for_a_pair_is_an_error() -> None:
+def test_chunk_size_one_is_refused() -> None:
     with pytest.raises(ValueError, match="chunk_size must be at least 2 to hold a pair, got 1"):
         fixed_penalty(torch.eye(4), torch.arange(4), chunk_size=1)
 
 
-def test_shapes_in_signatures_are_enforced_under_test() -> None:
+def test_shapes_are_checked_in_tests() -> None:
     with pytest.raises(jaxtyping.TypeCheckError):
         adaptive_penalty(torch.eye(4), random_neighbours(4, 2), torch.ones(4, 3))
 
@@ -217,7 +215,7 @@ def test_shapes_in_signatures_are_enforced_under_test() -> None:
 # ------------------------------------------------- against the double loop
 
 
-def test_gram_agrees_with_a_double_loop_in_value_and_gradient() -> None:
+def test_gram_equals_double_loop() -> None:
     W = random_decoder().requires_grad_()
     assert_same_loss(gram_penalty(W), naive_gram(W), W)
 
@@ -226,9 +224,7 @@ def test_gram_agrees_with_a_double_loop_in_value_and_gradient() -> None:
     ("chunk_size", "sizes"),
     [(100, [12]), (12, [12]), (6, [6, 6]), (5, [4, 4, 4]), (7, [6, 6]), (3, [3] * 4), (2, [2] * 6)],
 )
-def test_fixed_agrees_with_a_double_loop_over_equal_chunks(
-    chunk_size: int, sizes: list[int]
-) -> None:
+def test_fixed_equals_double_loop_equal_chunks(chunk_size: int, sizes: list[int]) -> None:
     W = random_decoder().requires_grad_()
     permutation = chunk_permutation(12, seed=5, step=1)
     chunks = [chunk.tolist() for chunk in permutation.split(sizes)]
@@ -239,9 +235,7 @@ def test_fixed_agrees_with_a_double_loop_over_equal_chunks(
 @pytest.mark.parametrize(
     ("n", "chunk_size", "sizes"), [(11, 4, [4, 4, 3]), (7, 2, [3, 2, 2]), (5, 3, [3, 2])]
 )
-def test_fixed_weighs_unequal_chunks_alike_and_leaves_no_latent_alone(
-    n: int, chunk_size: int, sizes: list[int]
-) -> None:
+def test_fixed_equals_double_loop_unequal_chunks(n: int, chunk_size: int, sizes: list[int]) -> None:
     W = random_decoder(n).requires_grad_()
     permutation = chunk_permutation(n, seed=0, step=3)
     chunks = [chunk.tolist() for chunk in permutation.split(sizes)]
@@ -250,14 +244,14 @@ def test_fixed_weighs_unequal_chunks_alike_and_leaves_no_latent_alone(
 
 
 @pytest.mark.parametrize("m", [1, 4, 11])
-def test_adaptive_agrees_with_a_double_loop_when_symmetric(m: int) -> None:
+def test_adaptive_equals_double_loop_symmetric(m: int) -> None:
     W = random_decoder().requires_grad_()
     neighbours, weights = random_neighbours(12, m), random_weights((12, m))
     fast = adaptive_penalty(W, neighbours, weights)
     assert_same_loss(fast, naive_adaptive(W, neighbours, weights), W)
 
 
-def test_adaptive_agrees_with_a_double_loop_when_frequency_ordered() -> None:
+def test_adaptive_equals_double_loop_frequency_ordered() -> None:
     W = random_decoder().requires_grad_()
     neighbours, weights = random_neighbours(12, 5), random_weights((12, 5))
     rates = torch.tensor([0.1, 0.1, 0.1, 0.2, 0.2, 0.3, 0.0, 0.0, 0.5, 0.4, 0.3, 0.2])
@@ -265,7 +259,7 @@ def test_adaptive_agrees_with_a_double_loop_when_frequency_ordered() -> None:
     assert_same_loss(fast, naive_adaptive(W, neighbours, weights, rates), W)
 
 
-def test_adaptive_agrees_with_a_double_loop_when_weighted_by_energy() -> None:
+def test_adaptive_equals_double_loop_energy_weighted() -> None:
     W = random_decoder().requires_grad_()
     neighbours, weights = random_neighbours(12, 5), random_weights((12, 5))
     energies = random_weights((12,), seed=5)
@@ -274,7 +268,7 @@ def test_adaptive_agrees_with_a_double_loop_when_weighted_by_energy() -> None:
     assert_same_loss(fast, naive_adaptive(W, neighbours, weights, energies=energies), W)
 
 
-def test_a_latent_without_energy_is_not_pushed() -> None:
+def test_latent_without_energy_is_not_pushed() -> None:
     W = random_decoder().requires_grad_()
     neighbours, weights = random_neighbours(12, 11), torch.ones(12, 11, dtype=torch.float64)
     energies = torch.ones(12, dtype=torch.float64)
@@ -285,21 +279,21 @@ def test_a_latent_without_energy_is_not_pushed() -> None:
     assert rows.max() > 0
 
 
-def test_adaptive_over_all_neighbours_is_the_dense_maximum() -> None:
+def test_adaptive_over_all_latents_is_dense_maximum() -> None:
     W = random_decoder().requires_grad_()
     neighbours, _ = top_similar(decoder_directions(W), 11)
     fast = adaptive_penalty(W, neighbours, torch.ones(12, 11))
     assert_same_loss(fast, dense_maxima(W).relu().square().mean(), W)
 
 
-def test_fixed_in_a_single_chunk_is_the_dense_maximum() -> None:
+def test_fixed_in_one_chunk_is_dense_maximum() -> None:
     W = random_decoder().requires_grad_()
     fast = fixed_penalty(W, chunk_permutation(12, 0, 0))
     assert_same_loss(fast, dense_maxima(W).square().mean(), W)
 
 
 @pytest.mark.parametrize("block_size", [1, 5, 2048])
-def test_max_cosines_agree_with_a_double_loop(block_size: int) -> None:
+def test_max_cosines_equal_double_loop(block_size: int) -> None:
     W = random_decoder()
     slow = [max(cosine(W[i], W[j]) for j in range(12) if j != i) for i in range(12)]
     fast = max_cosines(W, block_size)
@@ -322,7 +316,7 @@ def gradient_rows(rates: list[float]) -> tuple[Tensor, Tensor]:
     return gradient(torch.tensor(rates)), gradient(None)
 
 
-def test_the_symmetric_penalty_pushes_both_latents_of_a_pair_apart() -> None:
+def test_symmetric_penalty_pushes_both_latents() -> None:
     _, symmetric = gradient_rows([0.0, 0.0])
     # L = c^2 and dc/dW_0 = (d_1 - c d_0) / |W_0| = (0, sqrt(3)/2), so dL/dW_0 = 2c * that
     expected = torch.tensor([0.0, math.sqrt(3) / 2], dtype=torch.float64)
@@ -331,7 +325,7 @@ def test_the_symmetric_penalty_pushes_both_latents_of_a_pair_apart() -> None:
 
 
 @pytest.mark.parametrize(("rates", "rarer", "frequent"), [([0.2, 0.1], 1, 0), ([0.1, 0.2], 0, 1)])
-def test_frequency_ordering_moves_the_rarer_latent_alone(
+def test_frequency_ordering_pushes_only_rarer_latent(
     rates: list[float], rarer: int, frequent: int
 ) -> None:
     ordered, symmetric = gradient_rows(rates)
@@ -340,14 +334,14 @@ def test_frequency_ordering_moves_the_rarer_latent_alone(
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_frequency_ties_move_both_latents(rate: float) -> None:
+def test_equal_frequencies_push_both_latents(rate: float) -> None:
     ordered, symmetric = gradient_rows([rate, rate])
     assert torch.equal(ordered, symmetric)
 
 
-def test_adaptive_gradient_reaches_only_latents_of_chosen_pairs() -> None:
+def test_adaptive_gradient_only_on_chosen_pairs() -> None:
     W = torch.eye(6, dtype=torch.float64)
-    W[1, 0] = 1.0  # latents 0 and 1 meet, the others are orthogonal to all
+    W[1, 0] = 1.0  # latents 0 and 1 are similar, the others are orthogonal to all
     W.requires_grad_()
     loss = adaptive_penalty(W, random_neighbours(6, 5), torch.ones(6, 5))
     _, gradient = value_and_gradient(loss, W)
@@ -358,7 +352,7 @@ def test_adaptive_gradient_reaches_only_latents_of_chosen_pairs() -> None:
 
 
 def penalties(W: Tensor, order: Tensor | None = None) -> Tensor:
-    """All penalties of a decoder; ``order`` relabels latents, lists and permutations alike."""
+    """All penalties of a decoder. ``order`` relabels latents, lists and permutations together."""
     n = len(W)
     neighbours, weights = random_neighbours(n, 4), random_weights((n, 4))
     rates, permutation = random_weights((n,), seed=3), chunk_permutation(n, 1, 1)
@@ -390,14 +384,14 @@ def test_orthonormal_rows_cost_nothing(seed: int) -> None:
 
 @given(seeds)
 @examples
-def test_every_penalty_is_invariant_to_rotation(seed: int) -> None:
+def test_penalties_are_invariant_to_rotation(seed: int) -> None:
     W = random_decoder(seed=seed)
     torch.testing.assert_close(penalties(W @ random_rotation(6, seed)), penalties(W))
 
 
 @given(seeds, st.floats(1e-3, 1e3))
 @examples
-def test_every_penalty_is_invariant_to_row_scale(seed: int, scale: float) -> None:
+def test_penalties_are_invariant_to_row_scale(seed: int, scale: float) -> None:
     W = random_decoder(seed=seed)
     row_scales = scale * (0.1 + random_weights((12, 1), seed))
     torch.testing.assert_close(penalties(W * row_scales), penalties(W))
@@ -405,7 +399,7 @@ def test_every_penalty_is_invariant_to_row_scale(seed: int, scale: float) -> Non
 
 @given(seeds)
 @examples
-def test_every_penalty_is_invariant_to_relabelling(seed: int) -> None:
+def test_penalties_are_invariant_to_relabelling(seed: int) -> None:
     W = random_decoder(seed=seed)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(penalties(W, order), penalties(W))
@@ -422,7 +416,7 @@ def test_more_sharing_never_costs_more(seed: int, one: float, other: float) -> N
     assert lenient <= strict
 
 
-def test_full_sharing_of_full_affinity_is_free_and_no_sharing_is_not() -> None:
+def test_full_sharing_at_full_affinity_is_free() -> None:
     W = random_decoder()
     neighbours, affinity = random_neighbours(12, 5), torch.ones(12, 5)
     assert adaptive_penalty(W, neighbours, pair_weights(affinity, 1.0)) == 0
@@ -431,9 +425,7 @@ def test_full_sharing_of_full_affinity_is_free_and_no_sharing_is_not() -> None:
 
 @given(st.integers(2, 40), st.integers(0, 2**40), st.integers(0, 10**7))
 @examples
-def test_chunk_permutation_is_a_pure_function_of_seed_and_step(
-    n: int, seed: int, step: int
-) -> None:
+def test_chunk_permutation_is_pure(n: int, seed: int, step: int) -> None:
     before = torch.get_rng_state()
     permutation = chunk_permutation(n, seed, step)
     assert torch.equal(torch.get_rng_state(), before)
@@ -441,7 +433,7 @@ def test_chunk_permutation_is_a_pure_function_of_seed_and_step(
     assert torch.equal(permutation.sort().values, torch.arange(n))
 
 
-def test_chunk_permutation_changes_with_seed_and_with_step() -> None:
+def test_chunk_permutation_changes_with_seed_and_step() -> None:
     drawn = {
         tuple(chunk_permutation(64, seed, step).tolist()) for seed in (0, 1) for step in (0, 1)
     }
@@ -450,8 +442,8 @@ def test_chunk_permutation_changes_with_seed_and_with_step() -> None:
 
 @pytest.mark.parametrize("rates", [None, "ordered", "tied"])
 @pytest.mark.parametrize("energies", [None, "some"])
-def test_the_gradient_is_the_slope_of_the_value(rates: str | None, energies: str | None) -> None:
-    # Only symmetric penalties: an ordered one holds a latent fixed, which differences would move.
+def test_gradient_equals_finite_differences(rates: str | None, energies: str | None) -> None:
+    # Finite differences fit only symmetric penalties: an ordered penalty stops a gradient.
     W = random_decoder(8, 4).requires_grad_()
     neighbours, weights = random_neighbours(8, 3), random_weights((8, 3))
     options = {
@@ -468,7 +460,7 @@ def test_the_gradient_is_the_slope_of_the_value(rates: str | None, energies: str
     )
 
 
-def test_directions_have_the_gradient_of_the_quotient_also_below_the_smallest_norm() -> None:
+def test_directions_gradient_equals_autograd() -> None:
     W = torch.tensor([[3.0, 4.0], [3e-9, 4e-9], [0.0, 0.0]], dtype=torch.float64)
     g = torch.tensor([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]], dtype=torch.float64)
     gradients = []
@@ -478,7 +470,7 @@ def test_directions_have_the_gradient_of_the_quotient_also_below_the_smallest_no
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=0)
 
 
-def test_the_gradient_below_the_smallest_norm_is_that_of_a_held_norm() -> None:
+def test_gradient_below_smallest_norm_is_clamped() -> None:
     W = random_decoder(8, 4)
     W[2] *= 1e-9
     W.requires_grad_()
@@ -490,7 +482,7 @@ def test_the_gradient_below_the_smallest_norm_is_that_of_a_held_norm() -> None:
 
 
 @pytest.mark.parametrize("name", ["adaptive", "fixed"])
-def test_nothing_of_the_size_of_the_decoder_is_kept_for_the_backward_pass(name: str) -> None:
+def test_backward_keeps_no_decoder_sized_tensor(name: str) -> None:
     W = random_decoder(64, 256).float().requires_grad_()
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
@@ -503,7 +495,7 @@ def test_nothing_of_the_size_of_the_decoder_is_kept_for_the_backward_pass(name: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_cosines_of_pairs_are_the_same_by_every_way_to_compute_them(
+def test_pair_cosines_agree_on_all_paths(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     W = random_decoder(40, 7).to(dtype)
@@ -518,8 +510,8 @@ def test_cosines_of_pairs_are_the_same_by_every_way_to_compute_them(
 
 
 @pytest.mark.compile
-def test_compiling_the_penalty_breaks_no_graph() -> None:
-    # In a process of its own: the shape checks of the test run cannot be compiled.
+def test_penalty_compiles_without_graph_break() -> None:
+    # A separate process, because the shape checks of the test run cannot be compiled.
     code = """
 import torch
 from saelens_adaptive_ortho.maths.penalties.adaptive import adaptive_penalty
@@ -538,7 +530,7 @@ for a, b in zip(*((f(W), *torch.autograd.grad(f(W), W)) for f in (loss, compiled
     assert done.returncode == 0, done.stderr
 
 
-def test_the_gradient_is_the_same_to_the_bit_on_several_threads() -> None:
+def test_gradient_is_bit_equal_on_two_threads() -> None:
     # Many latents share few neighbours, so their contributions meet in the same rows.
     threads = torch.get_num_threads()
     torch.set_num_threads(2)

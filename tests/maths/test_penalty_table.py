@@ -1,4 +1,4 @@
-"""Every penalty and affinity of the tables keeps the contract that the tables promise."""
+"""Every penalty and affinity of the tables fulfils its contract."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ every_penalty = pytest.mark.parametrize("penalty", PENALTIES.own.values(), ids=P
 
 
 class Recorder:
-    """The fields of a config at their defaults; remembers which were read."""
+    """A config with default fields that records which fields are read."""
 
     def __init__(self, **changes: Any) -> None:
         self.changes = changes
@@ -60,7 +60,7 @@ def inputs(cfg: Any, lists: bool) -> PenaltyInputs:
 
 
 @every_penalty
-def test_a_penalty_reads_exactly_the_fields_it_declares(penalty: Penalty) -> None:
+def test_penalty_reads_exactly_its_declared_fields(penalty: Penalty) -> None:
     assert {*penalty.fields, *LIST_FIELDS} <= {*ortho_field_names()}
     assert not {*penalty.fields} & ({*LIST_FIELDS} - {"ortho_seed"})
     cfg = Recorder()
@@ -73,7 +73,7 @@ def test_a_penalty_reads_exactly_the_fields_it_declares(penalty: Penalty) -> Non
 
 
 @every_penalty
-def test_a_penalty_leaves_the_global_random_state_alone(penalty: Penalty) -> None:
+def test_penalty_leaves_global_rng_alone(penalty: Penalty) -> None:
     before = torch.get_rng_state()
     given = inputs(Recorder(), penalty.needs_lists)
     first = penalty.loss(given)
@@ -85,7 +85,7 @@ def test_a_penalty_leaves_the_global_random_state_alone(penalty: Penalty) -> Non
 
 
 @every_penalty
-def test_a_penalty_says_what_it_is_and_pushes_the_decoder(penalty: Penalty) -> None:
+def test_penalty_has_help_and_a_gradient(penalty: Penalty) -> None:
     assert penalty.help
     given = inputs(Recorder(), penalty.needs_lists)
     penalty.loss(given).backward()
@@ -93,7 +93,7 @@ def test_a_penalty_says_what_it_is_and_pushes_the_decoder(penalty: Penalty) -> N
     assert given.W_dec.grad.abs().max() > 0
 
 
-def test_default_coefficients_are_those_of_means_and_of_sums_over_variance() -> None:
+def test_default_coefficients() -> None:
     expected = {"gram": 0.05, "fixed": 0.05, "adaptive": 0.3}
     for name, coefficient in expected.items():
         assert PENALTIES.own[name].coefficient(Recorder()) == coefficient
@@ -102,22 +102,22 @@ def test_default_coefficients_are_those_of_means_and_of_sums_over_variance() -> 
 
 
 @pytest.mark.parametrize(("name", "every"), [("gram", 1), ("fixed", 5), ("adaptive", 1)])
-def test_only_fixed_can_be_applied_on_some_steps_alone(name: str, every: int) -> None:
+def test_only_fixed_reads_ortho_every(name: str, every: int) -> None:
     assert PENALTIES.own[name].every(Recorder(ortho_every=5)) == every
 
 
-def test_a_penalty_that_uses_pairs_must_say_so() -> None:
+def test_pairs_need_needs_lists() -> None:
     with pytest.raises(RuntimeError, match="needs_lists=True"):
         _ = inputs(Recorder(), lists=False).pairs
 
 
-def test_settings_of_a_penalty_must_be_a_dataclass() -> None:
+def test_penalty_settings_must_be_a_dataclass() -> None:
     with pytest.raises(TypeError, match="settings of the penalty 'toy' must be a dataclass"):
         Penalty(name="toy", help="", loss=lambda i: i.W_dec.sum(), settings=dict)
 
 
 @pytest.mark.parametrize("affinity", AFFINITIES.own.values(), ids=AFFINITIES.own)
-def test_an_affinity_is_a_share_of_each_candidate_pair(affinity: Affinity) -> None:
+def test_affinity_has_help_shape_and_range(affinity: Affinity) -> None:
     _, state, neighbours = drawn_state()
     groups = torch.arange(N) // 3
     s = affinity.measure(state, neighbours, groups)

@@ -11,7 +11,7 @@ from saelens_adaptive_ortho.maths.schedule import curriculum, fade_out
     ("step", "expected"),
     [(0, 0.01), (1250, 0.0325), (2500, 0.055), (4999, 0.099982), (5000, 0.1), (10**6, 0.1)],
 )
-def test_curriculum_rises_linearly_and_then_stays(step: int, expected: float) -> None:
+def test_curriculum_rises_then_stays(step: int, expected: float) -> None:
     assert curriculum(step, start=0.01, end=0.1, steps=5000) == pytest.approx(expected)
 
 
@@ -19,7 +19,7 @@ def test_curriculum_may_also_fall() -> None:
     assert [curriculum(t, 1.0, 0.0, 4) for t in range(6)] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
 
 
-def test_a_curriculum_without_steps_is_at_its_end_from_the_start() -> None:
+def test_curriculum_without_steps_is_at_its_end() -> None:
     assert curriculum(0, 0.5, 2.0, 0) == 2.0
 
 

@@ -1,4 +1,4 @@
-"""Similar pairs, their co-firing, and which of them are absorption candidates."""
+"""Similar pairs, their joint firings, and the absorption candidates among them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def unit(rows: list[list[float]]) -> torch.Tensor:
     return D / D.norm(dim=1, keepdim=True)
 
 
-def test_similar_pairs_are_unordered_distinct_and_most_similar_first() -> None:
+def test_similar_pairs_are_distinct_and_sorted() -> None:
     D = unit([[1, 0, 0], [1, 0.1, 0], [0, 0, 1], [0, 1, 1], [0, 0, -1]])
     pairs = similar_pairs(D, min_cosine=0.5)
     assert pairs.indices.tolist() == [[0, 1], [2, 3]]
@@ -32,7 +32,7 @@ def test_similar_pairs_are_unordered_distinct_and_most_similar_first() -> None:
 
 
 @pytest.mark.parametrize("min_cosine", [-1.0, 0.2, 0.6])
-def test_similar_pairs_are_those_of_a_double_loop(min_cosine: float) -> None:
+def test_similar_pairs_equal_double_loop(min_cosine: float) -> None:
     generator = torch.Generator().manual_seed(0)
     D = unit(torch.randn(20, 5, generator=generator).tolist())
     cosines = D @ D.T
@@ -53,7 +53,7 @@ def counted(active: list[list[int]], pairs: torch.Tensor) -> PairCounts:
     return count_pairs(half, batch[2:], pairs)
 
 
-def test_counts_add_up_over_batches_and_give_the_lift() -> None:
+def test_pair_counts_and_lift() -> None:
     pairs = torch.tensor([[0, 1], [0, 2], [1, 3]])
     counts = counted([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [1, 1, 0, 0]], pairs)
     assert counts.n_tokens == 4
@@ -64,12 +64,12 @@ def test_counts_add_up_over_batches_and_give_the_lift() -> None:
     assert math.isnan(float(found[2]))  # latent 3 never fired
 
 
-def test_candidates_exclude_each_other_often_enough_to_mean_it() -> None:
+def test_candidates_need_low_lift_and_enough_chances() -> None:
     pairs = Pairs(torch.tensor([[0, 1], [0, 2], [3, 4]]), torch.tensor([0.9, 0.8, 0.7]))
     counts = PairCounts(
         1000,
         torch.tensor([100, 200, 100, 10, 10]),
-        torch.tensor([2, 50, 0]),  # chance: 20, 10, 0.1
+        torch.tensor([2, 50, 0]),  # expected by chance: 20, 10, 0.1
     )
     (only,) = absorption_candidates(counts, pairs, max_lift=0.25, min_expected=5)
     assert (only.frequent, only.rare) == (1, 0)

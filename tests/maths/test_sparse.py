@@ -1,4 +1,4 @@
-"""Products with firing latents alone equal the dense ones."""
+"""Products over the firing latents only equal the dense products."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def rows(n: int, d: int, seed: int = 0) -> Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# None, one, few, and so many that the dense product is taken.
+# No, one, few non-zeros, and so many that the dense product is used.
 SHARES = [0.0, 0.002, 0.02, 0.5]
 
 
 @pytest.mark.parametrize("share", SHARES)
-def test_matmul_and_its_gradients_are_those_of_the_dense_product(share: float) -> None:
+def test_matmul_equals_dense_product(share: float) -> None:
     acts, W, weight = mostly_zero(40, 60, share), rows(60, 7), rows(40, 7, 1)
     assert (sparse.Nonzeros.of(acts) is None) == (share == 0.5)
     found, expected = [], []
@@ -33,7 +33,7 @@ def test_matmul_and_its_gradients_are_those_of_the_dense_product(share: float) -
         out = product(a, w)
         (out * weight).sum().backward()
         assert a.grad is not None
-        # Behind a ReLU, nothing of the gradient is left where it gave zero.
+        # A ReLU passes no gradient on where its output is zero.
         results += [out.detach(), a.grad * (acts > 0), w.grad]
     for x, y in zip(found, expected, strict=True):
         torch.testing.assert_close(x, y)
@@ -44,7 +44,7 @@ def test_matmul_and_its_gradients_are_those_of_the_dense_product(share: float) -
 
 
 @pytest.mark.parametrize("share", SHARES)
-def test_the_backward_pass_of_linear_is_that_of_the_dense_product(share: float) -> None:
+def test_linear_backward_equals_dense_product(share: float) -> None:
     x, W, b = rows(40, 7), rows(7, 60, 1), rows(1, 60, 2)[0]
     weight = mostly_zero(40, 60, share) - mostly_zero(40, 60, share / 4)
     found, expected = [], []
@@ -57,7 +57,7 @@ def test_the_backward_pass_of_linear_is_that_of_the_dense_product(share: float) 
         torch.testing.assert_close(y, z)
 
 
-def test_gradients_agree_with_finite_differences() -> None:
+def test_gradients_equal_finite_differences() -> None:
     x, W, b, U = rows(12, 3), rows(3, 50, 1), rows(1, 50, 2)[0], rows(50, 3, 3)
 
     def step(x: Tensor, W: Tensor, b: Tensor, U: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def test_frozen_inputs_get_no_gradient() -> None:
     assert torch.equal(b.grad, torch.full_like(b, 40))
 
 
-def test_a_sampled_product_is_read_in_the_order_of_its_columns() -> None:
+def test_sampled_product_keeps_column_order() -> None:
     X, Y = rows(3, 5), rows(4, 5, 1)
     starts, columns = torch.tensor([0, 2, 2, 5]), torch.tensor([3, 1, 0, 2, 1])
     expected = (X @ Y.T)[torch.tensor([0, 0, 2, 2, 2]), columns]

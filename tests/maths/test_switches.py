@@ -1,4 +1,4 @@
-"""The switches as pure functions, and what their fields refuse."""
+"""The switches as pure functions, and the values that their fields refuse."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ P = "adaptive_ortho_"
 NAN = math.nan
 
 
-def test_unit_rows_keep_directions_and_dtype_and_zero_rows() -> None:
+def test_unit_rows_keep_direction_and_dtype() -> None:
     W = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     torch.testing.assert_close(switches.unit_rows(W), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
     assert switches.unit_rows(W.bfloat16()).dtype == torch.bfloat16
 
 
-def test_a_tangent_gradient_is_orthogonal_to_its_row_and_keeps_the_rest() -> None:
+def test_tangent_gradient_is_orthogonal_to_its_row() -> None:
     W = torch.tensor([[2.0, 0.0], [0.0, 5.0]])
     g = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     assert switches.tangent_gradient(g, W).tolist() == [[0.0, 2.0], [3.0, 0.0]]
 
 
 @pytest.mark.parametrize(("n", "d"), [(4, 4), (3, 7), (10, 4)])
-def test_orthogonal_rows_are_orthonormal_block_by_block(n: int, d: int) -> None:
+def test_orthogonal_rows_are_orthonormal_in_blocks(n: int, d: int) -> None:
     rows = switches.orthogonal_rows(n, d, torch.Generator().manual_seed(0))
     assert rows.shape == (n, d)
     for block in rows.split(d):
         torch.testing.assert_close(block @ block.T, torch.eye(len(block)), atol=1e-5, rtol=0)
 
 
-def test_rows_from_data_are_centred_samples_and_then_differences_of_samples() -> None:
+def test_data_rows_are_samples_then_differences() -> None:
     x = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-1.0, -1.0, 0.0]])
     rows = switches.data_rows(x, 30, seed=0)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(30))
@@ -54,7 +54,7 @@ def test_equal_samples_give_no_direction() -> None:
     assert float(switches.data_rows(torch.ones(4, 3), 6, 0).abs().max()) == 0
 
 
-def test_dropout_is_a_function_of_seed_and_step_keeps_the_mean_and_the_global_rng() -> None:
+def test_dropout_is_pure_and_keeps_the_mean() -> None:
     acts, state = torch.ones(100, 200), torch.get_rng_state()
     dropped = switches.drop_latents(acts, 0.3, 1, 2)
     assert torch.equal(torch.get_rng_state(), state)
@@ -66,7 +66,7 @@ def test_dropout_is_a_function_of_seed_and_step_keeps_the_mean_and_the_global_rn
     assert switches.drop_latents(acts, 0.0, 1, 2) is acts
 
 
-def test_the_notes_unlocking_is_a_quarter_then_a_tenth_more_each_thousand_steps() -> None:
+def test_unlocking_schedule_of_prior_run_9() -> None:
     def at(step: int) -> int:
         return switches.unlocked_latents(step, 2304, 0.25, 0.1, 1000)
 
@@ -77,13 +77,13 @@ def test_the_notes_unlocking_is_a_quarter_then_a_tenth_more_each_thousand_steps(
 
 @pytest.mark.parametrize("start", [0.1, 0.25, 0.3, 0.999])
 @pytest.mark.parametrize("growth", [0.1, 0.25, 0.7, 1.0])
-def test_unlocking_ends_where_it_says(start: float, growth: float) -> None:
+def test_unlocking_ends_is_the_first_full_step(start: float, growth: float) -> None:
     end = switches.unlocking_ends(start, growth, 5)
     counts = [switches.unlocked_latents(s, 1000, start, growth, 5) for s in (end - 1, end)]
     assert counts[0] < counts[1] == 1000
 
 
-def test_learning_rates_follow_the_firing_rate_within_their_bounds() -> None:
+def test_lr_multipliers_by_hand() -> None:
     rates = torch.tensor([1e-4, 1e-2, 1.0, 0.0])
     by_hand = [10.0, 1.0, 0.1, 10.0]  # geometric mean 1e-2, power 1/2
     assert switches.lr_multipliers(rates, 0.5, 0.1, 10.0).tolist() == pytest.approx(by_hand)
@@ -92,7 +92,7 @@ def test_learning_rates_follow_the_firing_rate_within_their_bounds() -> None:
     assert switches.lr_multipliers(torch.zeros(3), 0.5, 0.1, 10.0).tolist() == [1.0] * 3
 
 
-def test_the_running_mean_square_starts_at_the_first_batch() -> None:
+def test_mean_square_starts_at_first_batch() -> None:
     pre = torch.tensor([[1.0, 2.0], [3.0, 2.0]])
     first = switches.update_mean_square(torch.zeros(2), pre, 0.9)
     assert first.tolist() == [5.0, 4.0]
@@ -121,7 +121,7 @@ BAD: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("field", "value", "rule"), BAD)
-def test_a_bad_value_is_rejected_by_field_value_and_rule(
+def test_bad_value_is_refused_with_field_and_rule(
     build_cfg: Callable[..., Any], field: str, value: Any, rule: str
 ) -> None:
     with pytest.raises(ConfigError, match=rule) as error:
@@ -142,12 +142,12 @@ def test_a_bad_value_is_rejected_by_field_value_and_rule(
         ),
     ],
 )
-def test_what_no_export_or_loss_allows_is_refused_before_training(
+def test_impossible_switch_is_refused_early(
     build_cfg: Callable[..., Any], base: str, fields: dict[str, Any], rule: str
 ) -> None:
     with pytest.raises(ConfigError, match=rule):
         build_cfg(f"{P}{base}", **fields)
 
 
-def test_the_switches_are_fields_of_every_config() -> None:
+def test_switches_are_fields_of_every_config() -> None:
     assert {"ortho_unit_norm", "ortho_skip_rank", "ortho_mode"} <= set(ortho_field_names())

@@ -1,4 +1,4 @@
-"""Local language models load as transformers runs them, or are refused with a reason."""
+"""Local language models compute what transformers computes, or are refused with a reason."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture
 def copied(tiny: Any, tmp_path: Path) -> Path:
-    """A model directory to damage."""
+    """A copy of a model directory, for tests that damage it."""
     return shutil.copytree(tiny.model, tmp_path / "model")
 
 
-def test_a_local_model_computes_what_transformers_does(tiny: Any, model: Any) -> None:
+def test_local_model_equals_transformers(tiny: Any, model: Any) -> None:
     tokens = torch.randint(3, 200, (3, 20), generator=torch.Generator().manual_seed(0))
     reference = AutoModelForCausalLM.from_pretrained(tiny.model, local_files_only=True)
     with torch.no_grad():
@@ -43,16 +43,14 @@ def test_a_local_model_computes_what_transformers_does(tiny: Any, model: Any) ->
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
-def test_the_tokenizer_is_the_directorys_own(model: Any) -> None:
+def test_tokenizer_comes_from_the_directory(model: Any) -> None:
     assert model.tokenizer.bos_token_id == model.tokenizer.eos_token_id == 0
     assert model.tokenizer.pad_token_id == 1
     assert model.tokenizer("virus0 virus1", add_special_tokens=False)["input_ids"] == [3, 4]
 
 
 @pytest.mark.parametrize("name", ["bert-and-t5", "gemma-2-2b", "llama 7b", "model"])
-def test_the_name_of_the_directory_does_not_matter(
-    tiny: Any, model: Any, tmp_path: Path, name: str
-) -> None:
+def test_directory_name_does_not_matter(tiny: Any, model: Any, tmp_path: Path, name: str) -> None:
     path = shutil.copytree(tiny.model, tmp_path / "t5" / name)
     loaded = load_language_model(str(path))
     assert loaded.cfg.model_name == name  # type: ignore[union-attr]
@@ -61,9 +59,7 @@ def test_the_name_of_the_directory_does_not_matter(
         assert torch.equal(loaded(tokens), model(tokens))
 
 
-def test_a_directory_is_found_by_relative_path_and_dtype_is_taken(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_path_and_dtype_are_used(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copied.parent)
     for name in ("model", "./model"):
         assert local_model_dir(name) is not None
@@ -73,7 +69,7 @@ def test_a_directory_is_found_by_relative_path_and_dtype_is_taken(
         load_language_model("./model", model_from_pretrained_kwargs={"fold_ln": True})
 
 
-def test_a_hub_name_is_not_taken_for_a_directory() -> None:
+def test_hub_name_is_not_a_directory() -> None:
     assert local_model_dir("EleutherAI/pythia-70m-deduped") is None
 
 
@@ -90,7 +86,7 @@ def lose(path: Path, *names: str) -> None:
         (["config.json"], r"no config\.json"),
     ],
 )
-def test_a_model_directory_that_lacks_a_part_is_refused_before_anything_is_loaded(
+def test_incomplete_model_directory_is_refused_early(
     copied: Path, monkeypatch: pytest.MonkeyPatch, lost: list[str], message: str
 ) -> None:
     lose(copied, *lost)
@@ -101,13 +97,13 @@ def test_a_model_directory_that_lacks_a_part_is_refused_before_anything_is_loade
         assert str(error.value).startswith(f"model_name='{copied}'")
 
 
-def test_a_directory_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+def test_missing_model_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model_name=.*no such directory"):
         check_model(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("keep", [0, 4, 1000, -100])
-def test_truncated_weights_are_refused_naming_the_model(copied: Path, keep: int) -> None:
+def test_truncated_weights_are_refused(copied: Path, keep: int) -> None:
     whole = (copied / WEIGHTS).read_bytes()
     (copied / WEIGHTS).write_bytes(whole[:keep])
     with pytest.raises(ConfigError, match="model_name=.*cannot be read.*truncated"):
@@ -115,7 +111,7 @@ def test_truncated_weights_are_refused_naming_the_model(copied: Path, keep: int)
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
-def test_a_broken_description_is_refused_naming_the_model(copied: Path, file: str) -> None:
+def test_broken_config_or_tokenizer_is_refused(copied: Path, file: str) -> None:
     (copied / file).write_text('{"half": ')
     with pytest.raises(ConfigError, match=r"model_name=.*cannot be read"):
         load_language_model(str(copied))
@@ -128,7 +124,7 @@ def test_pickled_weights_are_not_loaded(copied: Path) -> None:
         load_language_model(str(copied))
 
 
-def test_code_in_a_model_directory_is_not_run(copied: Path) -> None:
+def test_code_in_model_directory_is_not_run(copied: Path) -> None:
     config = json.loads((copied / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
     (copied / "config.json").write_text(json.dumps(config))
@@ -139,7 +135,7 @@ def test_code_in_a_model_directory_is_not_run(copied: Path) -> None:
     assert not marker.exists()
 
 
-def test_a_hook_the_model_has_not_is_refused_with_the_nearest(model: Any) -> None:
+def test_unknown_hook_is_refused_with_nearest(model: Any) -> None:
     check_hook(model, HOOK)
     with pytest.raises(ConfigError, match=r"hook_name='blocks\.1\.hook_resid_pots'") as error:
         check_hook(model, "blocks.1.hook_resid_pots")
@@ -148,19 +144,17 @@ def test_a_hook_the_model_has_not_is_refused_with_the_nearest(model: Any) -> Non
         check_hook(model, "blocks.7.hook_resid_post")
 
 
-def test_a_width_that_is_not_the_models_is_refused_naming_the_right_one(model: Any) -> None:
+def test_wrong_d_in_is_refused_with_right_width(model: Any) -> None:
     check_d_in(model, HOOK, None, WIDTH)
-    with pytest.raises(ConfigError, match=r"sae\.d_in=48: .*hook_resid_post is 32 wide"):
+    with pytest.raises(ConfigError, match=r"sae\.d_in=48: .*hook_resid_post has width 32"):
         check_d_in(model, HOOK, None, 48)
     check_d_in(model, "blocks.0.attn.hook_z", None, WIDTH)
     check_d_in(model, "blocks.0.attn.hook_z", 1, WIDTH // 2)
-    with pytest.raises(ConfigError, match="is 16 wide"):
+    with pytest.raises(ConfigError, match="has width 16"):
         check_d_in(model, "blocks.0.attn.hook_z", 1, WIDTH)
 
 
-def test_a_context_longer_than_the_model_sees_is_refused(
-    make_config: Callable[..., Any], model: Any
-) -> None:
+def test_too_long_context_is_refused(make_config: Callable[..., Any], model: Any) -> None:
     with pytest.raises(ConfigError, match="context_size=65: the model sees 64 tokens at most"):
         prepare(make_config(context_size=65), model=model)
 
@@ -174,7 +168,7 @@ def test_a_context_longer_than_the_model_sees_is_refused(
         ("something else", "cannot be loaded .*something else"),
     ],
 )
-def test_a_hub_model_that_does_not_load_is_refused_with_what_to_do(
+def test_failed_hub_model_is_refused_with_remedy(
     monkeypatch: pytest.MonkeyPatch, raised: str, message: str
 ) -> None:
     def fail(*_: object) -> None:

@@ -31,7 +31,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from saelens_adaptive_ortho import ARCHITECTURES
 from saelens_adaptive_ortho.commands.cli import main
 
-# The host warns of short datasets and of its own tensor copies.
+# SAELens warns about short data sets and about its own tensor copies.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 Build = Callable[..., Any]
@@ -91,7 +91,7 @@ def run_config(sae: Any, output_path: Path, **overrides: Any) -> LanguageModelSA
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
-def test_the_language_model_runner_trains_saves_and_the_result_loads_as_stock(
+def test_language_model_runner_exports_a_stock_sae(
     build_cfg: Build, model: HookedTransformer, tokens: Dataset, tmp_path: Path, name: str
 ) -> None:
     cfg = run_config(build_cfg(name), tmp_path)
@@ -110,7 +110,7 @@ def test_the_language_model_runner_trains_saves_and_the_result_loads_as_stock(
     assert exported(torch.randn(5, D_MODEL)).isfinite().all()
 
 
-def test_the_language_model_runner_resumes_from_its_own_checkpoint(
+def test_language_model_runner_resumes_from_checkpoint(
     build_cfg: Build, model: HookedTransformer, tokens: Dataset, tmp_path: Path
 ) -> None:
     def runner(**overrides: Any) -> LanguageModelSAETrainingRunner:
@@ -128,7 +128,7 @@ def test_the_language_model_runner_resumes_from_its_own_checkpoint(
     assert float(resumed.ortho_samples) == pytest.approx(BATCH * sum(0.99**a for a in range(5)))
 
 
-def test_the_multi_sae_runner_trains_stock_off_and_adaptive_on_one_stream(
+def test_multi_sae_runner_trains_stock_off_and_adaptive(
     build_cfg: Build,
     build_sae: Build,
     model: HookedTransformer,
@@ -160,7 +160,7 @@ def test_the_multi_sae_runner_trains_stock_off_and_adaptive_on_one_stream(
     assert all(sae.W_dec.isfinite().all() for sae in saes.values())
 
 
-def test_the_synthetic_runner_trains_and_evaluates(build_cfg: Build, tmp_path: Path) -> None:
+def test_synthetic_runner_trains_and_evaluates(build_cfg: Build, tmp_path: Path) -> None:
     runner = SyntheticSAERunner(
         SyntheticSAERunnerConfig(
             synthetic_model=SyntheticModelConfig(num_features=32, hidden_dim=D_MODEL, seed=0),
@@ -179,7 +179,7 @@ def test_the_synthetic_runner_trains_and_evaluates(build_cfg: Build, tmp_path: P
     assert float(result.sae.ortho_samples) > 0
 
 
-def test_the_hosts_command_line_takes_our_architecture_and_flags() -> None:
+def test_sae_lens_cli_accepts_our_architecture_and_flags() -> None:
     flags = [
         *("--architecture", "adaptive_ortho_batchtopk"),
         *("--d_in", "16", "--d_sae", "64", "--k", "4"),
@@ -197,13 +197,13 @@ def test_the_hosts_command_line_takes_our_architecture_and_flags() -> None:
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
-def test_the_hosts_command_line_offers_every_architecture(name: str) -> None:
+def test_sae_lens_cli_offers_every_architecture(name: str) -> None:
     cfg = _parse_cfg_args(["--architecture", name, "--ortho_mode", "fixed"]).sae
     assert type(cfg) is ARCHITECTURES[name][1]
     assert cfg.ortho_mode == "fixed"
 
 
-def test_the_command_sae_lens_offers_our_architectures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sae_lens_command_offers_our_architectures(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["sae-lens", "--architecture", "adaptive_ortho_batchtopk", "--help"])
     assert stopped.value.code == 0

@@ -1,4 +1,4 @@
-"""Lockstep training: resuming to the bit, agreeing with the host, ending clearly."""
+"""Lockstep training: bit-identical resuming, equality with SAELens, and clear errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def make_runner(
     make_config: MakeConfig, prepared: Prepared, tmp_path: Path
 ) -> Callable[..., AdaptiveOrthoRunner]:
-    """A runner on the session's data; ``checkpoints`` of them, in ``tmp_path / "checkpoints"``."""
+    """A runner on the shared test data; it saves checkpoints in ``tmp_path / "checkpoints"``."""
 
     def make(
         sae: dict[str, Any] | None = None,
@@ -72,7 +72,7 @@ def assert_same_state(ours: Any, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_resuming_at_any_checkpoint_ends_in_the_same_weights_and_buffers_as_never_stopping(
+def test_resuming_at_any_checkpoint_gives_same_state(
     make_runner: Callable[..., AdaptiveOrthoRunner], tmp_path: Path, kind: str
 ) -> None:
     whole = make_runner(KINDS[kind])
@@ -83,7 +83,7 @@ def test_resuming_at_any_checkpoint_ends_in_the_same_weights_and_buffers_as_neve
     assert [p.name for p in found] == ["step_000000008", "step_000000016"]
     for checkpoint in found:
         resumed = make_runner(KINDS[kind])
-        torch.manual_seed(int(checkpoint.name[-2:]) + 100)  # whatever state the process is in
+        torch.manual_seed(int(checkpoint.name[-2:]) + 100)  # resuming must not depend on it
         resumed.trainer.load_checkpoint(checkpoint)
         resumed.trainer.fit()
         assert_same_state(resumed.sae, whole.sae)
@@ -93,7 +93,7 @@ def test_resuming_at_any_checkpoint_ends_in_the_same_weights_and_buffers_as_neve
         assert resumed.sae.cfg.metadata.l0 == whole.sae.cfg.metadata.l0
 
 
-def test_a_checkpoint_brings_the_global_random_state_back(
+def test_checkpoint_restores_global_rng(
     make_runner: Callable[..., AdaptiveOrthoRunner],
 ) -> None:
     torch.manual_seed(11)
@@ -105,7 +105,7 @@ def test_a_checkpoint_brings_the_global_random_state_back(
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_only_the_two_newest_checkpoints_are_kept(
+def test_only_two_newest_checkpoints_are_kept(
     make_runner: Callable[..., AdaptiveOrthoRunner], tmp_path: Path
 ) -> None:
     make_runner(checkpoints=5).trainer.fit()
@@ -115,7 +115,7 @@ def test_only_the_two_newest_checkpoints_are_kept(
     ]
 
 
-def test_left_over_checkpoints_of_a_longer_run_do_not_push_out_new_ones(
+def test_old_checkpoints_do_not_replace_new_ones(
     make_runner: Callable[..., AdaptiveOrthoRunner], tmp_path: Path
 ) -> None:
     folder = tmp_path / "checkpoints"
@@ -126,7 +126,7 @@ def test_left_over_checkpoints_of_a_longer_run_do_not_push_out_new_ones(
     assert {"step_000000016", "step_000000020"} <= {p.name for p in folder.iterdir()}
 
 
-def test_a_stop_signal_saves_a_checkpoint_that_continues_to_the_bit(
+def test_stop_signal_saves_a_resumable_checkpoint(
     make_runner: Callable[..., AdaptiveOrthoRunner], tmp_path: Path
 ) -> None:
     whole = make_runner()
@@ -148,7 +148,7 @@ def test_a_stop_signal_saves_a_checkpoint_that_continues_to_the_bit(
 # -------------------------------------------------------------------- lockstep
 
 
-def test_saes_trained_in_lockstep_are_those_trained_alone(
+def test_lockstep_equals_training_alone(
     make_runner: Callable[..., AdaptiveOrthoRunner],
 ) -> None:
     variants = {
@@ -172,7 +172,7 @@ def test_saes_trained_in_lockstep_are_those_trained_alone(
     ("sae", "stock"), [({}, "batchtopk"), (STANDARD, "standard")], ids=["batchtopk", "standard"]
 )
 @pytest.mark.parametrize("sparse_products", [False, True])
-def test_mode_off_trains_the_very_weights_that_the_hosts_own_trainer_does(
+def test_mode_off_equals_sae_lens_trainer(
     make_runner: Callable[..., AdaptiveOrthoRunner],
     sae: dict[str, Any],
     stock: str,
@@ -195,11 +195,11 @@ def test_mode_off_trains_the_very_weights_that_the_hosts_own_trainer_does(
     store.seek(0)
     host.fit()
     ours.trainer.fit()
-    # The sparse products sum in another order.
+    # The sparse products sum in another order, so their results differ by rounding.
     tolerance = 1e-4 if sparse_products else 0.0
     for name, tensor in theirs.state_dict().items():
-        own_tensor = ours.sae.state_dict()[name]
-        torch.testing.assert_close(own_tensor, tensor, rtol=tolerance, atol=tolerance, msg=name)
+        our_tensor = ours.sae.state_dict()[name]
+        torch.testing.assert_close(our_tensor, tensor, rtol=tolerance, atol=tolerance, msg=name)
 
 
 # ------------------------------------------------------------- bad checkpoints
@@ -218,7 +218,7 @@ def intact(
 
 @pytest.fixture
 def checkpoint(intact: Path, tmp_path: Path) -> Path:
-    """A checkpoint to damage, of the SAE ``sae`` at step 12."""
+    """A copy of a checkpoint of the SAE ``sae`` at step 12, for tests that damage it."""
     return shutil.copytree(intact, tmp_path / intact.name)
 
 
@@ -234,7 +234,7 @@ FILES = [
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
 @pytest.mark.parametrize("file", FILES)
-def test_a_damaged_checkpoint_is_refused_naming_the_file_and_the_remedy(
+def test_damaged_checkpoint_is_refused_with_remedy(
     make_runner: Callable[..., AdaptiveOrthoRunner], checkpoint: Path, file: str, damage: str
 ) -> None:
     whole = (checkpoint / file).read_bytes()
@@ -247,7 +247,7 @@ def test_a_damaged_checkpoint_is_refused_naming_the_file_and_the_remedy(
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f != STATE_FILE])
-def test_a_checkpoint_that_lacks_a_file_is_refused(
+def test_checkpoint_with_missing_file_is_refused(
     make_runner: Callable[..., AdaptiveOrthoRunner], checkpoint: Path, file: str
 ) -> None:
     (checkpoint / file).unlink()
@@ -263,7 +263,7 @@ def test_a_checkpoint_that_lacks_a_file_is_refused(
         ({"ortho_alpha": 0.25}, "made with other settings or data"),
     ],
 )
-def test_a_checkpoint_of_another_sae_is_refused(
+def test_checkpoint_of_another_sae_is_refused(
     make_runner: Callable[..., AdaptiveOrthoRunner],
     checkpoint: Path,
     sae: dict[str, Any],
@@ -274,14 +274,14 @@ def test_a_checkpoint_of_another_sae_is_refused(
 
 
 @pytest.mark.parametrize("changes", [{"lr": 2e-2}, {"seed": 1}, {"training_tokens": 4096}])
-def test_a_checkpoint_of_another_training_is_refused(
+def test_checkpoint_of_another_training_is_refused(
     make_runner: Callable[..., AdaptiveOrthoRunner], checkpoint: Path, changes: dict[str, Any]
 ) -> None:
-    with pytest.raises(ConfigError, match="Restore the settings, or start afresh"):
+    with pytest.raises(ConfigError, match="Restore the settings, or start a new run"):
         make_runner(**changes).trainer.load_checkpoint(checkpoint)
 
 
-def test_a_checkpoint_without_the_wanted_sae_or_no_checkpoint_at_all_is_refused(
+def test_missing_sae_or_checkpoint_is_refused(
     make_runner: Callable[..., AdaptiveOrthoRunner], checkpoint: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="has no SAE named fixed"):
@@ -305,7 +305,7 @@ def turns_nan_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(AdaptiveOrthoMixin, "calculate_aux_loss", poisoned)
 
 
-def test_a_loss_that_is_not_finite_names_the_sae_the_step_and_what_to_lower(
+def test_non_finite_loss_names_sae_step_and_remedy(
     make_runner: Callable[..., AdaptiveOrthoRunner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns_nan_after(monkeypatch, 9)
@@ -314,7 +314,7 @@ def test_a_loss_that_is_not_finite_names_the_sae_the_step_and_what_to_lower(
         runner.trainer.fit()
 
 
-def test_a_checkpoint_is_never_made_of_an_sae_whose_loss_is_not_finite(
+def test_non_finite_loss_saves_no_checkpoint(
     make_runner: Callable[..., AdaptiveOrthoRunner],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -339,7 +339,7 @@ steps = 0
 def serve_or_die(store):
     global steps
     steps += 1
-    if steps > {KILLED_AT} + 2:  # two batches went into the norm
+    if steps > {KILLED_AT} + 2:  # the norm estimate used two batches
         os.kill(os.getpid(), signal.SIGKILL)
     return serve(store)
 
@@ -377,7 +377,7 @@ def uninterrupted(config: str, no_report: None, tmp_path: Path) -> Path:
     return root
 
 
-def test_a_killed_run_continues_and_exports_the_weights_of_an_uninterrupted_one(
+def test_killed_run_resumes_to_same_weights(
     config: str, uninterrupted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     killed = subprocess.run([sys.executable, "-c", KILL, config], check=False, timeout=200)
@@ -389,7 +389,7 @@ def test_a_killed_run_continues_and_exports_the_weights_of_an_uninterrupted_one(
     assert not (tmp_path / "run" / "seed0" / "checkpoints").exists()
 
 
-def test_a_terminated_run_exits_with_130_and_the_same_command_continues(
+def test_terminated_run_exits_with_130_and_resumes(
     config: str,
     uninterrupted: Path,
     tmp_path: Path,
@@ -415,7 +415,7 @@ def test_a_terminated_run_exits_with_130_and_the_same_command_continues(
 
 
 @pytest.mark.parametrize("n_damaged", [1, 2])
-def test_damaged_checkpoints_are_passed_over_and_leave_nothing_behind(
+def test_damaged_checkpoints_are_skipped(
     config: str,
     uninterrupted: Path,
     tmp_path: Path,
@@ -432,7 +432,7 @@ def test_damaged_checkpoints_are_passed_over_and_leave_nothing_behind(
     checkpoints = list_checkpoints(tmp_path / "run" / "seed0" / "checkpoints")
     assert len(checkpoints) == 2
     for checkpoint in checkpoints[-n_damaged:]:
-        # The first SAE is whole: loading gets half way before it fails.
+        # The first SAE is intact, so loading fails only at the second one.
         file = checkpoint / "adaptive" / SAE_WEIGHTS_FILENAME
         file.write_bytes(file.read_bytes()[:1000])
     capsys.readouterr()
@@ -443,7 +443,7 @@ def test_damaged_checkpoints_are_passed_over_and_leave_nothing_behind(
     assert_same_export(tmp_path / "run", uninterrupted)
 
 
-def test_the_train_command_resumes_where_it_is_told_to_and_refuses_another_architecture(
+def test_train_command_resumes_same_architecture_only(
     write_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "checkpoints"
@@ -462,7 +462,7 @@ def test_the_train_command_resumes_where_it_is_told_to_and_refuses_another_archi
     assert "holds an SAE with architecture" in capsys.readouterr().err
 
 
-def test_a_model_that_gives_no_numbers_for_one_corpus_ends_the_run_naming_it(
+def test_non_finite_model_output_names_the_corpus(
     write_config: Callable[..., Path],
     tiny: Any,
     tmp_path: Path,

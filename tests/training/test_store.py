@@ -1,4 +1,4 @@
-"""Corpora and the domain-stratified batches drawn from them."""
+"""Corpora and domain-stratified batches."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from saelens_adaptive_ortho.training.store import (
     StratifiedActivationsStore,
 )
 
-# The host warns of its own tensor copies.
+# SAELens warns about its own tensor copies.
 pytestmark = pytest.mark.filterwarnings("ignore:To copy construct:UserWarning")
 
 MakeConfig = Callable[..., AdaptiveOrthoRunnerConfig]
@@ -67,9 +67,7 @@ def corpus_activations(model: Any, contexts: Tensor) -> Tensor:
 # ------------------------------------------------------------------- batches
 
 
-def test_batches_are_a_pure_function_of_position(
-    prepared: Prepared, make_config: MakeConfig
-) -> None:
+def test_batch_is_a_pure_function_of_position(prepared: Prepared, make_config: MakeConfig) -> None:
     cfg = make_config()
     store = build_store(prepared, cfg)
     assert store.epochs(60)["forget"] > 2
@@ -89,7 +87,7 @@ def test_another_seed_gives_other_batches(prepared: Prepared, make_config: MakeC
 
 
 @pytest.mark.parametrize("fraction", [0.25, 0.5])
-def test_the_leading_rows_come_from_the_forget_corpus_and_the_rest_from_retain(
+def test_leading_rows_come_from_forget_corpus(
     prepared: Prepared, make_config: MakeConfig, fraction: float
 ) -> None:
     cfg = make_config(ortho_forget_fraction=fraction)
@@ -105,7 +103,7 @@ def test_the_leading_rows_come_from_the_forget_corpus_and_the_rest_from_retain(
             (batch[n_forget:], retain, forget),
         ):
             assert distances(rows, own).min(1).values.max() < 1e-3
-            # Beginnings of contexts without a domain word are the same in both corpora.
+            # Some contexts of both corpora begin with the same words.
             assert (distances(rows, other).min(1).values > 1e-2).float().mean() > 0.8
 
 
@@ -116,7 +114,7 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
 def identifying_store(
     prepared: Prepared, cfg: AdaptiveOrthoRunnerConfig, n_contexts: int
 ) -> StratifiedActivationsStore:
-    """A store whose every activation is the id of the token, and every token has its own id."""
+    """A store in which every token has a unique id, and every activation is this id."""
     n = n_contexts * CONTEXT
     ids = torch.arange(n, dtype=torch.int32).view(n_contexts, CONTEXT)
     corpora = [
@@ -133,7 +131,7 @@ def identifying_store(
 
 
 def served(store: StratifiedActivationsStore, n_batches: int, n_forget: int) -> list[Counter[int]]:
-    """How often each token was served, by domain."""
+    """How often each token occurs in the batches, for each domain."""
     batches = torch.stack([next(store)[:, 0] for _ in range(n_batches)]).long()
     return [
         Counter(batches[:, :n_forget].flatten().tolist()),
@@ -141,9 +139,7 @@ def served(store: StratifiedActivationsStore, n_batches: int, n_forget: int) -> 
     ]
 
 
-def test_an_epoch_serves_every_row_of_both_corpora_exactly_once(
-    prepared: Prepared, make_config: MakeConfig
-) -> None:
+def test_epoch_serves_every_row_once(prepared: Prepared, make_config: MakeConfig) -> None:
     store = identifying_store(prepared, make_config(), n_contexts=24)
     per_epoch = 24 * CONTEXT // (BATCH // 2)
     assert per_epoch % store.batches_per_chunk == 0  # an epoch ends where a chunk ends
@@ -152,7 +148,7 @@ def test_an_epoch_serves_every_row_of_both_corpora_exactly_once(
             assert counts == Counter(dict.fromkeys(range(24 * CONTEXT), 1)), epoch
 
 
-def test_a_slice_and_excluded_tokens_are_respected_and_still_every_other_row_is_served_once(
+def test_slice_and_excluded_tokens_are_respected(
     prepared: Prepared, make_config: MakeConfig
 ) -> None:
     excluded = [5, 40, 41, 200]
@@ -166,11 +162,11 @@ def test_a_slice_and_excluded_tokens_are_respected_and_still_every_other_row_is_
     assert max(forget.values()) - min(forget.values()) <= 2
 
 
-def test_locating_rows_in_any_portions_visits_each_usable_row_once_per_epoch() -> None:
+def test_locate_visits_each_usable_row_once_per_epoch() -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.arange(13 * 7).view(13, 7)
     usable = torch.rand(13, 7, generator=generator) > 0.4
-    usable[3] = False  # a context without a single usable token
+    usable[3] = False  # a context without usable tokens
     rows = DomainRows(tokens, usable, seed=5)
     expected = sorted(tokens[usable].tolist())
     draw = random.Random(0)
@@ -197,7 +193,7 @@ def _left(rows: DomainRows, start: int) -> int:
     return rows.rows_per_epoch - start % rows.rows_per_epoch
 
 
-def test_special_tokens_are_not_trained_on_when_excluded(
+def test_excluded_special_tokens_are_not_trained_on(
     prepared: Prepared, make_config: MakeConfig
 ) -> None:
     store = build_store(prepared, make_config(exclude_special_tokens=True))
@@ -208,22 +204,18 @@ def test_special_tokens_are_not_trained_on_when_excluded(
     assert distances(next(with_special), bos).min() < 1e-3
 
 
-def test_a_slice_that_leaves_nothing_is_refused(
-    prepared: Prepared, make_config: MakeConfig
-) -> None:
+def test_excluding_all_tokens_is_refused(prepared: Prepared, make_config: MakeConfig) -> None:
     every_word = list(range(300))
     with pytest.raises(ConfigError, match="exclude_special_tokens=.*leaves no token.*forget"):
         build_store(prepared, make_config(exclude_special_tokens=every_word))
 
 
-def test_a_fraction_that_leaves_a_corpus_without_a_row_is_refused(make_config: MakeConfig) -> None:
+def test_too_small_forget_fraction_is_refused(make_config: MakeConfig) -> None:
     with pytest.raises(ConfigError, match=r"ortho_forget_fraction=0\.001.*row of each corpus"):
         make_config(ortho_forget_fraction=0.001)
 
 
-def test_a_single_corpus_fills_the_whole_batch_and_has_no_domains(
-    model: Any, make_config: MakeConfig, tiny: Any
-) -> None:
+def test_single_corpus_has_no_domains(model: Any, make_config: MakeConfig, tiny: Any) -> None:
     cfg = make_config(ortho_corpora={}, dataset_path=str(tiny.retain))
     only = prepare(cfg, model=model)
     assert [c.domain for c in only.corpora] == ["corpus"]
@@ -234,7 +226,7 @@ def test_a_single_corpus_fills_the_whole_batch_and_has_no_domains(
     assert distances(batch, retain).min(1).values.max() < 1e-3
 
 
-def test_the_token_interface_serves_held_out_contexts_of_both_corpora(
+def test_token_interface_serves_held_out_contexts(
     prepared: Prepared, make_config: MakeConfig
 ) -> None:
     store = build_store(prepared, make_config())
@@ -247,14 +239,14 @@ def test_the_token_interface_serves_held_out_contexts_of_both_corpora(
 
 
 def poisoned(prepared: Prepared, words: slice) -> Prepared:
-    """The same corpora, and a model that is NaN after ``words``."""
+    """The same corpora with a model that gives NaN for ``words``."""
     model = copy.deepcopy(prepared.model)
     with torch.no_grad():
         model.embed.W_E[words] = float("nan")  # type: ignore[union-attr, operator]
     return prepared._replace(model=model)
 
 
-def test_non_finite_activations_name_the_corpus_the_hook_and_the_remedy(
+def test_non_finite_activations_name_corpus_and_remedy(
     prepared: Prepared, make_config: MakeConfig
 ) -> None:
     store = build_store(poisoned(prepared, FORGET_IDS), make_config())
@@ -264,7 +256,7 @@ def test_non_finite_activations_name_the_corpus_the_hook_and_the_remedy(
     assert "batches 0 to" in str(caught.value)
 
 
-def test_non_finite_activations_name_the_batches_and_the_context_they_fall_in(
+def test_non_finite_activations_name_batches_and_context(
     prepared: Prepared, make_config: MakeConfig
 ) -> None:
     store = identifying_store(prepared, make_config(), n_contexts=48)
@@ -294,7 +286,7 @@ def ngrams(rows: list[list[int]], n: int = 5) -> set[tuple[int, ...]]:
     return {tuple(row[i : i + n]) for row in rows for i in range(len(row) - n + 1)}
 
 
-def test_no_text_of_a_held_out_document_is_trained_on(model: Any, tiny: Any) -> None:
+def test_held_out_text_is_not_trained_on(model: Any, tiny: Any) -> None:
     corpus = tokenise_corpus(
         CorpusConfig(path=str(tiny.forget)), "forget", model.tokenizer, HOW, 10_000
     )
@@ -309,7 +301,7 @@ def test_no_text_of_a_held_out_document_is_trained_on(model: Any, tiny: Any) -> 
     assert ngrams(held_out) & ngrams(corpus.held_out.tolist())
 
 
-def test_contexts_are_packed_as_worked_out_by_hand(model: Any, tiny: Any, tmp_path: Path) -> None:
+def test_contexts_are_packed_as_by_hand(model: Any, tiny: Any, tmp_path: Path) -> None:
     kept = ["virus0 virus1 virus2", "virus3 virus4", "virus5 virus6 virus7 virus8"]
     texts = [t for text in kept for t in (text, "the0 the1 the2")]
     corpus = CorpusConfig(path=str(tiny.write_jsonl(tmp_path / "c.jsonl", texts)))
@@ -327,7 +319,7 @@ def test_contexts_are_packed_as_worked_out_by_hand(model: Any, tiny: Any, tmp_pa
     assert apart.train.tolist() == [[BOS, v[0], v[1], v[2]], [BOS, v[5], v[6], v[7]]]
 
 
-def test_packing_agrees_with_the_hosts_own_pretokenisation(model: Any, tiny: Any) -> None:
+def test_packing_equals_sae_lens_pretokenisation(model: Any, tiny: Any) -> None:
     texts = tiny.documents(tiny.forget_words, 1)
     trained = [text for n, text in enumerate(texts) if n % 10 != 9]
     host = pretokenize_dataset(
@@ -349,7 +341,7 @@ def test_packing_agrees_with_the_hosts_own_pretokenisation(model: Any, tiny: Any
     assert torch.equal(ours.train, theirs)
 
 
-def test_reading_stops_once_the_training_contexts_are_full(
+def test_reading_stops_when_contexts_are_full(
     model: Any, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = Counter()
@@ -385,7 +377,7 @@ def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpora, "read_documents", fail)
 
 
-def test_a_tokenised_corpus_is_read_from_the_cache(
+def test_tokenised_corpus_is_read_from_cache(
     cached: Callable[..., TokenisedCorpus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = cached()
@@ -396,7 +388,7 @@ def test_a_tokenised_corpus_is_read_from_the_cache(
     assert first.fingerprint == second.fingerprint
 
 
-def test_the_cache_is_not_used_once_the_file_or_the_settings_change(
+def test_changed_file_or_settings_miss_the_cache(
     cached: Callable[..., TokenisedCorpus], tiny: Any, tmp_path: Path
 ) -> None:
     first = cached()
@@ -409,7 +401,7 @@ def test_the_cache_is_not_used_once_the_file_or_the_settings_change(
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
-def test_a_corrupt_cache_file_is_made_again(
+def test_corrupt_cache_file_is_rewritten(
     cached: Callable[..., TokenisedCorpus], tmp_path: Path, damage: str
 ) -> None:
     first = cached()
@@ -448,22 +440,18 @@ def write_corpus(tiny: Any, folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["txt", "txt.gz", "jsonl", "jsonl.gz", "parquet", "directory"])
-def test_every_kind_of_local_corpus_gives_the_same_documents(
-    tiny: Any, tmp_path: Path, kind: str
-) -> None:
+def test_all_file_kinds_give_the_same_documents(tiny: Any, tmp_path: Path, kind: str) -> None:
     corpus = CorpusConfig(path=str(write_corpus(tiny, tmp_path, kind)))
     assert list(read_documents(corpus, "dataset_path")) == TEXTS
 
 
-def test_blank_documents_are_left_out_and_the_limit_counts_documents(
-    tiny: Any, tmp_path: Path
-) -> None:
+def test_blank_documents_are_skipped_but_counted(tiny: Any, tmp_path: Path) -> None:
     path = tiny.write_jsonl(tmp_path / "c.jsonl", ["the1", "  \n", "the2", "the3"], field="body")
     corpus = CorpusConfig(path=str(path), text_field="body", max_documents=3)
     assert list(read_documents(corpus, "dataset_path")) == ["the1", "the2"]
 
 
-def test_a_directory_of_several_kinds_is_refused(tiny: Any, tmp_path: Path) -> None:
+def test_directory_with_mixed_kinds_is_refused(tiny: Any, tmp_path: Path) -> None:
     write_corpus(tiny, tmp_path, "txt")
     write_corpus(tiny, tmp_path, "jsonl")
     with pytest.raises(ConfigError, match="mixes kinds"):

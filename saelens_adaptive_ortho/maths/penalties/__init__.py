@@ -1,4 +1,4 @@
-"""The penalties, one file each: free functions, and the object that says all about one."""
+"""The penalties. Each file has the pure functions of one penalty and its :class:`Penalty`."""
 
 from __future__ import annotations
 

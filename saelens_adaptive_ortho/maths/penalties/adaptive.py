@@ -1,4 +1,4 @@
-"""``adaptive``: similar latents compete, unless their firing says that they may share."""
+"""``adaptive``: similar latents compete, unless their co-activation shows that they may share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from saelens_adaptive_ortho.maths.penalties.contract import (
 )
 from saelens_adaptive_ortho.maths.penalties.pair_cost import PairCost
 
-# Two, as ``uniform`` penalties are means over latents and ``energy`` sums shares of the variance.
+# There are two defaults because ``uniform`` averages over latents, while ``energy`` sums shares of
+# the variance.
 DEFAULT_COEFFICIENTS: dict[str, float] = {"uniform": MEAN_COEFFICIENT, "energy": 0.3}
 
 
@@ -25,23 +26,23 @@ def adaptive_penalty(
     firing_rates: Float[Tensor, " d_sae"] | None = None,
     energies: Float[Tensor, " d_sae"] | None = None,
 ) -> Float[Tensor, ""]:
-    """``mean_i (w_ij * relu(c_ij))^2`` with ``j`` the latent of ``N(i)`` where that is largest.
+    """``mean_i (w_ij * relu(c_ij))^2``, where ``j`` maximises ``w_ij * relu(c_ij)`` in ``N(i)``.
 
-    With energies, ``sum_i min(e_i, e_j) (w_ij * relu(c_ij))^2`` instead.
+    With energies it is ``sum_i min(e_i, e_j) (w_ij * relu(c_ij))^2``.
 
     Args:
         W_dec: decoder rows of any norm.
         neighbours: ``N(i)``, candidate latents of each latent; never contains ``i`` itself.
         weights: ``w_ij`` in [0, 1], aligned with ``neighbours``; see :func:`pair_weights`.
-        firing_rates: with it the penalty is *frequency-ordered*: of the chosen pair the
-            latent that fires more often is held fixed (no gradient) and only the rarer one is
-            pushed away; ties push both. Without it both are pushed (symmetric).
+        firing_rates: ``P(i)``. They make the penalty *frequency-ordered*: it pushes only the
+            rarer latent of a pair, and the more frequent one gets no gradient. At equal rates it
+            pushes both. Without firing rates it pushes both latents of every pair (symmetric).
         energies: ``e_i``, share of the activations' variance that a latent contributes. A pair
-            then costs what its weaker latent contributes along the other's direction, so that
-            rare latents are bent no more than they matter, and silent ones not at all.
+            then costs what its weaker latent contributes along the other's direction. The penalty
+            on a rare latent is therefore small, and a silent latent has none.
 
-    The gradient flows through the chosen pair alone, as it does through ``max``: nothing of the
-    decoder's size is kept for the backward pass. Differentiable once.
+    The gradient flows only through the chosen pair, as through ``max``. The backward pass stores
+    nothing of the decoder's size. The function is differentiable once.
     """
     n, W = W_dec.shape[0], precise(W_dec)
     need_pairs(n)
@@ -62,9 +63,10 @@ def adaptive_penalty(
 
 
 def pair_weights(affinity: Float[Tensor, "d_sae m"], alpha: float) -> Float[Tensor, "d_sae m"]:
-    """``w_ij = 1 - alpha * s_ij``: alpha is the *controlled sharing*.
+    """``w_ij = 1 - alpha * s_ij``, where alpha controls the sharing.
 
-    ``alpha = 0`` gives full orthogonality; ``alpha = 1`` lets pairs of full affinity share freely.
+    With ``alpha = 0`` all pairs are penalised fully. With ``alpha = 1`` pairs of affinity 1 share
+    freely.
 
     Raises:
         ValueError: alpha outside [0, 1].
@@ -87,7 +89,7 @@ def _loss(inputs: PenaltyInputs) -> Tensor:
 
 ADAPTIVE = Penalty(
     name="adaptive",
-    help="the most similar latents, those that may share excepted: "
+    help="squared cosine of the most similar latents, reduced for pairs that may share: "
     "sum_i max_j min(e_i, e_j) ((1 - alpha s_ij) relu(c_ij))^2",
     fields=("ortho_alpha", "ortho_ordering", "ortho_weighting"),
     loss=_loss,

@@ -1,6 +1,6 @@
-"""What a penalty is: one object that says everything about it that its users need.
+"""The contract of a penalty: one object that holds everything its users need to know.
 
-Adding one: see "Adding a penalty" in CONTRIBUTING.md.
+"Adding a penalty" in CONTRIBUTING.md shows how to write one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from saelens_adaptive_ortho.maths.coactivation import CoactivationState
 from saelens_adaptive_ortho.settings import parse
 
 MEAN_COEFFICIENT = 0.05
-"""Default lambda of a penalty that is a mean over latents or pairs."""
+"""Default lambda of penalties that average over latents or pairs."""
 
 LIST_FIELDS = (
     "ortho_affinity",
@@ -36,18 +36,21 @@ LIST_FIELDS = (
     "ortho_statistics_decay",
     "ortho_statistics_every",
 )
-"""Fields that decide what the lists hold; a penalty that needs lists depends on them all."""
+"""Fields that decide what the neighbour lists and statistics hold.
+
+A penalty that needs lists depends on all of them.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairStatistics:
-    """What is known of each latent and of its candidate pairs; computed when asked for.
+    """Statistics of each latent and its candidate pairs, computed on request.
 
     Args:
         state: the co-activation counts.
         neighbours: ``N(i)``, the m most similar latents of each latent; never i itself.
-        variance: total variance of the activations, a running mean.
-        measure: computes ``s_ij`` of the candidate pairs.
+        variance: running mean of the activations' total variance.
+        measure: function that computes ``s_ij`` of the candidate pairs.
     """
 
     state: CoactivationState
@@ -56,7 +59,7 @@ class PairStatistics:
     measure: Callable[[], Tensor]
 
     def affinities(self) -> Float[Tensor, "d_sae m"]:
-        """``s_ij`` in [0, 1]: how far each pair may share, by ``ortho_affinity`` and domains."""
+        """``s_ij`` in [0, 1]: how far each pair may share, from ``ortho_affinity`` and domains."""
         return self.measure()
 
     def firing_rates(self) -> Float[Tensor, " d_sae"]:
@@ -70,14 +73,14 @@ class PairStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class PenaltyInputs:
-    """What a penalty is computed from.
+    """The inputs of a penalty.
 
     Args:
         W_dec: decoder rows of any norm; the gradient flows here.
         cfg: the SAE's config, for its ``ortho_*`` fields.
         step: number of training steps before this one.
         settings: the penalty's own settings, an instance of :attr:`Penalty.settings`.
-        lists: of a penalty that needs lists.
+        lists: candidate pairs and statistics; None unless the penalty needs lists.
     """
 
     W_dec: Float[Tensor, "d_sae d_in"]
@@ -91,7 +94,7 @@ class PenaltyInputs:
         """Candidate pairs and statistics.
 
         Raises:
-            RuntimeError: the penalty does not say that it needs them.
+            RuntimeError: the penalty does not declare ``needs_lists``.
         """
         if self.lists is None:
             raise RuntimeError("a penalty that uses pairs must be declared with needs_lists=True.")
@@ -100,19 +103,22 @@ class PenaltyInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Penalty:
-    """A penalty ``L_ortho`` and all that has to be known about it.
+    """A penalty ``L_ortho`` and everything its users need to know about it.
 
     Args:
         name: value of ``ortho_mode`` that selects it.
         help: one sentence with the formula.
-        loss: ``L_ortho``, a scalar; must neither read nor advance torch's global random state.
-        fields: ``ortho_*`` fields that it reads, besides :data:`LIST_FIELDS`.
-        needs_lists: whether neighbours and co-activation statistics are kept for it.
-        coefficient: lambda by default, of a config.
-        every: n, of a config: it applies on every n-th step, with n times the coefficient.
-        check: raises :class:`ConfigError` where fields of a config contradict each other.
-        settings: dataclass of settings that are its own alone, given as ``ortho_settings``; rules
-            of one setting belong in its ``__post_init__``. None for a penalty without.
+        loss: function that returns ``L_ortho``, a scalar. It must neither read nor advance
+            torch's global random state.
+        fields: ``ortho_*`` fields that the loss reads, besides :data:`LIST_FIELDS`.
+        needs_lists: whether the SAE keeps neighbour lists and co-activation statistics for it.
+        coefficient: function that returns the default lambda for a config.
+        every: function that returns n for a config. The penalty applies on every n-th step, with n
+            times the coefficient.
+        check: function that raises :class:`ConfigError` if the fields of a config contradict each
+            other.
+        settings: dataclass of settings that only this penalty has, given as ``ortho_settings``.
+            Rules of one setting belong in its ``__post_init__``. None if there are no settings.
     """
 
     name: str
@@ -130,10 +136,11 @@ class Penalty:
             raise TypeError(f"settings of the penalty {self.name!r} must be a dataclass.")
 
     def own_settings(self, given: Any) -> Any:
-        """``ortho_settings`` as an instance of :attr:`settings`; None for a penalty without.
+        """``ortho_settings`` as an instance of :attr:`settings`; None if there are no settings.
 
         Raises:
-            ConfigError: an unknown or missing setting, one of the wrong type, or not plain values.
+            ConfigError: a setting is unknown, missing or of the wrong type, or a value cannot be
+                saved as JSON.
         """
         if not isinstance(given, dict):
             raise reject("ortho_settings", given, "must be a mapping of settings by name.")
@@ -161,7 +168,7 @@ class Penalty:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value comes back from JSON as it was."""
+    """Whether a value is unchanged after writing it to JSON and reading it back."""
     try:
         return json.loads(json.dumps(value, allow_nan=False)) == value
     except (TypeError, ValueError):

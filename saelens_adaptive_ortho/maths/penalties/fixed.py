@@ -1,4 +1,4 @@
-"""``fixed``: OrtSAE's penalty, over the nearest pair of random chunks."""
+"""``fixed``: OrtSAE's penalty, the squared largest cosine of each latent within random chunks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from saelens_adaptive_ortho.maths.penalties.pair_cost import PairCost
 def chunk_permutation(n: int, seed: int, step: int) -> Int[Tensor, " n"]:
     """A permutation of ``range(n)`` that is a pure function of ``(seed, step)``.
 
-    It neither reads nor advances torch's global random state, so the penalty cannot disturb the
-    training it is added to, and a resumed run draws the same chunks.
+    It neither reads nor advances torch's global random state. The penalty therefore changes no
+    other random draw of the training, and a resumed run draws the same chunks.
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
     return torch.randperm(n, generator=generator)
@@ -34,11 +34,11 @@ def fixed_penalty(
 ) -> Float[Tensor, ""]:
     """OrtSAE's penalty: ``mean_chunks mean_{i in chunk} (max_{j != i in chunk} c_ij)^2``.
 
-    Source: OrtSAE, arXiv 2509.22033, section 3 (signed maximum, then squared). The latents are
-    dealt by ``permutation`` into ``K = ceil(d_sae / chunk_size)`` chunks whose sizes differ by at
-    most one. Cost: ``d_sae * chunk_size * d_in / 2``, in blocks. The gradient flows through the
-    pair of the maximum alone, as it does through ``max``: no [chunk, chunk] matrix is kept for it.
-    Differentiable once.
+    Source: OrtSAE, arXiv 2509.22033, section 3 (signed maximum, then squared). ``permutation``
+    divides the latents into ``K = ceil(d_sae / chunk_size)`` chunks whose sizes differ by at most
+    one. The cost is ``d_sae * chunk_size * d_in / 2``, in blocks. The gradient flows only through
+    the pair of the maximum, as through ``max``, so no [chunk, chunk] matrix is stored. The function
+    is differentiable once.
 
     Raises:
         ValueError: fewer than two directions, or a chunk size below two.
@@ -47,7 +47,7 @@ def fixed_penalty(
     need_pairs(n)
     if chunk_size < 2:
         raise ValueError(f"chunk_size must be at least 2 to hold a pair, got {chunk_size}.")
-    # Never more chunks than would leave one latent alone in its chunk.
+    # At most n // 2 chunks, so that every chunk has at least two latents.
     n_chunks = max(1, min(-(-n // chunk_size), n // 2))
     chunks = permutation.to(W.device).tensor_split(n_chunks)
     chosen = torch.empty_like(permutation, device=W.device)

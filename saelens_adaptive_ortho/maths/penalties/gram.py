@@ -12,8 +12,8 @@ from saelens_adaptive_ortho.maths.penalties.contract import Penalty
 def gram_penalty(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
     """Mean squared cosine over all ordered pairs: ``1/(n(n-1)) * sum_{i != j} c_ij^2``.
 
-    The classical mutual-coherence penalty (the "basic orthogonality loss"). Exact at any width
-    without a [d_sae, d_sae] matrix, since ``||D D^T||_F = ||D^T D||_F``; the diagonal
+    This is the classical mutual-coherence penalty (the "basic orthogonality loss"). It is exact and
+    needs no [d_sae, d_sae] matrix, because ``||D D^T||_F = ||D^T D||_F``. The diagonal
     ``sum_i ||d_i||^4`` is subtracted.
 
     Raises:

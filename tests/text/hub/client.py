@@ -1,7 +1,8 @@
-"""What the processes that download have in common.
+"""Common parts of the processes that download.
 
-They are processes of their own because huggingface_hub reads its address when it is imported. Each
-serves a stand-in to itself, reaches nothing else, and writes what it saw as JSON.
+Downloads run in separate processes because huggingface_hub reads the hub's address at import. Each
+process starts a local replacement of the hub, reaches no other host, and writes its results as
+JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from tests.text.hub.server import Hub
 
 CONFIG = Path(__file__).parents[3] / "configs/pythia-70m-deduped_layer3.yaml"
-# The real experiment, at the size of the model that is served.
+# The real experiment, reduced to the size of the test model.
 TINY = {
     "device": "cpu",
     "autocast": False,
@@ -54,10 +55,10 @@ class Client:
     """Serves ``root``, points every library at it, and records steps.
 
     Args:
-        root: the repositories.
-        out: a folder for the record and for everything the libraries write.
+        root: folder of the repositories.
+        out: folder for the record and for everything that the libraries write.
         gated: ids of gated repositories.
-        environment: more variables.
+        environment: additional environment variables.
     """
 
     def __init__(self, root: Path, out: Path, gated: list[str], **environment: str) -> None:
@@ -80,7 +81,7 @@ class Client:
         _stay_on_the_loopback()
 
     def step(self, name: str, action: Callable[[], Any]) -> None:
-        """Record what ``action`` returns, or its error, and what it asked the hub for."""
+        """Record the result of ``action`` or its error, and its requests to the hub."""
         asked, started = len(self.hub.requests), time.perf_counter()
         step: dict[str, Any] = {"value": None, "error": None}
         try:

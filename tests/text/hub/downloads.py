@@ -1,4 +1,4 @@
-"""A process that downloads what an experiment needs, by its real names, with unmodified libraries.
+"""A process that downloads the needs of an experiment by real names and unmodified libraries.
 
 Usage: ``python downloads.py ROOT OUT [compare]``
 """
@@ -105,7 +105,7 @@ def probing() -> dict[str, Any]:
     from sae_bench.evals.sparse_probing import main
     from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
 
-    # SAEBench breaks an annotation of its own, which recent type checkers notice.
+    # SAEBench violates one of its own annotations, and recent type checkers notice it.
     jaxtyping.config.update("jaxtyping_disable", True)
     config = SparseProbingEvalConfig(
         dataset_names=["fancyzhx/ag_news"],

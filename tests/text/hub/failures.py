@@ -1,4 +1,4 @@
-"""A process in which the hub fails in every way, and the command line says what to do.
+"""A process in which the hub fails in many ways, and the command line must explain it.
 
 Usage: ``python failures.py ROOT OUT``
 """
@@ -89,7 +89,7 @@ def unreachable(step: Callable[..., None], how: str) -> None:
 
 
 def command(model: str = "", corpus: str = "", sae: str = "") -> Callable[[], dict[str, Any]]:
-    """Ask the command line for something that fails; its status, message and waiting."""
+    """Run a command that fails, and return its status, message and waiting time."""
 
     def run() -> dict[str, Any]:
         from saelens_adaptive_ortho.commands import cli
@@ -124,7 +124,7 @@ def command(model: str = "", corpus: str = "", sae: str = "") -> Callable[[], di
 
 
 def guarded(action: Callable[[], Any]) -> Callable[[], dict[str, Any]]:
-    """What the library returns if the hub need not answer, or how its failure is explained."""
+    """The library's result if it needs no answer of the hub, or the explanation of its failure."""
 
     def run() -> dict[str, Any]:
         from saelens_adaptive_ortho.text import hub
@@ -144,7 +144,7 @@ def guarded(action: Callable[[], Any]) -> Callable[[], dict[str, Any]]:
 
 @contextlib.contextmanager
 def waiting_counted() -> Any:
-    """The pauses between the libraries' attempts are counted instead of made."""
+    """Count the libraries' pauses between attempts instead of waiting."""
     sleep, waited = time.sleep, []
 
     def count(seconds: float) -> None:

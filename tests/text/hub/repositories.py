@@ -1,4 +1,4 @@
-"""What a stand-in serves: tiny repositories under the real ids."""
+"""The content of the local hub: tiny repositories under the real ids."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Repositories:
         return folder
 
     def parquet(self, repo: str, configs: dict[str, dict[str, pa.Table]]) -> Path:
-        """A data set of parquet files, ``CONFIG/SPLIT-00000-of-00001.parquet``, as most are."""
+        """A data set of parquet files named ``CONFIG/SPLIT-00000-of-00001.parquet``."""
         parts: list[dict[str, Any]] = [
             {
                 "config_name": config,
@@ -57,7 +57,7 @@ class Repositories:
         return folder
 
     def text(self, repo: str, corpus: Path, n: int, *configs: str) -> Path:
-        """``n`` texts to train on and 50 to test on, the same in every configuration."""
+        """``n`` training texts and 50 test texts, the same in every configuration."""
         table = pa.table({"text": texts(corpus, n)})
         splits = {"train": table, "test": table.slice(0, 50)}
         return self.parquet(repo, dict.fromkeys(configs or ["data"], splits))
@@ -72,7 +72,7 @@ class Repositories:
         return Path(shutil.copytree(MODEL_DIR, self.root / "models" / repo))
 
     def sae(self, repo: str, name: str, cfg: dict[str, Any]) -> Path:
-        """An SAE in SAELens's format, ``cfg.json`` as given and random weights."""
+        """An SAE in SAELens's format with the given ``cfg.json`` and random weights."""
         folder = self.root / "models" / repo / name
         folder.mkdir(parents=True)
         (folder / "cfg.json").write_text(json.dumps(cfg))
@@ -116,7 +116,7 @@ def questions(subject: str, n: int = 8) -> pa.Table:
 
 
 def news(n: int) -> pa.Table:
-    """Texts in four classes, each on one subject."""
+    """Texts in four classes, with one subject for each class."""
     rows = islice(zip(cycle(range(4)), texts(FORGET_CORPUS, n), strict=False), n)
     labels, bodies = zip(*rows, strict=True)
     openings = ["The colour", "The habitat", "Many books", "The dish"]
@@ -125,7 +125,7 @@ def news(n: int) -> pa.Table:
 
 
 def run_client(script: str, repositories: Path, out: Path, *arguments: str) -> dict[str, Any]:
-    """Run a script of this folder; what its steps recorded."""
+    """Run a script of this folder and return the records of its steps."""
     command = [sys.executable, Path(__file__).with_name(script), repositories, out, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,8 @@
-"""A stand-in for the Hugging Face Hub on the loopback interface, serving folders under real ids.
+"""A local replacement of the Hugging Face Hub that serves folders under real ids.
 
-It answers what huggingface_hub, transformers, datasets and SAELens ask for: repository facts, tree
-listings and files, with the status codes and error headers of the real Hub. ``root/models/OWNER/
-NAME`` and ``root/datasets/OWNER/NAME`` are the repositories, each with one branch, ``main``.
+It answers the requests of huggingface_hub, transformers, datasets and SAELens: repository data,
+tree listings and files, with the status codes and error headers of the real Hub. The repositories
+are ``root/models/OWNER/NAME`` and ``root/datasets/OWNER/NAME``, each with one branch, ``main``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Repo(NamedTuple):
 
 
 class _Refused(Exception):
-    """An answer that is an error: status, and the code and words the Hub sends in headers."""
+    """An error answer: the status, and the code and message that the Hub sends in headers."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
@@ -39,16 +39,16 @@ class _Refused(Exception):
 
 
 class Hub:
-    """The server; a context manager that yields itself, listening.
+    """The server, a context manager that yields itself while it listens.
 
     Args:
-        root: holds the repositories.
+        root: folder of the repositories.
         gated: ids whose files only :data:`MEMBER` may read.
 
     Attributes:
         cut: names of files of which only the first half is sent.
-        silent: accept connections and never answer.
-        status: answer everything with this error.
+        silent: if true, accept connections but never answer.
+        status: error status of all answers; None for normal answers.
         requests: method and path of each request so far.
     """
 
@@ -74,12 +74,12 @@ class Hub:
         self._server.server_close()
 
     def repo(self, kind: str, parts: list[str], token: str | None) -> tuple[_Repo, list[str]]:
-        """The repository that a path begins with, and the rest of the path."""
+        """The repository at the start of a path, and the rest of the path."""
         if token not in (None, MEMBER, STRANGER):
             raise _Refused(401, "Invalid credentials in Authorization header")
         repo = _Repo(kind, "/".join(parts[:2]), self.root.joinpath(kind, *parts[:2]))
         if len(parts) < 2 or not repo.folder.is_dir():
-            # The Hub does not tell an anonymous visitor a missing repository from a private one.
+            # An anonymous visitor gets the same answer for missing and for private repositories.
             if token is None:
                 raise _Refused(401, "Invalid username or password.", "RepoNotFound")
             raise _Refused(404, "Repository not found", "RepoNotFound")
@@ -208,7 +208,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def _send(
             self, status: int, body: bytes, headers: dict[str, str], sent: bytes | None = None
         ) -> None:
-            """``sent`` is what goes out if it is not all of ``body``; the connection then ends."""
+            """Send ``body``; with ``sent``, send only this part and close the connection."""
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             for name, value in headers.items():

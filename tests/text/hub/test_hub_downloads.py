@@ -1,4 +1,4 @@
-"""Real names, real libraries, tiny content: everything an experiment downloads arrives."""
+"""Everything that an experiment downloads arrives, with real names and libraries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def steps(repositories: Repositories, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def step(steps: dict[str, Any], request: pytest.FixtureRequest) -> Any:
-    """What the step that the test names has returned."""
+    """The return value of the step that the test names with :func:`of`."""
     step = steps[request.param]
     assert step["error"] is None, step["error"]
     return step["value"]
@@ -42,7 +42,7 @@ def test_pythia_loads_by_its_transformer_lens_name(step: Any) -> None:
 
 
 @of("sae")
-def test_a_registered_pair_loads(step: Any, repositories: Repositories) -> None:
+def test_registered_sae_loads(step: Any, repositories: Repositories) -> None:
     folder = repositories.root / "models/ctigges/pythia-70m-deduped__res-sm_processed/3-res-sm"
     assert step == {
         "hook_name": HOOK,
@@ -63,7 +63,7 @@ def test_corpora_are_read_whole_and_in_order(step: Any) -> None:
 
 
 @of("evaluate")
-def test_a_registered_pair_is_judged_on_hub_corpora(step: Any) -> None:
+def test_registered_sae_is_evaluated_on_hub_corpora(step: Any) -> None:
     assert step["status"] == 0
     (result,) = step["results"]
     assert (result["eval"], result["status"]) == ("core", "ok")
@@ -72,20 +72,20 @@ def test_a_registered_pair_is_judged_on_hub_corpora(step: Any) -> None:
 
 
 @of("core")
-def test_sae_bench_core_streams_its_own_data_set(step: Any) -> None:
+def test_sae_bench_core_streams_its_data_set(step: Any) -> None:
     assert math.isfinite(step["ce_loss_score"])
-    # The trained model, not a random one: it predicts its own language.
+    # The loss shows that this is the trained model, not a random one.
     assert step["ce_loss_without_sae"] < 0.6 * math.log(705)
 
 
 @of("probing")
-def test_sae_bench_sparse_probing_reads_its_own_data_set(step: Any) -> None:
+def test_sae_bench_sparse_probing_reads_its_data_set(step: Any) -> None:
     assert step["llm"]["llm_test_accuracy"] > 0.5
     assert 0 < step["sae"]["sae_test_accuracy"] <= 1
 
 
 @of("questions")
-def test_the_questions_of_wmdp_and_mmlu_arrive(step: Any) -> None:
+def test_wmdp_and_mmlu_questions_are_read(step: Any) -> None:
     subjects = {"cais/wmdp": "biology", "cais/mmlu": "history"}
     for repo, subject in subjects.items():
         choices = ["cave", "valley", "marsh", "forest"]
@@ -94,25 +94,23 @@ def test_the_questions_of_wmdp_and_mmlu_arrive(step: Any) -> None:
 
 
 @of("sae_lens")
-def test_the_example_of_the_readme_trains(step: Any) -> None:
+def test_readme_example_trains(step: Any) -> None:
     assert step == {"architecture": "jumprelu"}
 
 
 @of("check")
-def test_the_pythia_experiment_checks_out(step: Any) -> None:
+def test_pythia_experiment_passes_its_check(step: Any) -> None:
     assert step == 0
 
 
-def test_the_names_were_looked_up_on_the_stand_in(steps: dict[str, Any]) -> None:
+def test_stand_in_received_the_requests(steps: dict[str, Any]) -> None:
     asked = "\n".join(line for step in steps.values() for line in step["requests"])
     for name in ("EleutherAI/pythia-70m-deduped", f"datasets/{GATED}", "datasets/cais/mmlu"):
         assert f"/{name}/resolve/" in asked
 
 
 @pytest.mark.slow
-def test_the_pythia_experiment_runs_to_its_report(
-    repositories: Repositories, tmp_path: Path
-) -> None:
+def test_pythia_experiment_writes_its_report(repositories: Repositories, tmp_path: Path) -> None:
     step = run_client("downloads.py", repositories.root, tmp_path / "out", "compare")["compare"]
     assert step["error"] is None, step["error"]
     assert step["value"]["status"] == 0

@@ -1,4 +1,4 @@
-"""The hub fails: one message with field, value, kind and remedy, and no long wait for it."""
+"""Failures of the hub give one message with field, value, kind and remedy, without long waits."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_the_message_says_what_failed_and_what_to_do(steps: dict[str, Any], name: str) -> None:
+def test_message_names_failure_and_remedy(steps: dict[str, Any], name: str) -> None:
     assert steps[name]["error"] is None, steps[name]["error"]
     value = steps[name]["value"]
     beginning, remedy = MESSAGES[name]
@@ -99,21 +99,19 @@ def test_the_message_says_what_failed_and_what_to_do(steps: dict[str, Any], name
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_the_failure_comes_soon_and_nothing_was_done_before(
-    steps: dict[str, Any], name: str
-) -> None:
+def test_failure_is_fast_and_leaves_no_files(steps: dict[str, Any], name: str) -> None:
     assert steps[name]["seconds"] < 60
-    assert steps[name]["value"]["waited"] < 60  # the libraries' own attempts
+    assert steps[name]["value"]["waited"] < 60  # the libraries' pauses between attempts
     assert not steps[name]["value"]["left"]
 
 
 @pytest.mark.parametrize("visitor", ["anonymous", "stranger", "expired"])
-def test_the_gated_corpus_names_its_open_stand_in(steps: dict[str, Any], visitor: str) -> None:
+def test_gated_corpus_names_open_alternative(steps: dict[str, Any], visitor: str) -> None:
     message = steps[f"gated corpus, {visitor}"]["value"]["message"]
     assert "path=cais/wmdp-corpora, name=bio-retain-corpus" in message
 
 
-def test_an_sae_that_cannot_be_had_is_noticed_before_the_model_is_fetched(
+def test_failed_sae_downloads_no_model(
     steps: dict[str, Any],
 ) -> None:
     for name in MESSAGES:
@@ -123,9 +121,7 @@ def test_an_sae_that_cannot_be_had_is_noticed_before_the_model_is_fetched(
 
 @pytest.mark.parametrize("how", ["silent", "closed"])
 @pytest.mark.parametrize("thing", ["model", "SAE"])
-def test_libraries_do_not_wait_for_a_hub_that_does_not_answer(
-    steps: dict[str, Any], how: str, thing: str
-) -> None:
+def test_libraries_do_not_wait_for_silent_hub(steps: dict[str, Any], how: str, thing: str) -> None:
     step = steps[f"{how} {thing}"]
     assert step["value"]["message"].startswith("the hub cannot be reached (")
     assert step["value"]["waited"] == 0
@@ -133,7 +129,7 @@ def test_libraries_do_not_wait_for_a_hub_that_does_not_answer(
 
 
 @pytest.mark.parametrize("how", ["silent", "closed"])
-def test_what_is_cached_loads_without_the_hub(steps: dict[str, Any], how: str) -> None:
+def test_cached_files_load_without_the_hub(steps: dict[str, Any], how: str) -> None:
     assert steps["cache"]["value"] == OLD_CFG["d_sae"], CACHED
     assert steps[f"{how} cache"]["value"] == {"value": OLD_CFG["d_sae"], "waited": 0}
 
@@ -149,13 +145,13 @@ def test_what_is_cached_loads_without_the_hub(steps: dict[str, Any], how: str) -
         (aiohttp.ServerTimeoutError("timeout on reading"), "unreachable"),
         (OSError("Consistency check failed: file should be of size 9 but has size 5"), "cut short"),
         (OfflineModeIsEnabled("Cannot reach the hub"), "unreachable"),
-        # A release whose SAEs are gated, not its access.
+        # Here "gated" is the SAE architecture of the release, not an access rule.
         (ValueError("ID x not found in release sae_bench_pythia70m_sweep_gated"), "missing"),
         (ValueError("numbers do not match"), "other"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value,
 )
-def test_a_failure_is_told_by_its_type(error: Exception, kind: str) -> None:
+def test_failure_kind_comes_from_exception_type(error: Exception, kind: str) -> None:
     wrapped = OSError("Can't load the model. Is there a local directory?")
     wrapped.__cause__ = error
     for failure in (error, wrapped):
@@ -163,7 +159,7 @@ def test_a_failure_is_told_by_its_type(error: Exception, kind: str) -> None:
         assert str(error) in hub.explain_failure(failure, "the model", "a local one")
 
 
-def test_offline_mode_is_named_as_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_is_named_as_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OfflineModeIsEnabled), hub.offline_if_unreachable():
         raise OfflineModeIsEnabled("no traffic")
