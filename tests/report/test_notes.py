@@ -27,7 +27,7 @@ from tests.report.runs import (
 def test_gaps_are_grouped_by_reason() -> None:
     results = [r for r in failed("tpp", "a") if (r.variant, r.seed) != ("fixed", 1)]
     results.append(Result("tpp", "fixed", 1, "failed", "b"))
-    assert [(g.who, g.reason) for g in summarise(results).gap_groups] == [
+    assert [(g.saes, g.reason) for g in summarise(results).gap_groups] == [
         ("baseline (seeds 0, 1, 2), fixed (seeds 0, 2), adaptive (seeds 0, 1, 2)", "a"),
         ("fixed (seed 1)", "b"),
     ]
@@ -82,7 +82,7 @@ def test_a_common_failure_is_one_line_everywhere() -> None:
     core += [Result("core", "baseline", s, metrics=r.metrics) for s, r in enumerate(core[:3])]
     summary = summarise([*core, *failed("unlearning", reason)])
     (group,) = summary.gap_groups
-    assert (group.kind, group.eval, group.who) == ("failed", "unlearning", "every SAE (9)")
+    assert (group.kind, group.eval, group.saes) == ("failed", "unlearning", "every SAE (9)")
     assert len(summary.gaps) == 9
     found = judge(summary).evaluations["unlearning"]
     assert found
