@@ -1,4 +1,4 @@
-"""What a run lacks and what its results say."""
+"""Missing values, caveats and remarks of a run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_gaps_are_grouped_by_reason() -> None:
     ]
 
 
-def test_an_unmeasured_part_is_said() -> None:
+def test_unmeasured_part_is_remarked() -> None:
     summary = summarise(every_result(mcq=False))
     assert summary.evaluations["unlearning"].remarks == [
         "On text, forget damage is above retain damage at every limit.",
@@ -42,7 +42,7 @@ def test_an_unmeasured_part_is_said() -> None:
     assert "3 not measured" in judge(summary).evaluations["unlearning"][0].text
 
 
-def test_words_are_told_once() -> None:
+def test_texts_appear_once() -> None:
     details = {"caveat": "small model", "verdict": "No questions: none known.", "source": "demo"}
     results = [
         Result("tpp", "adaptive", 0, details=details | {"mcq_reason": "none known"}),
@@ -76,7 +76,7 @@ def test_gaps_are_shown_everywhere(tmp_path: Path) -> None:
     assert "no value for pooled/explained_variance" in page
 
 
-def test_a_common_failure_is_one_line_everywhere() -> None:
+def test_common_failure_is_one_line() -> None:
     reason = "needs a model that answers multiple choice"
     core = differing("core", {"pooled/explained_variance": UNCLEAR})
     core += [Result("core", "baseline", s, metrics=r.metrics) for s, r in enumerate(core[:3])]
