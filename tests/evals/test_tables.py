@@ -48,11 +48,13 @@ def test_table_is_up_to_date(path: Path) -> None:
     assert not update_tables(path, check=True, renderers=KINDS), "run `make tables`"
 
 
-def test_tree_lists_every_module() -> None:
+def test_tree_lists_every_module_and_room() -> None:
     text = README.read_text(encoding="utf-8")
     modules = {p.name for p in (ROOT / "saelens_adaptive_ortho").glob("[!_]*.py")}
-    missing = {name for name in modules if not re.search(rf"^\s+{re.escape(name)}\s", text, re.M)}
-    assert not missing
+    rooms = {f"{p.parent.name}/" for p in (ROOT / "saelens_adaptive_ortho").glob("*/__init__.py")}
+    tree = text.split("## The tree")[1].split("\n## ")[0]
+    listed = set(re.findall(r"^ {6}([\w./]+)\s", tree, re.MULTILINE))
+    assert listed == modules | rooms
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.parent.name)

@@ -136,7 +136,7 @@ def test_sentence() -> None:
 
 
 def test_correction() -> None:
-    # Mean 0.1, standard deviation 0.03: |t| = 5.8 with 2 degrees of freedom. This is above 4.30 (one
+    # Mean 0.1, deviation 0.03: |t| = 5.8 with 2 degrees of freedom. This is above 4.30 (one
     # metric) and below 10.9 (six metrics).
     barely = (0.07, 0.10, 0.13)
     rest: dict[str, Sequence[float]] = dict.fromkeys([*DAMAGE[1:], *ACCURACY], UNCLEAR)
