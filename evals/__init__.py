@@ -1,1 +1,1 @@
-"""Studies: the code, configs and results behind what the documentation claims."""
+"""Studies: code, configs and results behind the claims of the documentation."""

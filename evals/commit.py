@@ -1,7 +1,7 @@
-"""Copy what a reader needs of a run folder into a study: config, one file of results, figures.
+"""Copy config, results and figures of a run folder into a study, in compact form.
 
-Figures are drawn here, from the run folder: they show histories, histograms and bootstrap
-replicates, which are too large to be committed. Of an alpha study one figure is drawn.
+The figures are drawn here, from the run folder, because they show histories, histograms and
+bootstrap replicates that are too large to commit. An alpha study gets one figure of its own.
 
 python -m evals.commit RUN TARGET
 """
@@ -24,14 +24,15 @@ from saelens_adaptive_ortho.results import (
     write_results_file,
 )
 
-#: What the details say in words: tables and verdicts repeat it.
+#: Texts in the details of a result; tables and verdicts show them.
 WORDS = ("caveat", "source", "verdict", "mcq_reason")
 
 
 def compact_results(results: Sequence[Result]) -> list[Result]:
-    """The results with what tables are made of: metrics, and what the details say in words.
+    """Return the results with only what tables need: metrics, and the texts of the details.
 
-    Of an alpha study that is the metrics of its table; results without any of them are left out.
+    For an alpha study, only the metrics of its table are kept, and results without any of them are
+    left out.
     """
     study = is_alpha_study(results)
     kept = []
@@ -50,7 +51,7 @@ def commit_run(run: Path, target: Path) -> None:
     """Replace ``target`` by the config, the results and the figures of ``run``.
 
     Raises:
-        ResultError: the run holds no results or broken ones; nothing is replaced then.
+        ResultError: the run holds no results, or broken ones. Then nothing is replaced.
     """
     results = load_results(run)
     if target.exists():
@@ -63,7 +64,7 @@ def commit_run(run: Path, target: Path) -> None:
     else:
         plots = save_plots(run, target / "plots")
     for plot in plots:
-        if plot.suffix != ".png":  # the page draws its own; a reader of the repository needs one
+        if plot.suffix != ".png":  # the README shows the PNG only
             plot.unlink()
 
 

@@ -1,8 +1,8 @@
-"""The results of a study in one file: one run on each line, as JSON.
+"""Read and write the results of a study: one file with one run per line, as JSON.
 
-A run is a line of its own, so that a change of one run is a change of one line. A driver adds a
-line when a run is finished. If it is killed while it writes, the last line is torn: a reader
-ignores it, and the next line takes its place.
+Each run has its own line, so that a change of one run changes one line. A driver adds a line when
+a run is finished. If the driver is killed while it writes, the last line is incomplete: a reader
+ignores it, and the next write replaces it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from saelens_adaptive_ortho.files import StorageError, write_text_atomic
 
 
 def read_runs(path: str | Path) -> list[dict[str, Any]]:
-    """The runs of a file, in its order; none where there is no file. A torn last line is ignored.
+    """Return the runs of a file in order; an empty list if there is no file.
+
+    An incomplete last line is ignored.
 
     Raises:
-        ConfigError: the file cannot be read, or another line is no JSON object; names the line.
+        ConfigError: the file cannot be read, or another line is not a JSON object. The message
+            names the line.
     """
     path = Path(path)
     try:
@@ -40,7 +43,7 @@ def read_runs(path: str | Path) -> list[dict[str, Any]]:
             if not isinstance(run, dict):
                 raise ValueError("no JSON object")
         except ValueError as error:
-            if number == len(lines):  # no newline after it: it was not written to its end
+            if number == len(lines):  # no newline after it, so the line is incomplete
                 break
             raise reject(
                 "results", f"{path}:{number}", f"is not a result ({error}); delete this line."
@@ -50,7 +53,9 @@ def read_runs(path: str | Path) -> list[dict[str, Any]]:
 
 
 def append_run(path: str | Path, run: Mapping[str, Any]) -> None:
-    """Add a run as the last line, on disk when this returns. A torn last line is removed first.
+    """Append a run as one line and flush it to disk.
+
+    An incomplete last line is removed first.
 
     Raises:
         StorageError: the line could not be written; the lines before it are intact.
@@ -60,7 +65,7 @@ def append_run(path: str | Path, run: Mapping[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _end_last_line(path)
-        # Unbuffered, so that the line is one write at the end of the file.
+        # Without a buffer the line is a single write at the end of the file.
         with open(path, "ab", buffering=0) as handle:
             handle.write(line)
             os.fsync(handle.fileno())
@@ -72,16 +77,19 @@ def append_run(path: str | Path, run: Mapping[str, Any]) -> None:
 
 
 def write_runs(path: str | Path, runs: Iterable[Mapping[str, Any]]) -> Path:
-    """Replace a file by these runs, atomically; returns its path."""
+    """Replace a file by these runs, atomically, and return its path."""
     return write_text_atomic(path, "".join(f"{_line(run)}\n" for run in runs))
 
 
 def _line(run: Mapping[str, Any]) -> str:
-    return json.dumps(run, allow_nan=False)  # ASCII, so that a torn line is readable text
+    return json.dumps(run, allow_nan=False)  # ASCII, so that an incomplete line is valid text
 
 
 def _end_last_line(path: Path) -> None:
-    """Make the file end with a whole line: cut a torn one off, end one that only lacks its end."""
+    """Make the file end with a complete line.
+
+    An incomplete last line is removed. If only its newline is missing, the newline is added.
+    """
     if not path.is_file():
         return
     with open(path, "rb+") as handle:

@@ -1,4 +1,4 @@
-"""Every table and verdict of the documentation, from the committed JSON.
+"""Update every table and verdict of the documentation from the committed JSON.
 
 python -m evals.tables [--check] [FILE ...]
 """
@@ -41,7 +41,7 @@ def _costs(root: Path, path: str, where: str) -> str:
 
 
 def _runs(render: Callable[[Sequence[Any]], str], pattern: str = "*.json") -> Renderer:
-    """What ``render`` makes of the runs in a file, or of all JSON files of a folder."""
+    """Return a renderer that applies ``render`` to the runs of a file, or of a folder's files."""
 
     def table(root: Path, path: str, where: str) -> str:
         source = root / path
@@ -58,7 +58,7 @@ def _runs(render: Callable[[Sequence[Any]], str], pattern: str = "*.json") -> Re
     return table
 
 
-#: What a marker's word stands for, in the documentation of this repository.
+#: Word of a marker -> its renderer, for the documentation of this repository.
 KINDS: dict[str, Renderer] = {
     **RENDERERS,
     "alpha": _alpha,
@@ -76,15 +76,20 @@ KINDS: dict[str, Renderer] = {
 
 
 def documents() -> list[Path]:
-    """The pages that hold tables."""
+    """Return the pages that contain tables."""
     return [ROOT / "README.md", *sorted((ROOT / "evals").rglob("README.md"))]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Renew the tables. Exit status: 0 done, 1 with ``--check`` where a page is out of date."""
+    """Update the tables.
+
+    Returns:
+        Exit status: 0 if done, 1 if a page is out of date (only with ``--check``), 2 for results
+        that are missing or cannot be used.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
-    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--check", action="store_true", help="report outdated pages, write nothing")
     args = parser.parse_args(argv)
     try:
         changed = [

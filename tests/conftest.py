@@ -1,4 +1,4 @@
-"""Shape checks in every test, one thread, tiers by folder, and builders of tiny SAEs."""
+"""Settings of all tests: shape checks, one thread, tiers by folder, and builders of tiny SAEs."""
 
 from __future__ import annotations
 
@@ -28,25 +28,26 @@ SHAPED_MODULES = (
     "synthetic.selectivity",
 )
 
-# Before anything imports them: the shapes in their signatures are enforced by every test.
+# Every test checks the shapes in the signatures of these modules. The hook has to be installed
+# before they are imported.
 install_import_hook(
     [f"saelens_adaptive_ortho.{name}" for name in SHAPED_MODULES],
-    # An int is a fine float: configs say `ortho_alpha: 1`.
+    # An int is accepted as a float, because configs may say `ortho_alpha: 1`.
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 torch.set_num_threads(1)
 
 pytest_plugins = ["tests.tiny", "tests.packages"]
 
-# Tests of these folders and files are outside the fast tier, see the Makefile. A single slow test
-# bears the mark itself.
+# The fast tier leaves out the tests of these folders and files (see the Makefile). A single slow
+# test has its own mark.
 TIERS = {
     "text/hub": "hub",
     "evals": "studies",
     "judging/saebench": "saebench",
     "host/test_compile.py": "compile",
 }
-# Each worker imports torch, some 0.7 GB.
+# Each worker imports torch, which takes about 0.7 GB.
 MOST_WORKERS = 8
 
 D_IN, D_SAE, K = 16, 64, 4
@@ -63,17 +64,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """``-n auto``: a worker for each core that this process may use."""
+    """Return the workers of ``-n auto``: one for each core that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return min(cores, MOST_WORKERS)
 
 
 def _build_cfg(architecture: str, **overrides: Any) -> Any:
-    """Config of any registered training architecture, stock or ours, at a tiny size."""
+    """Return a tiny config of any registered training architecture, stock or ours."""
     from sae_lens.registry import get_sae_training_class
 
-    import saelens_adaptive_ortho  # noqa: F401  registers ours
+    import saelens_adaptive_ortho  # noqa: F401  registers our architectures
 
     fields: dict[str, Any] = {"d_in": D_IN, "d_sae": D_SAE}
     if "topk" in architecture:
@@ -86,7 +87,7 @@ def _build_cfg(architecture: str, **overrides: Any) -> Any:
 
 
 def _build_sae(architecture: str, seed: int = 0, **overrides: Any) -> Any:
-    """The SAE of :func:`_build_cfg`, with weights drawn from ``seed``."""
+    """Return the SAE of :func:`_build_cfg`, with weights drawn from ``seed``."""
     from sae_lens.registry import get_sae_training_class
 
     cfg = _build_cfg(architecture, **overrides)

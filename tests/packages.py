@@ -1,4 +1,4 @@
-"""Packages that a test installs for itself: a module, and metadata with entry points."""
+"""Install small packages for one test: a module, and metadata with entry points."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Install = Callable[..., None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """``install(name, code, {group: {entry: "module:object"}})``, undone at the end."""
+    """``install(name, code, {group: {entry: "module:object"}})``, undone after the test."""
     root = tmp_path / "site"
     modules: list[str] = []
 
@@ -31,7 +31,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         (info / "entry_points.txt").write_text("\n".join(lines))
         (root / f"{name}.py").write_text(code)
         modules.append(name)
-        sys.modules.pop(name, None)  # of a version installed before
+        sys.modules.pop(name, None)  # a version that was installed before
         monkeypatch.syspath_prepend(root)
         forget()
 

@@ -1,4 +1,4 @@
-"""Imports point downwards, and every module that a string names exists."""
+"""Imports between rooms follow the rules, and every module that a string names exists."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from saelens_adaptive_ortho.evaluations import BUILT_IN, Evaluation
 from tests.conftest import SHAPED_MODULES
 
 ROOT = Path(__file__).parents[1]
-# "package.module", or "package.module.name" of something in it. `evals.core` is also the name of
-# a setting; only after `-m` is it a module.
+# "package.module", or "package.module.name" for an object in it. `evals.core` is also the name of a
+# setting, so `evals` counts only after `-m`.
 DOTTED = re.compile(r"\b(?:saelens_adaptive_ortho|(?<=-m )evals)(?:\.[A-Za-z_]\w*)+")
-# Named like modules, but none: other packages write them in their pyproject.toml.
+# These are not modules: other packages write them in their pyproject.toml.
 ENTRY_POINT_GROUPS = {
     f"saelens_adaptive_ortho.{table}" for table in ("penalties", "affinities", "evaluations")
 }
 
 
 def run_without(absent: list[str], statements: str) -> str:
-    """Standard output of ``statements`` in a process where ``absent`` cannot be imported."""
+    """Run ``statements`` in a process that cannot import ``absent``, and return their output."""
     blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in absent)
     done = subprocess.run(
         [sys.executable, "-c", f"import sys\n{blocked}{statements}"],
@@ -39,7 +39,7 @@ def run_without(absent: list[str], statements: str) -> str:
     return done.stdout
 
 
-def test_pure_modules_import_and_work_without_sae_lens() -> None:
+def test_maths_works_without_sae_lens() -> None:
     out = run_without(
         ["sae_lens"],
         "import torch\n"
@@ -54,7 +54,7 @@ def test_pure_modules_import_and_work_without_sae_lens() -> None:
     assert out.split() == ["0.0", "1.0", "False"]
 
 
-def test_the_report_imports_without_torch_and_sae_lens() -> None:
+def test_report_imports_without_torch_and_sae_lens() -> None:
     out = run_without(
         ["torch", "sae_lens"],
         "import saelens_adaptive_ortho.report as report\nprint(report.__name__)\n",
@@ -62,7 +62,7 @@ def test_the_report_imports_without_torch_and_sae_lens() -> None:
     assert out.split() == ["saelens_adaptive_ortho.report"]
 
 
-def test_another_missing_module_is_not_mistaken_for_a_missing_sae_lens() -> None:
+def test_other_missing_module_is_named() -> None:
     out = run_without(
         ["transformer_lens"],
         "try:\n"
@@ -73,7 +73,7 @@ def test_another_missing_module_is_not_mistaken_for_a_missing_sae_lens() -> None
     assert out.split() == ["transformer_lens"]
 
 
-def test_importing_the_package_loads_neither_plots_nor_the_report_nor_the_judges() -> None:
+def test_package_import_loads_no_report_or_judging() -> None:
     out = run_without(
         [],
         "import saelens_adaptive_ortho\n"
@@ -84,7 +84,7 @@ def test_importing_the_package_loads_neither_plots_nor_the_report_nor_the_judges
     assert out.split() == ["[]"]
 
 
-def test_the_import_rules_hold() -> None:
+def test_import_rules_hold() -> None:
     out = run_without(
         [],
         "from importlinter.cli import lint_imports_command\n"
@@ -97,7 +97,7 @@ def test_the_import_rules_hold() -> None:
 
 
 def names_in_strings(source: str) -> set[str]:
-    """Dotted names of ours in the string literals of a source file, docstrings included."""
+    """Return our dotted names in the string literals of a source file, including docstrings."""
     strings = [
         node.value
         for node in ast.walk(ast.parse(source))
@@ -107,7 +107,7 @@ def names_in_strings(source: str) -> set[str]:
 
 
 def places_of_names() -> dict[str, Path]:
-    """Each dotted name of the repository's string literals, with a file that holds it."""
+    """Return each dotted name in the repository's string literals, with a file that contains it."""
     return {
         name: path.relative_to(ROOT)
         for folder in ("saelens_adaptive_ortho", "evals", "tools", "tests")
@@ -122,7 +122,7 @@ def test_names_are_found_in_strings() -> None:
 
 
 @pytest.mark.parametrize(("name", "path"), sorted(places_of_names().items()), ids=str)
-def test_a_name_in_a_string_exists(name: str, path: Path) -> None:
+def test_name_in_string_exists(name: str, path: Path) -> None:
     try:
         pkgutil.resolve_name(name)
     except (ImportError, AttributeError) as error:
@@ -130,7 +130,7 @@ def test_a_name_in_a_string_exists(name: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("evaluation", [e for e in BUILT_IN if e.module], ids=lambda e: e.name)
-def test_the_module_of_an_evaluation_has_a_run_and_its_figures_are_drawn(
+def test_evaluation_has_run_and_figures(
     evaluation: Evaluation,
 ) -> None:
     assert callable(pkgutil.resolve_name(f"{evaluation.module}:run"))
@@ -139,5 +139,5 @@ def test_the_module_of_an_evaluation_has_a_run_and_its_figures_are_drawn(
 
 
 @pytest.mark.parametrize("name", SHAPED_MODULES)
-def test_a_module_whose_shapes_are_checked_exists(name: str) -> None:
+def test_shape_checked_module_exists(name: str) -> None:
     assert importlib.util.find_spec(f"saelens_adaptive_ortho.{name}") is not None

@@ -1,4 +1,4 @@
-"""The version and the dependencies stand in pyproject.toml; everything else agrees with it."""
+"""Other files agree with the version and the dependencies in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 VERSION = PROJECT["version"]
 
 
-def test_the_package_says_its_version() -> None:
-    # Another one here means an old installation: `pip install -e .` again.
+def test_package_version() -> None:
+    # If this fails, the installation is old: run `pip install -e .` again.
     assert saelens_adaptive_ortho.__version__ == VERSION
 
 
-def test_the_citation_names_the_version() -> None:
+def test_citation_version() -> None:
     assert YAML(typ="safe").load(ROOT / "CITATION.cff")["version"] == VERSION
 
 
-def test_the_newest_entry_of_the_changelog_is_of_the_version() -> None:
+def test_changelog_version() -> None:
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest is not None
     assert newest[1] == VERSION
 
 
-def test_the_lock_is_of_these_dependencies_and_of_the_tested_versions() -> None:
+def test_lock_matches_dependencies_and_pins() -> None:
     lock = tomllib.loads((ROOT / "uv.lock").read_text())
-    (own,) = (p for p in lock["package"] if p["name"] == PROJECT["name"])
+    (package,) = (p for p in lock["package"] if p["name"] == PROJECT["name"])
     extras = PROJECT["optional-dependencies"].values()
     wanted = map(Requirement, [*PROJECT["dependencies"], *chain(*extras)])
-    found = own["metadata"]["requires-dist"]
+    found = package["metadata"]["requires-dist"]
     remedy = "pyproject.toml has changed: run `make lock`"
     assert sorted((r["name"], str(SpecifierSet(r.get("specifier", "")))) for r in found) == sorted(
         (canonicalize_name(r.name), str(r.specifier)) for r in wanted
@@ -49,6 +49,6 @@ def test_the_lock_is_of_these_dependencies_and_of_the_tested_versions() -> None:
     assert pins.items() <= locked.items(), "constraints.txt has changed: run `make lock`"
 
 
-def test_the_lock_fetches_from_pypi_alone() -> None:
+def test_lock_uses_only_pypi() -> None:
     hosts = set(re.findall(r"\w+://[^/\"]+", (ROOT / "uv.lock").read_text()))
     assert hosts == {"https://pypi.org", "https://files.pythonhosted.org"}

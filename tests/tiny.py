@@ -1,4 +1,4 @@
-"""A random language model, two synthetic corpora and a tiny experiment, made anew per session."""
+"""Fixtures: a random language model, two synthetic corpora and a tiny experiment, per session."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SHARED_WORDS = [f"the{i}" for i in range(60)]
 
 
 def documents(words: list[str], seed: int, n: int = 300) -> list[str]:
-    """Texts of 8 to 40 words, of one domain's vocabulary and the shared one."""
+    """Return texts of 8 to 40 words from ``words`` and the shared words."""
     draw = random.Random(seed)
     pool = words + SHARED_WORDS
     return [" ".join(draw.choices(pool, k=draw.randint(8, 40))) for _ in range(n)]
@@ -48,7 +48,7 @@ def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
 
 @dataclass(frozen=True)
 class Tiny:
-    """The session's model and corpora, and how to make more text like theirs."""
+    """The model and corpora of the session, and functions that make more such text."""
 
     model: Path
     forget: Path
@@ -76,7 +76,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(path: Path) -> Path:
-    """Save a random GPT-NeoX and its tokenizer as Hugging Face does."""
+    """Save a random GPT-NeoX and its tokenizer in the format of Hugging Face."""
     config = GPTNeoXConfig(
         vocab_size=len(SPECIAL) + len(FORGET_WORDS) + len(RETAIN_WORDS) + len(SHARED_WORDS),
         hidden_size=WIDTH,
@@ -87,7 +87,7 @@ def build_model(path: Path) -> Path:
         bos_token_id=BOS,
         eos_token_id=BOS,
         pad_token_id=PAD,
-        # Wide enough that tokens differ at every layer.
+        # Large enough that tokens differ at every layer.
         initializer_range=0.3,
     )
     with torch.random.fork_rng():
@@ -110,7 +110,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(scope="session")
 def settings(tiny: Tiny) -> Callable[..., dict[str, Any]]:
-    """The tree of a tiny experiment; ``sae`` is merged (None drops a key), the rest replaced."""
+    """Return a function that makes the settings of a tiny experiment.
+
+    Its ``sae`` is merged into the default (None removes a key); other settings are replaced.
+    """
 
     def tree(sae: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
         full = {
@@ -157,7 +160,7 @@ def settings(tiny: Tiny) -> Callable[..., dict[str, Any]]:
 def make_config(
     settings: Callable[..., dict[str, Any]],
 ) -> Callable[..., AdaptiveOrthoRunnerConfig]:
-    """A tiny runner config; nothing is written unless ``output_path`` is given."""
+    """Return a function that makes a tiny runner config, which writes only to ``output_path``."""
 
     def make(sae: dict[str, Any] | None = None, **changes: Any) -> AdaptiveOrthoRunnerConfig:
         fields = {"output_path": None, "checkpoint_path": None, **changes}
@@ -173,13 +176,16 @@ def model(tiny: Tiny) -> Any:
 
 @pytest.fixture(scope="session")
 def prepared(make_config: Callable[..., AdaptiveOrthoRunnerConfig], model: Any) -> Prepared:
-    """The session's model and tokenised corpora, for configs that leave the data alone."""
+    """The model and tokenised corpora of the session, for configs that do not change the data."""
     return prepare(make_config(), model=model)
 
 
 @pytest.fixture
 def write_config(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Path]:
-    """The YAML file of a tiny experiment that writes to ``tmp_path / "run"``."""
+    """Return a function that writes the YAML of a tiny experiment.
+
+    The experiment writes to ``tmp_path / "run"``.
+    """
 
     def write(sae: dict[str, Any] | None = None, **changes: Any) -> Path:
         tree = settings(sae, **{"output_path": str(tmp_path / "run"), **changes})
@@ -192,7 +198,7 @@ def write_config(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> Cal
 
 @pytest.fixture(autouse=True)
 def _offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test may reach the hub; its stand-in runs on this machine, in processes of its own."""
+    """Keep tests from the network; the stand-in of the hub runs locally, in its own process."""
     if "hub" in request.path.parts:
         return
 
@@ -205,7 +211,7 @@ def _offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare tests that look elsewhere the drawing of figures."""
+    """Skip the drawing of figures in tests that do not look at them."""
 
     def skip(root: Path) -> Path:
         return root / "report.html"

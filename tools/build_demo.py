@@ -1,7 +1,7 @@
-"""Make the embedded demo: corpus, tokenizer, trained model and the card with its numbers.
+"""Make the embedded demo: corpus, tokenizer, trained model, and a card with its numbers.
 
-Run ``python -m tools.build_demo``. On CPU the result is a function of the
-seed, the number of steps, the number of threads and the PyTorch version.
+Run ``python -m tools.build_demo``. On a CPU the result depends only on the seed, the number of
+steps, the number of threads and the PyTorch version.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ LAYERS = 4
 HEADS = 4
 DEFAULT_STEPS = 1500
 BATCH = 16
-# About 0.8 / sqrt(width): with the usual 0.02 the letters take far longer to get through.
+# About 0.8 / sqrt(width). With the usual 0.02 the model needs many more steps to learn the letters.
 INIT_STD = 0.08
 PEAK_LR = 3e-3
-# Training sees more questions than the corpus files do: comparing choices is the hard part.
+# Training data contain more questions than the corpus files: comparing choices is hard to learn.
 TRAINING_SHARES = (0.35, 0.10)
 ANSWER_WEIGHT = 8.0
 # Guides are on for this share of the steps; the model then trains without them.
@@ -68,8 +68,8 @@ HELD_OUT_SHARE = 0.05
 def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """Make a byte-level tokenizer with one token for every word of the world.
 
-    The vocabulary has the specials, all 256 bytes and the words as whole entries. There are no
-    merges: ``ignore_merges`` takes known words whole, anything else falls apart into bytes.
+    The vocabulary has the special tokens, all 256 bytes, and each word as one entry. There are no
+    merges: with ``ignore_merges`` a known word is one token, and other text is split into bytes.
     """
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     counts: Counter[str] = Counter()
@@ -95,7 +95,7 @@ def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
 
 
 def token_id(tokenizer: PreTrainedTokenizerFast, text: str) -> int:
-    """Return the id of a text that is a single token."""
+    """Return the token id of a text that is a single token."""
     (single,) = tokenizer.encode(text, add_special_tokens=False)
     return single
 
@@ -110,7 +110,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 def make_model(vocabulary: int) -> GPTNeoXForCausalLM:
-    """Return an untrained model; weights follow torch's global random state."""
+    """Return an untrained model; its weights depend on torch's global random state."""
     config = GPTNeoXConfig(
         vocab_size=vocabulary,
         hidden_size=WIDTH,
@@ -131,9 +131,9 @@ def make_model(vocabulary: int) -> GPTNeoXForCausalLM:
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids, loss weights, and where questions stand in them.
+    """Token ids, loss weights, and the positions of questions.
 
-    ``binding`` has columns (row, choice, letter of the choice), ``lookup`` has columns
+    ``binding`` has the columns (row, choice, letter of the choice). ``lookup`` has the columns
     (row, last token of "Answer:", right choice).
     """
 
@@ -144,9 +144,9 @@ class Batch:
 
 
 def training_batches(world: World, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
-    """Yield fresh batches without end.
+    """Yield new batches without end.
 
-    Every context starts with BOS and holds passages separated by BOS, the last one cut.
+    Every context starts with BOS and holds passages separated by BOS. The last one is cut off.
     """
     rng = random.Random(f"training-{world.seed}")
     entities = {domain: world.of(domain) for domain in DOMAINS}
@@ -184,12 +184,13 @@ def training_batches(world: World, tokenizer: PreTrainedTokenizerFast) -> Iterat
 
 
 def guide_loss(model: GPTNeoXForCausalLM, output: CausalLMOutput, batch: Batch) -> torch.Tensor:
-    """Return three extra losses, summed, that show the model how to answer a question.
+    """Return the sum of three extra losses that show the model how to answer a question.
 
-    Alone, a model of this size stays at chance for thousands of steps. The guides ask one head
-    of the first layer to look from a choice to its letter, one head of the last layer to look
-    from "Answer:" to the right choice, and the residual before the last layer to predict, at
-    "Answer:", the right choice in words. Facts and letters are still learned from text.
+    Without them, a model of this size stays at chance for thousands of steps. The first loss makes
+    one head of the first layer attend from a choice to its letter. The second makes one head of the
+    last layer attend from "Answer:" to the right choice. The third makes the residual stream before
+    the last layer predict the words of the right choice at "Answer:". The model still learns facts
+    and letters from text.
     """
     assert output.attentions is not None
     assert output.hidden_states is not None
@@ -204,7 +205,7 @@ def guide_loss(model: GPTNeoXForCausalLM, output: CausalLMOutput, batch: Batch) 
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up over 5% of the steps, then a cosine to 2% of the peak."""
+    """Return the rate of a step: linear warm-up over 5% of the steps, then a cosine to 2%."""
     warm = max(1, steps // 20)
     if step < warm:
         return PEAK_LR * (step + 1) / warm
@@ -218,7 +219,7 @@ def train(
     world: World,
     steps: int,
 ) -> None:
-    """Train in place with AdamW; the bar shows loss and accuracy on the training answers."""
+    """Train in place with AdamW; the bar shows loss and accuracy of the training answers."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01
     )
@@ -259,7 +260,7 @@ def answers_under_orders(
     topic_header: bool = False,
     batch: int = 96,
 ) -> torch.Tensor:
-    """Return a (questions, 24) boolean tensor: right or not under every order of the choices.
+    """Return a (questions, 24) boolean tensor: whether the answer is right for each order.
 
     The answer is the most likely of the four letter tokens after "Answer:".
     """
@@ -278,7 +279,7 @@ def answers_under_orders(
     for start in range(0, len(prompts), batch):
         rows = prompts[start : start + batch]
         width = max(len(row) for row in rows)
-        # Padding on the right cannot be seen from the last real token.
+        # The last real token does not attend to the padding on its right.
         ids = torch.tensor([row + [1] * (width - len(row)) for row in rows])
         last = torch.tensor([len(row) - 1 for row in rows])
         logits = model(ids).logits[torch.arange(len(rows)), last]
@@ -291,7 +292,7 @@ def answers_under_orders(
 def held_out_loss(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
 ) -> float:
-    """Return the mean loss per token, each text alone after BOS."""
+    """Return the mean loss per token, with one text per context, after BOS."""
     total, tokens = 0.0, 0
     for start in range(0, len(texts), 32):
         encoded = [tokenizer.encode(t, add_special_tokens=False) for t in texts[start : start + 32]]
@@ -307,13 +308,13 @@ def held_out_loss(
 
 
 def unigram_loss(train_ids: Counter[int], test_ids: Sequence[int], vocabulary: int) -> float:
-    """Return the mean loss of add-one smoothed token frequencies."""
+    """Return the mean loss of a unigram model with add-one smoothing."""
     total = train_ids.total() + vocabulary
     return -sum(math.log((train_ids[i] + 1) / total) for i in test_ids) / len(test_ids)
 
 
 def measure(folder: Path, world: World) -> dict[str, object]:
-    """Load the saved model from ``folder`` and measure it in float32 arithmetic."""
+    """Load the saved model from ``folder`` and measure it in float32."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
     result: dict[str, object] = {}
@@ -343,7 +344,7 @@ def measure(folder: Path, world: World) -> dict[str, object]:
 def build(
     folder: Path, steps: int = DEFAULT_STEPS, seed: int = DEFAULT_SEED, threads: int = 1
 ) -> dict[str, object]:
-    """Make everything in ``folder`` and return the card."""
+    """Make all files of the demo in ``folder`` and return the card."""
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(seed)
@@ -356,7 +357,7 @@ def build(
     save_tokenizer(tokenizer, folder / "model")
     model.eval()
     model.half().save_pretrained(folder / "model")
-    # Some releases write the weights for the owner only, and a package keeps file modes.
+    # Some releases let only the owner read the weights, and a package keeps file modes.
     (folder / "model" / "model.safetensors").chmod(0o644)
     trained = time.perf_counter() - started
     card: dict[str, object] = {
@@ -382,7 +383,7 @@ def build(
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=DEMO_DIR, help="folder to write to")
     parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)

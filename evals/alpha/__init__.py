@@ -1,1 +1,1 @@
-"""What ``ortho_alpha``, the sharing allowed, does on a language model."""
+"""Study: the effect of ``ortho_alpha``, the sharing allowed, on a language model."""

@@ -1,5 +1,4 @@
-"""What alpha does, on a language model: one figure of a finished alpha study.
-
+"""Draw the figure of a finished alpha study: metrics of SAEs on a language model against alpha.
 python -m evals.alpha.figures RUN [--out FILE]
 """
 
@@ -28,10 +27,10 @@ from saelens_adaptive_ortho.results import Result, ResultError, load_results
 
 
 def alpha_figure(results: Sequence[Result]) -> Figure:
-    """Reconstruction, geometry, unlearning and probing against alpha.
+    """Draw reconstruction, geometry, unlearning and probing against alpha.
 
-    Mean over seeds with its 95% t-interval and a dot per seed; baseline and fixed are lines with
-    bands. A metric that no result has gets no panel.
+    Each alpha has its mean over seeds, a 95% t-interval and a dot per seed. Baseline and fixed are
+    lines with bands. A metric without results gets no panel.
 
     Raises:
         ResultError: no variant is named ``alpha=VALUE``.
@@ -68,7 +67,7 @@ def alpha_figure(results: Sequence[Result]) -> Figure:
 
 
 def main() -> int:
-    """Draw the figure. Exit status: 0 done, 2 the folder holds no alpha study."""
+    """Draw the figure; the exit status is 0, or 2 if the folder holds no alpha study."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="a run folder, or evals/alpha/results/NAME")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The table of a comparison whose variants are values of alpha (``alpha=0.25``)."""
+"""Make the table of a comparison whose variants are values of alpha (``alpha=0.25``)."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ PANELS = (
 
 
 def alpha_table(results: Sequence[Result]) -> str:
-    """The metrics as markdown: mean and standard deviation of every variant over seeds.
+    """Return the metrics as markdown: mean and standard deviation of every variant over seeds.
 
-    The last column is what alpha does from one end to the other: the value at the largest alpha
-    minus that at the smallest, paired by seed, with its 95% t-interval.
+    The last column is the value at the largest alpha minus the value at the smallest alpha, paired
+    by seed, with its 95% t-interval.
 
     Raises:
         ResultError: no variant is named ``alpha=VALUE``.
@@ -61,14 +61,18 @@ def alpha_table(results: Sequence[Result]) -> str:
 
 
 def is_alpha_study(results: Sequence[Result]) -> bool:
-    """Whether variants are named by values of alpha."""
+    """Whether any variant is named by a value of alpha."""
     return any(r.variant.startswith(PREFIX) for r in results)
 
 
 def values_by_metric(
     results: Sequence[Result],
 ) -> tuple[dict[str, dict[str, dict[int, float]]], list[str]]:
-    """Values by metric, variant and seed, and the variants that are alphas, in order."""
+    """Return the values by metric, variant and seed, and the alpha variants in rising order.
+
+    Raises:
+        ResultError: no variant is named ``alpha=VALUE``.
+    """
     values: dict[str, dict[str, dict[int, float]]] = {}
     for result in results:
         for name, value in result.metrics.items():
@@ -82,5 +86,5 @@ def values_by_metric(
 
 
 def alpha_of(variant: str) -> float:
-    """The value of alpha that a variant is named for."""
+    """Return the value of alpha in the name of a variant."""
     return float(variant.removeprefix(PREFIX))

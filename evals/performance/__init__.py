@@ -1,1 +1,1 @@
-"""What the penalty costs: benchmarks against the stock architecture, in one process."""
+"""Study: the cost of the penalty, in benchmarks against the stock architecture."""

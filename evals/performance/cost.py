@@ -1,10 +1,10 @@
-"""What evaluations cost: wall time and peak memory of each, and our overhead over SAEBench.
+"""Measure the cost of evaluations: wall time, peak memory, and our overhead over SAEBench.
 
     python -m evals.performance.cost SAE [--evals core,unlearning,...] [--json FILE]
 
-Each evaluation runs in a process of its own. The overhead is measured in one process, on core:
-our driver against SAEBench called directly on the same SAE, model and tokens, alternating; the
-median of the ratios of pairs.
+Each evaluation runs in a process of its own. The overhead is measured in one process, on core: our
+driver and SAEBench, called directly, alternate on the same SAE, model and tokens. The overhead is
+the median of the ratios of the pairs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DEFAULT = "core,subspace,unlearning,sparse_probing,tpp"
 
 
 def one_process(sae: str, name: str) -> dict[str, float]:
-    """Seconds (of the evaluation, and of the process with its imports) and peak MiB."""
+    """Return seconds of the evaluation, seconds of the whole process, and its peak MiB."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "saelens_adaptive_ortho.commands.cli", "eval", sae]
         started = time.perf_counter()
@@ -55,7 +55,7 @@ def one_process(sae: str, name: str) -> dict[str, float]:
 
 
 def overhead(sae: str, repeats: int) -> dict[str, float]:
-    """Driver over direct, on core."""
+    """Return the time of our driver divided by that of SAEBench called directly, on core."""
     subject = Subject.parse(sae)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
@@ -97,7 +97,7 @@ def overhead(sae: str, repeats: int) -> dict[str, float]:
                         force_rerun=True,
                     )
 
-        # On a CPU, processor time: what other programs take does not count.
+        # On a CPU, processor time leaves out the time of other programs.
         clock = time.process_time if bench.device == "cpu" else time.perf_counter
         times: dict[Callable[[], None], list[float]] = {direct: [], driver: []}
         for number in range(repeats + 1):
@@ -118,7 +118,7 @@ def overhead(sae: str, repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print, and keep."""
+    """Measure, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sae")
     parser.add_argument("--evals", default=DEFAULT)

@@ -1,5 +1,4 @@
-"""The figure of the benchmarks, from the committed results.
-
+"""Draw the figure of the benchmarks from the committed results.
 python -m evals.performance.figures [--results DIR] [--out DIR]
 """
 
@@ -21,7 +20,10 @@ HERE = Path(__file__).parent
 
 
 def overhead_figure(documents: Sequence[Row]) -> Figure:
-    """Step time over stock per variant, a panel per base, size and batch; a bar is its interval."""
+    """Draw step time over stock time, with intervals: a row per variant of each place.
+
+    There is a panel per base, size and batch.
+    """
     rows = [row for document in documents for row in document["rows"]]
     places = sorted({place_of(row) for row in rows}, key=lambda p: (p[3], p))
     with matplotlib.rc_context(STYLE):
@@ -41,7 +43,7 @@ def overhead_figure(documents: Sequence[Row]) -> Figure:
 
 
 def main() -> None:
-    """Draw it."""
+    """Draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--out", type=Path, default=HERE / "plots")
@@ -49,7 +51,7 @@ def main() -> None:
     files = sorted(args.results.glob("overhead*.json"))
     figure = overhead_figure([json.loads(file.read_text()) for file in files])
     for path in save_figure(figure, args.out / "overhead"):
-        if path.suffix == ".svg":  # a reader of the repository needs one of the two
+        if path.suffix == ".svg":  # the README shows the PNG only
             path.unlink()
     print(args.out / "overhead.png")
 

@@ -1,10 +1,14 @@
-"""Where a training step's time goes, before and after, and what it cannot fall below.
+"""Profile a training step with and without sparse products, and compute a floor of its time.
 
-The floor counts what any implementation of a BatchTopK step must do: multiply the batch with the
-encoder once (``2 * batch * d_in * d_sae`` flops; everything after the selection touches firing
-latents alone), write the pre-activations and read them once to select among them, and let Adam read
-weight, gradient and two moments and write three of them. Flops and bytes are turned into seconds
-with the rates that this machine reaches in a product and a copy of those very sizes.
+The floor counts what every implementation of a BatchTopK step must do:
+
+* multiply the batch with the encoder once: ``2 * batch * d_in * d_sae`` flops (everything after the
+  selection needs the firing latents alone);
+* write the pre-activations, and read them once to select among them;
+* in Adam, read weight, gradient and two moments, and write weight and moments.
+
+Flops and bytes become seconds with the rates that this machine reaches in a product and a copy of
+the same sizes.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ FLOAT = 4  # bytes
 
 
 def floor(size: Size, rounds: int = 5) -> dict[str, float]:
-    """Flops and bytes of a step, the machine's rates, and the seconds that follow."""
+    """Return flops and bytes of a step, the rates of the machine, and the resulting seconds."""
     batch, d_in, d_sae = size.batch, size.d_in, size.d_sae
     parameters = 2 * d_in * d_sae + d_in + d_sae
     flops = 2.0 * batch * d_in * d_sae
@@ -47,7 +51,7 @@ def floor(size: Size, rounds: int = 5) -> dict[str, float]:
 
 
 def profiled(size: Size, variant: str, steps: int = 3) -> dict[str, Any]:
-    """Seconds per plain step, and of them the self time of every operation."""
+    """Return the seconds per plain step, and the self time of every operation in it."""
     stepper = Stepper("batchtopk", BY_NAME[variant], size)
     batch = activations(size)
     kinds = stepper.kinds()
@@ -58,8 +62,8 @@ def profiled(size: Size, variant: str, steps: int = 3) -> dict[str, Any]:
     with profile(activities=[ProfilerActivity.CPU]) as found:
         for _ in range(steps):
             stepper.step(batch, number)
-    own = {e.key: e.self_cpu_time_total / 1e6 / steps for e in found.key_averages()}
-    slowest_first = sorted(own.items(), key=lambda item: -item[1])
+    self_times = {e.key: e.self_cpu_time_total / 1e6 / steps for e in found.key_averages()}
+    slowest_first = sorted(self_times.items(), key=lambda item: -item[1])
     operations = {name.removeprefix("aten::"): value for name, value in slowest_first}
     return {"variant": variant, "seconds": seconds, "operations": operations}
 

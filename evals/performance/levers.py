@@ -1,8 +1,9 @@
-"""Whole trainings, from text to SAE: what each lever on the way is worth.
+"""Measure whole trainings, from text to SAE, with and without each speed-up ("lever").
 
-Every training starts from the same weights; ours also take the same batches, so that how far the
-results differ can be said. Compared with SAELens's own runner on the same text, and with one
-training of ours: what does a comparison of three variants cost that share one activation stream?
+Every training starts from the same weights. Our trainings also use the same batches, so that their
+results can be compared. Each time is compared with SAELens's own runner on the same text, and with
+one training of ours. The second ratio shows the cost of three variants that share one activation
+stream.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ THREE = {
     "adaptive": {"ortho_mode": "adaptive"},
 }
 PLAIN = {"ortho_sparse_products": False, "prefetch_llm_batches": False}
-# Settings of the runner, and the variants trained; in the order of the table.
+# Name of a training -> settings of the runner and variants, in the order of the table.
 TRAININGS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "one variant, no lever": (PLAIN, ONE),
     "bf16 autocast of the SAE": ({**PLAIN, "autocast": True}, ONE),
@@ -57,7 +58,10 @@ HOST = "SAELens's own runner"
 
 
 def measure(experiment: Experiment, rounds: int) -> dict[str, Any]:
-    """Median seconds of each training, interleaved; a first round warms up and is dropped."""
+    """Return the median seconds of each training over rounds in which all trainings take turns.
+
+    The first round warms up and is dropped.
+    """
     cfg = experiment.runner
     cfg.output_path = cfg.checkpoint_path = None
     prepared = prepare(cfg)
@@ -107,9 +111,9 @@ def measure(experiment: Experiment, rounds: int) -> dict[str, Any]:
     }
 
 
-def _ratios(own: list[float], other: list[float]) -> dict[str, float]:
-    """Median and range of the ratios of rounds."""
-    ratios = [a / b for a, b in zip(own, other, strict=True)]
+def _ratios(seconds: list[float], reference: list[float]) -> dict[str, float]:
+    """Return median and range of ``seconds / reference`` over rounds."""
+    ratios = [a / b for a, b in zip(seconds, reference, strict=True)]
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
@@ -135,7 +139,7 @@ def _ours(
 
 
 def _host(cfg: AdaptiveOrthoRunnerConfig, prepared: Prepared) -> dict[str, Any]:
-    """SAELens as it comes: its own classes, its own runner, its defaults."""
+    """Train with stock SAELens: its own classes, its own runner, its defaults."""
     sae_class, sae_config = get_sae_training_class(cfg.sae.architecture().removeprefix(PREFIX))
     ortho = {*OrthoConfig.__dataclass_fields__, "metadata"}
     sae_cfg = sae_config(
@@ -169,7 +173,10 @@ def _host(cfg: AdaptiveOrthoRunnerConfig, prepared: Prepared) -> dict[str, Any]:
 def _full_forward_ratio(
     cfg: AdaptiveOrthoRunnerConfig, prepared: Prepared, rounds: int
 ) -> dict[str, float]:
-    """The model stopped after the hook, which is how SAELens runs it, over the whole model."""
+    """Return the time of a forward pass that stops after the hook over that of a whole one.
+
+    SAELens stops after the hook.
+    """
     model, tokens = prepared.model, prepared.corpora[0].train[: cfg.store_batch_size_prompts].long()
     stop_at = extract_stop_at_layer_from_tlens_hook_name(cfg.hook_name)
     times: dict[int | None, list[float]] = {stop_at: [], None: []}

@@ -1,9 +1,9 @@
-"""Time per training step and peak memory of every mode, against the stock architecture.
+"""Measure time per training step and peak memory of every mode, against the stock architecture.
 
-Variants take turns in one process, so that whatever else the machine does falls on all of them
-alike. A variant's steps are of several kinds (with statistics, with a refresh); its time
-is the mean of the kinds' medians, weighted by how often each occurs. How often neighbour lists are
-searched depends on the training; ``--search-every`` says what to assume.
+Variants take turns in one process, so that other load on the machine affects all of them equally. A
+variant has several kinds of steps (with statistics, with a refresh). Its time is the mean of the
+medians of the kinds, weighted by their frequency. How often neighbour lists are searched depends on
+the training; ``--search-every`` sets the assumed interval.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ def measure(
     autocast: bool = False,
     search_every: int = SEARCH_EVERY,
 ) -> list[dict[str, Any]]:
-    """Interleaved timings of ``variants`` at one size; a row per variant.
+    """Time ``variants`` at one size, in turns, and return a row per variant.
 
-    In each round every variant takes one step of each of its kinds, variants and kinds in an order
-    drawn afresh. Ahead of them it takes a plain one that is not timed, as the step before it was
-    another SAE's. The first round warms up and is dropped. ``stock`` must be among the variants.
+    In each round every variant takes one step of each of its kinds. The order of variants and kinds
+    is drawn anew for each round. Before its timed steps a variant takes one plain step without
+    timing, because the step before was that of another SAE. The first round warms up and is
+    dropped. ``variants`` must contain ``stock``.
     """
     steppers = {
         name: Stepper(base, variant, size, device, autocast)
@@ -79,26 +80,26 @@ def measure(
 
     stock = by_kind("stock")
     for name in steppers:
-        own, off = by_kind(name), unpenalised(BY_NAME[name])
-        low, high = ratio_interval(own, stock)
+        measured, off = by_kind(name), unpenalised(BY_NAME[name])
+        low, high = ratio_interval(measured, stock)
         to_off = {}
         if off in steppers:
-            off_low, off_high = ratio_interval(own, by_kind(off))
-            ratio = per_step(own) / per_step(by_kind(off))
+            off_low, off_high = ratio_interval(measured, by_kind(off))
+            ratio = per_step(measured) / per_step(by_kind(off))
             to_off = {"off_ratio": ratio, "off_low": off_low, "off_high": off_high}
         rows.append(
             {
                 "base": base,
                 **size._asdict(),
                 "variant": name,
-                "seconds": per_step(own),
-                "ratio": per_step(own) / per_step(stock),
+                "seconds": per_step(measured),
+                "ratio": per_step(measured) / per_step(stock),
                 "ratio_low": low,
                 "ratio_high": high,
                 **to_off,
                 "kinds": {
                     kind: {"share": share, "seconds": statistics.median(values)}
-                    for kind, (share, values) in own.items()
+                    for kind, (share, values) in measured.items()
                 },
                 "rounds": rounds,
             }
@@ -107,39 +108,43 @@ def measure(
 
 
 def unpenalised(variant: Variant) -> str | None:
-    """Name of the variant that differs in the penalty alone; None if there is no such thing."""
+    """Return the name of the variant that differs only in having no penalty; None if none does."""
     if variant.fields is None or variant.fields["ortho_mode"] == "off":
         return None
     off = variant._replace(name="", fields={"ortho_mode": "off"})
     return next((v.name for v in BY_NAME.values() if v._replace(name="") == off), None)
 
 
-Kinds = dict[str, tuple[float, list[float]]]  # share of steps, and seconds of each
+Kinds = dict[str, tuple[float, list[float]]]  # kind -> share of steps, seconds of each step
 
 
 def per_step(kinds: Kinds) -> float:
-    """Seconds per step: medians of the kinds, weighted by their shares."""
+    """Return the seconds per step: medians of the kinds, weighted by their shares."""
     return sum(share * statistics.median(values) for share, values in kinds.values())
 
 
-def ratio_interval(own: Kinds, stock: Kinds, seed: int = 0) -> tuple[float, float]:
-    """95% bootstrap interval of the ratio of two times per step, over rounds drawn for both."""
+def ratio_interval(variant: Kinds, reference: Kinds, seed: int = 0) -> tuple[float, float]:
+    """Return the 95% bootstrap interval of the ratio of two times per step.
+
+    Rounds are resampled; both times use the same rounds.
+    """
     generator = np.random.default_rng(seed)
-    rounds = len(next(iter(own.values()))[1])
+    rounds = len(next(iter(variant.values()))[1])
     draws = generator.integers(rounds, size=(REPLICATES, rounds))
 
     def replicated(kinds: Kinds) -> np.ndarray:
         medians = [s * np.median(np.asarray(values)[draws], axis=1) for s, values in kinds.values()]
         return np.sum(medians, axis=0)
 
-    low, high = np.quantile(replicated(own) / replicated(stock), [0.025, 0.975])
+    low, high = np.quantile(replicated(variant) / replicated(reference), [0.025, 0.975])
     return float(low), float(high)
 
 
 def peak_memory(base: str, size: Size, variant: str, device: str, autocast: bool) -> int:
-    """Bytes that a few steps of every kind need at most, above what the imports take.
+    """Return the peak memory in bytes of a few steps of every kind, above that of the imports.
 
-    In a process of its own on a CPU, where only the process's peak can be read.
+    On a CPU the steps run in a process of their own, because only the peak of a whole process can
+    be read.
     """
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
@@ -158,9 +163,9 @@ def peak_memory(base: str, size: Size, variant: str, device: str, autocast: bool
 
 
 def peak_resident() -> int:
-    """Most memory this process has held, in bytes."""
+    """Return the peak memory of this process, in bytes."""
     status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would count the parent's memory, too
+    if status.is_file():  # getrusage would also count the memory of the parent process
         (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
@@ -176,7 +181,7 @@ def _steps_of_every_kind(base: str, size: Size, variant: str, device: str, autoc
 
 
 def parse_size(text: str, batch: int) -> Size:
-    """``512x16384`` as a size."""
+    """Parse a size such as ``512x16384``."""
     d_in, d_sae = (int(part) for part in text.split("x"))
     return Size(d_in, d_sae, batch)
 
@@ -198,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="*",
         choices=BY_NAME,
         metavar="VARIANT",
-        help="whose peak memory to measure, beside stock's (default: all; none given: nobody's)",
+        help="variants, beside stock, whose peak memory is measured (default: all; no name: none)",
     )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
@@ -229,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     row["peak_bytes"] = peak_memory(
                         base, size, row["variant"], args.device, args.autocast
                     )
-                # At toy sizes the imports alone need more than the steps, and nothing is measured.
+                # At very small sizes the imports need more than the steps, and the peak reads 0.
                 if row.get("peak_bytes") and rows[0]["peak_bytes"]:
                     row["peak_ratio"] = row["peak_bytes"] / rows[0]["peak_bytes"]
                 print(line(row), flush=True)
@@ -240,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row for the terminal."""
+    """Return a row as text for the terminal."""
     text = f"{row['base']:10} {row['d_in']:5} x {row['d_sae']:6}  {row['variant']:26}"
     text += f"{row['seconds'] * 1e3:9.1f} ms  {row['ratio']:.3f}"
     text += f" [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"

@@ -1,4 +1,4 @@
-"""Cost of the penalty, of its statistics and of a refresh against d_sae, with fitted exponents."""
+"""Measure penalty, statistics and refresh against d_sae, and fit exponents to their times."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ M, R, K = 16, 64, 64
 
 
 def parts(d_in: int, d_sae: int, batch: int, device: str) -> dict[str, Callable[[], Any]]:
-    """What a training step calls, on made-up weights and firings (K latents per row)."""
+    """Return the calls of a training step, on made-up weights and firings (K latents per row)."""
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(d_sae, d_in, generator=generator).to(device).requires_grad_()
     D = decoder_directions(W.detach())
@@ -59,14 +59,14 @@ def parts(d_in: int, d_sae: int, batch: int, device: str) -> dict[str, Callable[
 
 
 def exponent(widths: Sequence[int], seconds: Sequence[float]) -> float:
-    """Slope of log seconds over log width, by least squares."""
+    """Return the slope of log seconds over log width, by least squares."""
     return float(np.polyfit(np.log(widths), np.log(seconds), 1)[0])
 
 
 def measure(
     widths: Sequence[int], d_in: int, batch: int, rounds: int, device: str = "cpu"
 ) -> dict[str, dict[str, Any]]:
-    """Median seconds of each part at each width, and the exponent fitted to them."""
+    """Return the median seconds of each part at each width, and the exponent fitted to them."""
     found: dict[str, list[float]] = {}
     for width in widths:
         calls = parts(d_in, width, batch, device)

@@ -1,4 +1,4 @@
-"""One training step of an SAE, as SAELens takes it, at a step number of one's choice."""
+"""Take single training steps of an SAE as SAELens does, at any step number."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from saelens_adaptive_ortho.host.trainer import build_trainer
 
 # A step number that is a multiple of every period below, and not the first step.
 ORIGIN = 100_000
-# Steps between searches of neighbour lists; when lists capture too little is known from trainings
-# only. 2,900 steps of the local-text comparison at lr 1e-3 searched every 65 steps on average.
+# Steps between searches of neighbour lists. The real number depends on the training: 2,900 steps of
+# the local-text comparison at lr 1e-3 searched every 65 steps on average.
 SEARCH_EVERY = 50
 
 
 class Size(NamedTuple):
-    """Widths of an SAE, rows of a batch, and latents that fire per row."""
+    """Sizes of a step: widths of the SAE, rows of a batch, and latents that fire per row."""
 
     d_in: int
     d_sae: int
@@ -34,9 +34,9 @@ class Size(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """What an SAE is trained with; ``fields`` of None is SAELens's own class.
+    """Settings of a training; if ``fields`` is None, the SAE is SAELens's own class.
 
-    Sparse products are what the project's runner trains with on a CPU.
+    The project's runner uses sparse products on a CPU.
     """
 
     name: str
@@ -57,7 +57,7 @@ VARIANTS = (
     Variant("fixed, sparse products", {"ortho_mode": "fixed"}, sparse_products=True),
     Variant("adaptive, sparse products", {"ortho_mode": "adaptive"}, sparse_products=True),
 )
-# The whole step, made faster in other ways.
+# Other ways to make the whole step faster.
 LEVERS = (
     Variant("stock, bf16 autocast", None, autocast=True),
     Variant("stock, compiled", None, compiled=True),
@@ -68,7 +68,7 @@ BASES = ("batchtopk", "standard")
 
 
 def activations(size: Size, seed: int = 0, device: str = "cpu") -> Float[Tensor, "batch d_in"]:
-    """Sparse sums of ``4 d_in`` fixed directions: what an SAE can learn, unlike noise."""
+    """Return sparse sums of ``4 d_in`` fixed directions, which an SAE can learn, unlike noise."""
     generator = torch.Generator().manual_seed(seed)
     n = 4 * size.d_in
     D = torch.randn(n, size.d_in, generator=torch.Generator().manual_seed(0))
@@ -77,7 +77,7 @@ def activations(size: Size, seed: int = 0, device: str = "cpu") -> Float[Tensor,
 
 
 def median_seconds(call: Callable[[], Any], rounds: int, device: str = "cpu") -> float:
-    """Of ``rounds`` calls, after one that warms up."""
+    """Return the median seconds of ``rounds`` calls, after one call that warms up."""
     call()
     times = []
     for _ in range(rounds):
@@ -90,13 +90,13 @@ def median_seconds(call: Callable[[], Any], rounds: int, device: str = "cpu") ->
 
 
 def wait(device: str) -> None:
-    """Until the device has done all it was told."""
+    """Wait until the device has finished all its work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
 class Kind(NamedTuple):
-    """A kind of step: a number of that kind, its share of all, and whether lists are searched."""
+    """A kind of step: an example step number, its share of all steps, whether it searches lists."""
 
     number: int
     share: float
@@ -104,7 +104,7 @@ class Kind(NamedTuple):
 
 
 class Stepper:
-    """Takes single training steps of one SAE: forward, backward, clip, Adam, bookkeeping."""
+    """Take single training steps of one SAE: forward, backward, clip, Adam, bookkeeping."""
 
     def __init__(
         self, base: str, variant: Variant, size: Size, device: str = "cpu", autocast: bool = False
@@ -113,14 +113,14 @@ class Stepper:
         sparsity = {"k": size.k} if "topk" in base else {"l1_coefficient": 5.0}
         sae_class, cfg_class = get_sae_training_class(f"{PREFIX}{base}" if ours else base)
         torch.manual_seed(0)
-        own = dict(variant.fields or {})
-        if own.get("ortho_mode") == "adaptive":
-            own["ortho_min_captured"] = 1e-9  # lists are checked, but searched when told
-        cfg = cfg_class(d_in=size.d_in, d_sae=size.d_sae, device=device, **sparsity, **own)
+        fields = dict(variant.fields or {})
+        if fields.get("ortho_mode") == "adaptive":
+            fields["ortho_min_captured"] = 1e-9  # a check of the lists never starts a search
+        cfg = cfg_class(d_in=size.d_in, d_sae=size.d_sae, device=device, **sparsity, **fields)
         trainer_cfg = SAETrainerConfig(
             total_training_samples=size.batch * 10 * ORIGIN,
             train_batch_size_samples=size.batch,
-            # All steps at the same point of training, however many of a kind are taken.
+            # A tiny rate keeps all steps at the same point of training.
             lr=1e-9,
             lr_end=1e-10,
             device=device,
@@ -134,15 +134,15 @@ class Stepper:
         if ours:
             self.sae.ortho_sparse_products = variant.sparse_products  # type: ignore[assignment]
         if variant.compiled:
-            # What SAELens's compile_sae does.
+            # The same as SAELens's compile_sae.
             self.sae.training_forward_pass = torch.compile(self.sae.training_forward_pass)
         self.trainer = build_trainer(trainer_cfg, self.sae, data_provider=iter(()))
 
     @torch.no_grad()
     def _silence(self, size: Size) -> None:
-        """Lower the encoder's bias until k latents fire per row, as after some training.
+        """Lower the bias of the encoder until k latents fire per row, as after some training.
 
-        At first half of all latents of a ReLU fire, and for a small part of a training only.
+        In an untrained ReLU SAE half of all latents fire, but this holds only for a short time.
         """
         x = activations(size, device=self.device)[:256]
         pre = (x - self.sae.b_dec) @ self.sae.W_enc
@@ -150,7 +150,7 @@ class Stepper:
         self.sae.b_enc.sub_(pre.flatten().kthvalue(max(1, rank)).values)  # type: ignore[operator]
 
     def step(self, batch: Float[Tensor, "batch d_in"], number: int, search: bool = False) -> float:
-        """Train on a batch as if it were step ``number``, with a search or without; seconds."""
+        """Train on a batch as step ``number``, with or without a search, and return the seconds."""
         self.trainer.n_training_steps = number
         searched: Any = getattr(self.sae, "ortho_searched", None)
         if searched is not None and searched >= 0:  # the first step always searches
@@ -162,10 +162,10 @@ class Stepper:
         return time.perf_counter() - started
 
     def kinds(self, search_every: int = SEARCH_EVERY) -> dict[str, Kind]:
-        """Kinds of steps, and the share of all steps that are of each.
+        """Return the kinds of steps, each with its share of all steps.
 
-        A step that both counts statistics and checks on the lists is taken as one of each. Lists
-        are searched when groups are formed, and between if ``search_every`` says so.
+        A step that both counts statistics and checks the lists is counted as one step of each kind.
+        Lists are searched when groups are formed, and in between if ``search_every`` is shorter.
         """
         cfg = self.sae.cfg
         mode = getattr(cfg, "ortho_mode", "off")

@@ -1,4 +1,4 @@
-"""Tables of the benchmarks in ``evals/performance``."""
+"""Make the tables of the benchmarks in ``evals/performance``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ OPERATIONS_SHOWN = 12
 
 
 def overhead_table(documents: Sequence[Row]) -> str:
-    """Time and peak memory per training step, a row per size, batch, base and variant.
+    """Return time and peak memory per training step: a row per size, batch, base and variant.
 
-    ``to off`` compares with the same step without a penalty, with or without sparse products.
+    ``to off`` compares with the same step without a penalty; both steps use sparse products, or
+    neither does.
     """
     rows = sorted((row for document in documents for row in document["rows"]), key=place_of)
     text = []
@@ -45,12 +46,12 @@ def _interval(row: Row, *names: str) -> str:
 
 
 def place_of(row: Row) -> tuple[Any, ...]:
-    """What rows of one panel have in common."""
+    """Return what the rows of one panel share: sizes, batch and base."""
     return row["d_in"], row["d_sae"], row["batch"], row["base"]
 
 
 def scaling_table(documents: Sequence[Row]) -> str:
-    """Milliseconds of each part against d_sae, and the exponent fitted to them."""
+    """Return the milliseconds of each part against d_sae, and the exponent fitted to them."""
     (document,) = documents
     head = ["part", *(f"d_sae = {width:,}" for width in document["widths"]), "exponent"]
     rows = [
@@ -61,7 +62,7 @@ def scaling_table(documents: Sequence[Row]) -> str:
 
 
 def levers_table(documents: Sequence[Row]) -> str:
-    """Whole trainings: seconds, against SAELens's runner, and against one training of ours."""
+    """Return a table of whole trainings: seconds, and ratios to SAELens and to one training."""
 
     def ratio(found: Mapping[str, float]) -> str:
         return f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
@@ -88,7 +89,7 @@ def levers_table(documents: Sequence[Row]) -> str:
 
 
 def floor_table(documents: Sequence[Row]) -> str:
-    """Self time per operation before and after, and how far each step is from the floor."""
+    """Return the self time per operation of each step, and its ratio to the floor."""
     (document,) = documents
     steps, floor = document["steps"], document["floor"]["seconds"]
     last = steps[-1]["operations"]
@@ -112,7 +113,7 @@ def floor_table(documents: Sequence[Row]) -> str:
 
 
 def markdown_costs(costs: dict[str, Any]) -> str:
-    """What ``evals.performance.cost`` measured, as a table and a sentence."""
+    """Return the measurements of ``evals.performance.cost`` as a table and a sentence."""
     rows = [
         [f"`{name}`", f"{cost['seconds']:.0f}", f"{cost['peak_mib'] / 1024:.2f}"]
         for name, cost in costs["evaluations"].items()

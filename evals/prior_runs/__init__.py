@@ -1,1 +1,1 @@
-"""The ten failed runs the project grew from: what made them fail, and the same ideas working."""
+"""Study: why ten earlier runs failed, and the same ideas in trainings that work."""

@@ -1,4 +1,4 @@
-"""The ten failed runs beside the same ideas working: a figure."""
+"""Draw the ten failed runs beside the trainings of the same ideas here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from saelens_adaptive_ortho.report.figures.style import (
 
 
 def figure(runs: Sequence[Run]) -> Figure:
-    """Explained variance of every idea: the note's, below 0, joined to ours in each setting."""
+    """Draw the explained variance of every idea: in the note (below 0), and in each setting here.
+
+    A line joins the points of an idea.
+    """
     found = {(r["setting"], r["run"]): r["metrics"]["explained_variance"] for r in runs}
     settings = [s for s in SETTINGS if any(setting == s for setting, _ in found)]
     styles = {"the note": (INK, "x")} | dict(

@@ -1,8 +1,9 @@
-"""A language model with larger activations and the same predictions.
+"""Make a language model with larger activations and the same predictions.
 
-A pre-norm transformer reads its residual stream only through layer norms. So embeddings and
-everything that writes to the stream may be multiplied by one factor: every activation of the
-stream is multiplied by it, and no prediction changes (but for the layer norms' epsilon).
+A pre-norm transformer reads its residual stream only through layer norms. If the embeddings and
+all other weights that write to the stream are multiplied by one factor, every activation of the
+stream is multiplied by this factor, and the predictions stay the same (up to the epsilon of the
+layer norms).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 from saelens_adaptive_ortho.errors import reject
 
-# What writes to the residual stream of a GPT-NeoX model: weights and biases.
+# Weights and biases of a GPT-NeoX model that write to the residual stream.
 WRITERS = re.compile(
     r"(embed_in\.weight|attention\.dense\.(weight|bias)|dense_4h_to_h\.(weight|bias))$"
 )
@@ -26,7 +27,7 @@ def scale_residual_stream(model: Any, factor: float) -> Any:
     """Multiply the residual stream of a Hugging Face GPT-NeoX model by ``factor``, in place.
 
     Raises:
-        ConfigError: another architecture, or an embedding that is also the unembedding.
+        ConfigError: the model has another architecture, or shares embedding and unembedding.
     """
     if model.config.model_type != "gpt_neox":
         raise reject("model", model.config.model_type, "only gpt_neox is known here.")
@@ -40,7 +41,7 @@ def scale_residual_stream(model: Any, factor: float) -> Any:
 
 @torch.no_grad()
 def mean_norm(model: Any, tokens: torch.Tensor, layer: int) -> float:
-    """Mean l2 norm of the residual stream after a layer, without the first position."""
+    """Return the mean l2 norm of the residual stream after a layer, without the first position."""
     hidden = model(tokens, output_hidden_states=True).hidden_states[layer + 1]
     return float(hidden[:, 1:].norm(dim=-1).mean())
 
@@ -50,7 +51,8 @@ def write_large_norm_model(
 ) -> float:
     """Save a copy of a model whose activations after ``layer`` have mean norm ``norm`` on a text.
 
-    Returns the factor.
+    Returns:
+        The factor by which the residual stream was multiplied.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""What the note says of its runs: the idea, and the numbers it printed."""
+"""Ideas and numbers of the ten runs, as the note on them reports them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 
 class PriorRun(NamedTuple):
-    """A run of the note. None where it gives no number, or NaN.
+    """A run of the note; a value is None if the note gives no number, or NaN.
 
-    Norms are of activations at layer 19 of Gemma-2-2B; ``mse`` is per dimension.
+    Norms are those of activations at layer 19 of Gemma-2-2B. ``mse`` is per dimension.
     """
 
     idea: str

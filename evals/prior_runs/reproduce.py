@@ -1,7 +1,8 @@
-"""Minimal reproductions of the failures, in plain PyTorch on made-up activations.
+"""Reproduce the failures of the note in plain PyTorch, on made-up activations.
 
-The activations have the note's norm and its ratio of mean to variance, which its first run
-reveals: a silent SAE explains ``-|mean|^2 / variance`` of the variance.
+The activations have the same norm and the same ratio of mean to variance as those of the note. The
+first run of the note reveals the ratio: an SAE that never fires explains ``-|mean|^2 / variance``
+of the variance.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ BATCH = 256
 
 
 def activations(n: int, d_in: int, seed: int = 0) -> Float[Tensor, "n d_in"]:
-    """Sparse sums of 2 d_in fixed directions around a mean, of root-mean-square norm NORM_IN."""
+    """Return a mean plus sparse sums of 2 d_in fixed directions, with RMS norm NORM_IN."""
     generator = torch.Generator().manual_seed(0)
     D = torch.randn(2 * d_in, d_in, generator=generator)
     mean = torch.randn(d_in, generator=generator)
@@ -58,7 +59,7 @@ class Weights(NamedTuple):
 
 @torch.no_grad()
 def judge(weights: Weights, x: Tensor) -> dict[str, float]:
-    """The note's metrics."""
+    """Compute the metrics of the note."""
     acts, out = weights(x)
     error = (x - out).square().sum(-1).mean()
     variance = (x - x.mean(0)).square().sum(-1).mean()
@@ -81,12 +82,16 @@ def train(
     reduce_sum: bool = True,
     sparsity: float = 0.0,
 ) -> float:
-    """Adam on the squared error; returns the last loss.
+    """Train with Adam on the squared error, in place, and return the last loss.
 
     Args:
-        ceiling: clamp the loss at this value.
-        reduce_sum: sum over the batch, else the mean per token.
-        sparsity: coefficient of the L1 norm of the activations.
+        weights: SAE to train.
+        x: activations to draw batches from.
+        steps: number of training steps.
+        lr: learning rate.
+        ceiling: value at which the loss is clamped; None for no clamp.
+        reduce_sum: whether the loss is the sum over the batch; otherwise it is the mean per token.
+        sparsity: coefficient of the L1 norm of the feature activations.
     """
     optimiser = torch.optim.Adam(list(weights), lr=lr)
     generator = torch.Generator().manual_seed(0)
@@ -105,7 +110,7 @@ def train(
 
 
 def silent(d_in: int, d_sae: int) -> dict[str, Any]:
-    """Run 1: no training step, an SAE whose output is zero."""
+    """Run 1: an SAE whose output is zero, without any training step."""
     x = activations(8 * BATCH, d_in)
     weights = Weights.at_random(d_in, d_sae)
     with torch.no_grad():
@@ -115,16 +120,16 @@ def silent(d_in: int, d_sae: int) -> dict[str, Any]:
 
 
 def untrained(d_in: int, d_sae: int) -> dict[str, Any]:
-    """Runs 3 to 9: an SAE as it was initialised. Half of its latents fire, at random."""
+    """Runs 3 to 9: an SAE at its initialisation, where a random half of the latents fire."""
     x = activations(8 * BATCH, d_in)
     found = judge(Weights.at_random(d_in, d_sae), x)
-    # Output unrelated to the input: errors add up.
+    # If output and input are unrelated, their squared norms add up to the error.
     found["mse_if_unrelated"] = (found["norm_in"] ** 2 + found["norm_out"] ** 2) / d_in
     return found
 
 
 def clamped(d_in: int, d_sae: int) -> dict[str, Any]:
-    """Runs 3 to 9: a loss clamped at a ceiling has no gradient, so nothing ever moves."""
+    """Runs 3 to 9: a loss clamped at a ceiling has no gradient, so the weights never change."""
     x = activations(8 * BATCH, d_in)
     found: dict[str, Any] = {}
     moved = []
@@ -139,7 +144,7 @@ def clamped(d_in: int, d_sae: int) -> dict[str, Any]:
 
 
 def not_a_number(d_in: int, d_sae: int) -> dict[str, Any]:
-    """Run 2, as it may have been: normalising the zero decoder of run 1 without an epsilon."""
+    """Run 2, one possible cause: normalising the zero decoder of run 1 without an epsilon."""
     weights = Weights.at_random(d_in, d_sae)
     with torch.no_grad():
         weights.W_dec.zero_()
@@ -153,7 +158,7 @@ def not_a_number(d_in: int, d_sae: int) -> dict[str, Any]:
 
 
 def too_short(d_in: int, d_sae: int, steps: int = 2000) -> dict[str, Any]:
-    """48 steps at the note's learning rates, without the clamp, against a full training."""
+    """Compare 48 steps at the learning rates of the note, without the clamp, with full training."""
     x = activations(64 * BATCH, d_in)
     scaled = x * d_in**0.5 / x.norm(dim=-1).mean()
     found = {}
@@ -170,7 +175,7 @@ def too_short(d_in: int, d_sae: int, steps: int = 2000) -> dict[str, Any]:
 
 
 def chance_probe() -> dict[str, float]:
-    """Run 0: a probe on constant features (a silent SAE) is right on half of a balanced test."""
+    """Run 0: a probe on constant features (an SAE that never fires) is right half of the time."""
     labels = torch.arange(1000) % 2
     constant = torch.zeros(1000, 4)
     guess = (constant.sum(-1) > 0).long()
@@ -178,7 +183,7 @@ def chance_probe() -> dict[str, float]:
 
 
 def reproduce_all(d_in: int = 288, d_sae: int = 288, steps: int = 2000) -> dict[str, Any]:
-    """Every reproduction by name."""
+    """Return the results of every reproduction by name."""
     return {
         "d_in": d_in,
         "d_sae": d_sae,
@@ -192,7 +197,7 @@ def reproduce_all(d_in: int = 288, d_sae: int = 288, steps: int = 2000) -> dict[
 
 
 def main() -> None:
-    """Make every failure again and write what comes out."""
+    """Reproduce every failure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "reproductions.json")
     args = parser.parse_args()

@@ -1,8 +1,8 @@
 """Train and judge every idea of the prior runs, in every setting.
 
-``results.jsonl`` gets a line when a run is finished; the same command continues with what is
-missing. An experiment is a setting (``configs/settings``), an idea (``configs/ideas``) laid over
-it, and what the setting says about that idea.
+``results.jsonl`` gets a line when a run is finished. If a command was stopped, the same command
+continues with the missing runs. An experiment is a setting (``configs/settings``), overridden by an
+idea (``configs/ideas``), overridden by what the setting says about that idea.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ RESULTS = HERE / "results.jsonl"
 LARGE_MODEL = "runs/prior_runs/large_norm_model"
 RUNS = [*PRIOR_RUNS, *NEXT_STEPS]
 
-# The SAE and its input in bf16; the model in float32, since bf16 is ten times slower on most CPUs.
+# SAE and activations are in bf16. The model is in float32: bf16 is ten times slower on most CPUs.
 _BF16 = [
     f"model_name={LARGE_MODEL}",
     "dtype=bfloat16",
     "sae.dtype=bfloat16",
 ]
 GEMMA = "gemma-2-2b_layer19"
-# Setting -> its file, and what it changes in it.
+# Setting -> its file, and overrides of that file.
 SETTINGS: dict[str, tuple[str, list[str]]] = {
     "demo": ("demo", []),
     "local_text": ("local_text", []),
-    # The note's setting: activations of its norm, bf16, and a dictionary of the width of the model.
+    # The setting of the note: activations of the same norm, bf16, and d_sae = d_in.
     "large_norm_1x": ("local_text", [*_BF16, "sae.d_sae=128", "sae.k=16"]),
     "large_norm_8x": ("local_text", [*_BF16, "sae.d_sae=1024"]),
-    # The note's own model: only where it is asked for.
+    # The model of the note; it runs only if it is named.
     GEMMA: (GEMMA, []),
 }
 DEFAULT_SETTINGS = [setting for setting in SETTINGS if setting != GEMMA]
@@ -66,19 +66,19 @@ METRICS = {
 
 
 def load(setting: str, run: str, extra: Sequence[str] = ()) -> Experiment:
-    """The experiment of a run in a setting.
+    """Return the experiment of a run in a setting.
 
     Raises:
-        ConfigError: as :func:`saelens_adaptive_ortho.commands.experiment.load_experiment`.
+        ConfigError: see :func:`saelens_adaptive_ortho.commands.experiment.load_experiment`.
     """
     file, overrides = SETTINGS[setting]
     tree = read_tree(CONFIGS / "settings" / f"{file}.yaml")
-    of_ideas = tree.pop("ideas", {})
-    for name in of_ideas:
+    by_idea = tree.pop("ideas", {})
+    for name in by_idea:
         if name not in RUNS:
             raise reject("ideas", name, f"must be among {', '.join(RUNS)}.")
     tree = lay_over(tree, read_tree(CONFIGS / "ideas" / f"{run}.yaml"))
-    tree = lay_over(tree, of_ideas.get(run, {}))
+    tree = lay_over(tree, by_idea.get(run, {}))
     tree["variants"] = {run.replace("_", "-"): {}}
     tree["output_path"] = f"runs/prior_runs/{setting}/{run}"
     for override in [*overrides, *extra]:
@@ -87,7 +87,7 @@ def load(setting: str, run: str, extra: Sequence[str] = ()) -> Experiment:
 
 
 def prepare_model(setting: str) -> None:
-    """Write the model of large activations, if the setting needs it and it is not there yet."""
+    """Write the model with large activations if the setting needs it and it does not exist yet."""
     if f"model_name={LARGE_MODEL}" not in SETTINGS[setting][1]:
         return
     if (Path(LARGE_MODEL) / "config.json").is_file():
@@ -103,7 +103,7 @@ def prepare_model(setting: str) -> None:
 def execute(
     setting: str, run: str, results: Path = RESULTS, extra: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Train and judge one run, unless ``results`` has its line; returns what the line holds."""
+    """Train and judge one run, unless ``results`` already has it, and return its result."""
     for finished in load_results(results):
         if (finished["setting"], finished["run"]) == (setting, run):
             return finished
@@ -125,26 +125,26 @@ def execute(
 
 
 def load_results(results: Path = RESULTS) -> list[dict[str, Any]]:
-    """Every finished run, in order of setting and run."""
+    """Return every finished run, sorted by setting and run."""
     return sorted(read_runs(results), key=lambda r: (r["setting"], r["run"]))
 
 
 def save_report(results: Path = RESULTS) -> None:
-    """Renew the tables of the README beside ``results``, and the figure."""
+    """Update the tables of the README beside ``results``, and the figure."""
     update_tables(results.parent / "README.md", renderers=KINDS)
     for path in save_figure(figure(load_results(results)), results.parent / "plots" / "runs"):
-        if path.suffix == ".svg":  # a reader of the repository needs one of the two
+        if path.suffix == ".svg":  # the README shows the PNG only
             path.unlink()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is missing, then renew tables and figure."""
+    """Run what is missing, then update tables and figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", nargs="+", default=DEFAULT_SETTINGS, choices=list(SETTINGS))
     parser.add_argument("--runs", nargs="+", default=RUNS, choices=RUNS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file with a line per run")
-    parser.add_argument("--report-only", action="store_true", help="only renew table and figure")
+    parser.add_argument("--report-only", action="store_true", help="only update tables and figure")
     args = parser.parse_args(argv)
     if not args.report_only:
         for setting in args.settings:

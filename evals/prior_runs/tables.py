@@ -1,4 +1,4 @@
-"""The ten failed runs beside the same ideas working: a table."""
+"""Make the tables of the ten failed runs beside the trainings of the same ideas here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from evals.prior_runs.note import NEXT_STEPS, PRIOR_RUNS
 from saelens_adaptive_ortho.report.formatting import markdown, number
 
-# Setting -> how a table names it.
+# Setting -> its name in tables.
 SETTINGS = {
     "demo": "demo",
     "local_text": "local text",
@@ -23,14 +23,14 @@ METRICS = {
     "l0": ("L0", 1),
     "mean_max_cosine": ("mean max cosine", 3),
 }
-NOTE = {"explained_variance": 2, "ce_loss_score": 2, "l0": 0}  # what the note has, decimals
+NOTE = {"explained_variance": 2, "ce_loss_score": 2, "l0": 0}  # metrics of the note -> decimals
 IDEAS = {name: run.idea for name, run in PRIOR_RUNS.items()} | NEXT_STEPS
 
 Run = Mapping[str, Any]  # the JSON of one run: setting, run, metrics
 
 
 def table(runs: Sequence[Run]) -> str:
-    """For each metric a table: the note's number beside what the idea reaches in each setting."""
+    """Return a table for each metric: the number of the note, and ours in each setting."""
     found = {(r["setting"], r["run"]): r["metrics"] for r in runs}
     settings = [s for s in SETTINGS if any(setting == s for setting, _ in found)]
     tables = []

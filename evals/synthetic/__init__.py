@@ -1,1 +1,1 @@
-"""What the penalties do where the true features are known."""
+"""Study: the effect of the penalties in synthetic worlds, where the true features are known."""

@@ -1,4 +1,4 @@
-"""Figures of the synthetic sweep, one for each question, from the committed results.
+"""Draw the figures of the synthetic sweep, one for each question, from the committed results.
 
 python -m evals.synthetic.figures [--results DIR] [--out DIR]
 """
@@ -45,11 +45,11 @@ from saelens_adaptive_ortho.report.statistics import Spread
 
 HERE = Path(__file__).parent
 TRADEOFF = ("f1", "mcc")
-DASHES = ("-", (0, (4, 2)), ":", "-.")  # by base
+DASHES = ("-", (0, (4, 2)), ":", "-.")  # one line style per base
 
 
 def figures(coarse: Sequence[Run], final: Sequence[Run], width: Sequence[Run]) -> dict[str, Figure]:
-    """Every figure the results allow, by file name stem."""
+    """Draw every figure for which there are results; the keys are file name stems."""
     made = {
         "alpha": alpha_figure(coarse),
         "lambda": lambda_figure(coarse),
@@ -62,14 +62,14 @@ def figures(coarse: Sequence[Run], final: Sequence[Run], width: Sequence[Run]) -
 
 
 def alpha_figure(runs: Sequence[Run]) -> Figure | None:
-    """What alpha does: adaptive at each alpha beside baseline and fixed, by world and metric."""
+    """Draw the metrics of adaptive against alpha, beside the baseline, by world and metric."""
     return _setting_figure(
         runs, "alpha", "ortho_alpha", ("adaptive",), "alpha, the sharing allowed", log=False
     )
 
 
 def lambda_figure(runs: Sequence[Run]) -> Figure | None:
-    """What the coefficient does to fixed, gram and adaptive, by world and metric."""
+    """Draw the metrics of fixed, gram and adaptive against the coefficient, by world and metric."""
     return _setting_figure(
         runs,
         "lambda",
@@ -81,8 +81,10 @@ def lambda_figure(runs: Sequence[Run]) -> Figure | None:
 
 
 def cost_figure(runs: Sequence[Run]) -> Figure | None:
-    """What features cost in reconstruction: metrics against explained variance, a line per method
-    and base over its coefficients. Best is the upper right corner."""
+    """Draw metrics of the features against explained variance.
+
+    There is a line per method and base over its coefficients. The upper right corner is best.
+    """
     swept = [r for r in runs if r["axis"].startswith("lambda=") or r["axis"] == ""]
     worlds = [w for w in WORLDS if pick(swept, w)]
     if not any(r["axis"] for r in swept):
@@ -116,14 +118,15 @@ def _worth(world: str) -> tuple[str, str]:
 def _setting_figure(
     runs: Sequence[Run], axis: str, field: str, methods: Sequence[str], label: str, log: bool
 ) -> Figure | None:
-    def swept(run: Run) -> bool:  # a method's default is a point of every sweep
+    def swept(run: Run) -> bool:  # the default of a method is a point of every sweep
         at_default = run["axis"] == "" and run["method"] in methods
         return at_default or run["axis"].startswith(f"{axis}=")
 
     worlds = [w for w in WORLDS if any(r["axis"].startswith(f"{axis}=") for r in pick(runs, w))]
     if not worlds:
         return None
-    bases = bases_of([r for r in runs if r["axis"].startswith(f"{axis}=")])  # no lone defaults
+    # A base that has only the default is left out.
+    bases = bases_of([r for r in runs if r["axis"].startswith(f"{axis}=")])
     shown = [m for m in METHODS if m in {*methods, "baseline"}]
     styles = variant_styles(shown)
     with matplotlib.rc_context(STYLE):
@@ -155,10 +158,11 @@ def _setting_figure(
 def tradeoff_figure(
     runs: Sequence[Run], worlds: tuple[str, str] = ("cluster", "hierarchy")
 ) -> Figure | None:
-    """The plane of two worlds that pull in opposite directions, each method a cloud.
+    """Draw a metric in one world against the same metric in another, with a cloud per method.
 
-    A dot is a seed and world seed; the cross is the mean with its intervals, the ellipse twice
-    the deviation in either direction. Best is the upper right corner.
+    The two worlds ask for opposite things. A dot is a seed and world seed. The cross is the mean
+    with its intervals; the half axes of the ellipse are two standard deviations. The upper right
+    corner is best.
     """
     bases = [b for b in bases_of(runs) if all(pick(runs, w, b) for w in worlds)]
     if not bases:
@@ -185,7 +189,10 @@ def tradeoff_figure(
 
 
 def selectivity_figure(runs: Sequence[Run]) -> Figure | None:
-    """The frontier of the domains world: forgotten against lost elsewhere, mean and interval."""
+    """Draw the selectivity frontier of the domains world, with mean and interval over runs.
+
+    It shows the loss on forget features against the loss on the other features.
+    """
     runs = [run for run in runs if "domains" in run]
     bases = bases_of(runs)
     if not bases:
@@ -216,7 +223,7 @@ def selectivity_figure(runs: Sequence[Run]) -> Figure | None:
 
 
 def _world_panels(worlds: Sequence[str]) -> tuple[Figure, list[tuple[Axes, str, str]]]:
-    """A row of panels for each world, one for each metric that the world has."""
+    """Return a figure and its panels: a row for each world, with a panel per metric."""
     columns = max(len(metrics_of(world)) for world in worlds)
     figure, grid = panel_grid(columns * len(worlds), height=2.3, columns=columns)
     cells = iter(grid)
@@ -231,7 +238,7 @@ def _world_panels(worlds: Sequence[str]) -> tuple[Figure, list[tuple[Axes, str, 
 
 
 def width_figure(runs: Sequence[Run]) -> Figure | None:
-    """Metrics against the number of latents, by world: mean and interval of each method."""
+    """Draw metrics against the number of latents, by world: mean and interval of each method."""
     worlds = [w for w in WORLDS if pick(runs, w)]
     bases = bases_of(runs)
     if not worlds or not bases:
@@ -262,7 +269,7 @@ def width_figure(runs: Sequence[Run]) -> Figure | None:
 def _line(
     axes: Axes, points: Sequence[tuple[float, float]], style: tuple[str, str], dashes: Any
 ) -> None:
-    """Mean over runs at each x, with its interval where there are several."""
+    """Draw the mean over runs at each x, with its interval if there are several runs."""
     if not points:
         return
     at = sorted({x for x, _ in points})
@@ -294,9 +301,11 @@ def _cloud(axes: Axes, x: np.ndarray, y: np.ndarray, style: tuple[str, str]) -> 
 
 
 def main() -> None:
-    """Draw every figure the results allow."""
+    """Draw every figure for which there are results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="of STAGE.jsonl")
+    parser.add_argument(
+        "--results", type=Path, default=HERE / "results", help="folder of STAGE.jsonl"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "plots")
     args = parser.parse_args()
     stages = [
@@ -304,7 +313,7 @@ def main() -> None:
     ]
     for name, figure in figures(*stages).items():
         for path in save_figure(figure, args.out / name):
-            if path.suffix == ".svg":  # a reader of the repository needs one of the two
+            if path.suffix == ".svg":  # the README shows the PNG only
                 path.unlink()
         print(args.out / f"{name}.png")
 

@@ -1,9 +1,14 @@
-"""Many runs: a line of the stage's file each, skipping the finished, in one or several processes.
+"""Train and judge the many runs of a sweep, in one or several processes.
 
-Stages: ``coarse`` looks at every setting with one seed; ``final`` compares baseline, fixed at its
-own best coefficient, and adaptive at its defaults, over seeds and worlds of several seeds; so do
-``transfer``, in worlds with other parameters, and ``width``, with other numbers of latents. The
-best coefficient is read from the coarse results.
+Each finished run is a line in the file of its stage; finished runs are skipped. The stages are:
+
+* ``coarse`` tries every setting with one seed;
+* ``final`` compares baseline, fixed at its best coefficient, and adaptive at its defaults, over
+  several seeds and world seeds;
+* ``transfer`` makes the same comparison in worlds with other parameters;
+* ``width`` makes the same comparison with other numbers of latents.
+
+The best coefficient is that of the coarse results.
 """
 
 from __future__ import annotations
@@ -38,7 +43,7 @@ from saelens_adaptive_ortho.synthetic.worlds import WORLDS
 ALPHAS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 LAMBDAS = {
     "fixed": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
-    "gram": (0.1, 1.0, 10.0),  # a mean over all pairs, most of them nearly orthogonal
+    "gram": (0.1, 1.0, 10.0),  # larger, as most pairs in its mean are nearly orthogonal
     "adaptive": (0.1, 0.3, 1.0, 3.0),
 }
 WIDTH_FACTORS = (0.5, 1.0, 2.0)
@@ -64,10 +69,10 @@ TRANSFER: dict[str, tuple[dict[str, Any], ...]] = {
         {"k": 6},
     ),
 }
-TRANSFER_WORLD_SEED = 10  # of no other stage
+TRANSFER_WORLD_SEED = 10  # not used by other stages
 DEFAULT_WORLDS = ("hierarchy", "cluster", "domains")
 COST = 0.005
-"""Explained variance that a penalty may cost when the coefficient of fixed is chosen."""
+"""Largest loss of explained variance that is allowed when the coefficient of fixed is chosen."""
 DEFAULT_BASES = ("batchtopk", "matryoshka_batchtopk")
 SEEDS = (0, 1, 2, 3, 4)
 WORLD_SEEDS = (0, 1, 2)
@@ -78,9 +83,9 @@ class Job:
     """A run of a sweep.
 
     Args:
-        run: what to run.
-        method: the line it belongs to in figures: baseline, fixed, fixed_one, gram, adaptive.
-        axis: the one setting that differs from the method's defaults, or "".
+        run: settings of the run.
+        method: baseline, fixed, fixed_one, gram or adaptive; a line in the figures.
+        axis: the one setting that differs from the defaults of the method, or "".
     """
 
     run: Run
@@ -89,7 +94,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of the run in its stage; two runs of different settings never share one."""
+        """Name of the run in its stage; runs with different settings have different names."""
         run = self.run
         parts = [run.world.name, run.base, self.method]
         parts += [self.axis] if self.axis else []
@@ -98,7 +103,7 @@ class Job:
 
 
 class SweepError(RuntimeError):
-    """Some runs failed; names them. The others are finished."""
+    """Some runs failed, and the others are finished."""
 
 
 # --------------------------------------------------------------------- stages
@@ -110,8 +115,11 @@ def coarse_jobs(
     seed: int = 0,
     settings: dict[str, Any] | None = None,
 ) -> list[Job]:
-    """Every mode and lambda of each; for the first base also each choice, alpha and schedule of
-    adaptive, one at a time. A choice that is the default is not run twice."""
+    """Return the jobs of the coarse stage: every mode with each of its lambdas.
+
+    The first base also has each choice, alpha and schedule of adaptive, one at a time. A choice
+    that equals the default is not run twice.
+    """
     jobs = []
     for world in worlds:
         for base in bases:
@@ -125,21 +133,21 @@ def coarse_jobs(
 
             default = job("adaptive")
             jobs += [job("baseline"), default]
-            some = [
+            changed = [
                 job(method, f"lambda={x:g}", ortho_coefficient=x)
                 for method, grid in LAMBDAS.items()
                 for x in grid
             ]
             if base == bases[0]:
-                some += [job("adaptive", f"alpha={x:g}", ortho_alpha=x) for x in ALPHAS]
+                changed += [job("adaptive", f"alpha={x:g}", ortho_alpha=x) for x in ALPHAS]
                 for axis, choices in CHOICES.items():
                     field = f"ortho_{axis}"
-                    some += [job("adaptive", f"{axis}={x}", **{field: x}) for x in choices]
-                some += [
+                    changed += [job("adaptive", f"{axis}={x}", **{field: x}) for x in choices]
+                changed += [
                     job("adaptive", f"schedule={name}", **sae)
                     for name, sae in _schedules(default.run).items()
                 ]
-            jobs += [j for j in some if j.run.digest() != default.run.digest()]
+            jobs += [j for j in changed if j.run.digest() != default.run.digest()]
     return jobs
 
 
@@ -163,10 +171,11 @@ def final_jobs(
     world_seeds: Sequence[int] = WORLD_SEEDS,
     settings: dict[str, Any] | None = None,
 ) -> list[Job]:
-    """Baseline, fixed at ``best(world, base)``, adaptive at its defaults; seeds x world seeds.
+    """Return the jobs of the final stage: three methods on all seeds and world seeds.
 
-    In the other worlds also ``fixed_one``: fixed with the coefficient that is best in
-    :data:`ONE_WORLD`, as somebody has to use it who does not know which world theirs is.
+    The methods are baseline, fixed at ``best(world, base)``, and adaptive at its defaults. Worlds
+    other than :data:`ONE_WORLD` also have ``fixed_one``: fixed with the coefficient that is best in
+    :data:`ONE_WORLD`. It stands for a user who does not know which world the data resemble.
     """
     jobs = []
     for world in worlds:
@@ -187,7 +196,7 @@ def width_jobs(
     seeds: Sequence[int] = SEEDS[:3],
     settings: dict[str, Any] | None = None,
 ) -> list[Job]:
-    """The three methods at half, once and twice the world's own number of latents."""
+    """Return jobs of the three methods with half, once and twice the usual number of latents."""
     jobs = []
     for world in worlds:
         default = WORLDS[world]().training["d_sae"]
@@ -207,7 +216,10 @@ def transfer_jobs(
     seeds: Sequence[int] = SEEDS[:2],
     settings: dict[str, Any] | None = None,
 ) -> list[Job]:
-    """The three methods, as tuned in the world itself, where its parameters are others."""
+    """Return jobs of the three methods in worlds with other parameters.
+
+    The coefficients are those that were tuned in the unchanged world.
+    """
     jobs = []
     for world in worlds:
         for change in TRANSFER.get(world, ()):
@@ -219,8 +231,8 @@ def transfer_jobs(
             for base in bases:
                 fixed = {"fixed": best(world, base)}
                 for seed in seeds:
-                    same = _methods(world, base, fixed, seed, TRANSFER_WORLD_SEED, changed)
-                    jobs += [dataclasses.replace(job, axis=label) for job in same]
+                    group = _methods(world, base, fixed, seed, TRANSFER_WORLD_SEED, changed)
+                    jobs += [dataclasses.replace(job, axis=label) for job in group]
     return jobs
 
 
@@ -232,7 +244,10 @@ def _methods(
     world_seed: int | None,
     settings: dict[str, Any] | None,
 ) -> list[Job]:
-    """Baseline, fixed (coefficients by method name) and adaptive, alike in all else."""
+    """Return jobs of baseline, fixed and adaptive that are equal in all other settings.
+
+    ``fixed`` gives the coefficient of each variety of fixed, by method name.
+    """
     common = dict(settings or {})
     if world_seed is not None:
         common["world"] = {**common.get("world", {}), "seed": world_seed}
@@ -244,8 +259,10 @@ def _methods(
 
 
 def score(result: dict[str, Any]) -> float:
-    """By what a coefficient is best: the mean of F1 and MCC, in the domains world the area of the
-    selectivity frontier."""
+    """Return the score that decides which coefficient is best.
+
+    It is the mean of F1 and MCC, and in the domains world the area of the selectivity frontier.
+    """
     if "selectivity_area" in result:
         return result["selectivity_area"]
     return (result["f1"] + result["mcc"]) / 2
@@ -254,11 +271,14 @@ def score(result: dict[str, Any]) -> float:
 def best_coefficient(
     results: Sequence[dict[str, Any]], world: str, base: str, mode: str = "fixed"
 ) -> float:
-    """The coefficient of the highest :func:`score` among coarse results that explain at least as
-    much variance as the baseline, less :data:`COST`: what is asked of adaptive, too.
+    """Return the coefficient with the highest :func:`score` among the coarse results.
+
+    Only results that lose at most :data:`COST` of explained variance against the baseline count.
+    Adaptive has to meet the same bound. If every coefficient loses more, the one that loses least
+    is best.
 
     Raises:
-        ConfigError: there are none, or no baseline.
+        ConfigError: there are no coarse results of the mode, or none of the baseline.
     """
     of_world = [
         r
@@ -275,7 +295,6 @@ def best_coefficient(
             "run the coarse stage first, or give --fixed-coefficient.",
         )
     least = sum(baselines) / len(baselines) - COST
-    # Where every coefficient costs more, the cheapest.
     affordable = [r for r in found if r["explained_variance"] >= least] or [
         max(found, key=lambda r: r["explained_variance"])
     ]
@@ -297,13 +316,16 @@ METRICS = (
     "selectivity_area",
     "training_seconds",
 )
-"""What a stage's file keeps of a run's metrics, where it has them."""
+"""Metrics of a run that are kept in the file of its stage, if the run has them."""
 SAE_SETTINGS = ("d_sae", "k", "ortho_coefficient", "ortho_alpha")
-"""What it keeps of the SAE's settings; the digest in the run's name is of all of them."""
+"""Settings of the SAE that are kept; the digest in the name of the run covers all settings."""
 
 
 def compact(job: Job, result: dict[str, Any]) -> dict[str, Any]:
-    """A run in the stage's file: its place in the sweep, and what tables and figures use."""
+    """Return a run as it stands in the file of its stage.
+
+    It holds the place in the sweep and the values that tables and figures use.
+    """
     settings = result["settings"]
     kept: dict[str, Any] = {"name": job.name, "method": job.method, "axis": job.axis}
     kept |= {name: result[name] for name in METRICS if name in result}
@@ -317,10 +339,10 @@ def compact(job: Job, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_results(path: str | Path) -> list[dict[str, Any]]:
-    """The runs of a stage's file, in order of their names; none where there is no file.
+    """Return the runs in the file of a stage, sorted by name; an empty list if there is no file.
 
     Raises:
-        ConfigError: a line that is not a result.
+        ConfigError: a line is not a result.
     """
     by_name: dict[str, dict[str, Any]] = {}
     for result in read_runs(path):
@@ -337,15 +359,15 @@ def run_jobs(
     workers: int = 1,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """Run what has no line in the file ``out`` yet; returns the results of all jobs.
+    """Run the jobs that have no line in the file ``out`` yet, and return the results of all jobs.
 
-    A run is named by its settings, so that a killed sweep continues with the same call and a
-    changed setting runs afresh. Checkpoints, and results until they are in ``out``, are in the
-    folder of the same name without ending. Each run uses one thread.
+    The name of a run depends on all its settings. So the same call continues a killed sweep, and a
+    run with a changed setting is a new run. The folder named like ``out`` without its suffix holds
+    checkpoints, and finished results until they are moved to ``out``. Each run uses one thread.
 
     Raises:
-        ConfigError: a number of workers that cannot work, or a folder that cannot be written.
-        SweepError: some runs failed, after the others are done.
+        ConfigError: the number of workers is not positive, or a folder cannot be written.
+        SweepError: some runs failed; it is raised when the others are done.
     """
     if not isinstance(workers, int) or workers < 1:
         raise reject("--workers", workers, "must be a whole number of at least 1.")
@@ -353,7 +375,7 @@ def run_jobs(
     work = out.with_suffix("")
     check_writable("--out", work)
     check_writable("--cache", cache)
-    for path in sorted(work.glob("*.json")):  # finished when an earlier sweep was killed
+    for path in sorted(work.glob("*.json")):  # results that a killed sweep did not move
         _collect(path, out)
     unique = {job.name: job for job in jobs}
     finished = {result["name"] for result in load_results(out)}
@@ -362,7 +384,7 @@ def run_jobs(
     foreign = finished - set(unique)
     if foreign:
         say(f"{out} also holds {len(foreign)} results that are not of these settings.")
-    # Here, and one after the other: two workers would draw the same pool twice.
+    # Pools are drawn here, one after the other: two workers would draw the same pool twice.
     worlds = {(j.run.world, j.run.pool): j.run for j in pending.values()}
     for run in worlds.values():
         load_pool(run.world, cache, run.pool)
@@ -380,13 +402,16 @@ def run_jobs(
             f"{len(failed)} of {len(pending)} runs failed (first: {next(iter(failed.values()))}). "
             "The same command runs them again."
         )
-    with contextlib.suppress(OSError):  # not empty: another sweep works there, too
+    with contextlib.suppress(OSError):  # not empty if another sweep uses it, too
         work.rmdir()
     return [result for result in load_results(out) if result["name"] in unique]
 
 
 def _collect(path: Path, out: Path) -> None:
-    """Move a finished run from its own file into ``out``; killed in between, it is in both."""
+    """Move a finished run from its own file into ``out``.
+
+    If the process is killed in between, the run is in both.
+    """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:  # another sweep of the same stage has moved it
@@ -418,7 +443,10 @@ def _outcomes(
 
 @contextmanager
 def _quiet_children() -> Iterator[None]:
-    """Bars of several processes would overwrite each other; tqdm reads this when imported."""
+    """Switch off the progress bars of child processes, which would overwrite each other.
+
+    tqdm reads the environment variable when it is imported.
+    """
     before = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"
     try:
@@ -431,7 +459,7 @@ def _quiet_children() -> Iterator[None]:
 
 
 def _run_one(job: Job, work: Path, cache: str | Path) -> str | None:
-    """Run and write a job; returns what went wrong with it, None if nothing."""
+    """Run a job and write its result; return the error as text, or None."""
     torch.set_num_threads(1)
     try:
         result = execute(job.run, cache, work / f"{job.name}.checkpoint")
@@ -455,11 +483,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--worlds", default=",".join(DEFAULT_WORLDS))
     parser.add_argument("--bases", default=",".join(DEFAULT_BASES))
-    parser.add_argument("--seeds", default=None, help="comma-separated; default: the stage's own")
+    parser.add_argument(
+        "--seeds", default=None, help="comma-separated; default: those of the stage"
+    )
     parser.add_argument("--world-seeds", default=",".join(map(str, WORLD_SEEDS)), help="final only")
-    parser.add_argument("--fixed-coefficient", type=float, help="instead of the best coarse one")
+    parser.add_argument("--fixed-coefficient", type=float, help="instead of the best one")
     parser.add_argument("--only", default="", help="run only jobs whose name contains this")
-    parser.add_argument("--list", action="store_true", help="say what would run, and stop")
+    parser.add_argument("--list", action="store_true", help="list the runs, run nothing")
     parser.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[])
     args = parser.parse_args(argv)
     try:

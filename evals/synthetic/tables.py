@@ -1,8 +1,8 @@
-"""Tables of the synthetic sweep, from its result files (no torch).
+"""Make the tables of the synthetic sweep from its result files, without torch.
 
-A result is the JSON of one run (see ``synthetic.sweep``): metrics at the top, ``settings`` with
-everything that decided them, and ``method`` and ``axis``, its place in the sweep. Differences are
-paired by seed and world seed; intervals are 95% t-intervals over those pairs.
+A result is the JSON of one run (see ``synthetic.sweep``): its metrics, its ``settings``, and
+``method`` and ``axis``, its place in the sweep. Differences are paired by seed and world seed;
+intervals are 95% t-intervals over those pairs.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Run = Mapping[str, Any]
 
 METHODS = ("baseline", "fixed", "fixed_one", "adaptive", "gram")
 NAMES = {"fixed": "fixed, own λ", "fixed_one": "fixed, one λ"}
-"""How the final stage's tables call a method, where not by its name."""
-ONE_WORLD = "hierarchy"  # fixed_one's coefficient is fixed's there
+"""Names of methods in the tables of the final stage; other methods keep their name."""
+ONE_WORLD = "hierarchy"  # fixed_one uses the coefficient that fixed has in this world
 WORLDS = ("hierarchy", "cluster", "domains", "synthsaebench16k")
 METRICS = {
     "f1": "F1",
@@ -41,12 +41,12 @@ _EVERYWHERE = ("f1", "mcc", "explained_variance")
 
 
 def metrics_of(world: str) -> tuple[str, ...]:
-    """The metrics shown for a world."""
+    """Return the metrics shown for a world."""
     return (*_EVERYWHERE, "selectivity_area") if world == "domains" else _EVERYWHERE
 
 
 def pair(run: Run) -> tuple[int, int]:
-    """World seed and seed: what paired runs have in common."""
+    """Return world seed and seed, which paired runs share."""
     return run["settings"]["world"]["seed"], run["settings"]["seed"]
 
 
@@ -57,7 +57,7 @@ def pick(
     method: str | None = None,
     where: Callable[[Run], bool] = lambda _run: True,
 ) -> list[Run]:
-    """The runs of a world, base and method for which ``where`` holds."""
+    """Return the runs of a world, base and method for which ``where`` holds."""
     return [
         run
         for run in runs
@@ -69,20 +69,20 @@ def pick(
 
 
 def value(run: Run, metric: str) -> float | None:
-    """A metric of a run, None if it has none; ``dead_share`` is dead latents over d_sae."""
+    """Return a metric of a run, or None; ``dead_share`` is dead latents over d_sae."""
     if metric == "dead_share":
         return run["dead_latents"] / run["settings"]["sae"]["d_sae"]
     return run.get(metric)
 
 
 def spread(runs: Iterable[Run], metric: str) -> Spread:
-    """Mean, deviation and interval of a metric over runs."""
+    """Return mean, standard deviation and interval of a metric over runs."""
     values = [v for v in (value(run, metric) for run in runs) if v is not None]
     return Spread.of(dict(enumerate(values)))
 
 
 def difference(runs: Sequence[Run], reference: Sequence[Run], metric: str) -> Spread:
-    """The same of ``runs`` minus ``reference``, paired by :func:`pair`."""
+    """Return the spread of ``runs`` minus ``reference``, paired by :func:`pair`."""
     left, right = (
         {pair(run): v for run in group if (v := value(run, metric)) is not None}
         for group in (runs, reference)
@@ -96,7 +96,7 @@ def bases_of(runs: Iterable[Run]) -> list[str]:
 
 
 def of_method(runs: Iterable[Run], world: str, base: str, method: str) -> list[Run]:
-    """The runs of a method; of ``fixed_one`` in :data:`ONE_WORLD` those of ``fixed``."""
+    """Return the runs of a method; in :data:`ONE_WORLD`, ``fixed_one`` is ``fixed``."""
     same = method == "fixed_one" and world == ONE_WORLD
     return pick(runs, world, base, "fixed" if same else method)
 
@@ -110,8 +110,11 @@ def methods_of(runs: Iterable[Run]) -> list[str]:
 
 
 def final_table(runs: Sequence[Run]) -> str:
-    """Markdown: every world, base and metric; mean and deviation of each method, and differences
-    from baseline and from fixed with their intervals."""
+    """Return markdown with a row per world, base and metric.
+
+    A row holds mean and standard deviation of each method, and the differences of adaptive from
+    the other methods with their intervals.
+    """
     methods = [m for m in methods_of(runs) if m != "gram"]
     pairs = [("adaptive", m) for m in methods if m != "adaptive"]
     names = [NAMES.get(m, m) for m in methods]
@@ -135,16 +138,17 @@ def final_table(runs: Sequence[Run]) -> str:
 
 
 class Bar(NamedTuple):
-    """What is asked of ``adaptive`` in the final stage: a mean difference of at least a bound."""
+    """A requirement on ``adaptive`` in the final stage: the mean difference reaches a bound."""
 
-    world: str  # "" for every world
+    world: str  # "" means every world
     metric: str
     reference: str
-    bound: float | None  # None: more than two standard errors above 0
+    bound: float | None  # None means more than two standard errors above 0
 
 
-# Never worse than fixed where directions are orthogonal, never worse than baseline where they are
-# shared, clearly better than the other one, and free of charge.
+# Where directions are orthogonal, adaptive is no worse than fixed and clearly better than baseline.
+# Where they are shared, it is no worse than baseline and clearly better than fixed. It costs
+# neither explained variance nor live latents.
 BARS = (
     Bar("hierarchy", "f1", "fixed", -0.005),
     Bar("hierarchy", "mcc", "fixed", -0.005),
@@ -164,7 +168,7 @@ LESS_IS_BETTER = {"dead_share"}
 
 
 def bars_table(runs: Sequence[Run]) -> str:
-    """Markdown: each :data:`BARS` entry, measured and judged, by world and base."""
+    """Return markdown with each :data:`BARS` entry, measured and judged, by world and base."""
     rows = []
     for bar in BARS:
         for world in WORLDS if not bar.world else (bar.world,):
@@ -192,8 +196,10 @@ def bars_table(runs: Sequence[Run]) -> str:
 
 
 def ablation_table(runs: Sequence[Run]) -> str:
-    """Markdown: one setting changed at a time, from the coarse stage, as differences from
-    baseline; of the base on which every setting was tried."""
+    """Return markdown with one changed setting per row, as differences from baseline.
+
+    The runs are those of the coarse stage, with the base on which every setting was tried.
+    """
     tried = pick(runs, method="adaptive", where=lambda r: "=" in r["axis"])
     bases = [b for b in bases_of(tried) if pick(tried, base=b, where=_is_choice)]
     if not bases:
@@ -221,8 +227,11 @@ def ablation_table(runs: Sequence[Run]) -> str:
 
 
 def transfer_table(runs: Sequence[Run]) -> str:
-    """Markdown: the methods in worlds with other parameters, and in how many of those the order
-    is that of the final stage's bars (ties within .005)."""
+    """Return markdown with the methods in worlds with other parameters.
+
+    It counts in how many of these worlds the methods have the order that the bars of the final
+    stage ask for. Differences within .005 count as ties.
+    """
     methods = ("baseline", "fixed", "adaptive")
     rows, held = [], []
     for world in WORLDS:

@@ -1,13 +1,14 @@
-"""Intervals over seeds and over the units (passages, questions) that a metric is a mean of.
+"""Bootstrap intervals over seeds and units; a metric is a mean over units (passages, questions).
 
-An evaluation may leave bootstrap replicates of a metric in ``details["replicates"]``, drawn with
-the same resampled units for every SAE. Then a paired difference is resampled on both levels:
+An evaluation may store bootstrap replicates of a metric in ``details["replicates"]``. All SAEs
+must use the same resampled units. Then a paired difference is resampled on both levels:
 
     d*_b = mean over drawn seeds s of ( x_b(variant, s) - x_b(reference, s) )
 
-with seeds drawn with replacement and replicate ``b`` the same draw of units for all SAEs. A paired
-t-interval over seeds leaves out what all SAEs of the run share: the particular passages. With few
-seeds the resampling of seeds is somewhat too narrow (by a factor of the square root of 1 - 1/n).
+Seeds are drawn with replacement. Replicate ``b`` is the same draw of units for all SAEs. A paired
+t-interval over seeds does not contain the uncertainty that all SAEs of the run share: the choice
+of passages. With few seeds, resampling the seeds gives an interval that is too narrow by a factor
+of the square root of 1 - 1/n.
 """
 
 # numpy leaves the type of drawn integers open.
@@ -32,11 +33,13 @@ def difference_interval(
     """Percentile interval of the paired difference over seeds and units.
 
     Args:
-        variant: replicates by seed.
-        reference: likewise, with the same draws of units.
+        variant: replicates of the variant, by seed.
+        reference: replicates of the reference, by seed, with the same draws of units.
+        level: confidence level of the interval.
 
     Returns:
-        None with fewer than two common seeds, or where the numbers of replicates differ.
+        Lower and upper bound. None with fewer than two common seeds, or if the SAEs have different
+        numbers of replicates.
     """
     seeds = sorted(set(variant) & set(reference))
     lengths = {len(r[s]) for r in (variant, reference) for s in seeds}

@@ -1,4 +1,4 @@
-"""Numbers as text: as many decimals as their uncertainty supports, and a true minus sign."""
+"""Numbers as text, with as many decimals as their uncertainty supports and a true minus sign."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ _MOST = 8
 
 
 def error_decimals(error: float) -> int:
-    """Return the decimals that leave a positive uncertainty two figures (0.0235 gives 3)."""
+    """Return the decimals that show two significant figures of ``error > 0`` (0.0235 gives 3)."""
     return _clamp(1 - math.floor(math.log10(error)))
 
 
 def value_decimals(values: Sequence[float], figures: int = 4) -> int:
-    """Return the decimals that give the largest value ``figures`` figures (0 if all whole)."""
+    """Return the decimals that show ``figures`` significant figures of the largest value.
+
+    The answer is 0 if all values are whole numbers.
+    """
     largest = max((abs(value) for value in values), default=0.0)
     if largest == 0 or all(value == round(value) for value in values):
         return 0
@@ -27,7 +30,8 @@ def value_decimals(values: Sequence[float], figures: int = 4) -> int:
 def spread_decimals(means: Sequence[float], stds: Sequence[float]) -> int:
     """Return decimals for several ``mean ± std`` side by side.
 
-    The largest deviation decides; a smaller one may add two decimals before it reads as zero.
+    The largest deviation decides. Up to two decimals are added if a smaller deviation would
+    otherwise read as zero.
     """
     errors = [std for std in stds if std > 0]
     if not errors:
@@ -38,8 +42,8 @@ def spread_decimals(means: Sequence[float], stds: Sequence[float]) -> int:
 def interval_decimals(mean: float, interval: tuple[float, float] | None) -> int:
     """Return decimals for ``mean [low, high]``.
 
-    Half the width decides; up to two decimals are added where a bound that is not zero would
-    read as zero, since the verdict hangs on its sign.
+    Half the width decides. Up to two decimals are added if a bound that is not zero would
+    otherwise read as zero, because the verdict depends on the sign of the bounds.
     """
     if interval is None:
         return value_decimals([mean], figures=3)
@@ -63,25 +67,25 @@ def _clamp(decimals: int) -> int:
 
 
 def number(value: float | None, decimals: int) -> str:
-    """Format with ``decimals`` and thousands separators; huge values as powers of ten."""
+    """Format with ``decimals`` and thousands separators; very large values as powers of ten."""
     if value is None:
         return DASH
     huge = abs(value) >= (1e9 if value == round(value) else 1e6)
     text = f"{value:.2e}" if huge else f"{value:,.{decimals}f}"
     if text.startswith("-"):
-        # "-0.00" is zero at this precision; its sign would claim a direction.
+        # "-0.00" is zero at this precision, and its sign would suggest a direction.
         text = text[1:] if not text.strip("-0.,") else MINUS + text[1:]
     return text
 
 
 def plus_minus(mean: float | None, std: float | None, decimals: int) -> str:
-    """Format ``mean ± std``; the mean alone without a deviation."""
+    """Format ``mean ± std``, or only the mean if ``std`` is None."""
     text = number(mean, decimals)
     return text if std is None else f"{text} ± {number(std, decimals)}"
 
 
 def signed(value: float | None, decimals: int) -> str:
-    """Format as `number` with an explicit plus for positive values."""
+    """Format like `number`, with a plus sign before positive values."""
     text = number(value, decimals)
     if value is not None and value > 0 and text.strip("0.,"):
         return f"+{text}"
@@ -102,7 +106,10 @@ def estimate(mean: float, interval: tuple[float, float] | None, unit: str = "") 
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
-    """A markdown table without a trailing newline; columns after the first ones are numbers."""
+    """Return a markdown table without a trailing newline.
+
+    The first ``text_columns`` columns are aligned left, the others (numbers) right.
+    """
     lines = [_row(head), "|" + " --- |" * text_columns + " ---: |" * (len(head) - text_columns)]
     return "\n".join([*lines, *map(_row, rows)])
 

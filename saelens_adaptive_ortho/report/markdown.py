@@ -1,12 +1,12 @@
-"""Keep result tables inside a markdown file equal to the JSON they come from.
+"""Update the result tables inside a markdown file from the JSON results.
 
-A table sits between two markers, each on a line of its own::
+A table stands between two markers, each on a line of its own::
 
     <!-- results: PATH -->
     <!-- /results -->
 
-PATH is the folder or file the table is made of. The word before it names the renderer:
-``results`` makes the table and the verdicts of a comparison; a study may bring its own.
+PATH is the folder or file with the results. The word before it names the renderer: ``results``
+makes the table and the verdicts of a comparison. A study can add renderers of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from saelens_adaptive_ortho.report.statistics import summarise
 from saelens_adaptive_ortho.report.tables import markdown_table, markdown_verdicts
 from saelens_adaptive_ortho.results import Result, ResultError, load_results
 
-#: Makes the text between two markers from (root, PATH, where the marker stands).
+#: Makes the text between two markers from (root, PATH, position of the marker).
 Renderer = Callable[[Path, str, str], str]
 
 
@@ -30,21 +30,22 @@ def update_tables(
     check: bool = False,
     renderers: Mapping[str, Renderer] | None = None,
 ) -> bool:
-    """Replace the text between the markers with table and verdicts of the results they name.
+    """Replace the text between each pair of markers with the text of its renderer.
 
-    Running it twice gives the same file. Markers inside fenced code are left alone.
+    A second run changes nothing. Markers inside fenced code are ignored.
 
     Args:
-        markdown_path: the file to update.
-        root: the folder PATH is relative to; by default the markdown file's own.
-        check: write nothing, only report.
-        renderers: by kind; by default :data:`RENDERERS`.
+        markdown_path: file to update.
+        root: folder that PATH is relative to; by default the folder of the markdown file.
+        check: whether to write nothing and only report.
+        renderers: renderers by kind; by default :data:`RENDERERS`.
 
     Returns:
         Whether the text changed, or with ``check`` would change.
 
     Raises:
-        ResultError: a PATH does not exist or holds no results, or a marker is not closed.
+        ResultError: a PATH does not exist or holds no results; a marker is not closed or stands
+            inside another pair of markers.
     """
     markdown_path = Path(markdown_path)
     root = markdown_path.parent if root is None else Path(root)
@@ -86,16 +87,16 @@ def update_tables(
 
 
 def comparison(root: Path, path: str, where: str) -> str:
-    """Table and verdicts of a comparison."""
+    """Return the table and the verdicts of a comparison."""
     summary = summarise(results_of(root, path, where))
     return f"{markdown_table(summary)}\n{markdown_verdicts(summary).rstrip()}"
 
 
 def results_of(root: Path, path: str, where: str) -> Sequence[Result]:
-    """The results of a folder or file that a marker names.
+    """Load the results of the folder or file that a marker names.
 
     Raises:
-        ResultError: it does not exist or holds no results.
+        ResultError: the path does not exist or holds no results.
     """
     if not (root / path).exists():
         raise ResultError(f"{where}: results folder {path} does not exist under {root}")

@@ -1,11 +1,11 @@
-"""How a metric is presented: its label, its unit, and which way is better.
+"""How a metric is presented: its label, its unit, and its better direction.
 
-A metric's key is ``{eval}/{name}``, for example ``core/pooled/explained_variance`` or
-``subspace/principal_angle/mean_deg``. `describe` looks the name up among the metrics of its
-evaluation after taking out the corpus (``pooled``, ``forget``, ``retain``), and falls back on ever
-shorter prefixes, so that ``condition_number`` covers every group. A number after an underscore is
-looked up as ``{n}`` and put into the label. An unknown key is shown under its own name and has no
-direction.
+The key of a metric is ``{eval}/{name}``, for example ``core/pooled/explained_variance`` or
+``subspace/principal_angle/mean_deg``. `describe` removes the corpus (``pooled``, ``forget``,
+``retain``) from the name and looks it up among the metrics of the evaluation. If the name is not
+there, it tries shorter and shorter prefixes, so that ``condition_number`` covers every group. A
+number after an underscore is looked up as ``{n}`` and put into the label. An unknown key is shown
+under its own name and has no direction.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _NUMBER = re.compile(r"(?<=_)\d+(?:\.\d+)?(?=[_/]|$)")
 class MetricInfo:
     """How to present the metric ``key``.
 
-    ``qualifier`` names the corpus or group the value belongs to ("" where there is none);
-    ``direction`` is None where neither way is better. ``template`` is the name with ``{n}`` for
-    ``number``, where it has one.
+    ``qualifier`` names the corpus or group of the value; it is empty if there is none.
+    ``direction`` is None if no direction is better. If the name contains a number, ``number`` is
+    that number and ``template`` is the name with ``{n}`` in its place.
     """
 
     key: str
@@ -38,27 +38,27 @@ class MetricInfo:
 
     @property
     def label(self) -> str:
-        """Name with its qualifier: ``explained variance, pooled``."""
+        """Name and qualifier: ``explained variance, pooled``."""
         return f"{self.name}, {self.qualifier}" if self.qualifier else self.name
 
     @property
     def full_label(self) -> str:
-        """The label with the evaluation before it where it needs one: ``TPP: score, ...``."""
+        """The label, after the short name of the evaluation if it has one: ``TPP: score, ...``."""
         short = evaluation(self.key.split("/")[0]).short
         return f"{short}: {self.label}" if short else self.label
 
     @property
     def arrow(self) -> str:
-        """``↑`` where higher is better, ``↓`` where lower is, else an empty string."""
+        """``↑`` if higher is better, ``↓`` if lower is better, else an empty string."""
         return {"higher": "↑", "lower": "↓"}.get(self.direction or "", "")
 
     def with_number(self, number: str) -> str:
-        """The name with other text in the place of its number: ``score, 10 / 50 latents``."""
+        """Return the name with ``number`` in place of its number: ``score, 10 / 50 latents``."""
         return self.template.replace("{n}", number)
 
 
 def describe(key: str) -> MetricInfo:
-    """Label, unit and direction of ``key`` (``{eval}/{name}``)."""
+    """Return label, unit and direction of ``key`` (``{eval}/{name}``)."""
     parts = key.split("/")
     metrics = evaluation(parts[0]).metrics
     domain = ""

@@ -1,4 +1,4 @@
-"""What a run lacks and what its results say in words, each with the SAEs it is about."""
+"""Missing values of a run, and caveats and remarks from its results, each with its SAEs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from saelens_adaptive_ortho.results import Result
 Kind = Literal["failed", "missing", "null"]
 Sae = tuple[str, int]  # variant, seed
 
-#: What the details of a result say in words -> what to put before it.
+#: Key of a text in the details of a result -> words to put before the text.
 _CAVEATS = {"caveat": ""}
 _REMARKS = {"source": "Data: ", "verdict": "", "mcq_reason": "No multiple choice: "}
 
 
 @dataclass(frozen=True)
 class Gap:
-    """A value the comparison should have and does not.
+    """A value that the comparison should have but does not have.
 
-    ``kind`` is "failed" (the evaluation stopped), "missing" (no file for this variant, seed and
-    evaluation although others have one) or "null" (finished without a value for one metric).
+    ``kind`` is "failed" (the evaluation stopped), "missing" (this variant and seed has no result
+    file for the evaluation, but others have one) or "null" (the evaluation finished without a
+    value for some metric).
     """
 
     kind: Kind
@@ -34,16 +35,16 @@ class Gap:
 
 @dataclass(frozen=True)
 class GapGroup:
-    """Gaps of one evaluation and one kind that share a reason; ``who`` names the SAEs."""
+    """Gaps of one evaluation and one kind that share a reason; ``saes`` names the SAEs."""
 
     kind: Kind
     eval: str
-    who: str
+    saes: str
     reason: str
 
 
 def gaps_of(results: Sequence[Result], variants: Sequence[str], seeds: Sequence[int]) -> list[Gap]:
-    """Everything that a complete run over ``variants`` and ``seeds`` would have besides."""
+    """Return the values that a complete run over ``variants`` and ``seeds`` has in addition."""
     gaps = [
         Gap("failed", r.variant, r.seed, r.eval, r.reason or "no reason was recorded")
         for r in results
@@ -67,7 +68,7 @@ def gaps_of(results: Sequence[Result], variants: Sequence[str], seeds: Sequence[
 
 
 def gap_groups(gaps: Sequence[Gap], results: Sequence[Result]) -> list[GapGroup]:
-    """Put gaps together that share evaluation, kind and reason, in the order of the report."""
+    """Group the gaps that share evaluation, kind and reason, in the order of the report."""
     every = _saes(results)
     groups: dict[tuple[Kind, str, str], list[Sae]] = {}
     for eval in in_order(gap.eval for gap in gaps):
@@ -75,35 +76,35 @@ def gap_groups(gaps: Sequence[Gap], results: Sequence[Result]) -> list[GapGroup]
             key = (gap.kind, gap.eval, gap.reason)
             groups.setdefault(key, []).append((gap.variant, gap.seed))
     return [
-        GapGroup(kind, eval, _who(saes, every), reason)
+        GapGroup(kind, eval, _sae_names(saes, every), reason)
         for (kind, eval, reason), saes in groups.items()
     ]
 
 
 def caveats_of(results: Sequence[Result], eval: str) -> list[str]:
-    """What to know before believing the numbers of ``eval``, as its results say it."""
-    return _said(results, eval, _CAVEATS)
+    """Return the caveats on the numbers of ``eval`` that its results contain."""
+    return _texts(results, eval, _CAVEATS)
 
 
 def remarks_of(results: Sequence[Result], eval: str) -> list[str]:
-    """What else the results of ``eval`` say: data, a verdict of their own, what is left out."""
-    return _said(results, eval, _REMARKS)
+    """Return the remarks in the results of ``eval``: their data, verdicts and omissions."""
+    return _texts(results, eval, _REMARKS)
 
 
-def _said(results: Sequence[Result], eval: str, keys: Mapping[str, str]) -> list[str]:
-    """The texts under ``keys`` of the details, each once, with whom it is about."""
+def _texts(results: Sequence[Result], eval: str, keys: Mapping[str, str]) -> list[str]:
+    """Return each text under ``keys`` of the details once, with the SAEs it is about."""
     every = _saes(results)
     texts: dict[str, list[Sae]] = {}
     for result in (r for r in results if r.ok and r.eval == eval):
-        said = ""
-        for key, words in keys.items():
+        earlier = ""
+        for key, prefix in keys.items():
             text = result.details.get(key)
-            # A reason that another text repeats is left out.
-            if isinstance(text, str) and text and text not in said:
-                said += text
-                texts.setdefault(words + text, []).append((result.variant, result.seed))
+            # A text that an earlier one contains is left out.
+            if isinstance(text, str) and text and text not in earlier:
+                earlier += text
+                texts.setdefault(prefix + text, []).append((result.variant, result.seed))
     return [
-        text if every <= set(saes) else f"{_who(saes, every)}: {text}"
+        text if every <= set(saes) else f"{_sae_names(saes, every)}: {text}"
         for text, saes in texts.items()
     ]
 
@@ -112,8 +113,8 @@ def _saes(results: Sequence[Result]) -> set[Sae]:
     return {(result.variant, result.seed) for result in results}
 
 
-def _who(saes: Sequence[Sae], every: set[Sae]) -> str:
-    """``every SAE (6)``, or ``adaptive (seeds 0, 1), fixed (seed 2)``."""
+def _sae_names(saes: Sequence[Sae], every: set[Sae]) -> str:
+    """Return ``every SAE (6)``, or ``adaptive (seeds 0, 1), fixed (seed 2)``."""
     if len(every) > 1 and every <= set(saes):
         return f"every SAE ({len(saes)})"
     seeds: dict[str, list[str]] = {}

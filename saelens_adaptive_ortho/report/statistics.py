@@ -1,9 +1,9 @@
 """Statistics over seeds: spread of each variant, and paired differences between variants.
 
-For one seed all variants start from the same initial weights and see the same activations in
-the same order. A difference between two variants is therefore taken seed by seed, which cancels
-what the seed contributes to both; the intervals of two means may overlap although every seed
-agrees on the difference.
+For one seed, all variants start from the same initial weights and see the same activations in
+the same order. The difference between two variants is therefore computed seed by seed, so that
+the effect of the seed on both cancels. The intervals of two means can overlap even if all seeds
+agree on the difference.
 
 Formulas, for n values x with mean m and sample standard deviation s (divisor n - 1):
 
@@ -11,10 +11,10 @@ Formulas, for n values x with mean m and sample standard deviation s (divisor n 
 * paired difference: the same interval of d = x(variant, seed) - x(reference, seed)
 * effect size (Cohen's dz): mean(d) / s(d)
 
-The intervals are per metric. They are not corrected for looking at many metrics: among twenty
-metrics without any true difference, one is expected to miss zero. The verdict on an evaluation
-(see `verdicts`) therefore looks at its few primary metrics, says how many these are, and how many
-of their differences remain with Bonferroni's correction for that number.
+The intervals are per metric. They are not corrected for the number of metrics: among twenty
+metrics without any true difference, one interval is expected to exclude zero. The verdict on an
+evaluation (see `verdicts`) therefore uses only its few primary metrics. It gives their number, and
+how many of their differences remain after Bonferroni's correction for that number.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from saelens_adaptive_ortho.report.notes import (
 from saelens_adaptive_ortho.results import Result, order_variants
 
 MetricVerdict = Literal["better", "worse", "no difference at 95%", "too few seeds"]
-#: Of several metrics together: "mixed" is better in some and worse in others.
+#: The verdict on several metrics together; "mixed" means better in some and worse in others.
 JointVerdict = Literal[
     "better", "worse", "no difference at 95%", "too few seeds", "mixed", "not measured"
 ]
@@ -62,12 +62,12 @@ _ROUNDING = 1e-12
 
 
 def brief(verdict: JointVerdict) -> str:
-    """The verdict where the level of 95% is said elsewhere."""
+    """Return the verdict without the level of 95%, for places that name the level elsewhere."""
     return "no difference" if verdict == NO_DIFFERENCE else verdict
 
 
 def t_quantile(freedom: int, p: float) -> float:
-    """Quantile ``p`` of the t distribution with so many degrees of freedom."""
+    """Return quantile ``p`` of the t distribution with ``freedom`` degrees of freedom."""
     return float(stdtrit(freedom, p))
 
 
@@ -108,9 +108,10 @@ class Spread:
 class Difference:
     """``variant`` minus ``reference``, paired over the seeds that both have.
 
-    ``dz`` is Cohen's effect size for paired values, None with fewer than two seeds or where all
-    differences are equal. ``verdict`` is None for a metric without a direction. ``bootstrap95``
-    is an interval over seeds and units, where the evaluation left replicates (see `bootstrap`).
+    ``dz`` is Cohen's effect size for paired values. It is None with fewer than two seeds, or if
+    all differences are equal. ``verdict`` is None for a metric without a direction.
+    ``bootstrap95`` is an interval over seeds and units; it is None if the evaluation stored no
+    replicates (see `bootstrap`).
     """
 
     variant: str
@@ -121,9 +122,9 @@ class Difference:
     bootstrap95: tuple[float, float] | None = None
 
     def remains(self, m: int) -> bool:
-        """Whether it is better or worse at 95% for ``m`` metrics together (Bonferroni).
+        """Whether the difference is better or worse at 95% for ``m`` metrics together (Bonferroni).
 
-        The interval at level 1 - 0.05 / m, of the same t distribution, then leaves out zero.
+        This is so if the t-interval at level 1 - 0.05 / m excludes zero.
         """
         spread = self.spread
         if spread.ci95 is None or spread.mean is None or self.verdict not in (BETTER, WORSE):
@@ -142,7 +143,7 @@ class MetricSummary:
     differences: Sequence[Difference]
 
     def difference(self, variant: str, reference: str) -> Difference | None:
-        """Return ``variant`` minus ``reference``, or None where it is not compared."""
+        """Return ``variant`` minus ``reference``, or None if they are not compared."""
         for difference in self.differences:
             if (difference.variant, difference.reference) == (variant, reference):
                 return difference
@@ -151,11 +152,11 @@ class MetricSummary:
 
 @dataclass(frozen=True)
 class EvaluationSummary:
-    """One evaluation: its metrics, what it took and what it lacks.
+    """One evaluation: its metrics, its duration and its failures.
 
-    ``keys`` are the measured metrics, primary ones first. ``seconds`` is the mean over finished
-    results. ``caveats`` and ``remarks`` are what the results say in words, each with the SAEs it
-    is about; without a caveat in the results, it is that of ``info``.
+    ``keys`` are the measured metrics, with the primary metrics first. ``seconds`` is the mean over
+    finished results. ``caveats`` and ``remarks`` are texts from the results, each with the SAEs it
+    is about. If the results contain no caveat, the caveat of ``info`` is used.
     """
 
     info: Evaluation
@@ -171,8 +172,8 @@ class EvaluationSummary:
 class Summary:
     """Statistics of a whole run.
 
-    ``references`` are the variants that others are compared with: the first one, and "fixed".
-    ``metrics`` is keyed by ``{eval}/{name}``. ``versions`` lists every version seen per library.
+    ``references`` are the variants that others are compared with: the first variant and "fixed".
+    The keys of ``metrics`` are ``{eval}/{name}``. ``versions`` lists all versions of each library.
     """
 
     variants: Sequence[str]
@@ -196,7 +197,10 @@ class Summary:
 
     @property
     def focus(self) -> str | None:
-        """The variant the question is about: "adaptive", else the last; None if only one."""
+        """The variant that the verdict is about: "adaptive" if present, else the last variant.
+
+        None if there is only one variant.
+        """
         others = [name for name in self.variants if name != self.variants[0]]
         if not others:
             return None
@@ -204,23 +208,23 @@ class Summary:
 
     @property
     def focus_pairs(self) -> list[tuple[str, str]]:
-        """The pairs of `focus`: with baseline, and with fixed."""
+        """The pairs in which `focus` is compared with a reference."""
         return [pair for pair in self.pairs if pair[0] == self.focus]
 
     def failures(self, eval: str) -> list[GapGroup]:
-        """The groups of SAEs for which ``eval`` stopped."""
+        """Return the gap groups of the SAEs for which ``eval`` failed."""
         return [g for g in self.gap_groups if (g.kind, g.eval) == ("failed", eval)]
 
 
 def summarise(results: Sequence[Result], variants: Sequence[str] | None = None) -> Summary:
     """Compute the statistics of a run.
 
-    Every variant is compared with the first one (baseline) and, where there is one, with
-    "fixed". Differences are paired by seed because the variants of one seed share initial
-    weights and activation stream; seeds that only one of the two has are left out of the pair.
+    Every variant is compared with the first variant (baseline) and with "fixed" if the run has
+    it. Differences are paired by seed, because the variants of one seed share initial weights and
+    activation stream. A seed that only one of the two variants has is left out of the pair.
 
     Args:
-        results: what `load_results` returned.
+        results: results as `load_results` returns them.
         variants: order of the variants; by default `order_variants` decides.
 
     Raises:
@@ -265,7 +269,7 @@ def _refuse_doubles(results: Sequence[Result]) -> None:
 
 
 class _Measured(NamedTuple):
-    """What the finished results hold of one metric, by variant and seed."""
+    """Values and bootstrap replicates of one metric, by variant and seed."""
 
     values: dict[str, dict[int, float]]
     replicates: dict[str, dict[int, Sequence[float]]]
@@ -319,7 +323,8 @@ def _pairs(variants: Sequence[str], references: Sequence[str]) -> list[tuple[str
         (variant, reference)
         for index, reference in enumerate(references)
         for variant in variants
-        # A reference is not compared with itself or, twice over, with an earlier reference.
+        # A reference is compared neither with itself nor with an earlier reference; the latter
+        # pair already exists the other way round.
         if variant not in references[: index + 1]
     ]
 
@@ -343,7 +348,7 @@ def _difference(key: str, measured: _Measured, variant: str, reference: str) -> 
 
 
 def _verdict(spread: Spread, info: MetricInfo) -> MetricVerdict | None:
-    """Judge a paired difference: it counts when its 95% interval leaves out zero."""
+    """Judge a paired difference: it counts if its 95% interval excludes zero."""
     if info.direction is None:
         return None
     if spread.ci95 is None:

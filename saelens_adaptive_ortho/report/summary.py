@@ -1,4 +1,4 @@
-"""The statistics and verdicts of a run as one JSON file."""
+"""Write the statistics and verdicts of a run as one JSON file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def write_summary(run_dir: str | Path) -> Path:
 
 
 def summary_json(summary: Summary) -> Json:
-    """Plain dictionaries, lists, strings and finite numbers; seeds become text keys."""
+    """Return the summary as dictionaries, lists, strings and finite numbers.
+
+    Seeds become text keys.
+    """
     verdicts = judge(summary)
     return {
         "schema_version": SCHEMA_VERSION,

@@ -1,4 +1,4 @@
-"""The summary as a table for the terminal and as markdown."""
+"""Write the summary as a table for the terminal and as markdown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _VERDICT_STYLE = {BETTER: "bold green", WORSE: "bold red"}
 
 
 class Level(NamedTuple):
-    """``mean ± std`` of a variant; ``note`` counts its seeds where the run has more."""
+    """``mean ± std`` of a variant; ``note`` is its number of seeds if the run has more."""
 
     value: str
     note: str = ""
@@ -46,13 +46,13 @@ class Level(NamedTuple):
 
 
 def levels(metric: MetricSummary, seeds: int) -> dict[str, Level]:
-    """The level of every variant, with equal decimals.
+    """Return the level of every variant, all with the same number of decimals.
 
-    A variant without a value gets a dash, one with a single seed its value alone.
+    A variant without a value gets a dash. A variant with one seed gets its value alone.
 
     Args:
-        metric: the statistics.
-        seeds: of the run.
+        metric: statistics of the metric.
+        seeds: number of seeds of the run.
     """
     spreads = metric.variants.values()
     decimals = spread_decimals(
@@ -71,7 +71,8 @@ def levels(metric: MetricSummary, seeds: int) -> dict[str, Level]:
 def difference_texts(difference: Difference | None) -> tuple[str, str]:
     """Return mean difference and 95% interval: ``("+0.012", "[+0.004, +0.020]")``.
 
-    A dash stands for a pair without a common seed; the second text is empty with one seed.
+    The first text is a dash if the pair has no common seed. The second text is empty if it has
+    only one.
     """
     if difference is None or difference.spread.mean is None:
         return DASH, ""
@@ -79,7 +80,7 @@ def difference_texts(difference: Difference | None) -> tuple[str, str]:
 
 
 def metric_label(metric: MetricSummary, full: bool = True) -> str:
-    """Return label (``full``: with its evaluation), unit and the arrow of the better direction."""
+    """Return label, unit and arrow of the better direction; ``full`` adds the evaluation."""
     info = metric.info
     unit = f" ({info.unit})" if info.unit and info.unit not in info.name else ""
     return f"{info.full_label if full else info.label}{unit} {info.arrow}".rstrip()
@@ -97,9 +98,10 @@ def seeds_text(summary: Summary) -> str:
 
 
 def evaluation_lines(summary: Summary, verdicts: Verdicts) -> list[tuple[str, list[str]]]:
-    """Title and verdicts on the focus of every evaluation with primary metrics or a failure.
+    """Return title and texts of every evaluation that has primary metrics or a failure.
 
-    One that failed for every SAE gets its reasons in place of the verdicts.
+    The texts are the verdicts on the focus variant. If the evaluation failed for every SAE, they
+    are the reasons of the failure.
     """
     lines: list[tuple[str, list[str]]] = []
     for name, found in summary.evaluations.items():
@@ -107,14 +109,14 @@ def evaluation_lines(summary: Summary, verdicts: Verdicts) -> list[tuple[str, li
             judged = [verdicts.of(name, pair) for pair in summary.focus_pairs]
             texts = [verdict.text for verdict in judged if verdict is not None]
         else:
-            texts = [f"not measured, {g.who}: {g.reason}" for g in summary.failures(name)]
+            texts = [f"not measured, {g.saes}: {g.reason}" for g in summary.failures(name)]
         if texts:
             lines.append((found.info.title, texts))
     return lines
 
 
 def terminal_table(summary: Summary) -> RenderableType:
-    """The headline metrics for a terminal: levels, paired differences, verdicts, gaps."""
+    """Return the headline metrics for a terminal: levels, paired differences, verdicts, gaps."""
     verdicts = judge(summary)
     parts: list[RenderableType] = []
     if summary.headline:
@@ -155,7 +157,7 @@ def _terminal_differences(summary: Summary) -> Table:
     table.add_column("metric")
     for pair in summary.pairs:
         table.add_column(Text(pair_title(pair)), justify="right")
-    # A metric without a better side (L0) has no verdict; its levels above say enough.
+    # A metric without a better direction (L0) has no verdict; its levels are in the table above.
     for metric in (summary.metrics[key] for key in summary.headline):
         if metric.info.direction:
             cells = [_terminal_cell(metric.difference(*pair)) for pair in summary.pairs]
@@ -187,7 +189,7 @@ def _terminal_gaps(summary: Summary) -> Table:
     for column in ("kind", "eval", "SAEs", "reason"):
         table.add_column(column, overflow="fold")
     for gap in summary.gap_groups:
-        table.add_row(*(Text(cell) for cell in (gap.kind, gap.eval, gap.who, gap.reason)))
+        table.add_row(*(Text(cell) for cell in (gap.kind, gap.eval, gap.saes, gap.reason)))
     return table
 
 
@@ -204,16 +206,16 @@ def _terminal_cell(difference: Difference | None) -> Text:
 
 
 def markdown_table(summary: Summary, metrics: Sequence[str] | None = None) -> str:
-    """Return a markdown table with a note below it that says how to read it.
+    """Return a markdown table, and below it a note on how to read it.
 
     Args:
-        summary: the run's statistics.
+        summary: statistics of the run.
         metrics: keys to show (``{eval}/{name}``); by default the headline metrics. A key that
             was not measured gets a row of dashes.
 
     Returns:
-        Lines ending in a newline: the table (left out where nothing was measured), the note,
-        and one list item for each reason of failed or missing values.
+        Text that ends in a newline: the table (if anything was measured), the note, and one list
+        item for each reason of failed or missing values.
     """
     keys = summary.headline if metrics is None else list(metrics)
     head = ["metric", *summary.variants, *(pair_title(pair) for pair in summary.pairs)]
@@ -224,7 +226,7 @@ def markdown_table(summary: Summary, metrics: Sequence[str] | None = None) -> st
         lines += ["", "Failed or missing:", ""]
         for gap in summary.gap_groups:
             reason = " ".join(gap.reason.split())
-            lines.append(f"- {gap.kind}: {gap.eval}, {gap.who}: {reason}")
+            lines.append(f"- {gap.kind}: {gap.eval}, {gap.saes}: {reason}")
     return "\n".join(lines) + "\n"
 
 
@@ -274,7 +276,7 @@ def _note(summary: Summary) -> str:
 
 
 def analysis_table(results: Sequence[Result]) -> Table:
-    """Metrics of ``adaptive-ortho analyse`` for a terminal: metrics down, SAEs across."""
+    """Return the table of ``adaptive-ortho analyse``: a row per metric, a column per SAE."""
     table = Table("metric", *(sae_name(result) for result in results))
     for label, cells in analysis_rows(results):
         table.add_row(label, *cells)
@@ -282,7 +284,7 @@ def analysis_table(results: Sequence[Result]) -> Table:
 
 
 def analysis_rows(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
-    """The label of each metric and its value for each SAE."""
+    """Return the label of each metric and its value for each SAE."""
     keys = dict.fromkeys(key for result in results for key in result.metrics)
     return [
         (describe(f"subspace/{key}").label, [four_figures(r.metrics.get(key)) for r in results])
@@ -291,10 +293,10 @@ def analysis_rows(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
 
 
 def sae_name(result: Result) -> str:
-    """``adaptive, seed 0``."""
+    """Return ``adaptive, seed 0``."""
     return f"{result.variant}, seed {result.seed}"
 
 
 def four_figures(value: float | None) -> str:
-    """The value with four significant figures; a dash without one."""
+    """Return the value with four significant figures, or a dash for None."""
     return DASH if value is None else f"{value:.4g}"

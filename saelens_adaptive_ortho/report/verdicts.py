@@ -1,7 +1,7 @@
-"""What the statistics say in sentences: on each evaluation, and on the question of the run.
+"""Put the statistics into sentences: a verdict on each evaluation, and one on the whole run.
 
-A verdict holds its parts (pair, seeds, word, findings); `text` puts them together, and a page may
-mark some of them.
+A verdict holds its parts (pair, seeds, word, findings). Its `text` joins them to a sentence; a page
+can highlight single parts.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ CAVEAT_WITH_UNLEARNING = (
     "which is not knowledge."
 )
 
-#: Words of the verdicts. Only the angle tells forget from retain; the cosine is taken over all
-#: latents, so the words name what each one is between.
+#: Labels in the verdicts. The principal angle is between forget and retain, the cosine is taken
+#: over all latents; the labels say so.
 _WORDS = {
     "subspace/principal_angle/mean_deg": "mean principal angle between forget and retain",
     "subspace/mean_max_cosine": "mean max cosine among all latents",
@@ -49,7 +49,7 @@ Judged = Sequence[tuple[MetricInfo, Difference]]
 
 
 class Estimate(NamedTuple):
-    """A mean difference and its interval as text; the interval is empty with one seed."""
+    """A mean difference and its interval as text; with one seed, the interval is empty."""
 
     mean: str
     interval: str
@@ -62,9 +62,9 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """The differences of one metric, or of several that differ in a number only.
+    """The differences of one metric, or of several metrics whose names differ only in a number.
 
-    ``colon`` stands between the label and several estimates.
+    ``colon`` stands between the label and the estimates if there are several.
     """
 
     label: str
@@ -80,7 +80,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings:
-    """The findings of one verdict, with the words before the first one, where any are needed."""
+    """The findings of one verdict; ``words`` are put before the first finding."""
 
     words: str
     findings: Sequence[Finding]
@@ -88,24 +88,24 @@ class Findings:
     @property
     def text(self) -> str:
         """``better: a +1 [..] and b +2 [..]``."""
-        return self.words + _and(self.findings)
+        return self.words + _joined(self.findings)
 
 
 @dataclass(frozen=True)
 class EvaluationVerdict:
-    """What the primary metrics of one evaluation say of one pair of variants, taken together.
+    """The joint verdict of the primary metrics of one evaluation on one pair of variants.
 
     Args:
-        variant: what is judged.
-        reference: what it is compared with.
-        seeds: how many, in words; empty where nothing was measured.
-        verdict: in a word.
-        judged: primary metrics that were measured.
-        absent: those that were not.
-        differing: those that are better or worse.
-        corrected: those that remain so at 95% for all of ``judged`` together (Bonferroni).
-        counts: in how many metrics, with the words that lead from the verdict to them.
-        findings: the numbers that decide.
+        variant: variant that is judged.
+        reference: variant that it is compared with.
+        seeds: number of seeds in words; empty if nothing was measured.
+        verdict: the joint verdict.
+        judged: number of primary metrics that were measured.
+        absent: number of primary metrics that were not measured.
+        differing: number of primary metrics that are better or worse.
+        corrected: number of these that remain at 95% for all of ``judged`` together (Bonferroni).
+        counts: text after the verdict that says in how many metrics it holds.
+        findings: the numbers that the verdict rests on.
         reasons: why nothing was measured.
     """
 
@@ -128,7 +128,7 @@ class EvaluationVerdict:
 
     @property
     def rest(self) -> str:
-        """What follows the findings: how many metrics are missing, or why all are."""
+        """The text after the findings: how many metrics are missing, or why all are missing."""
         missing = [f"{self.absent} not measured"] if self.judged and self.absent else []
         return "".join(f"; {part}" for part in [*self.reasons, *missing])
 
@@ -143,10 +143,10 @@ class EvaluationVerdict:
 
 @dataclass(frozen=True)
 class OverallVerdict:
-    """Answer for one pair of variants: does it separate better, and at what cost?
+    """The answer for one pair of variants: does the variant separate better, and at what cost?
 
-    ``knowledge`` is judged by the primary metrics of unlearning, ``geometry`` by those of
-    subspace; ``text`` says it in words with the numbers.
+    The primary metrics of unlearning decide ``knowledge``, those of subspace decide ``geometry``.
+    ``text`` is the answer in words, with the numbers.
     """
 
     variant: str
@@ -160,8 +160,8 @@ class OverallVerdict:
 class Verdicts:
     """The verdicts on a run.
 
-    ``evaluations`` holds one verdict per pair for each evaluation with primary metrics, and
-    ``overall`` one per pair; ``focus`` is the variant the question is about.
+    ``evaluations`` holds one verdict per pair for each evaluation with primary metrics.
+    ``overall`` holds one verdict per pair. ``focus`` is the variant that the run asks about.
     """
 
     first: str
@@ -170,7 +170,7 @@ class Verdicts:
     overall: Sequence[OverallVerdict]
 
     def of(self, eval: str, pair: tuple[str, str]) -> EvaluationVerdict | None:
-        """The verdict of an evaluation on a pair, or None where it judges none."""
+        """Return the verdict of an evaluation on a pair, or None if there is none."""
         for verdict in self.evaluations.get(eval, ()):
             if (verdict.variant, verdict.reference) == pair:
                 return verdict
@@ -183,7 +183,7 @@ class Verdicts:
 
     @property
     def caveat(self) -> str:
-        """What the verdict does not show, and how its brackets read."""
+        """What the verdict does not show, and what its brackets mean."""
         brackets = any("[" in verdict.text for verdict in self.overall)
         known = any(verdict.knowledge != NOT_MEASURED for verdict in self.on_focus)
         text = CAVEAT_WITH_UNLEARNING if known else CAVEAT
@@ -191,14 +191,14 @@ class Verdicts:
 
     @property
     def text(self) -> str:
-        """The answer in a few sentences."""
+        """The verdicts on `focus` and the caveat, in a few sentences."""
         if self.focus is None:
             return f"Only {self.first} has results, so there is nothing to compare."
         return " ".join([*(verdict.text for verdict in self.on_focus), self.caveat])
 
 
 def judge(summary: Summary) -> Verdicts:
-    """The verdicts on a run, computed from its statistics."""
+    """Compute the verdicts on a run from its statistics."""
     return Verdicts(
         first=summary.variants[0],
         focus=summary.focus,
@@ -212,7 +212,7 @@ def judge(summary: Summary) -> Verdicts:
 
 
 def _judged(summary: Summary, keys: Iterable[str], variant: str, reference: str) -> Judged:
-    """The differences that were measured with at least one common seed."""
+    """Return the differences that were measured with at least one common seed."""
     found: list[tuple[MetricInfo, Difference]] = []
     for key in keys:
         metric = summary.metrics.get(key)
@@ -223,9 +223,9 @@ def _judged(summary: Summary, keys: Iterable[str], variant: str, reference: str)
 
 
 def joint(judged: Judged) -> JointVerdict:
-    """The verdict of several metrics together; one that differs outweighs those that do not.
+    """Return the verdict of several metrics together.
 
-    "Better" thus means better in at least one metric and worse in none.
+    "Better" means better in at least one metric and worse in none; "worse" is the opposite.
     """
     kinds = {difference.verdict for _, difference in judged}
     if {BETTER, WORSE} <= kinds:
@@ -265,7 +265,10 @@ def _evaluation_verdict(
 def _counts(
     verdict: JointVerdict, n: Mapping[MetricVerdict | None, int], m: int, corrected: int
 ) -> str:
-    """The words after the verdict: `` at 95% in 1 of 2 primary metrics, 1 if corrected for 2``."""
+    """Return the text after the verdict.
+
+    Example: `` at 95% in 1 of 2 primary metrics, 1 if corrected for 2``.
+    """
     metrics = _plural(m, "primary metric")
     some = f"of {metrics}, {corrected} if corrected for {m}"
     if verdict == MIXED:
@@ -319,19 +322,19 @@ def _overall(summary: Summary, variant: str, reference: str) -> OverallVerdict:
 
 
 def _separation(judged: Judged, subject: str, what: str, source: str) -> str:
-    """A clause on how well ``subject`` separates ``what``, with the numbers that decide."""
+    """Return a clause on how well ``subject`` separates ``what``, with the decisive numbers."""
     verdict, m = joint(judged), len(judged)
     if verdict == NOT_MEASURED:
         return f"there are no {source} results to tell whether {subject} separates {what} better"
-    better, worse = _said(judged, BETTER), _said(judged, WORSE)
+    better, worse = _finding_text(judged, BETTER), _finding_text(judged, WORSE)
     if verdict == MIXED:
         return (
             f"{subject} gives mixed evidence on separating {what}: better in {better}, worse in "
             f"{worse}"
         )
     n = sum(difference.verdict == verdict for _, difference in judged)
-    many = m > 2  # too many numbers for a sentence; the evaluation's own verdict has them
-    numbers = _said(judged, verdict)
+    many = m > 2  # too many numbers for a sentence; the verdict on the evaluation gives them
+    numbers = _finding_text(judged, verdict)
     if verdict == NO_DIFFERENCE:
         where = f" in {n} of {m} {source} metrics" if many else f": {numbers}"
         return f"{subject} shows no difference at 95% in how far it separates {what}{where}"
@@ -343,16 +346,16 @@ def _separation(judged: Judged, subject: str, what: str, source: str) -> str:
         corrected = sum(difference.remains(m) for _, difference in judged)
         where = f" in {n} of {m} {source} metrics, {corrected} if corrected for {m}"
         return f"{text}{where}: {numbers}"
-    same = _said(judged, NO_DIFFERENCE)
+    same = _finding_text(judged, NO_DIFFERENCE)
     rest = f"; no difference is shown at 95% in {same}" if same else ""
     return f"{text}: {numbers}{rest}"
 
 
 def _cost(judged: Judged) -> str:
-    """Sentences on reconstruction."""
+    """Return sentences on the cost in reconstruction."""
     if not judged:
         return "The cost in reconstruction is not known, for lack of core results."
-    better, worse, few = (_said(judged, kind) for kind in (BETTER, WORSE, TOO_FEW))
+    better, worse, few = (_finding_text(judged, kind) for kind in (BETTER, WORSE, TOO_FEW))
     same = [(info, d) for info, d in judged if d.verdict == NO_DIFFERENCE]
     sentences: list[str] = []
     if worse:
@@ -360,7 +363,7 @@ def _cost(judged: Judged) -> str:
     if better:
         sentences.append(f"Reconstruction is better in {better}.")
     if same:
-        # "No difference" is no proof of equality; the bound says what a loss could still be.
+        # "No difference" does not prove equality. The bound is the largest loss still possible.
         names = " or ".join(_short_label(info) for info, _ in same)
         losses = [_largest_loss(difference) for _, difference in same]
         bounds = " and ".join(number(loss, value_decimals([loss], 2)) for loss in losses)
@@ -374,13 +377,16 @@ def _cost(judged: Judged) -> str:
 
 
 def _largest_loss(difference: Difference) -> float:
-    """The largest loss the 95% interval of a higher-is-better metric allows."""
+    """Return the largest loss in the 95% interval of a metric for which higher is better."""
     assert difference.spread.ci95 is not None
     return max(0.0, -difference.spread.ci95[0])
 
 
 def _pick(judged: Judged, verdict: JointVerdict) -> list[Finding]:
-    """The differences with this verdict; metrics that differ in a number only are one finding."""
+    """Return the differences with this verdict.
+
+    Metrics whose names differ only in a number become one finding.
+    """
     groups: dict[str, list[tuple[MetricInfo, Difference]]] = {}
     for info, difference in judged:
         if difference.verdict == verdict:
@@ -397,11 +403,11 @@ def _pick(judged: Judged, verdict: JointVerdict) -> list[Finding]:
     return findings
 
 
-def _said(judged: Judged, verdict: JointVerdict) -> str:
-    return _and(_pick(judged, verdict))
+def _finding_text(judged: Judged, verdict: JointVerdict) -> str:
+    return _joined(_pick(judged, verdict))
 
 
-def _and(findings: Sequence[Finding]) -> str:
+def _joined(findings: Sequence[Finding]) -> str:
     return " and ".join(finding.text for finding in findings)
 
 
@@ -412,13 +418,13 @@ def _estimate(info: MetricInfo, difference: Difference) -> Estimate:
 
 
 def _short_label(info: MetricInfo) -> str:
-    # Pooled is what a reader expects; only another corpus needs saying.
+    # A reader expects the pooled value; the label names only another corpus.
     name = info.name if info.qualifier in ("", "pooled") else info.label
     return _WORDS.get(info.key, name)
 
 
 def _seeds(judged: Sequence[Judged], noun: str) -> str:
-    """``3 seeds``, or ``2 to 3 seeds`` where metrics have different numbers; empty without any."""
+    """Return ``3 seeds``, or ``2 to 3 seeds`` if metrics differ in it; empty without seeds."""
     counts = sorted({difference.spread.n for found in judged for _, difference in found})
     if not counts:
         return ""

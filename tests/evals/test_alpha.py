@@ -1,4 +1,4 @@
-"""The figure of the alpha study."""
+"""Figure, table and configs of the alpha study."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ def result(variant: str, seed: int, value: float | None) -> Result:
     return Result("core", variant, seed, metrics=metrics)
 
 
-def test_each_alpha_is_a_point_with_its_mean_and_the_references_are_lines() -> None:
+def test_figure_alphas_points_references_lines() -> None:
     results = [result(v, s, x + s) for v, x in (("alpha=1", 4), ("alpha=0.1", 2)) for s in (0, 1)]
     results += [result("baseline", s, 3.0) for s in (0, 1)]
     (axes,) = alpha_figure(results).axes
@@ -29,13 +29,13 @@ def test_each_alpha_is_a_point_with_its_mean_and_the_references_are_lines() -> N
     assert list(curve.get_ydata()) == [2.5, 4.5]  # type: ignore[arg-type]
 
 
-def test_values_that_could_not_be_computed_are_left_out() -> None:
+def test_figure_leaves_out_missing_values() -> None:
     results = [result("alpha=0", 0, 1.0), result("alpha=0", 1, None), result("alpha=1", 0, None)]
     (axes,) = alpha_figure(results).axes
     assert list(axes.get_lines()[0].get_xdata()) == [0.0]  # type: ignore[arg-type]
 
 
-def test_the_table_ends_in_what_alpha_does_paired_by_seed() -> None:
+def test_table_ends_with_paired_alpha_effect() -> None:
     values = {"alpha=0": (0.5, 0.7), "alpha=0.5": (0.6, 0.8), "alpha=1": (0.6, 0.82)}
     results = [result(v, s, x) for v, xs in values.items() for s, x in enumerate(xs)]
     head, _, row = alpha_table(results).splitlines()
@@ -43,18 +43,18 @@ def test_the_table_ends_in_what_alpha_does_paired_by_seed() -> None:
     assert head.endswith("| alpha 1 \u2212 0 |")
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:5] == ["\u2013", "\u2013", "0.60 \u00b1 0.14", "0.70 \u00b1 0.14"]
-    # differences .10 and .12: mean .11, half-width t(1) * .0141 / sqrt 2
+    # Differences .10 and .12: mean .11, half width t(1) * .0141 / sqrt 2.
     assert cells[6] == "+0.11 [\u22120.02, +0.24]"
 
 
 @pytest.mark.parametrize("make", [alpha_figure, alpha_table])
-def test_a_run_without_alphas_is_refused(make: Callable[..., object]) -> None:
+def test_run_without_alphas_is_refused(make: Callable[..., object]) -> None:
     with pytest.raises(ResultError, match="evals/alpha/configs"):
         make([result("baseline", 0, 1.0)])
 
 
 @pytest.mark.parametrize("name", ["demo", "local_text"])
-def test_the_study_differs_from_its_base_in_alpha_alone(name: str) -> None:
+def test_study_config_changes_only_alpha(name: str) -> None:
     study = load_experiment(CONFIGS / f"{name}.yaml")
     alphas = {v: c for v, c in study.variants.items() if v.startswith("alpha=")}
     assert set(study.variants) == {*alphas, "baseline", "fixed"}

@@ -1,4 +1,4 @@
-"""What is committed of a run makes the same tables as the run itself."""
+"""The committed results of a run give the same tables as the run itself."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_run(run: Path, variants: list[str]) -> Path:
     return run
 
 
-def test_the_tables_and_verdicts_of_a_run_survive(tmp_path: Path) -> None:
+def test_committed_run_gives_same_tables(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", ["baseline", "fixed", "adaptive"])
     target = tmp_path / "study" / "results"
     (target / "results").mkdir(parents=True)
@@ -54,7 +54,7 @@ def test_the_tables_and_verdicts_of_a_run_survive(tmp_path: Path) -> None:
     assert kept.evaluations["unlearning"].remarks == whole.evaluations["unlearning"].remarks != []
 
 
-def test_of_an_alpha_study_the_metrics_of_its_table_are_kept(tmp_path: Path) -> None:
+def test_alpha_study_keeps_table_metrics(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", ["baseline", "fixed", "alpha=0", "alpha=1"])
     commit_run(run, tmp_path / "kept")
     kept = load_results(tmp_path / "kept")
@@ -64,7 +64,7 @@ def test_of_an_alpha_study_the_metrics_of_its_table_are_kept(tmp_path: Path) -> 
     assert [p.name for p in (tmp_path / "kept" / "plots").iterdir()] == ["alpha.png"]
 
 
-def test_a_run_without_results_replaces_nothing(tmp_path: Path) -> None:
+def test_run_without_results_replaces_nothing(tmp_path: Path) -> None:
     target = tmp_path / "kept"
     commit_run(make_run(tmp_path / "run", ["baseline"]), target)
     before = (target / "results.jsonl").read_bytes()

@@ -1,4 +1,4 @@
-"""One line for each run: nothing finished is lost when a driver is killed while it writes."""
+"""Files with one run per line: a driver that is killed while it writes loses no finished run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saelens_adaptive_ortho.files import StorageError
 RUNS = [{"name": "a", "value": 1 / 3}, {"name": "b\n\u2028é", "value": None}, {"name": "c"}]
 
 
-def test_runs_are_read_in_the_order_in_which_they_were_added(tmp_path: Path) -> None:
+def test_runs_keep_their_order(tmp_path: Path) -> None:
     path = tmp_path / "inner" / "runs.jsonl"
     assert read_runs(path) == []
     for count, run in enumerate(RUNS, start=1):
@@ -24,12 +24,12 @@ def test_runs_are_read_in_the_order_in_which_they_were_added(tmp_path: Path) -> 
     assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
 
 
-def test_a_torn_last_line_is_ignored_and_then_replaced(tmp_path: Path) -> None:
+def test_incomplete_last_line_is_replaced(tmp_path: Path) -> None:
     whole = write_runs(tmp_path / "runs.jsonl", RUNS[:2])
     content = whole.read_bytes()
     start = content.index(b"\n") + 1
     for end in range(start + 1, len(content)):
-        path = tmp_path / "torn.jsonl"
+        path = tmp_path / "incomplete.jsonl"
         path.write_bytes(content[:end])
         found = read_runs(path)
         assert found == (RUNS[:1] if end < len(content) - 1 else RUNS[:2])
@@ -38,21 +38,21 @@ def test_a_torn_last_line_is_ignored_and_then_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "3", '{"a": 1} {"b": 2}'])
-def test_a_broken_line_that_is_not_the_last_is_named(tmp_path: Path, line: str) -> None:
+def test_broken_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "runs.jsonl"
     path.write_text(f'{{"a": 1}}\n{line}\n{{"b": 2}}\n')
     with pytest.raises(ConfigError, match=r"runs\.jsonl:2.*is not a result"):
         read_runs(path)
 
 
-def test_nothing_is_added_where_a_number_is_not_finite(tmp_path: Path) -> None:
+def test_non_finite_number_is_not_appended(tmp_path: Path) -> None:
     path = write_runs(tmp_path / "runs.jsonl", RUNS)
     with pytest.raises(ValueError, match="not JSON compliant"):
         append_run(path, {"value": float("nan")})
     assert read_runs(path) == RUNS
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_unwritable_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"runs\.jsonl could not be written"):
         append_run(tmp_path / "file" / "runs.jsonl", RUNS[0])

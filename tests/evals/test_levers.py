@@ -1,4 +1,4 @@
-"""Whole trainings are measured against SAELens's own runner; no time is asserted."""
+"""Whole trainings are compared with SAELens's own runner; the tests assert no times."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from evals.performance import levers
 
 
-def test_every_training_has_a_row_and_ours_end_alike(
+def test_every_training_has_a_row_and_ours_agree(
     write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
     target = tmp_path / "levers.json"
@@ -23,7 +23,7 @@ def test_every_training_has_a_row_and_ours_end_alike(
     assert list(rows) == [levers.HOST, *levers.TRAININGS]
     assert rows[levers.HOST]["to_saelens"]["median"] == 1
     assert rows["sparse products (default)"]["to_one"]["median"] == 1
-    # Beside others or ahead of time, the same batches give the same SAE.
+    # Neither other variants nor prefetching change the SAE: the batches are the same.
     assert rows["three variants, no lever"]["deviation"] == 0
     assert rows["prefetching"]["deviation"] == 0
     assert rows["sparse products (default)"]["deviation"] == pytest.approx(0, abs=1e-4)
@@ -31,6 +31,6 @@ def test_every_training_has_a_row_and_ours_end_alike(
     assert found["full_forward_ratio"]["median"] > 0
 
 
-def test_a_bad_setting_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_bad_setting_is_reported(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert levers.main([str(tmp_path / "missing.yaml")]) == 2
     assert "missing.yaml" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The local-text experiment, where its model and corpora are at hand."""
+"""The local-text experiment; it is skipped if its model and corpora are not there."""
 
 from __future__ import annotations
 
@@ -24,17 +24,15 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)  # the config's paths are relative to it
+    monkeypatch.chdir(ROOT)  # the paths in the config are relative to the root
 
 
-def test_the_local_config_is_ready_to_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_config_is_ready_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", CONFIG, "--set", f"output_path={tmp_path}"]) == 0
     assert "ready to run" in capsys.readouterr().out
 
 
-def test_a_short_training_on_real_text_explains_variance(tmp_path: Path) -> None:
+def test_short_training_explains_variance(tmp_path: Path) -> None:
     overrides = {
         "output_path": tmp_path,
         "training_tokens": 100 * 1024,

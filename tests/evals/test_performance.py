@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say; no time is asserted."""
+"""The benchmarks measure what they claim; the tests assert no times."""
 
 from __future__ import annotations
 
@@ -26,12 +26,10 @@ TINY = Size(d_in=8, d_sae=32, batch=16, k=4)
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.name)
-def test_the_kinds_of_steps_make_up_all_steps_and_their_numbers_are_of_their_kind(
-    base: str, variant: Variant
-) -> None:
+def test_kinds_cover_all_steps(base: str, variant: Variant) -> None:
     stepper = Stepper(base, variant, TINY)
     kinds = stepper.kinds(search_every=40)
-    # A step that counts and checks is taken as one of each, in place of a plain one.
+    # A step that counts and checks is counted as one step of each kind, and one plain step less.
     assert sum(kind.share for kind in kinds.values()) == pytest.approx(1)
     cfg = stepper.sae.cfg
     if variant.fields == {"ortho_mode": "adaptive"}:
@@ -51,7 +49,7 @@ def test_the_kinds_of_steps_make_up_all_steps_and_their_numbers_are_of_their_kin
         assert kinds["penalty"] == (ORIGIN, 0.2, False)
 
 
-def test_a_step_of_adaptive_does_what_its_kind_says() -> None:
+def test_adaptive_step_does_what_its_kind_says() -> None:
     stepper, batch = Stepper("batchtopk", BY_NAME["adaptive"], TINY), activations(TINY)
     lists, samples, measured = [], [], []
     kinds = stepper.kinds()
@@ -67,7 +65,7 @@ def test_a_step_of_adaptive_does_what_its_kind_says() -> None:
     assert stepper.sae.ortho_neighbours is not lists[0]
 
 
-def test_levers_change_the_step_they_name() -> None:
+def test_lever_changes_the_step_it_names() -> None:
     steppers = {name: Stepper("batchtopk", v, TINY) for name, v in BY_NAME.items()}
     assert {n for n, s in steppers.items() if s.trainer.cfg.autocast} == {
         "stock, bf16 autocast",
@@ -80,13 +78,13 @@ def test_levers_change_the_step_they_name() -> None:
     )
 
 
-def test_the_time_per_step_weighs_medians_by_shares() -> None:
+def test_time_per_step_weights_medians_by_share() -> None:
     stock = {"plain": (1.0, [1.0, 1.0, 9.0])}
-    own = {"plain": (0.75, [1.0, 1.0, 9.0]), "counted": (0.25, [3.0, 3.0, 11.0])}
+    variant = {"plain": (0.75, [1.0, 1.0, 9.0]), "counted": (0.25, [3.0, 3.0, 11.0])}
     assert overhead.per_step(stock) == 1
-    assert overhead.per_step(own) == 1.5
-    # The rounds are drawn for both, so that a round that is slow for both does not count.
-    low, high = overhead.ratio_interval(own, stock)
+    assert overhead.per_step(variant) == 1.5
+    # Both times use the same rounds, so a round that is slow for both does not widen the interval.
+    low, high = overhead.ratio_interval(variant, stock)
     assert low == pytest.approx(9.5 / 9, abs=0.01)
     assert high == pytest.approx(1.5)
     assert overhead.ratio_interval(stock, stock) == (1.0, 1.0)
@@ -106,7 +104,7 @@ def test_overhead_writes_a_row_per_base_and_variant(tmp_path: Path) -> None:
         assert adaptive["off_low"] <= adaptive["off_high"]
 
 
-def test_a_step_is_compared_with_one_that_differs_in_the_penalty_alone() -> None:
+def test_unpenalised_differs_only_in_penalty() -> None:
     assert {name: overhead.unpenalised(variant) for name, variant in BY_NAME.items()} == {
         "stock": None,
         "off": None,
@@ -120,7 +118,7 @@ def test_a_step_is_compared_with_one_that_differs_in_the_penalty_alone() -> None
     }
 
 
-def test_the_exponent_is_that_of_a_power_law(tmp_path: Path) -> None:
+def test_exponent_of_power_law(tmp_path: Path) -> None:
     widths = [10, 20, 40]
     assert scaling.exponent(widths, [3 * w**1.5 for w in widths]) == pytest.approx(1.5)
     path = tmp_path / "scaling.json"

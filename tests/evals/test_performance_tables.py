@@ -1,4 +1,4 @@
-"""Tables of the benchmarks say what the JSON says."""
+"""Tables of the benchmarks show the values of the JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def overhead_row(variant: str, seconds: float, **more: Any) -> dict[str, Any]:
     return {**place, "variant": variant, "seconds": seconds, **ratio, **more}
 
 
-def test_a_step_is_compared_with_stock_and_with_one_without_a_penalty() -> None:
+def test_overhead_compares_with_stock_and_off() -> None:
     rows = [
         overhead_row("stock", 4.0),
         overhead_row("off", 3.0),
@@ -49,7 +49,7 @@ def test_a_step_is_compared_with_stock_and_with_one_without_a_penalty() -> None:
     ]
 
 
-def test_batches_of_two_sizes_are_kept_apart() -> None:
+def test_overhead_separates_batch_sizes() -> None:
     rows = [overhead_row("stock", 4.0), overhead_row("adaptive", 3.0)]
     small = [{**row, "batch": 1024} for row in rows]
     documents = [{"rows": rows}, {"rows": small}]
@@ -59,14 +59,14 @@ def test_batches_of_two_sizes_are_kept_apart() -> None:
     assert [title.splitlines()[1] for title in titles] == ["batch 1,024", "batch 4,096"]
 
 
-def test_scaling_names_its_widths_and_exponents() -> None:
+def test_scaling_names_widths_and_exponents() -> None:
     part = {"seconds": [0.01, 0.0205], "exponent": 1.036}
     table = performance.scaling_table([{"widths": [4096, 8192], "parts": {"penalty": part}}])
     assert table.splitlines()[0].count("d_sae = 8,192") == 1
     assert table.splitlines()[2] == "| penalty | 10.0 | 20.5 | 1.04 |"
 
 
-def test_levers_give_ratios_with_their_range_and_the_deviation() -> None:
+def test_levers_give_ratios_ranges_and_deviation() -> None:
     ratio = {"median": 0.5, "low": 0.4, "high": 0.6}
     row = {"training": "x", "seconds": 7.0, "to_saelens": ratio, "to_one": ratio}
     place = {"d_in": 96, "d_sae": 768, "tokens": 1000, "batch": 10}
@@ -76,7 +76,7 @@ def test_levers_give_ratios_with_their_range_and_the_deviation() -> None:
     assert [line.split(" | ")[-1] for line in table.splitlines()[-3:]] == ["– |", "0 |", "3e-07 |"]
 
 
-def test_a_profile_adds_up_to_all_operations_and_compares_with_the_floor() -> None:
+def test_floor_sums_all_operations() -> None:
     operations = {f"op{i}": 0.1 for i in range(20)}
     steps = [
         {"variant": "stock", "seconds": 3.0, "operations": operations | {"mm": 1.0}},
@@ -88,7 +88,7 @@ def test_a_profile_adds_up_to_all_operations_and_compares_with_the_floor() -> No
     assert table.splitlines()[-1] == "| times the floor (500 ms) | 6.0 | 3.0 |"
 
 
-def test_measured_costs_are_a_table_and_a_file_without_them_is_named(tmp_path: Path) -> None:
+def test_costs_become_a_table_or_a_named_error(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("<!-- costs: cost.json -->\nold\n<!-- /costs -->\n")
     with pytest.raises(ResultError, match=r"README\.md:1: cost\.json holds no measured costs"):

@@ -1,4 +1,4 @@
-"""The prior runs: an experiment is a setting plus an idea, and the failures can be made again."""
+"""The prior runs: an experiment is a setting plus an idea, and the failures are reproduced."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDEAS = sorted((run.CONFIGS / "ideas").glob("*.yaml"))
 BASES = ("demo", "local_text", "gemma-2-2b_layer19")
 
 
-def test_there_is_one_file_for_each_idea_and_one_for_each_setting() -> None:
+def test_one_file_per_idea_and_setting() -> None:
     assert {path.stem for path in IDEAS} == set(run.RUNS)
     files = {path.stem for path in (run.CONFIGS / "settings").glob("*.yaml")}
     assert files == set(BASES) == {file for file, _ in run.SETTINGS.values()}
@@ -30,7 +30,7 @@ def test_there_is_one_file_for_each_idea_and_one_for_each_setting() -> None:
 
 @pytest.mark.parametrize("path", IDEAS, ids=lambda p: p.stem)
 @pytest.mark.parametrize("base", BASES)
-def test_an_experiment_adds_only_its_idea_to_the_default(base: str, path: Path) -> None:
+def test_experiment_adds_only_its_idea(base: str, path: Path) -> None:
     default = load_experiment(CONFIGS / f"{base}.yaml")
     experiment = run.load(base, path.stem)
     assert list(experiment.variants) == [path.stem.replace("_", "-")]
@@ -41,7 +41,7 @@ def test_an_experiment_adds_only_its_idea_to_the_default(base: str, path: Path) 
     setting = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     of_idea = setting["ideas"].get(path.stem, {})
     tree = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    assert set(tree) == {"sae"}  # whatever depends on the setting is in the setting's file
+    assert set(tree) == {"sae"}  # the file of the setting holds all that depends on the setting
     named = {*tree["sae"], *of_idea.get("sae", {})}
     for name in vars(default.runner.sae):
         if name in {"metadata", "ortho_forget_rows"} or not hasattr(experiment.runner.sae, name):
@@ -80,9 +80,7 @@ def test_an_experiment_adds_only_its_idea_to_the_default(base: str, path: Path) 
         ("demo", "next_latent_norm", {"sae.ortho_latent_norm": True}),
     ],
 )
-def test_an_idea_has_the_numbers_of_its_setting(
-    base: str, name: str, expected: dict[str, Any]
-) -> None:
+def test_idea_has_numbers_of_its_setting(base: str, name: str, expected: dict[str, Any]) -> None:
     runner = run.load(base, name).runner
     for key, value in expected.items():
         target: Any = runner
@@ -91,9 +89,7 @@ def test_an_idea_has_the_numbers_of_its_setting(
         assert target == value, key
 
 
-def test_an_idea_that_no_file_describes_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_idea_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "settings").mkdir()
     (tmp_path / "settings" / "demo.yaml").write_text("ideas: {run99: {lr: 1}}\n")
     monkeypatch.setattr(run, "CONFIGS", tmp_path)
@@ -115,7 +111,7 @@ def test_every_setting_builds_every_experiment() -> None:
 # ---------------------------------------------------------- reproductions
 
 
-def test_a_silent_sae_explains_what_run_1_explained() -> None:
+def test_silent_sae_matches_run_1() -> None:
     found = reproduce.silent(32, 32)
     expected = note.PRIOR_RUNS["run1"]
     assert found["explained_variance"] == pytest.approx(expected.explained_variance, abs=1e-3)
@@ -123,7 +119,7 @@ def test_a_silent_sae_explains_what_run_1_explained() -> None:
     assert found["norm_in"] == pytest.approx(note.NORM_IN, rel=0.05)
 
 
-def test_an_untrained_sae_has_half_its_latents_on_and_an_unrelated_output() -> None:
+def test_untrained_sae_fires_half_and_is_unrelated() -> None:
     found = reproduce.untrained(256, 256)
     assert found["l0_share"] == pytest.approx(0.5, abs=0.1)
     assert abs(found["cosine"]) < 0.15
@@ -131,7 +127,7 @@ def test_an_untrained_sae_has_half_its_latents_on_and_an_unrelated_output() -> N
     assert found["mse"] == pytest.approx(found["mse_if_unrelated"], rel=0.15)
 
 
-def test_the_notes_own_numbers_are_those_of_an_output_unrelated_to_the_input() -> None:
+def test_note_numbers_match_unrelated_output() -> None:
     silent = note.PRIOR_RUNS["run1"].mse
     assert silent is not None
     for name in ("run3", "run4", "run8"):
@@ -143,28 +139,28 @@ def test_the_notes_own_numbers_are_those_of_an_output_unrelated_to_the_input() -
         assert found.mse == pytest.approx(silent + found.norm_out**2 / note.D_IN, rel=0.1)
 
 
-def test_a_clamped_loss_moves_no_weight_and_ends_at_the_ceiling() -> None:
+def test_clamped_loss_moves_no_weight() -> None:
     found = reproduce.clamped(32, 32)
     assert found["final_loss"] == note.CEILING
     assert found["largest_change_of_a_weight"] == 0
     assert found["explained_variance"] < 0
 
 
-def test_zero_rows_without_an_epsilon_are_not_numbers_and_a_ceiling_keeps_them() -> None:
+def test_zero_rows_without_epsilon_give_nan() -> None:
     found = reproduce.not_a_number(8, 8)
     assert found["nan_share_without_epsilon"] == 1
     assert found["nan_share_with_epsilon"] == 0
     assert found["a_ceiling_keeps_nan"]
 
 
-def test_a_full_training_on_normalised_input_succeeds_where_48_steps_do_not() -> None:
+def test_full_training_succeeds_48_steps_fail() -> None:
     found = reproduce.too_short(32, 32, steps=1500)
     *short, full = found.values()
     assert max(short) < 0.5
     assert full > 0.8
 
 
-def test_a_probe_on_constants_is_at_chance() -> None:
+def test_probe_on_constants_is_at_chance() -> None:
     assert reproduce.chance_probe()["accuracy"] == 0.5
 
 
@@ -175,7 +171,7 @@ def document(name: str, value: float) -> dict[str, Any]:
     return {"setting": "demo", "run": name, "metrics": dict.fromkeys(run.METRICS, value)}
 
 
-def test_the_table_holds_the_notes_number_beside_ours_and_marks_what_is_missing() -> None:
+def test_table_shows_note_and_ours_and_gaps() -> None:
     text = report.table([document("run4", 0.75)])
     rows = [line for line in text.splitlines() if line.startswith("| run4 ")]
     idea = note.PRIOR_RUNS["run4"].idea
@@ -188,7 +184,7 @@ def test_the_table_holds_the_notes_number_beside_ours_and_marks_what_is_missing(
     assert text.splitlines().count("| run2 | training loop fix | \u2013 | \u2013 |") == 2
 
 
-def test_the_figure_joins_the_notes_value_to_ours() -> None:
+def test_figure_joins_note_and_ours() -> None:
     (axes,) = figures.figure([document("run4", 0.75), document("run0", 0.5)]).axes
     joined = [list(line.get_xdata()) for line in axes.lines]
     assert [-1.671875, 0.75] in joined
@@ -200,7 +196,7 @@ COMMITTED = run.load_results()
 
 
 @pytest.mark.parametrize("setting", run.DEFAULT_SETTINGS)
-def test_every_committed_run_is_an_sae_that_works(setting: str) -> None:
+def test_every_committed_run_works(setting: str) -> None:
     found = {r["run"]: r["metrics"] for r in COMMITTED if r["setting"] == setting}
     assert set(found) == set(run.RUNS)
     for name, values in found.items():
@@ -211,7 +207,7 @@ def test_every_committed_run_is_an_sae_that_works(setting: str) -> None:
 
 
 class Judged:
-    """Stands for a comparison: one result, and a count of how often one was made."""
+    """A stand-in for a comparison: it returns one result and counts its runs."""
 
     made = 0
 
@@ -224,9 +220,7 @@ class Judged:
         return [Result("core", self.experiment.name, 0, metrics=metrics, versions={"torch": "2"})]
 
 
-def test_a_finished_run_is_a_line_and_is_not_run_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finished_run_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "Comparison", Judged)
     monkeypatch.setattr(Judged, "made", 0)
     path = tmp_path / "results.jsonl"
@@ -245,7 +239,7 @@ def test_a_finished_run_is_a_line_and_is_not_run_again(
 # --------------------------------------------------------- larger activations
 
 
-def test_scaling_the_residual_stream_keeps_every_prediction() -> None:
+def test_scaled_residual_keeps_predictions() -> None:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     from evals.prior_runs.large_norm import mean_norm, scale_residual_stream

@@ -1,4 +1,4 @@
-"""The READMEs keep their promises: Python and commands run, tables come from committed results."""
+"""The READMEs are correct: Python and commands run, tables come from committed results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 
 
-def test_the_ten_lines_of_python_build_the_run_they_promise(
+def test_readme_python_builds_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     block = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -44,19 +44,21 @@ PAGES = [README, *sorted((ROOT / "evals").glob("**/README.md"))]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.parent.name)
-def test_every_table_is_the_one_its_results_give(path: Path) -> None:
+def test_table_is_up_to_date(path: Path) -> None:
     assert not update_tables(path, check=True, renderers=KINDS), "run `make tables`"
 
 
-def test_the_tree_lists_every_module() -> None:
+def test_tree_lists_every_module_and_room() -> None:
     text = README.read_text(encoding="utf-8")
     modules = {p.name for p in (ROOT / "saelens_adaptive_ortho").glob("[!_]*.py")}
-    missing = {name for name in modules if not re.search(rf"^\s+{re.escape(name)}\s", text, re.M)}
-    assert not missing
+    rooms = {f"{p.parent.name}/" for p in (ROOT / "saelens_adaptive_ortho").glob("*/__init__.py")}
+    tree = text.split("## The tree")[1].split("\n## ")[0]
+    listed = set(re.findall(r"^ {6}([\w./]+)\s", tree, re.MULTILINE))
+    assert listed == modules | rooms
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.parent.name)
-def test_every_file_that_a_page_links_exists(path: Path) -> None:
+def test_linked_files_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     named = re.findall(r"\]\((?!http)([^)#]+)", text)
     assert named
@@ -64,7 +66,7 @@ def test_every_file_that_a_page_links_exists(path: Path) -> None:
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The words of every command in the page's shell blocks."""
+    """Return the words of every command in the shell blocks of a page."""
     text = path.read_text(encoding="utf-8")
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
@@ -72,9 +74,7 @@ def commands(path: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.parent.name)
-def test_every_command_of_a_page_can_be_run_as_it_stands(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_parse(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for words in commands(path):
         if words[:2] == ["python", "-m"] and words[2].startswith("evals."):
@@ -83,7 +83,7 @@ def test_every_command_of_a_page_can_be_run_as_it_stands(
             assert spec.origin is not None, words
             assert "__main__" in Path(spec.origin).read_text(encoding="utf-8"), words
         elif words[0] == "adaptive-ortho":
-            args = cli.parser().parse_args(words[1:])  # argparse exits where it cannot
+            args = cli.parser().parse_args(words[1:])  # argparse exits on an unknown option
             if hasattr(args, "config"):
                 assert find_config(args.config).is_file(), words
             if args.command.options is CopyOptions:

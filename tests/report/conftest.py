@@ -1,4 +1,4 @@
-"""A run with every evaluation, its statistics and its page."""
+"""Fixtures: a run with every evaluation, its statistics and its page."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""How a browser would read a page."""
+"""Read a page as a browser would."""
 
 from __future__ import annotations
 
 from html.parser import HTMLParser
 
-#: Closes an attribute and a tag, and would run.
+#: Text that would close an attribute and a tag and run a script, if it were not escaped.
 HOSTILE = "\"'><script>{}</script>&"
 
 
 class Requests(HTMLParser):
-    """Collects everything in a page that would load something, and the tags left open."""
+    """Collect everything in a page that would load something, ids, and unclosed tags."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Requests(HTMLParser):
 
 
 def plain(page: str) -> str:
-    """The text of a page, as a reader sees it."""
+    """Return the text of a page as a reader sees it."""
 
     class Reader(HTMLParser):
         text = ""

@@ -1,4 +1,4 @@
-"""Constructed runs."""
+"""Constructed results and runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ VARIANTS = ("baseline", "fixed", "adaptive")
 KS = (1, 2, 5, 10, 20, 50)
 DAMAGE = [f"loss/forget_damage_at_{limit}" for limit in ("0.05", "0.10", "0.20")]
 ACCURACY = [f"mcq/forget_accuracy_at_{limit}" for limit in ("0.99", "0.95", "0.90")]
-#: Differences of three seeds whose 95% interval leaves out, or holds, zero.
+#: Differences of three seeds. The 95% interval of the first excludes zero, that of the second
+#: contains it.
 CLEAR, UNCLEAR = (0.30, 0.31, 0.32), (-0.1, 0.0, 0.1)
 
 
@@ -110,7 +111,7 @@ def full_run(run: Path) -> Path:
 def differing(
     eval: str, shifts: Mapping[str, Sequence[float]], reference: str = "fixed"
 ) -> list[Result]:
-    """Adaptive and a reference whose metrics differ by the given amounts, seed by seed."""
+    """Return results of adaptive and a reference that differ by the given amounts per seed."""
     seeds = range(len(next(iter(shifts.values()))))
     return [
         Result(
@@ -132,7 +133,7 @@ def failed(eval: str, reason: str) -> list[Result]:
 
 
 def unlearning(gain: float, noise: np.random.Generator, mcq: bool = True) -> tuple[Any, Any]:
-    """Metrics and details of one SAE with smooth frontiers."""
+    """Return metrics and details of one SAE with smooth frontiers."""
     metrics: dict[str, float | None] = {}
     x = np.linspace(0, 0.3, 31)
     y = (1.2 + gain + 0.08 * noise.normal()) * np.sqrt(x) + 0.4 * x
@@ -178,7 +179,7 @@ def probing(measure: str, gain: float, noise: np.random.Generator) -> dict[str, 
 
 
 def every_result(seeds: int = 3, mcq: bool = True) -> list[Result]:
-    """A run with every evaluation, an unknown one, and one that failed for every SAE."""
+    """Return a run with all evaluations, an unknown one, and one that failed for every SAE."""
     results = []
     for v, variant in enumerate(VARIANTS):
         for seed in range(seeds):

@@ -52,7 +52,7 @@ def test_page() -> None:
 def test_text_is_escaped() -> None:
     page = render_analysis([analysis(HOSTILE.format("variant"), HOSTILE.format("text"))])
     assert "<script" not in page
-    # The corpus, the token and what stands around it; and the version.
+    # The corpus, the token, the text before and after it, and the version.
     assert plain(page).count(HOSTILE.format("text")) == 5
     assert HOSTILE.format("variant") in plain(page)
 

@@ -1,4 +1,4 @@
-"""Intervals over seeds and units, against what normal theory says."""
+"""Bootstrap intervals over seeds and units, against intervals from normal theory."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ def draws(mean: float, spread: float, seed: int, n: int = 2000) -> list[float]:
     return (mean + spread * np.random.default_rng(seed).standard_normal(n)).tolist()
 
 
-def test_units_alone_give_their_own_spread() -> None:
-    """Equal seeds: only the units are uncertain."""
+def test_interval_of_units_alone() -> None:
+    """With equal seeds only the units are uncertain."""
     variant = {s: draws(1.0, 0.1, seed=7) for s in range(3)}
     reference = {s: [0.0] * 2000 for s in range(3)}
     low, high = difference_interval(variant, reference) or (0, 0)
     assert (low, high) == pytest.approx((1 - 0.196, 1 + 0.196), abs=0.02)
 
 
-def test_what_all_saes_share_cancels() -> None:
+def test_shared_variation_cancels() -> None:
     shared = draws(0.0, 1.0, seed=1)
     variant = {s: [x + 0.5 for x in shared] for s in range(4)}
     low, high = difference_interval(variant, dict.fromkeys(range(4), shared)) or (0, 0)
     assert (low, high) == pytest.approx((0.5, 0.5))
 
 
-def test_seeds_alone_give_the_spread_of_their_mean() -> None:
+def test_interval_of_seeds_alone() -> None:
     by_seed = np.random.default_rng(0).standard_normal(40)
     variant = {s: [float(x)] * 50 for s, x in enumerate(by_seed)}
     low, high = difference_interval(variant, {s: [0.0] * 50 for s in variant}) or (0, 0)
@@ -46,13 +46,13 @@ def test_seeds_alone_give_the_spread_of_their_mean() -> None:
         ({}, {}),
     ],
 )
-def test_without_two_seeds_or_matching_replicates_there_is_no_interval(
+def test_no_interval_without_matching_replicates(
     variant: dict[int, list[float]], reference: dict[int, list[float]]
 ) -> None:
     assert difference_interval(variant, reference) is None
 
 
-def test_the_summary_carries_it() -> None:
+def test_summary_has_bootstrap_interval() -> None:
     key = "loss/forget_damage_at_0.10"
     results = [
         Result(

@@ -55,7 +55,8 @@ def test_frontier(seeds: int, mcq: bool) -> None:
     figure = frontier_figure(Section(summarise(results), results, "unlearning"))
     assert figure is not None
     assert len(figure.axes) == 1 + mcq
-    # Per variant the mean and, with several seeds, each of them; then the line of equal damage.
+    # Each variant has a line for the mean and, with several seeds, one per seed. The last line is
+    # that of equal damage.
     per_variant = 1 if seeds == 1 else 1 + seeds
     assert len(figure.axes[0].lines) == 3 * per_variant + 1
 

@@ -45,7 +45,7 @@ def test_update_is_idempotent(tmp_path: Path) -> None:
         ("<!-- results: run -->\n<!-- results: run -->\n<!-- /results -->\n", "marker inside"),
     ],
 )
-def test_what_cannot_be_updated(tmp_path: Path, text: str, message: str) -> None:
+def test_bad_markers_are_refused(tmp_path: Path, text: str, message: str) -> None:
     put(tmp_path / "run", *core("baseline", [0.1]))
     readme = tmp_path / "README.md"
     readme.write_text(text)

@@ -1,4 +1,4 @@
-"""What a metric is called, and which way is better."""
+"""Labels and directions of metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run lacks and what its results say."""
+"""Missing values, caveats and remarks of a run."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from tests.report.runs import (
 def test_gaps_are_grouped_by_reason() -> None:
     results = [r for r in failed("tpp", "a") if (r.variant, r.seed) != ("fixed", 1)]
     results.append(Result("tpp", "fixed", 1, "failed", "b"))
-    assert [(g.who, g.reason) for g in summarise(results).gap_groups] == [
+    assert [(g.saes, g.reason) for g in summarise(results).gap_groups] == [
         ("baseline (seeds 0, 1, 2), fixed (seeds 0, 2), adaptive (seeds 0, 1, 2)", "a"),
         ("fixed (seed 1)", "b"),
     ]
 
 
-def test_an_unmeasured_part_is_said() -> None:
+def test_unmeasured_part_is_remarked() -> None:
     summary = summarise(every_result(mcq=False))
     assert summary.evaluations["unlearning"].remarks == [
         "On text, forget damage is above retain damage at every limit.",
@@ -42,7 +42,7 @@ def test_an_unmeasured_part_is_said() -> None:
     assert "3 not measured" in judge(summary).evaluations["unlearning"][0].text
 
 
-def test_words_are_told_once() -> None:
+def test_texts_appear_once() -> None:
     details = {"caveat": "small model", "verdict": "No questions: none known.", "source": "demo"}
     results = [
         Result("tpp", "adaptive", 0, details=details | {"mcq_reason": "none known"}),
@@ -76,13 +76,13 @@ def test_gaps_are_shown_everywhere(tmp_path: Path) -> None:
     assert "no value for pooled/explained_variance" in page
 
 
-def test_a_common_failure_is_one_line_everywhere() -> None:
+def test_common_failure_is_one_line() -> None:
     reason = "needs a model that answers multiple choice"
     core = differing("core", {"pooled/explained_variance": UNCLEAR})
     core += [Result("core", "baseline", s, metrics=r.metrics) for s, r in enumerate(core[:3])]
     summary = summarise([*core, *failed("unlearning", reason)])
     (group,) = summary.gap_groups
-    assert (group.kind, group.eval, group.who) == ("failed", "unlearning", "every SAE (9)")
+    assert (group.kind, group.eval, group.saes) == ("failed", "unlearning", "every SAE (9)")
     assert len(summary.gaps) == 9
     found = judge(summary).evaluations["unlearning"]
     assert found

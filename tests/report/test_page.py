@@ -123,7 +123,7 @@ def test_without_torch(tmp_path: Path) -> None:
 
 
 def test_a_sentence_keeps_its_text(page: str, summary: Summary) -> None:
-    """Marking its parts leaves the text of a verdict as it is."""
+    """The page highlights parts of a verdict and keeps its text."""
     text = plain(page)
     for name, found in judge(summary).evaluations.items():
         for verdict in found:
@@ -160,12 +160,12 @@ def test_text_is_escaped_everywhere() -> None:
     assert f"eval-{texts['eval']}" in reader.ids
     assert "<script" not in page
     shown = plain(page)
-    # A label shows underscores as spaces, and a title begins with a capital; these have neither.
+    # A label shows underscores as spaces and a title has a capital, so these texts have neither.
     for text in texts.values():
         assert text in shown, text
 
 
-def test_nothing_is_loaded_for_the_room_alone() -> None:
+def test_package_import_loads_no_libraries() -> None:
     code = (
         "import sys\n"
         "import saelens_adaptive_ortho.report\n"

@@ -1,4 +1,4 @@
-"""Spreads over seeds and paired differences, against numbers worked by hand."""
+"""Spreads over seeds and paired differences, against values computed by hand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_spread() -> None:
     assert spread.ci95 == pytest.approx((3 - 12.706205, 3 + 12.706205), abs=1e-5)
 
 
-def test_pairing_finds_what_the_spread_hides() -> None:
+def test_pairing_finds_hidden_difference() -> None:
     results = [*core("baseline", [0.1, 0.5, 0.9]), *core("adaptive", [0.14, 0.55, 0.94])]
     metric = summarise(results).metrics[EV]
     difference = metric.difference("adaptive", "baseline")

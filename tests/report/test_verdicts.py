@@ -1,4 +1,4 @@
-"""Sentences from constructed differences."""
+"""Verdicts in sentences, from constructed differences."""
 
 from __future__ import annotations
 
@@ -94,13 +94,13 @@ def test_not_measured() -> None:
     [
         ({DAMAGE[0]: CLEAR, DAMAGE[1]: UNCLEAR}, "better"),
         ({DAMAGE[0]: [-d for d in CLEAR], DAMAGE[1]: UNCLEAR}, "worse"),
-        # Of accuracy that is left, less is better.
+        # Lower accuracy on forget questions is better.
         ({ACCURACY[0]: CLEAR}, "worse"),
         ({ACCURACY[0]: [-d for d in CLEAR]}, "better"),
         ({DAMAGE[0]: CLEAR, ACCURACY[0]: CLEAR}, "mixed"),
         ({DAMAGE[0]: UNCLEAR, ACCURACY[0]: UNCLEAR}, "no difference at 95%"),
         ({DAMAGE[0]: [0.3]}, "too few seeds"),
-        # The published score is no primary metric.
+        # The published score is not a primary metric.
         ({"score": CLEAR}, "not measured"),
     ],
     ids=["better", "worse", "lower", "lower better", "mixed", "none", "few", "secondary"],
@@ -136,8 +136,8 @@ def test_sentence() -> None:
 
 
 def test_correction() -> None:
-    # Mean 0.1, deviation 0.03: |t| = 5.8 of 2 degrees of freedom, beyond 4.30 (one metric) and
-    # short of 10.9 (six metrics).
+    # Mean 0.1, deviation 0.03: |t| = 5.8 with 2 degrees of freedom. This is above 4.30 (one
+    # metric) and below 10.9 (six metrics).
     barely = (0.07, 0.10, 0.13)
     rest: dict[str, Sequence[float]] = dict.fromkeys([*DAMAGE[1:], *ACCURACY], UNCLEAR)
     found = verdict(differing("unlearning", {DAMAGE[0]: barely} | rest))
@@ -182,7 +182,7 @@ def test_knowledge_and_geometry() -> None:
     assert "on their own they do not show that the knowledge" in useless.text
 
 
-def test_a_name_that_is_also_a_word_of_the_sentence() -> None:
+def test_variant_named_like_a_word_of_the_sentence() -> None:
     results = [
         Result(eval, variant, 0, metrics={name: 0.1})
         for eval, name in (("unlearning", DAMAGE[0]), ("subspace", "mean_max_cosine"))

@@ -1,8 +1,8 @@
 """Figures of a run, drawn with matplotlib.
 
-Every ``*_figure`` returns a :class:`matplotlib.figure.Figure`, or None where the results hold
-nothing to draw. A figure of an evaluation's section is called with a :class:`.section.Section`, and
-its evaluation names it (``draw="module:function"``).
+Every ``*_figure`` returns a :class:`matplotlib.figure.Figure`, or None if the results contain
+nothing to draw. An evaluation names the functions that draw its figures
+(``draw="module:function"``). Each of them is called with a :class:`.section.Section`.
 
 * :mod:`.files`: all figures of a run, as files or as text inside a page
 * :mod:`.dots`: metrics as a dot per seed
@@ -11,5 +11,6 @@ its evaluation names it (``draw="module:function"``).
 * :mod:`.frontier`: unlearning
 * :mod:`.counts`: a metric against the number of latents it uses
 * :mod:`.analysis`: the figures of ``adaptive-ortho analyse``
-* :mod:`.section`, :mod:`.style`: what they are drawn from, and what they share
+* :mod:`.section`: the input of a figure
+* :mod:`.style`: colours, markers, panels and legend of all figures
 """

@@ -28,7 +28,7 @@ from saelens_adaptive_ortho.results import Result, order_variants
 
 
 def analysis_figures(results: Sequence[Result]) -> dict[str, Figure]:
-    """Figures by name; those with nothing to show are left out."""
+    """Return the figures by name; a figure with nothing to show is left out."""
     section = Section(summarise(results), results, "subspace")
     figures = {
         "condition_numbers": _groups_figure(
@@ -46,7 +46,7 @@ def analysis_figures(results: Sequence[Result]) -> dict[str, Figure]:
 def _groups_figure(
     results: Sequence[Result], prefix: str, title: str, label: str, log: bool = False
 ) -> Figure | None:
-    """A dot per SAE for each group that has the metric."""
+    """Draw a dot per SAE for each group that has the metric."""
     groups = _groups(results, prefix)
     if not groups:
         return None
@@ -73,7 +73,7 @@ def _groups_figure(
 
 
 def _groups(results: Sequence[Result], prefix: str) -> list[str]:
-    """The groups that some SAE has a metric of, by what follows ``prefix`` in its name."""
+    """Return the groups that follow ``prefix`` in the names of measured metrics."""
     names = [
         key.removeprefix(prefix)
         for result in results
@@ -85,7 +85,7 @@ def _groups(results: Sequence[Result], prefix: str) -> list[str]:
 
 def _pairs_figure(results: Sequence[Result]) -> Figure | None:
     chosen: dict[str, list[list[float]]] = {}
-    for result in results:  # the first seed of each
+    for result in results:  # keeps the first seed of each variant
         pairs = result.details.get("similar_pairs")
         if pairs:
             chosen.setdefault(result.variant, pairs)
@@ -103,7 +103,7 @@ def _pairs_figure(results: Sequence[Result]) -> Figure | None:
 
 
 def _draw_pairs(axes: Axes, pairs: list[list[float]], colour: str) -> None:
-    # Lift 0 has no logarithm: symlog shows it on the axis.
+    # Lift 0 has no logarithm; a symlog scale can show it.
     axes.set_yscale("symlog", linthresh=0.1)
     axes.set_ylim(bottom=-0.02)
     axes.axhline(1, color="#C3CCD6", lw=1)

@@ -1,4 +1,4 @@
-"""Figures of a metric against the number of latents that are probed or ablated."""
+"""Draw a metric against the number of latents that are probed or ablated."""
 
 # matplotlib leaves its keyword arguments untyped.
 # pyright: reportUnknownMemberType=false
@@ -53,10 +53,10 @@ _PROBES = {
 
 
 def counts_figure(section: Section) -> Figure | None:
-    """A metric against the number of latents it uses: mean per variant, a dot per seed.
+    """Draw a metric against the number of latents it uses: mean per variant, a dot per seed.
 
-    Probes without an SAE (the whole residual stream, k of its dimensions, k principal components)
-    are dashed.
+    Dashed lines are probes without an SAE: on the whole residual stream, on k of its dimensions,
+    and on k principal components.
     """
     summary, _, eval = section
     xlabel, panels = _COUNTS[eval]
@@ -70,7 +70,7 @@ def counts_figure(section: Section) -> Figure | None:
         for axes, (name, metrics) in zip(grid, series.items(), strict=True):
             axes.set_xscale("log")
             for row, variant in enumerate(summary.variants):
-                # Side by side, so that the seeds of one variant do not hide another's.
+                # A small shift keeps the dots of one variant from hiding those of another.
                 shift = 1.03 ** (row - (len(summary.variants) - 1) / 2)
                 spreads = {n * shift: metric.variants[variant] for n, metric in metrics.items()}
                 _draw_counts(axes, spreads, styles[variant], dots=len(summary.seeds) > 1)
@@ -104,7 +104,7 @@ def _columns(points: Sequence[tuple[float, float]]) -> Curve:
 
 
 def _by_count(summary: Summary, template: str) -> dict[int, MetricSummary]:
-    """Return the measured metrics that ``template`` names, by the number in their names."""
+    """Return the measured metrics that match ``template``, by the number in their names."""
     pattern = re.compile(re.escape(template).replace(re.escape("{n}"), r"(\d+)"))
     found = {
         int(match[1]): metric
@@ -115,7 +115,7 @@ def _by_count(summary: Summary, template: str) -> dict[int, MetricSummary]:
 
 
 def _probe_lines(axes: Axes, summary: Summary, template: str) -> None:
-    """Draw the probes without an SAE that go with ``.../sae_top_{n}_...``."""
+    """Draw the probes without an SAE that correspond to ``.../sae_top_{n}_...``."""
     if "sae_top_{n}" not in template:
         return
     level = mean_over_saes(summary, template.replace("sae_top_{n}", "llm"))

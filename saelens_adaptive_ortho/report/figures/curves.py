@@ -1,4 +1,4 @@
-"""Figures of training: losses and groups over the tokens seen."""
+"""Draw training curves: losses and groups over the number of training tokens."""
 
 # matplotlib leaves its keyword arguments untyped.
 # pyright: reportUnknownMemberType=false
@@ -49,12 +49,12 @@ Runs = Sequence[tuple[str, Sequence[Row]]]  # variant, rows of one SAE
 
 
 def training_figure(section: Section) -> Figure | None:
-    """Training curves: mean over seeds (thick) and each seed (faint), per variant."""
+    """Draw training curves per variant: the mean over seeds (thick) and each seed (faint)."""
     return _curve_figure(section.results, "history", _HISTORY)
 
 
 def groups_figure(section: Section) -> Figure | None:
-    """Number, size and churn of the orthogonality groups over training, per variant."""
+    """Draw number, size and churn of the orthogonality groups over training, per variant."""
     return _curve_figure(section.results, "groups", _GROUPS)
 
 
@@ -94,7 +94,7 @@ def _curve_figure(
 
 
 def _curves(runs: Runs, axis: str, key: str) -> dict[str, list[Curve]]:
-    """The curves of ``key`` over ``axis`` by variant, one per SAE that recorded it."""
+    """Return the curves of ``key`` over ``axis`` by variant, one per SAE that recorded it."""
     curves: dict[str, list[Curve]] = {}
     for variant, rows in runs:
         points = sorted(
@@ -117,7 +117,10 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], colour: str, width: float)
 
 
 def _leave_out_start(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Cut the steep start (a tenth of training) off the axis, where it would hide the rest."""
+    """Limit the y axis to the values after the first tenth of training.
+
+    The steep start would make the rest unreadable.
+    """
     late = [y[x >= x[0] + 0.1 * (x[-1] - x[0])] for x, y in curves]
     low = min(float(y.min()) for y in late)
     high = max(float(y.max()) for _, y in curves)
@@ -132,7 +135,7 @@ def _maybe_log(axes: Axes, values: Array) -> None:
 
 
 def _short(value: float, _: object = None) -> str:
-    """``2M`` for 2,000,000."""
+    """Return ``2M`` for 2,000,000."""
     for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{suffix}"

@@ -1,4 +1,4 @@
-"""Figures of a dot per SAE: a panel per metric, a row per variant, seeds of one line joined."""
+"""Draw a dot per SAE: a panel per metric, a row per variant, and lines that join equal seeds."""
 
 # matplotlib leaves its keyword arguments untyped.
 # pyright: reportUnknownMemberType=false
@@ -41,9 +41,9 @@ from saelens_adaptive_ortho.report.statistics import (
 
 
 def headline_figure(summary: Summary) -> Figure | None:
-    """One panel per metric at a glance: a dot per seed, mean and 95% interval per variant.
+    """Draw one panel per ``glance`` metric: a dot per seed, mean and 95% interval per variant.
 
-    Dots of the same seed are joined, which shows the paired differences.
+    Lines join the dots of the same seed and so show the paired differences.
     """
     return _dots_figure(
         summary, [key for info in every().values() for key in info.keys(info.glance)]
@@ -51,7 +51,7 @@ def headline_figure(summary: Summary) -> Figure | None:
 
 
 def reconstruction_figure(section: Section) -> Figure | None:
-    """The panels of `headline_figure` for core on each corpus; None with one corpus."""
+    """Draw the panels of `headline_figure` for core on each corpus; None with one corpus."""
     summary = section.summary
     keys = [key for key in summary.headline if key.startswith("core/")]
     several = any(not key.startswith("core/pooled/") for key in keys)
@@ -59,14 +59,14 @@ def reconstruction_figure(section: Section) -> Figure | None:
 
 
 def primary_figure(section: Section) -> Figure | None:
-    """The panels of `headline_figure` for the primary metrics of an evaluation."""
+    """Draw the panels of `headline_figure` for the primary metrics of an evaluation."""
     summary, _, eval = section
     info = evaluation(eval)
     return _dots_figure(summary, info.keys(info.primary))
 
 
 def judged_figure(section: Section) -> Figure | None:
-    """The panels of `headline_figure` for the metrics of an evaluation that have a direction."""
+    """Draw the panels of `headline_figure` for the metrics with a direction of an evaluation."""
     summary, _, eval = section
     keys = [key for key in summary.metrics if key.startswith(f"{eval}/")]
     return _dots_figure(summary, [key for key in keys if summary.metrics[key].info.direction])
@@ -94,7 +94,7 @@ def _columns(panels: int) -> int:
 
 
 def _dots_grid(variants: Sequence[str], titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
-    """An empty figure and a panel under each title, with room for the names of the variants."""
+    """Return a figure and an empty panel per title, with space for the names of the variants."""
     columns = _columns(len(titles))
     rows = math.ceil(len(titles) / columns)
     lines = max(title.count("\n") for title in titles)
@@ -102,7 +102,7 @@ def _dots_grid(variants: Sequence[str], titles: Sequence[str]) -> tuple[Figure, 
     head, foot, title_height = 0.5, 0.42, 0.5 + 0.16 * lines
     height = rows * row_height + head + foot
     width = 3.05 * columns + 0.55
-    # All in inches: the gap between rows holds the axis below and the title above it.
+    # In inches. The gap between two rows holds the x axis of the upper and the title of the lower.
     gap = 0.32 + title_height
     panel = (height - head - title_height - foot - 0.3 - (rows - 1) * gap) / rows
     figure = empty_figure(width, height)
@@ -122,7 +122,7 @@ def _dots_grid(variants: Sequence[str], titles: Sequence[str]) -> tuple[Figure, 
 
 
 def _dots_words(figure: Figure, summary: Summary) -> None:
-    """Write what is compared above the panels, and how to read them below."""
+    """Write the variants and seeds above the panels, and the legend below them."""
     width, height = figure.get_size_inches()
     n = len(summary.seeds)
     names = " · ".join(summary.variants)
@@ -149,7 +149,7 @@ def _dots_words(figure: Figure, summary: Summary) -> None:
 def _panel_title(info: MetricInfo, full: bool) -> str:
     label = info.full_label if full else info.label
     unit = f" ({info.unit})" if info.unit and info.unit not in info.name else ""
-    # A bound stays with its sign: textwrap does not break at a no-break space.
+    # The sign of a bound stays with its number: textwrap does not break at a no-break space.
     return textwrap.fill(
         re.sub("([≤≥]) ", "\\1\N{NO-BREAK SPACE}", label[0].upper() + label[1:] + unit), 34
     )
@@ -167,7 +167,7 @@ def _dots_legend(summary: Summary) -> str:
 
 
 class _Range(NamedTuple):
-    """What a panel shows of the axis."""
+    """Limits of the x axis of a panel."""
 
     left: float
     right: float
@@ -177,7 +177,7 @@ def _dot_panel(
     axes: Axes, summary: Summary, metric: MetricSummary, styles: Mapping[str, Style], named: bool
 ) -> None:
     variants = summary.variants
-    # With a single seed its dot is the mean itself and is left out.
+    # With a single seed the dot is equal to the mean and is left out.
     several = len(summary.seeds) > 1
     shift = 0.24 if several else 0.0
     shown = _shown_range(metric)
@@ -211,7 +211,10 @@ def _dot_panel(
 
 
 def _shown_range(metric: MetricSummary) -> _Range:
-    """With few seeds an interval can dwarf the data; the range holds the data and some of it."""
+    """Return a range that holds all values and at most one span of the intervals on each side.
+
+    With few seeds an interval can be much wider than the spread of the values.
+    """
     values = [x for spread in metric.variants.values() for x in spread.by_seed.values()]
     bounds = [b for s in metric.variants.values() if s.ci95 is not None for b in s.ci95]
     low, high = min(values), max(values)
@@ -242,7 +245,7 @@ def _draw_seeds(axes: Axes, spread: Spread, height: float, colour: str) -> None:
 
 
 def _draw_interval(axes: Axes, spread: Spread, row: int, shown: _Range, colour: str) -> None:
-    """A bar over the 95% interval; an arrow where the panel cuts it off."""
+    """Draw a bar over the 95% interval, and an arrow where the panel cuts it off."""
     if spread.ci95 is None:
         return
     low, high = spread.ci95
@@ -305,7 +308,7 @@ def _label_axes(
 
 
 def _verdict_note(axes: Axes, summary: Summary, metric: MetricSummary) -> None:
-    """The verdict on the focus against the first variant, above the panel at the right."""
+    """Write the verdict on the focus against the first variant above the panel, at the right."""
     focus = summary.focus
     difference = metric.difference(focus, summary.variants[0]) if focus else None
     if difference is None or difference.verdict is None:

@@ -1,4 +1,4 @@
-"""All figures of a run, as files or as text inside a page."""
+"""Draw all figures of a run, as files or as text inside a page."""
 
 # matplotlib leaves its keyword arguments untyped.
 # pyright: reportUnknownMemberType=false
@@ -25,7 +25,7 @@ Draw = Callable[[Section], Figure | None]
 
 
 def run_figures(summary: Summary, results: Sequence[Result]) -> dict[str, Figure]:
-    """Every figure the results allow, by file name stem, in the order of the page."""
+    """Draw every figure for which there are results; keys are file name stems, in page order."""
     figures: dict[str, Figure | None] = {"headline": headline_figure(summary)}
     for name, found in summary.evaluations.items():
         for shown in found.info.figures:
@@ -39,10 +39,10 @@ def _function(draw: str) -> Draw:
 
 
 def figure_svg(figure: Figure, prefix: str) -> str:
-    """The figure as an ``<svg>`` element for use inside a page.
+    """Return the figure as an ``<svg>`` element for use inside a page.
 
-    Identifiers start with ``prefix`` so that figures in one page keep their own clip paths and
-    glyphs; XML prolog and metadata, which name outside addresses, are left out.
+    Identifiers start with ``prefix``, so that figures in one page do not share clip paths and
+    glyphs. XML prolog and metadata are left out, because they contain outside addresses.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
@@ -70,7 +70,7 @@ def save_figure(figure: Figure, stem: str | Path, dpi: int = 160) -> list[Path]:
 
 
 def save_plots(run_dir: str | Path, out_dir: str | Path | None = None) -> list[Path]:
-    """Write every figure of a run to ``out_dir`` (default ``RUN/plots``) as SVG and PNG.
+    """Write every figure of a run to ``out_dir`` (by default ``RUN/plots``) as SVG and PNG.
 
     Raises:
         ResultError: the run has no results, or one of them cannot be used.

@@ -1,4 +1,4 @@
-"""Figure of unlearning: what is lost on forget against what is lost on retain."""
+"""Draw unlearning frontiers: damage on the forget corpus against damage on the retain corpus."""
 
 # matplotlib leaves its keyword arguments untyped.
 # pyright: reportUnknownMemberType=false
@@ -43,7 +43,7 @@ _FRONTIERS = {
         "lowest forget accuracy",
     ),
 }
-_LEAST_ACCURACY = 0.8  # on retain; below, nobody would call it retained
+_LEAST_ACCURACY = 0.8  # on retain; with less, the knowledge is hardly retained
 _LEVELS = {
     "original_forget_accuracy": ("model untouched", (0, (5, 3))),
     "chance": ("chance", (0, (1, 2))),
@@ -52,10 +52,10 @@ _LINE: dict[str, Any] = {"color": MUTED, "lw": 1.0, "zorder": 1}
 
 
 def frontier_figure(section: Section) -> Figure | None:
-    """Unlearning frontiers: what is lost on forget against what is lost on retain.
+    """Draw the unlearning frontiers: damage on forget against damage on retain.
 
-    Thick lines are means over the seeds of a variant, thin lines single SAEs; the band is the 95%
-    bootstrap band of one SAE, averaged over seeds. Dots are the single interventions.
+    Thick lines are means over the seeds of a variant, thin lines are single SAEs. The band is the
+    95% bootstrap band of one SAE, averaged over seeds. Each dot is one intervention.
     """
     summary = section.summary
     found = {part: _by_variant(section, part) for part in _FRONTIERS}
@@ -84,13 +84,16 @@ def frontier_figure(section: Section) -> Figure | None:
 
 
 def _by_variant(section: Section, part: str) -> dict[str, list[Result]]:
-    """The results with a frontier, for every variant of the run."""
-    having = [r for r in section.results if _frontier(r, part, "y")]
-    return {v: [r for r in having if r.variant == v] for v in section.summary.variants}
+    """Return the results with a frontier, by variant; a variant without any has an empty list."""
+    found = [r for r in section.results if _frontier(r, part, "y")]
+    return {v: [r for r in found if r.variant == v] for v in section.summary.variants}
 
 
 def _frontier(result: Result, part: str, name: str) -> Curve | None:
-    """Return x with y, low or high of a frontier: finite values in rising x, None without any."""
+    """Return x, and ``name`` ("y", "low" or "high") of a frontier, in rising order of x.
+
+    Values that are not finite are left out; None if no value remains.
+    """
     if not result.ok or result.eval != "unlearning":
         return None
     frontier = result.details.get("frontiers", {}).get(part, {})
@@ -105,7 +108,7 @@ def _frontier(result: Result, part: str, name: str) -> Curve | None:
 def _draw_frontiers(
     axes: Axes, results: Sequence[Result], part: str, colour: str, width: float
 ) -> list[Curve]:
-    """Draw the frontiers of one variant and return every curve, band edges included."""
+    """Draw the frontiers of one variant and return all curves, including the edges of the band."""
     curves = {
         name: [curve for r in results if (curve := _frontier(r, part, name)) is not None]
         for name in ("y", "low", "high")
@@ -117,8 +120,8 @@ def _draw_frontiers(
             axes.plot(x, y, color=colour, lw=0.8, alpha=0.5, zorder=3)
     axes.plot(*mean_curve(curves["y"]), color=colour, lw=width, zorder=4)
     if len(curves["low"]) == len(curves["high"]) == len(results):
-        (x, low), (other, high) = mean_curve(curves["low"]), mean_curve(curves["high"])
-        if np.array_equal(x, other):
+        (x, low), (x_high, high) = mean_curve(curves["low"]), mean_curve(curves["high"])
+        if np.array_equal(x, x_high):
             axes.fill_between(x, low, high, color=colour, alpha=0.13, lw=0, zorder=2)
     points = [p for r in results for p in r.details.get("points", {}).get(part, [])]
     if points:
@@ -130,7 +133,7 @@ def _draw_frontiers(
 
 
 def _reference_lines(axes: Axes, summary: Summary, part: str, curves: Sequence[Curve]) -> None:
-    """Add what a frontier is read against; the axes show frontiers, not stray interventions."""
+    """Add the reference lines, and fit the axes to the frontiers, not to single interventions."""
     xs = np.concatenate([x for x, _ in curves])
     ys = np.concatenate([y for _, y in curves])
     if part == "mcq" and (xs >= _LEAST_ACCURACY).any():
@@ -149,7 +152,7 @@ def _reference_lines(axes: Axes, summary: Summary, part: str, curves: Sequence[C
 
 
 def _draw_levels(axes: Axes, summary: Summary, left: float) -> list[float]:
-    """Draw the accuracies that need no SAE and return them."""
+    """Draw the accuracies without an SAE (untouched model, chance) and return them."""
     levels: list[float] = []
     for name, (label, dashes) in _LEVELS.items():
         level = mean_over_saes(summary, f"unlearning/mcq/{name}")

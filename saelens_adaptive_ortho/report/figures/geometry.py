@@ -1,4 +1,4 @@
-"""Figures of geometry: principal angles, cosines, and where latents fire."""
+"""Draw the geometry: principal angles, cosines, and firing rates by corpus."""
 
 # matplotlib leaves its keyword arguments untyped.
 # pyright: reportUnknownMemberType=false
@@ -26,9 +26,9 @@ from saelens_adaptive_ortho.results import order_variants
 
 
 def angles_figure(section: Section) -> Figure | None:
-    """Principal angles between forget and retain decoder subspaces, in rising order (degrees).
+    """Draw the principal angles between forget and retain decoder subspaces, in rising order.
 
-    The mean over seeds ends at the rank that every seed reaches.
+    Angles are in degrees. The mean over seeds ends at the last rank that all seeds have.
     """
     spectra: dict[str, list[Array]] = {}
     for variant, lists in details_by_variant(section, "principal_angles_deg").items():
@@ -68,10 +68,10 @@ def _draw_spectra(axes: Axes, spectra: list[Array], colour: str, marker: str) ->
 
 
 def cosine_figure(section: Section) -> Figure | None:
-    """Distribution of cosines of decoder directions, as a density with a log scale.
+    """Draw the distribution of cosines between decoder directions, as a density on a log scale.
 
-    A histogram becomes count / (total · bin width); it is averaged over the seeds of a variant
-    where they share the bin edges, and else drawn seed by seed.
+    The density of a bin is count / (total · bin width). It is averaged over the seeds of a variant
+    if they share the bin edges; otherwise each seed is drawn.
     """
     densities: dict[str, list[Curve]] = {}
     for variant, histograms in details_by_variant(section, "cosine_histogram").items():
@@ -116,9 +116,10 @@ class _Rates(NamedTuple):
 
 
 def firing_figure(section: Section) -> Figure | None:
-    """Firing rate of every latent on forget and on retain tokens, of the first seed (log-log).
+    """Draw the firing rates of every latent on forget and retain tokens, for the first seed.
 
-    A latent that never fires on one corpus is drawn on the margin below the smallest rate.
+    Both axes are logarithmic. A latent that never fires on one corpus is drawn in the margin,
+    below the smallest rate.
     """
     chosen = _first_rates(section)
     every = [rates for found in chosen.values() for rates in (found.forget, found.retain)]
@@ -139,7 +140,7 @@ def firing_figure(section: Section) -> Figure | None:
 
 
 def _first_rates(section: Section) -> dict[str, _Rates]:
-    """The rates of the first seed of each variant that has them."""
+    """Return, for each variant, the firing rates of the first seed that has them."""
     chosen: dict[str, _Rates] = {}
     for result in section.results:
         rates = result.details.get("firing_rates") if result.ok else None

@@ -1,4 +1,4 @@
-"""What a figure of an evaluation is drawn from."""
+"""The input of a figure of an evaluation."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Section(NamedTuple):
 
     Attributes:
         summary: statistics of the run.
-        results: of the run, all evaluations.
-        eval: name of the evaluation.
+        results: results of all evaluations of the run.
+        eval: name of the evaluation of this section.
     """
 
     summary: Summary
@@ -26,7 +26,7 @@ class Section(NamedTuple):
 
 
 def details_by_variant(section: Section, key: str) -> dict[str, list[Any]]:
-    """What the results of the section hold under ``key`` of their details."""
+    """Return the values under ``key`` in the details of the section's results, by variant."""
     found: dict[str, list[Any]] = {}
     for result in section.results:
         value = result.details.get(key) if result.ok and result.eval == section.eval else None
@@ -36,7 +36,7 @@ def details_by_variant(section: Section, key: str) -> dict[str, list[Any]]:
 
 
 def mean_over_saes(summary: Summary, key: str) -> float | None:
-    """The mean over all SAEs of a metric that is the same for all."""
+    """Return the mean over all SAEs of a metric that does not depend on the SAE."""
     spreads = summary.metrics[key].variants.values() if key in summary.metrics else ()
     values = [value for spread in spreads for value in spread.by_seed.values()]
     return float(np.mean(values)) if values else None

@@ -1,6 +1,6 @@
-"""What all figures share: colours and markers of variants, a grid of panels, one legend.
+"""Shared parts of all figures: colours and markers of variants, a grid of panels, one legend.
 
-Figures have a white ground and need no display.
+Figures have a white background and need no display.
 """
 
 # matplotlib leaves its keyword arguments untyped.
@@ -23,7 +23,8 @@ Array = npt.NDArray[np.float64]
 Curve = tuple[Array, Array]  # x in rising order, and y
 Style = tuple[str, str]  # colour, marker
 
-#: Colour-blind-safe (Okabe and Ito, with a grey for the reference), told apart by marker too.
+#: Safe for colour-blind readers: Okabe and Ito, with a grey for the reference. Each variant also
+#: has a marker of its own.
 PALETTE = ("#5F6B7A", "#E07B00", "#0072B2", "#009E73", "#CC79A7", "#A0522D", "#56B4E9")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 _FIXED_STYLE = {"baseline": 0, "fixed": 1, "adaptive": 2}
@@ -62,14 +63,15 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "legend.labelcolor": INK,
-    # Text as outlines looks the same everywhere; the salt makes equal figures equal files.
+    # Text drawn as outlines looks the same everywhere. The fixed salt gives equal figures equal
+    # files.
     "svg.fonttype": "path",
     "svg.hashsalt": "saelens-adaptive-ortho",
 }
 
 
 def variant_styles(variants: Sequence[str]) -> dict[str, Style]:
-    """Colour and marker per variant; baseline, fixed and adaptive always keep theirs."""
+    """Return colour and marker per variant; baseline, fixed and adaptive always have the same."""
     taken = {_FIXED_STYLE[name] for name in variants if name in _FIXED_STYLE}
     free = [index for index in range(len(PALETTE)) if index not in taken]
     styles: dict[str, Style] = {}
@@ -78,14 +80,14 @@ def variant_styles(variants: Sequence[str]) -> dict[str, Style]:
             index = _FIXED_STYLE[name]
         else:
             index = free.pop(0)
-            # With more variants than colours the colours come round again.
+            # With more variants than colours, colours are used again.
             free.append(index)
         styles[name] = (PALETTE[index], MARKERS[index])
     return styles
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """Mean of curves over the range that all of them cover; points between are linear."""
+    """Return the mean of curves over the range that all cover, by linear interpolation."""
     start = max(x[0] for x, _ in curves)
     stop = min(x[-1] for x, _ in curves)
     grid = np.unique(np.concatenate([x for x, _ in curves]))
@@ -94,12 +96,12 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 
 def line_widths(lines: int) -> list[float]:
-    """Line widths that let every one of several equal curves show behind the next."""
+    """Return falling line widths, so that equal curves drawn over each other all stay visible."""
     return [1.5] if lines == 1 else [float(w) for w in np.linspace(3.4, 1.5, lines)]
 
 
 def empty_figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches, without panels."""
+    """Return a figure of this size in inches, without panels."""
     figure = Figure(figsize=(width, height))
     # The Agg canvas draws without a display and without pyplot's global state.
     FigureCanvasAgg(figure)
@@ -109,7 +111,10 @@ def empty_figure(width: float, height: float) -> Figure:
 def panel_grid(
     panels: int, height: float, width: float | None = None, columns: int = 3
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure and its panels, row by row; sizes in inches, height of one row."""
+    """Return a figure and its empty panels, row by row.
+
+    Sizes are in inches; ``height`` is that of one row.
+    """
     columns = min(columns, panels)
     rows = math.ceil(panels / columns)
     figure = empty_figure(width or max(7.2, 3.7 * columns), rows * height + 0.5)
@@ -123,7 +128,7 @@ def shared_legend(
     styles: Mapping[str, Style],
     markers: bool = True,
 ) -> None:
-    """One legend above all panels: the colour and marker of each variant."""
+    """Draw one legend above all panels, with colour and marker of each variant."""
     handles = [
         Line2D([], [], color=styles[v][0], lw=2.4, marker=styles[v][1] if markers else "", label=v)
         for v in variants
@@ -132,5 +137,5 @@ def shared_legend(
 
 
 def side_note(axes: Axes, text: str, height: float = 1.0) -> None:
-    """A small remark below the title of a panel, at the left."""
+    """Write a small remark below the title of a panel, at the left."""
     axes.text(0, height, text, transform=axes.transAxes, fontsize=7.8, color=MUTED, va="bottom")

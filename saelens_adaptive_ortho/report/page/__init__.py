@@ -1,7 +1,7 @@
-"""Self-contained pages: figures and styles inline, no request, no script.
+"""Self-contained pages: figures and styles are inline; a page makes no request and has no script.
 
 * :mod:`.run`: ``report.html`` of a run
 * :mod:`.analysis`: ``analysis.html`` of ``adaptive-ortho analyse``
-* :mod:`.parts`: figures and tables of both
-* ``templates/``: the HTML; every text is escaped there, figures alone enter as markup
+* :mod:`.parts`: figures and tables of both pages
+* ``templates/``: the HTML; it escapes every text, only figures enter as markup
 """

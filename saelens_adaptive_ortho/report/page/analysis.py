@@ -1,4 +1,4 @@
-"""``analysis.html`` of ``adaptive-ortho analyse``: geometry side by side, pairs worth reading."""
+"""Write ``analysis.html`` of ``adaptive-ortho analyse``: geometry of SAEs and pairs of latents."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CAPTIONS = {
 
 
 def write_analysis(out: str | Path, results: Sequence[Result]) -> Path:
-    """Write ``analysis.html`` and ``plots/`` into ``out``; returns the page's path."""
+    """Write ``analysis.html`` and ``plots/`` into ``out`` and return the path of the page."""
     out = Path(out)
     figures = analysis_figures(results)
     for name, figure in figures.items():
@@ -42,7 +42,7 @@ def write_analysis(out: str | Path, results: Sequence[Result]) -> Path:
 
 
 def render_analysis(results: Sequence[Result], figures: Mapping[str, Figure] | None = None) -> str:
-    """The page as text."""
+    """Return the page as text."""
     figures = analysis_figures(results) if figures is None else figures
     return render(
         "analysis.html.j2",
@@ -68,7 +68,7 @@ def _table(results: Sequence[Result]) -> MetricTable:
 
 @dataclass(frozen=True)
 class Side:
-    """One latent of a pair, and the texts that activate it most."""
+    """One latent of a pair, with the texts that activate it most."""
 
     heading: str
     texts: Sequence[Mapping[str, str]]
@@ -76,7 +76,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A pair of latents that may be an absorption."""
+    """A pair of latents in which one may have absorbed the other."""
 
     heading: str
     sides: Sequence[Side]
@@ -84,7 +84,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The pairs of one SAE that are shown, and how many there are."""
+    """The pairs of one SAE that are shown, and ``total``, the number of all its pairs."""
 
     name: str
     pairs: Sequence[Candidate]

@@ -1,4 +1,4 @@
-"""What the pages are made of: the templates, figures, and the table of metrics."""
+"""Parts of the pages: the templates, figures, and the table of metrics."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from saelens_adaptive_ortho.report.tables import (
 
 
 def render(template: str, **values: object) -> str:
-    """The page of a template."""
+    """Return the page that ``template`` makes of ``values``."""
     environment = Environment(
         loader=PackageLoader(__package__ or "", "templates"),
         autoescape=True,
@@ -48,7 +48,7 @@ def render(template: str, **values: object) -> str:
 
 
 def tone(verdict: JointVerdict) -> str:
-    """The style class of a verdict."""
+    """Return the CSS class of a verdict."""
     return {BETTER: "better", WORSE: "worse", MIXED: "mixed"}.get(verdict, "plain")
 
 
@@ -57,11 +57,11 @@ class Drawing:
     """A figure in a page.
 
     Args:
-        name: unique in the page.
-        heading: what it shows, for readers who do not see it.
-        caption: below it.
-        svg: the figure.
-        width: in CSS pixels; its natural size keeps a small figure from growing to full width.
+        name: name of the figure, unique in the page.
+        heading: what the figure shows, for screen readers.
+        caption: text below the figure.
+        svg: the figure itself.
+        width: natural width in CSS pixels; keeps a small figure from growing to full width.
     """
 
     name: str
@@ -72,15 +72,15 @@ class Drawing:
 
     @classmethod
     def of(cls, figure: Figure, name: str, heading: str, caption: str) -> Drawing:
-        """Draw ``figure``."""
-        # matplotlib escapes what it writes, so that its output can enter the page as it is.
+        """Return the drawing of ``figure``."""
+        # matplotlib escapes the texts that it writes, so its output is safe as markup.
         svg = Markup(figure_svg(figure, name.replace("_", "-")))
         return cls(name, heading, caption, svg, round(figure.get_figwidth() * 96))
 
 
 @dataclass(frozen=True)
 class Column:
-    """An SAE, or a variant: its name and its colour in the figures."""
+    """The column of an SAE or a variant: its name, and its colour in the figures."""
 
     name: str
     colour: str
@@ -88,7 +88,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A paired difference; ``tags`` stand below it."""
+    """A paired difference with its verdict, effect size and bootstrap interval, as text."""
 
     mean: str
     interval: str = ""
@@ -99,7 +99,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A metric. ``key`` is shown below the label unless it is empty."""
+    """The row of a metric; ``key`` is shown below the label unless it is empty."""
 
     label: str
     levels: Sequence[Level]
@@ -110,7 +110,7 @@ class Row:
 
 @dataclass(frozen=True)
 class MetricTable:
-    """Metrics down; levels and paired differences across."""
+    """A row per metric; columns for the levels and the paired differences."""
 
     columns: Sequence[Column]
     pairs: Sequence[str]
@@ -120,14 +120,15 @@ class MetricTable:
 def metric_table(
     summary: Summary, keys: Sequence[str], section: bool = False, named: bool = False
 ) -> MetricTable:
-    """The table of some metrics of a run.
+    """Return the table of some metrics of a run.
 
     Args:
-        summary: the statistics.
-        keys: of the metrics.
-        section: of one evaluation, whose name goes without saying; with effect sizes, bootstrap
-            intervals and the primary metrics marked.
-        named: with the keys themselves.
+        summary: statistics of the run.
+        keys: keys of the metrics to show.
+        section: whether the table stands in the section of one evaluation; then labels leave out
+            the evaluation, primary metrics are marked, and effect sizes and bootstrap intervals
+            are added.
+        named: whether to show the keys below the labels.
     """
     styles = variant_styles(summary.variants)
     return MetricTable(
@@ -163,6 +164,6 @@ def _cell(difference: Difference | None, section: bool) -> Cell:
 
 
 def _unbroken(label: str) -> str:
-    """Keep an arrow or a bound on the line of what it belongs to."""
+    """Put no-break spaces before an arrow and after the sign of a bound."""
     label = re.sub(" ([↑↓])", "\N{NO-BREAK SPACE}\\1", label)
     return re.sub("([≤≥=]) ", "\\1\N{NO-BREAK SPACE}", label)

@@ -1,4 +1,4 @@
-"""``report.html``: one page per run."""
+"""Write ``report.html``, the page of a run."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def render_page(results: Sequence[Result], config: str | None = None, name: str 
     """Return the page as text.
 
     Args:
-        results: what `load_results` returned.
-        config: text of the run's configuration, shown as it is; None where there is none.
-        name: the run's name for the title.
+        results: results as `load_results` returns them.
+        config: text of the run's configuration, shown unchanged; None if there is none.
+        name: name of the run for the title.
     """
     summary = summarise(results)
     verdicts = judge(summary)
@@ -93,16 +93,16 @@ class Section:
 
     Args:
         info: the evaluation.
-        finished: whether any SAE has its numbers; else only the failures are shown.
+        finished: number of SAEs with results; if it is 0, only the failures are shown.
         failures: what is missing, and why.
-        outcomes: the verdict on each pair, for the table of contents; None where it judges none.
-        verdicts: the same in the order of the section.
-        caveats: what to know before believing the numbers.
-        remarks: what else the results say.
-        table: the primary and headline metrics.
-        folded: the others.
-        drawings: its figures.
-        took: time per SAE.
+        outcomes: verdict on each pair, for the table of contents; None if the pair has none.
+        verdicts: the verdicts of ``outcomes`` that exist.
+        caveats: caveats on the numbers.
+        remarks: other remarks in the results.
+        table: table of the primary and headline metrics.
+        folded: table of the other metrics, folded away.
+        drawings: figures of the evaluation.
+        took: mean time per SAE, as text.
     """
 
     info: Evaluation
@@ -150,7 +150,7 @@ def _section(
 
 
 def _gap(gap: GapGroup) -> str:
-    return f"{_GAP_WORDS[gap.kind]}, {gap.who}: {gap.reason}"
+    return f"{_GAP_WORDS[gap.kind]}, {gap.saes}: {gap.reason}"
 
 
 def _duration(seconds: float) -> str:
