@@ -500,7 +500,7 @@ def test_a_bridge_is_read_as_any_model(bridge: Any, tiny: Tiny, name: str) -> No
     sae = build_sae(CASES[name], bridge)
     batches = list(passes(sae, bridge, corpora, batch_size=2))
     rows = loop(sae, bridge, corpora)
-    found = torch.cat([b.codes for b in batches])
+    found = torch.cat([b.feature_acts for b in batches])
     expected = torch.stack([r.code for r in rows])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert 0 < float((found > 0).float().mean()) < 1
@@ -525,5 +525,5 @@ def test_nothing_of_a_pass_needs_gradients_and_the_mode_is_left_alone(
         assert torch.is_grad_enabled()
         assert batch.output is not None
         assert not batch.x.requires_grad
-        assert not batch.codes.requires_grad
+        assert not batch.feature_acts.requires_grad
         assert not batch.output.requires_grad

@@ -319,7 +319,7 @@ def test_settings_lie_on_both_sides_of_each_budget_on_the_path_that_is_best_ther
     # Path 0 is better at small costs, path 1 at large ones; costs grow as s^2 and s^1.5.
     cost = torch.cat([1e-3 * s**2, 1e-3 * s**1.5])
     gain = torch.cat([0.2 * s**0.5, 0.05 * s])
-    chosen = unlearning._promising(sweep, cost, gain, (0.01, 0.1))
+    chosen = unlearning._settings_near_frontier(sweep, cost, gain, (0.01, 0.1))
     by_path = {p: sorted(k for q, k in chosen if q == p) for p in (0, 1)}
     meeting = (0.01 / 1e-3) ** 0.5, (0.1 / 1e-3) ** (1 / 1.5)
     for path, at in enumerate(meeting):
