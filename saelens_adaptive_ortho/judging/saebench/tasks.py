@@ -105,7 +105,7 @@ def published_datasets(source: str, published: list[str]) -> list[str] | None:
 
 
 def sizes(settings: Any, is_published: bool, own: tuple[int, int]) -> tuple[int, int]:
-    """Training and test texts of each class: from the settings, or by default SAEBench's or ours."""
+    """Training and test texts of each class, from the settings or by default."""
     train, test = PUBLISHED_SIZES if is_published else own
     return settings.train_size or train, settings.test_size or test
 
