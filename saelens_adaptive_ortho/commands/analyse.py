@@ -1,4 +1,4 @@
-"""``adaptive-ortho analyse``: the geometry of finished SAEs, and the pairs worth reading."""
+"""``adaptive-ortho analyse``: the geometry of finished SAEs, and their pairs of similar latents."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from saelens_adaptive_ortho.settings import Share
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyseOptions(JudgingOptions):
-    """What is looked at, and how closely.
+    """The options of the analysis.
 
     Args:
-        contexts: training contexts that are read of each corpus.
-        domain_ratio: firing-rate ratio from which a latent belongs to one corpus.
-        energy: share of a group's energy its subspace keeps for principal angles.
-        min_cosine: similarity from which a pair is looked at.
-        max_lift: co-firing, relative to chance, up to which a similar pair is an absorption
+        contexts: number of training contexts read per corpus.
+        domain_ratio: a latent belongs to one corpus if its firing rate there is at least this many
+            times the rate on the other corpus.
+        energy: share of the squared singular values that a group's subspace keeps for principal
+            angles.
+        min_cosine: lowest cosine of a similar pair.
+        max_lift: highest co-firing, relative to chance, of a similar pair that is an absorption
             candidate.
-        candidates: candidates shown per SAE, the most similar ones.
-        texts: top-activating texts shown per latent of a candidate.
+        candidates: number of candidates shown per SAE, the most similar ones.
+        texts: number of top-activating texts shown per latent of a candidate.
         batch_size_prompts: contexts per forward pass.
     """
 

@@ -22,8 +22,8 @@ def analyse(options: AnalyseOptions, say: Callable[[str], None] = print) -> list
     """Analyse each SAE, write ``analysis.json``, ``analysis.html`` and ``plots/``.
 
     Raises:
-        ConfigError: a setting that cannot work, before anything is measured.
-        StorageError: something could not be written.
+        ConfigError: a setting cannot work. This is checked before anything is measured.
+        StorageError: a file could not be written.
     """
     subjects = named_subjects(options.saes)
     check_writable("--out", options.out)

@@ -1,4 +1,4 @@
-"""``adaptive-ortho check``: validate a config, and train nothing."""
+"""``adaptive-ortho check``: validate a config without training."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from saelens_adaptive_ortho.commands.options import Command, say
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions(ExperimentOptions):
-    """How far to look.
+    """The experiment, and the extent of the check.
 
     Args:
-        offline: check the settings only.
+        offline: check only the settings; open no corpora and no model.
     """
 
     offline: bool = False
 
 
 def run(options: CheckOptions) -> int:
-    """Read the config, and open the corpora and the model it names."""
+    """Read the config, and open the corpora and the model that it names."""
     from saelens_adaptive_ortho.commands.experiment import load_experiment
     from saelens_adaptive_ortho.training import runner
 

@@ -1,4 +1,4 @@
-"""``adaptive-ortho``: the command line; each command is a module with its options and ``run``."""
+"""The command line ``adaptive-ortho``. Each command is a module with its options and ``run``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from saelens_adaptive_ortho.errors import Explained
 
 PROG = "adaptive-ortho"
 
-#: In the order of the help.
+#: The commands, in the order of the help.
 COMMANDS: tuple[Command, ...] = (
     compare.COMMAND,
     train.COMMAND,
@@ -42,15 +42,19 @@ COMMANDS: tuple[Command, ...] = (
 
 
 def parser() -> Parser:
-    """The parser of the command line; ``command`` is the chosen :class:`Command`."""
+    """The parser of the command line. It stores the chosen :class:`Command` as ``command``."""
     description = "Sparse autoencoders with adaptively orthogonal decoder directions."
     return build_parser(PROG, description, COMMANDS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Exit status: 0 done, 1 an evaluation failed, 2 bad input, 130 interrupted."""
+    """Run a command, and return the exit status.
+
+    The status is 0 after success, 1 if an evaluation failed, 2 for bad input, and 130 after an
+    interruption.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == [sae_lens.COMMAND.name]:  # its options are SAELens's to parse
+    if argv[:1] == [sae_lens.COMMAND.name]:  # SAELens parses its options
         return sae_lens.run(argv[1:])
     args = parser().parse_args(argv)
     try:

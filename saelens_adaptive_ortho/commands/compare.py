@@ -9,10 +9,10 @@ from saelens_adaptive_ortho.commands.options import Command, say
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentOptions:
-    """Which experiment.
+    """The experiment.
 
     Args:
-        config: experiment YAML, or a shipped config's name: demo.
+        config: experiment YAML, or the name of a shipped config, e.g. demo.
         set: override a setting, e.g. --set sae.k=16.
     """
 
@@ -22,10 +22,10 @@ class ExperimentOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(ExperimentOptions):
-    """How it begins.
+    """The experiment, and how to start it.
 
     Args:
-        fresh: delete the run's SAEs and results first.
+        fresh: delete the SAEs and results of an earlier run first.
     """
 
     fresh: bool = False

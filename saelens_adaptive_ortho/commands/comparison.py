@@ -1,4 +1,4 @@
-"""Train every variant with every seed, evaluate each, and report: only what is missing.
+"""Train each variant with each seed, evaluate it, and report. Finished work is not repeated.
 
 A run folder holds ``config.yaml``, ``seed<S>/<variant>/`` (SAEs that plain SAELens loads),
 ``seed<S>/checkpoints/`` while training, ``results/*.json`` and ``report.html``.
@@ -53,7 +53,7 @@ class Comparison:
 
     Args:
         experiment: what to run.
-        say: called with a line of progress at each milestone.
+        say: function that shows a line of progress.
     """
 
     def __init__(self, experiment: Experiment, say: Callable[[str], None] = print) -> None:
@@ -66,14 +66,17 @@ class Comparison:
         self.prepared: Prepared | None = None
 
     def run(self, fresh: bool = False) -> list[Result]:
-        """Do what is missing; returns every result, failed evaluations included.
+        """Train and evaluate what is missing, and write the report.
 
         Args:
             fresh: delete this folder's SAEs, checkpoints and results first.
 
+        Returns:
+            All results, including those of failed evaluations.
+
         Raises:
-            ConfigError: a setting that cannot work, or SAEs of other settings in the folder.
-            StorageError: something could not be written; what was finished before survives.
+            ConfigError: a setting cannot work, or the folder holds SAEs of other settings.
+            StorageError: a file could not be written. SAEs and results finished before are intact.
         """
         if fresh:
             self.clear()
@@ -93,7 +96,7 @@ class Comparison:
         return results
 
     def clear(self) -> None:
-        """Delete the SAEs, checkpoints and results of this folder (and nothing else)."""
+        """Delete the SAEs, checkpoints, results and the cache of this folder, and nothing else."""
         for path in [*self.root.glob("seed[0-9]*"), self.results, self.root / "cache"]:
             if path.is_dir():
                 shutil.rmtree(path)
@@ -101,7 +104,7 @@ class Comparison:
     # ------------------------------------------------------------------ train
 
     def train(self, seed: int) -> None:
-        """Train the variants of a seed that are not exported yet, on one activation stream."""
+        """Train the variants of a seed that are not exported yet, on one stream of activations."""
         missing = {
             name: changes
             for name, changes in self.experiment.variants.items()
@@ -123,9 +126,9 @@ class Comparison:
     def _runner(
         self, cfg: AdaptiveOrthoRunnerConfig, variants: dict[str, dict[str, Any]], folder: Path
     ) -> AdaptiveOrthoRunner:
-        """A runner at the newest checkpoint that is whole and of these settings, or at step 0."""
+        """A runner at the newest intact checkpoint of these settings, or at step 0."""
         for checkpoint in reversed(list_checkpoints(folder)):
-            # A new one each time: a checkpoint may turn out damaged when half of it is loaded.
+            # Each try needs a new runner: loading may fail after half of a damaged checkpoint.
             runner = AdaptiveOrthoRunner(cfg, variants, self.prepared)
             try:
                 runner.trainer.load_checkpoint(checkpoint)
@@ -182,7 +185,7 @@ class Comparison:
             state.seconds[variant],
             fingerprint,
         )
-        # Last, so that an SAE counts as trained only when all of it is on disk.
+        # The record comes last, so an SAE counts as trained only if all its files are on disk.
         write_json(
             self._record(variant, seed),
             {"fingerprint": fingerprint, "settings": runner.configs[variant].settings()},
@@ -191,8 +194,8 @@ class Comparison:
     # --------------------------------------------------------------- evaluate
 
     def evaluate(self, variant: str, seed: int) -> None:
-        """Run the evaluations of one SAE that have no result yet; a failure stops only itself."""
-        folder = self._sae_dir(variant, seed).resolve()  # SAEBench runs in a folder of its own
+        """Run the evaluations of one SAE that have no result yet."""
+        folder = self._sae_dir(variant, seed).resolve()  # SAEBench changes the working directory
         context = EvalContext(
             bench=self.bench,
             load=lambda: SAE.load_from_disk(folder, self.bench.device),
@@ -204,7 +207,7 @@ class Comparison:
 
     @cached_property
     def bench(self) -> Workbench:
-        """The model and corpora all SAEs are judged on."""
+        """The model and the corpora on which all SAEs are judged."""
         assert self.prepared is not None
         return workbench(self.experiment.runner, self.prepared, self.root / "cache")
 
@@ -220,7 +223,7 @@ class Comparison:
         return replace(self.experiment.runner, seed=seed, checkpoint_path=checkpoint_path)
 
     def _refuse_other_settings(self) -> None:
-        """An SAE in the folder must be of these settings, or results would be mixed up."""
+        """Refuse SAEs of other settings in the folder, because results would be mixed up."""
         assert self.prepared is not None
         for seed in self.experiment.seeds:
             for variant, changes in self.experiment.variants.items():

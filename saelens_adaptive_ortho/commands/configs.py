@@ -1,6 +1,6 @@
-"""``adaptive-ortho config``: the shipped configs, found by name, listed, copied.
+"""``adaptive-ortho config``: list, find and copy the shipped configs.
 
-They are in ``configs/`` of the repository; a wheel carries them inside the package.
+The repository has them in ``configs/``, and a wheel has them inside the package.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The files of the shipped configs by name, in the order of their names."""
+    """The files of the shipped configs by name, sorted by name."""
     inside = PACKAGE / "configs"
-    folder = inside if inside.is_dir() else PACKAGE.parent / "configs"  # wheel, else repository
+    folder = inside if inside.is_dir() else PACKAGE.parent / "configs"  # in a wheel: inside
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def described_configs() -> dict[str, str]:
-    """The first line of each shipped config, a comment, by name."""
+    """The first line of each shipped config (a comment), by name."""
     return {
         name: path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
         for name, path in shipped_configs().items()
@@ -34,12 +34,12 @@ def described_configs() -> dict[str, str]:
 
 
 def find_config(path: str | Path) -> Path:
-    """The file a command was given, or the shipped config of that name.
+    """The file ``path``, or the shipped config of that name.
 
-    A file of that name comes first. Only a bare name (``demo``) stands for a shipped config.
+    An existing file takes precedence. Only a bare name (``demo``) stands for a shipped config.
 
     Raises:
-        ConfigError: there is no such file, and it is called as a shipped config is.
+        ConfigError: the file does not exist, and has the name of a shipped config.
     """
     path = Path(path)
     if path.is_file():
@@ -54,17 +54,19 @@ def find_config(path: str | Path) -> Path:
             f"no such file. `adaptive-ortho config copy {path.stem}` writes {path.stem}.yaml, "
             f"which ships with the package; the bare name {path.stem} stands for it.",
         )
-    return path  # reading it says what is wrong
+    return path  # reading it will raise the right error
 
 
 def copy_config(name: str, dest: str | Path = ".") -> list[Path]:
-    """Copy a shipped config and the files it ``extends`` into a folder; returns their paths.
+    """Copy a shipped config, and the files that it ``extends``, into a folder.
 
-    A file that it extends may be there already, if it is the same.
+    A file that it extends may exist in the folder already, if its content is the same.
+
+    Returns:
+        The paths of the files.
 
     Raises:
-        ConfigError: an unknown name (with the nearest known one), or a file is in the way;
-            nothing is written then.
+        ConfigError: the name is unknown, or a file is in the way. Nothing is written then.
         StorageError: a file could not be written.
     """
     shipped = shipped_configs()
@@ -103,16 +105,16 @@ def _with_extended(path: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class ListOptions:
-    """There are none."""
+    """This command has no options."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CopyOptions:
-    """What is copied where.
+    """The config to copy, and the folder.
 
     Args:
-        name: e.g. demo.
-        dest: the folder; by default this one.
+        name: name of a shipped config, e.g. demo.
+        dest: folder for the copy; by default the working directory.
     """
 
     name: str = field(metadata={"positional": "NAME"})
@@ -120,7 +122,7 @@ class CopyOptions:
 
 
 def run_list(_: ListOptions) -> int:
-    """Print name and first line of each config."""
+    """Print the name and the first line of each config."""
     described = described_configs()
     width = max(map(len, described))
     for name, text in described.items():
@@ -129,7 +131,7 @@ def run_list(_: ListOptions) -> int:
 
 
 def run_copy(options: CopyOptions) -> int:
-    """Copy, and print what was written."""
+    """Copy the config, and print the paths of the files."""
     for path in copy_config(options.name, options.dest):
         print(path)
     return 0
@@ -137,9 +139,9 @@ def run_copy(options: CopyOptions) -> int:
 
 COMMAND = Command(
     name="config",
-    help="List the configs that ship with the package, or copy one with the files it extends.",
+    help="List the configs that ship with the package, or copy one with the files that it extends.",
     commands=(
-        Command("list", "Name and first line of each.", ListOptions, run_list),
-        Command("copy", "Write NAME.yaml and the files it extends.", CopyOptions, run_copy),
+        Command("list", "Show the name and the first line of each.", ListOptions, run_list),
+        Command("copy", "Write NAME.yaml and the files that it extends.", CopyOptions, run_copy),
     ),
 )

@@ -1,6 +1,6 @@
-"""``adaptive-ortho evaluations``: what SAEs can be judged by, with settings, defaults and needs.
+"""``adaptive-ortho evaluations``: list the evaluations with their settings, defaults and needs.
 
-All of it is told by the evaluation objects, those of other packages included.
+All texts come from the evaluation objects, including those of other packages.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from saelens_adaptive_ortho.settings import check_one_of
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationsOptions:
-    """Which one.
+    """The evaluation to show.
 
     Args:
-        name: an evaluation, to see what its settings mean.
+        name: name of an evaluation; shows what its settings mean.
     """
 
     name: str | None = field(default=None, metadata={"positional": "NAME"})
 
 
 def run(options: EvaluationsOptions) -> int:
-    """Print the list, or all about one evaluation."""
+    """Print the list of evaluations, or all information about one."""
     known = runnable()
     if options.name is None:
         print("\n\n".join(_short(e) for e in known.values()))
@@ -38,7 +38,7 @@ def run(options: EvaluationsOptions) -> int:
 
 
 def titles() -> str:
-    """A line for each evaluation: its name and its title."""
+    """A line with name and title for each evaluation."""
     known = runnable()
     width = max(map(len, known))
     return "\n".join(f"  {e.name:<{width}}  {e.title}" for e in known.values())
@@ -79,7 +79,7 @@ def _needs(evaluation: Evaluation) -> str:
 
 
 def _defaults(evaluation: Evaluation) -> dict[str, str]:
-    """The settings and their defaults, as YAML reads them."""
+    """The settings and their defaults, in YAML."""
     if evaluation.settings is None:
         return {}
     found: dict[str, str] = {}

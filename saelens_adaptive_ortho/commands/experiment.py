@@ -1,4 +1,4 @@
-"""One experiment, one strict YAML file: a runner config, and the variants, seeds and evals."""
+"""An experiment is one strict YAML file: a runner config with variants, seeds and evaluations."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ DEFAULT_VARIANTS: dict[str, dict[str, Any]] = {
 DEFAULT_EVALS = {"core": {}, "subspace": {}}
 EXPERIMENT_KEYS = ("variants", "seeds", "evals")
 SEEDS = Annotated[list[NonNegativeInt], Field(min_length=1, examples=[[0, 1, 2]])]
-MERGED_KEYS = ("sae", "logger")  # where a file that extends another changes single fields
+MERGED_KEYS = ("sae", "logger")  # an extending file may change single fields of these
 
 
 @dataclass
 class Experiment:
-    """What ``adaptive-ortho compare`` runs.
+    """An experiment, as ``adaptive-ortho compare`` runs it.
 
     Args:
-        runner: model, corpora, training and the SAE all variants start from.
+        runner: model, corpora, training, and the SAE config that all variants start from.
         variants: changes to the ``sae`` fields, by variant name.
-        seeds: each variant is trained once per seed; variants of a seed share initial weights
-            and activation stream.
-        evals: settings by evaluation name.
-        name: of the experiment (the file's stem).
+        seeds: each variant is trained once per seed. All variants of a seed share the initial
+            weights and the stream of activations.
+        evals: settings of the evaluations, by name.
+        name: name of the experiment (the stem of the file's name).
     """
 
     runner: AdaptiveOrthoRunnerConfig
@@ -64,19 +64,19 @@ class Experiment:
 
 @dataclass
 class NoSettings:
-    """Of an evaluation that has none."""
+    """The settings of an evaluation without settings."""
 
 
 def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
-    """Read a YAML file and those it extends, apply ``key=value`` overrides, validate all.
+    """Read a YAML file and the files that it extends, apply overrides, and validate the result.
 
     Args:
-        path: of the file, or the bare name of a config that ships with the package.
-        overrides: ``key=value`` texts.
+        path: path of the file, or the bare name of a config that ships with the package.
+        overrides: texts of the form ``key=value``.
 
     Raises:
-        ConfigError: unreadable file, malformed YAML, unknown key (with the nearest known one),
-            wrong type or value.
+        ConfigError: the file cannot be read, the YAML is malformed, a key is unknown, or a type or
+            value is wrong.
     """
     path = find_config(path)
     tree = read_tree(path)
@@ -86,19 +86,19 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:
-    """A file's settings laid over those of the file it ``extends``, not validated yet.
+    """The settings of a file, merged into those of the file that it ``extends``, not validated.
 
     Raises:
-        ConfigError: unreadable file, malformed YAML, a file that extends itself.
+        ConfigError: a file cannot be read, its YAML is malformed, or it extends itself.
     """
     return _read_tree(Path(path), ())
 
 
 def lay_over(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The settings of ``tree`` with those of ``changes`` in their place.
+    """The settings of ``tree``, overridden by those of ``changes``.
 
-    ``sae`` and ``logger`` are merged field by field; any other setting is replaced whole (a list
-    of variants, or a corpus, is one thing).
+    ``sae`` and ``logger`` are merged field by field. Any other setting is replaced as a whole, such
+    as the variants or a corpus.
     """
     merged = {
         key: {**tree[key], **changes[key]}
@@ -127,10 +127,10 @@ def _read_tree(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def eval_settings(names: list[str], overrides: list[str]) -> dict[str, dict[str, Any]]:
-    """Settings of the named evaluations, with ``eval.field=value`` overrides.
+    """Settings of the named evaluations, with overrides of the form ``eval.field=value``.
 
     Raises:
-        ConfigError: an unknown evaluation or field, or a value of the wrong type.
+        ConfigError: an evaluation or a field is unknown, or a value has the wrong type.
     """
     tree: dict[str, Any] = {name.strip(): {} for name in names}
     for override in overrides:
@@ -141,10 +141,10 @@ def eval_settings(names: list[str], overrides: list[str]) -> dict[str, dict[str,
 
 
 def build_experiment(tree: dict[str, Any], name: str = "experiment") -> Experiment:
-    """Validate a tree of settings and build the experiment.
+    """Validate a tree of settings, and build the experiment.
 
     Raises:
-        ConfigError: naming field, value and remedy.
+        ConfigError: a setting cannot work. The message names field, value and remedy.
     """
     tree = dict(tree)
     runner_fields = init_fields(AdaptiveOrthoRunnerConfig)
@@ -178,7 +178,7 @@ def _build_runner(tree: dict[str, Any]) -> AdaptiveOrthoRunnerConfig:
         "sae": sae_cfg,
         "logger": parse(LoggingConfig, {"log_to_wandb": False, **logger}, "logger."),
     }
-    for key in ("model_name", "hook_name"):  # SAELens's defaults are of its own example
+    for key in ("model_name", "hook_name"):  # SAELens's defaults belong to its own example
         if not tree.get(key):
             raise reject(key, tree.get(key), "must be given.")
     if isinstance(tree.get("seqpos_slice"), list):
@@ -234,11 +234,11 @@ def _check_variants(variants: object, runner: AdaptiveOrthoRunnerConfig) -> None
 def _check_evals(
     evals: object, where: str = "evals", prefix: str = "evals."
 ) -> dict[str, dict[str, Any]]:
-    """Settings by evaluation.
+    """Check the settings of the evaluations, and return them by name.
 
     Args:
-        where: the setting that lists evaluations, for errors.
-        prefix: what comes before the name of an evaluation where its settings are set.
+        where: name of the setting that lists evaluations, for error messages.
+        prefix: text before an evaluation's name in error messages about its settings.
     """
     known = runnable()
     if not isinstance(evals, (list, dict)):

@@ -1,4 +1,4 @@
-"""``adaptive-ortho eval``: judge finished SAEs, wherever they come from, side by side."""
+"""``adaptive-ortho eval``: judge finished SAEs side by side, from folders or from the hub."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from saelens_adaptive_ortho.judging.options import JudgingOptions
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(JudgingOptions):
-    """Which evaluations run.
+    """The SAEs, and the evaluations to run.
 
     Args:
-        evals: names of evaluations with commas between, e.g. core,unlearning; see the list below.
-        set: a setting of an evaluation, e.g. --set core.n_contexts=64.
+        evals: names of evaluations, separated by commas, e.g. core,unlearning; see the list below.
+        set: set a field of an evaluation, e.g. --set core.n_contexts=64.
     """
 
     evals: str = field(default="core", metadata={"metavar": "NAMES"})
@@ -23,7 +23,7 @@ class EvalOptions(JudgingOptions):
 
 
 def run(options: EvalOptions) -> int:
-    """Judge, write the report and show its table."""
+    """Judge the SAEs, write the report and show its table."""
     from rich.console import Console
 
     from saelens_adaptive_ortho.commands.suite import run_suite

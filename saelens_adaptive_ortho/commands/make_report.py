@@ -1,4 +1,4 @@
-"""``adaptive-ortho report``: write the report of a run folder afresh, and show its table."""
+"""``adaptive-ortho report``: write the report of a run folder again, and show its table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from saelens_adaptive_ortho.commands.options import Command, say
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Which run.
+    """The run.
 
     Args:
         run_dir: a run folder.
@@ -37,7 +37,7 @@ def run(options: ReportOptions) -> int:
 
 COMMAND = Command(
     name="report",
-    help="Write the report of a run folder afresh, and show its table.",
+    help="Write the report of a run folder again, and show its table.",
     options=ReportOptions,
     run=run,
 )

@@ -1,15 +1,15 @@
-"""A command is an object: its name, its options, and what runs it.
+"""A command is an object with a name, options, and a function that runs it.
 
-Options are a dataclass. A field is an option of the same name (``context_size`` is
-``--context-size``); its type, its default and its help (the ``Args:`` of the class's docstring)
-come from the dataclass alone. Metadata of a field:
+The options are a dataclass. Each field is an option of the same name: ``context_size`` is
+``--context-size``. The dataclass alone gives its type, its default, and its help (the ``Args:`` of
+the docstring). A field may have this metadata:
 
-- ``positional``: an argument without a flag; the value is its name in the usage line
-- ``metavar``: the name of the value in the usage line
+- ``positional``: the option is an argument without a flag; the value is its name in the usage line
+- ``metavar``: the name of the option's value in the usage line
 
-Bounds stand in the annotation, as everywhere (``settings``).
+Bounds are part of the annotation, as in all settings (``settings``).
 
-Nothing here loads torch: a command imports what it needs when it runs.
+This module does not load torch. A command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Command:
     """A command of the command line.
 
     Args:
-        name: as it is typed.
-        help: a sentence.
-        options: dataclass of its options.
-        run: does the work; returns the exit status.
-        resume: what a user can do after an interruption.
-        more: text below the options in its help.
-        commands: commands of its own, instead of options and ``run``.
+        name: name on the command line.
+        help: a sentence for the help.
+        options: dataclass of the command's options.
+        run: function that does the work and returns the exit status.
+        resume: advice for the user after an interruption.
+        more: function that returns a text for the end of the help.
+        commands: subcommands, instead of options and ``run``.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Command:
 
 
 class Parser(argparse.ArgumentParser):
-    """One line for an error, with the nearest option; text of the help that is made on demand."""
+    """A parser with one-line errors that suggest the nearest option, and a lazy end of the help."""
 
     def __init__(self, *args: Any, more: Callable[[], str] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, formatter_class=_Formatter, **kwargs)
@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Any = None, namespace: Any = None
     ) -> Any:
-        # Here and not in the parser above: only this one knows what is near.
+        # The parent parser would report the error, but only this parser knows the near options.
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unknown: {' '.join(unknown)}.{self._nearest(unknown)}")
@@ -91,7 +91,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def build_parser(prog: str, description: str, commands: Sequence[Command]) -> Parser:
-    """The parser of all commands; ``namespace.command`` is what was chosen."""
+    """The parser of all commands. It stores the chosen command as ``namespace.command``."""
     parser = Parser(prog=prog, description=description)
     _add_commands(parser, commands)
     return parser
@@ -111,10 +111,10 @@ def _add_commands(parser: Parser, commands: Sequence[Command]) -> None:
 
 
 def run(command: Command, namespace: argparse.Namespace) -> int:
-    """Run a command with the options that were given.
+    """Run a command with the given options.
 
     Raises:
-        ConfigError: an option that cannot work.
+        ConfigError: an option cannot work.
     """
     assert command.run is not None
     assert command.options is not None
@@ -123,7 +123,7 @@ def run(command: Command, namespace: argparse.Namespace) -> int:
 
 
 def add_options(parser: argparse.ArgumentParser, options: type) -> None:
-    """An option of the parser for each field of a dataclass."""
+    """Add an option to the parser for each field of a dataclass."""
     hints = typing.get_type_hints(options)
     texts = field_help(options)
     for f in fields(options):
@@ -156,7 +156,7 @@ def add_options(parser: argparse.ArgumentParser, options: type) -> None:
 
 
 def _kind(hint: Any) -> tuple[type, bool]:
-    """The type of one value of an option, and whether there may be several."""
+    """The type of an option's value, and whether the option may have several values."""
     if get_origin(hint) is list:
         return get_args(hint)[0], True
     kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
@@ -166,7 +166,7 @@ def _kind(hint: Any) -> tuple[type, bool]:
 
 
 def field_help(cls: type) -> dict[str, str]:
-    """What the docstrings of a dataclass and its bases say about each field, under ``Args:``."""
+    """The help of each field, from the ``Args:`` of a dataclass's docstring and of its bases."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base) or not base.__doc__:
@@ -179,7 +179,7 @@ def field_help(cls: type) -> dict[str, str]:
 
 
 def paragraphs(text: str, indent: int, width: int = 96) -> str:
-    """A text as lines that are indented from the second one on."""
+    """``text``, wrapped; all lines but the first one are indented."""
     return textwrap.fill(" ".join(text.split()), width, subsequent_indent=" " * indent)
 
 

@@ -1,4 +1,4 @@
-"""``adaptive-ortho penalties``: penalties and affinities, with those of installed packages."""
+"""``adaptive-ortho penalties``: list the penalties and affinities of all installed packages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from saelens_adaptive_ortho.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class PenaltiesOptions:
-    """There are none."""
+    """This command has no options."""
 
 
 def run(_: PenaltiesOptions) -> int:
@@ -23,14 +23,14 @@ def run(_: PenaltiesOptions) -> int:
         for name in table.names():
             try:
                 print(f"  {name:<16}{table.find(field, name).help}")
-            except ConfigError as error:  # of one package; the others are listed all the same
+            except ConfigError as error:  # one broken package must not hide the others
                 print(f"  {name:<16}cannot be used: {error}")
     return 0
 
 
 COMMAND = Command(
     name="penalties",
-    help="List penalties and affinities, those of installed packages included.",
+    help="List penalties and affinities, including those of other installed packages.",
     options=PenaltiesOptions,
     run=run,
 )

@@ -17,7 +17,7 @@ def run(argv: list[str]) -> int:
     sys.argv = ["adaptive-ortho sae-lens", *argv]
     try:
         with warnings.catch_warnings():
-            # runpy warns that the module is imported already; it is run afresh, as meant.
+            # runpy warns that the module is already imported. We run it again on purpose.
             warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
             runpy.run_module("sae_lens.llm_sae_training_runner", run_name="__main__")
     finally:
@@ -25,7 +25,7 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-#: For the help alone: what follows the name is parsed by SAELens.
+#: This object serves the help only. SAELens parses the arguments after the name.
 COMMAND = Command(
     name="sae-lens",
     help="SAELens's own training command line, with this package's architectures registered.",

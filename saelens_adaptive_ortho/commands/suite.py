@@ -1,4 +1,4 @@
-"""The work of ``adaptive-ortho eval``: every evaluation on every SAE, then the report."""
+"""The work of ``adaptive-ortho eval``: run every evaluation on every SAE, then write the report."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from saelens_adaptive_ortho.results import Result, load_results
 
 
 def run_suite(options: EvalOptions, say: Callable[[str], None] = print) -> list[Result]:
-    """Run every evaluation on every SAE that has no result yet, and write the report.
+    """Run each evaluation on each SAE, unless it has a result already, and write the report.
 
     Raises:
-        ConfigError: a setting that cannot work, before any evaluation starts.
-        StorageError: something could not be written; what was finished before survives.
+        ConfigError: a setting cannot work. This is checked before any evaluation starts.
+        StorageError: a file could not be written. Results finished before are intact.
     """
     evals = eval_settings(options.evals.split(","), options.set)
     subjects = named_subjects(options.saes)

@@ -1,4 +1,4 @@
-"""``adaptive-ortho synth``: one SAE on a synthetic world, and what it found of the truth."""
+"""``adaptive-ortho synth``: train one SAE on a synthetic world, and measure what it found."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from saelens_adaptive_ortho.settings import check_fields
 
 @dataclass(frozen=True, kw_only=True)
 class SynthOptions:
-    """A world, an SAE, and where the metrics go.
+    """The world, the SAE, and the output file.
 
     Args:
-        world: hierarchy, cluster, domains, synthsaebench16k.
-        json: file for the metrics.
-        base: standard, topk, batchtopk, jumprelu, matryoshka_batchtopk.
-        mode: off, gram, fixed, adaptive, or a penalty of an installed package.
+        world: name of the world: hierarchy, cluster, domains, or synthsaebench16k.
+        json: output file for the metrics.
+        base: architecture: standard, topk, batchtopk, jumprelu, or matryoshka_batchtopk.
+        mode: penalty: off, gram, fixed, adaptive, or a penalty of another installed package.
         alpha: ortho_alpha, the sharing allowed.
         coefficient: ortho_coefficient, lambda.
-        seed: of weights and order of samples.
-        world_seed: of the world and its samples.
-        scale: divide synthsaebench16k by this.
-        cache: folder of sample pools, drawn once each.
-        checkpoint_every: steps from one checkpoint to the next.
-        set: a field of the SAE, or world.FIELD, train.FIELD, pool.FIELD, e.g. --set k=8
+        seed: seed of the initial weights and of the order of samples.
+        world_seed: seed of the world and its samples.
+        scale: divide the sizes of synthsaebench16k by this number.
+        cache: folder of sample pools; each pool is drawn once.
+        checkpoint_every: number of steps between checkpoints.
+        set: set a field of the SAE, or world.FIELD, train.FIELD, pool.FIELD, e.g. --set k=8
             --set ortho_affinity=overlap --set world.cosine=.6 --set train.steps=1000.
     """
 
@@ -50,7 +50,7 @@ class SynthOptions:
 
 
 def run(options: SynthOptions) -> int:
-    """Train, measure, write the metrics and show them."""
+    """Train the SAE, measure it, write the metrics and show them."""
     from rich.console import Console
     from rich.table import Table
 
@@ -76,10 +76,10 @@ def run(options: SynthOptions) -> int:
 
 
 def _settings(options: SynthOptions, parse: Any) -> dict[str, Any]:
-    """The tree of settings: those of ``--set``, and over them those with an option of their own."""
+    """The tree of settings of ``--set``, overridden by settings with their own option."""
     settings: dict[str, Any] = parse(options.set)
-    own = {"ortho_alpha": options.alpha, "ortho_coefficient": options.coefficient}
-    settings |= {name: value for name, value in own.items() if value is not None}
+    by_option = {"ortho_alpha": options.alpha, "ortho_coefficient": options.coefficient}
+    settings |= {name: value for name, value in by_option.items() if value is not None}
     for name, value in (("seed", options.world_seed), ("scale", options.scale)):
         if value is not None:
             settings.setdefault("world", {})[name] = value
@@ -88,7 +88,7 @@ def _settings(options: SynthOptions, parse: Any) -> dict[str, Any]:
 
 COMMAND = Command(
     name="synth",
-    help="Train one SAE on a synthetic world and measure what it found of the true features.",
+    help="Train one SAE on a synthetic world, and measure how well it finds the true features.",
     options=SynthOptions,
     run=run,
     resume="The same command continues at the last checkpoint, if there is one.",

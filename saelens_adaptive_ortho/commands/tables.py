@@ -11,11 +11,11 @@ from saelens_adaptive_ortho.commands.options import Command
 
 @dataclass(frozen=True, kw_only=True)
 class TablesOptions:
-    """Which file.
+    """The markdown file.
 
     Args:
-        markdown: e.g. README.md.
-        check: only say whether the tables are up to date.
+        markdown: a markdown file, e.g. README.md.
+        check: only check whether the tables are up to date; write nothing.
     """
 
     markdown: Path = field(metadata={"positional": "MARKDOWN"})
@@ -23,7 +23,7 @@ class TablesOptions:
 
 
 def run(options: TablesOptions) -> int:
-    """Write the tables, or say that they are not those of the results."""
+    """Write the tables, or check whether they match the results."""
     from saelens_adaptive_ortho.report.markdown import update_tables
 
     path = options.markdown

@@ -1,4 +1,7 @@
-"""Embedded demo: a tiny language model and a two-domain corpus, made by ``build.py``."""
+"""Embedded demo: a tiny language model and a corpus with two domains.
+
+``tools/build_demo.py`` makes the files.
+"""
 
 from pathlib import Path
 from typing import Final

@@ -1,9 +1,9 @@
-"""A small invented world, told in plain English sentences and multiple-choice questions.
+"""A small invented world, described in plain English sentences and multiple-choice questions.
 
 The forget domain is about invented harmful organisms. The retain domain has six everyday
 topics. Both domains share sentence frames, question frames and most value words (colours,
-places, foods, animals, symptoms), so a word alone rarely tells which domain a passage is from.
-Everything is a function of the seed; only the standard library is used.
+places, foods, animals, symptoms), so a single word rarely reveals the domain of a passage.
+Everything depends only on the seed. This module needs only the standard library.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ POOLS: Final[dict[str, tuple[str, ...]]] = {
 class Attribute:
     """One relation of a topic: its noun, value pool, predicates and question wordings.
 
-    The first wording in ``questions`` is the one asked in the question file.
+    The question file uses the first wording in ``questions``.
     """
 
     noun: str
@@ -63,7 +63,7 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Topic:
-    """A kind of invented thing, how to refer to it, and what can be said about it."""
+    """A kind of invented thing: the ways to refer to it, and its attributes."""
 
     name: str
     domain: Domain
@@ -77,7 +77,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Entity:
-    """An invented thing: the text that refers to it, its name, one value per attribute noun."""
+    """An invented thing: the text that refers to it, its name, and one value per attribute noun."""
 
     topic: Topic
     subject: str
@@ -359,7 +359,7 @@ def _capitalise(text: str) -> str:
 
 
 def _invent(rng: random.Random, taken: set[str]) -> str:
-    """Return a new two-syllable name; names in all topics come from the same syllables."""
+    """Return a new two-syllable name. All topics use the same syllables."""
     while True:
         name = "".join(
             (rng.choice(_ONSETS), rng.choice(_VOWELS), rng.choice(_ONSETS), rng.choice(_VOWELS))
@@ -400,7 +400,7 @@ class World:
         ]
 
     def passages(self, domain: Domain, count: int, stream: str = "corpus") -> list[str]:
-        """Return ``count`` passages of a domain; different ``stream`` names are independent."""
+        """Return ``count`` passages of a domain. Streams with different names are independent."""
         rng = random.Random(f"{stream}-{domain}-{self.seed}")
         entities = self.of(domain)
         return [passage(entities, rng) for _ in range(count)]
@@ -426,7 +426,7 @@ def _noun_phrases(entity: Entity, attribute: Attribute, rng: random.Random) -> d
 
 
 def sentence(entity: Entity, attribute: Attribute, rng: random.Random, pronoun: bool) -> str:
-    """State one fact in a random frame; with ``pronoun`` the entity is not named."""
+    """Write one fact in a random frame; with ``pronoun``, a pronoun replaces the entity's name."""
     subject = entity.topic.pronoun if pronoun else entity.subject
     frame = rng.choice(PRONOUN_FRAMES if pronoun else FRAMES)
     parts = _noun_phrases(entity, attribute, rng)
@@ -459,9 +459,9 @@ def ask(
 
 
 def format_prompt(question: str, choices: Sequence[str], topic: str | None = None) -> str:
-    """Write a question in the usual style; the next token is the letter with a space before.
+    """Write a question in the usual style. The answer is the next token: a space and the letter.
 
-    With ``topic`` the usual one-line header comes first.
+    With ``topic``, the usual one-line header comes first.
     """
     lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True)]
     header = HEADER.format(topic=topic) if topic else ""
@@ -469,7 +469,7 @@ def format_prompt(question: str, choices: Sequence[str], topic: str | None = Non
 
 
 def quiz_text(question: Question, header: bool) -> str:
-    """Write a question together with the letter of its answer."""
+    """Write a question and the letter of its answer."""
     topic = question.topic if header else None
     prompt = format_prompt(question.question, question.choices, topic)
     return f"{prompt} {LETTERS[question.answer]}"
@@ -494,7 +494,7 @@ def prose(entities: Sequence[Entity], rng: random.Random) -> str:
             else:
                 sentences.append(sentence(entity, attribute, rng, False))
     if rng.random() < 0.4:
-        # A filler stands after the first sentence at the earliest, as it refers back.
+        # A filler refers back, so it cannot be the first sentence.
         sentences.insert(rng.randint(1, len(sentences)), rng.choice(FILLERS))
     return " ".join(sentences)
 
@@ -523,7 +523,7 @@ def passage(
     rng: random.Random,
     shares: tuple[float, float] = (0.65, 0.10),
 ) -> str:
-    """Write one passage; ``shares`` are those of prose and of dialogue, the rest is quiz."""
+    """Write one passage. ``shares`` are the shares of prose and of dialogue; the rest is quiz."""
     draw = rng.random()
     if draw < shares[0]:
         return prose(entities, rng)
@@ -535,8 +535,9 @@ def passage(
 def probing_passage(entities: Sequence[Entity], rng: random.Random) -> str:
     """Write three or four facts about things of one topic, without the word for their kind.
 
-    "Tegrak" stands for "the town of Tegrak" and "the kogan" for "the kogan flower", so no single
-    word gives the topic away: one has to know the names, or to understand what is said.
+    The text says "Tegrak" instead of "the town of Tegrak", and "the kogan" instead of "the kogan
+    flower". So no single word reveals the topic. A reader must know the names or understand the
+    sentences.
     """
     sentences: list[str] = []
     for _ in range(rng.randint(3, 4)):
@@ -546,7 +547,7 @@ def probing_passage(entities: Sequence[Entity], rng: random.Random) -> str:
         )
         attribute = rng.choice(entity.topic.attributes)
         text = sentence(bare, attribute, rng, False)
-        # No text of the corpus begins with a name, and the model has no word for one there.
+        # No corpus text begins with a name, so the tokenizer has no token for a name at the start.
         while not sentences and text.startswith(entity.name):
             text = sentence(bare, attribute, rng, False)
         sentences.append(text)
@@ -570,7 +571,7 @@ def probing_records(world: World, count: int = PROBING_PER_TOPIC) -> list[dict[s
 
 
 def question_record(question: Question) -> dict[str, object]:
-    """Return the JSON object of a question as it stands in the question file."""
+    """Return the JSON object of a question in the question file."""
     return {
         "domain": question.domain,
         "topic": question.topic,

@@ -1,8 +1,8 @@
-"""The table of evaluations: one file each, and those of other packages by entry point.
+"""The table of evaluations: built-in ones, and those that other packages register.
 
-To add one: a file here with its settings and its :class:`Evaluation`, a module in ``judging/``
-with ``run``, and a name in :data:`BUILT_IN`. Another package registers its object in the
-entry-point group ``saelens_adaptive_ortho.evaluations``.
+A new evaluation needs a file here with its settings and its :class:`Evaluation`, a module in
+``judging/`` with ``run``, and a line in :data:`BUILT_IN`. Another package registers its object in
+the entry-point group ``saelens_adaptive_ortho.evaluations``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 GROUP = "saelens_adaptive_ortho.evaluations"
 
-#: In the order of the report.
+#: The built-in evaluations, in the order of the report.
 BUILT_IN: tuple[Evaluation, ...] = (
     CORE,
     SUBSPACE,
@@ -55,23 +55,23 @@ TABLE = Table(Evaluation, GROUP, BUILT_IN)
 
 
 def every() -> dict[str, Evaluation]:
-    """All evaluations by name: the built-in ones in order, then those of other packages."""
+    """All evaluations by name: first the built-in ones, then those of other packages."""
     return TABLE.every()
 
 
 def runnable() -> dict[str, Evaluation]:
-    """Those that judge a finished SAE."""
+    """The evaluations that judge a finished SAE."""
     return {name: e for name, e in every().items() if e.module}
 
 
 def evaluation(name: str) -> Evaluation:
-    """The evaluation ``name``; an unknown one gets a title, and no metrics, and no verdict."""
+    """The evaluation ``name``. An unknown one gets a title, but no metrics and no verdict."""
     words = name.replace("_", " ")
     return every().get(name) or Evaluation(name, words[:1].upper() + words[1:])
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """The distinct ``names``: known ones in the table's order, then others sorted."""
+    """The distinct ``names``: known ones in the table's order, then others sorted by name."""
     present, known = set(names), every()
     return [n for n in known if n in present] + sorted(present - set(known))
 

@@ -1,4 +1,4 @@
-"""Absorption: how often a general latent is silent where a specific one fires."""
+"""Absorption: how often a general latent is silent where a specific latent fires."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Settings:
     """SAEBench absorption.
 
     Args:
-        prompt_template: what is asked about a word.
-        min_letters: so many letters must have a good probe on the model's activations.
-        min_probe_f1: a probe is good if its F1 on held-out words is above this.
-        max_k: latents that a letter may be split over, at most.
+        prompt_template: prompt with the question about a word.
+        min_letters: minimum number of letters with a good probe on the model's activations.
+        min_probe_f1: a probe is good if its F1 on held-out words is above this value.
+        max_k: maximum number of latents that a letter may be split over.
         llm_batch_size: prompts per forward pass.
     """
 

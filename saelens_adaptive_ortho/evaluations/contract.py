@@ -1,7 +1,7 @@
-"""What an evaluation is: its name, help text, settings, needs, metrics and figures, in one object.
+"""An evaluation is one object with its name, help, settings, needs, metrics and figures.
 
-The object says what is measured and how it is shown; ``module`` measures it. So the report and the
-command line know every evaluation without torch.
+The object describes what is measured and how the report shows it. Its ``module`` measures it, and
+is imported only then. So the report and the command line know every evaluation without torch.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Literal, NamedTuple
 
 Direction = Literal["higher", "lower"]
 
-SEED = 42  # of every evaluation; SAEBench's own default
+SEED = 42  # seed of every evaluation; SAEBench's own default
 AUTO = "auto"  # a source of data that depends on the model
 SAE_BENCH = ("sae_bench",)
-EXTRAS = {"sae_bench": "'saelens-adaptive-ortho[bench]'"}  # what installs a package
+EXTRAS = {"sae_bench": "'saelens-adaptive-ortho[bench]'"}  # what `pip install` needs
 DOMAINS = ("pooled", "forget", "retain")
 FIGURES = "saelens_adaptive_ortho.report.figures"
 ABLATION_CAVEAT = (
@@ -26,12 +26,12 @@ ABLATION_CAVEAT = (
 
 
 class Metric(NamedTuple):
-    """How to present a metric.
+    """The presentation of a metric.
 
     Attributes:
-        label: its name in tables.
-        unit: empty for none.
-        direction: which way is better; None where that would be a matter of taste.
+        label: name of the metric in tables.
+        unit: unit of the metric; empty if it has none.
+        direction: which values are better; None if neither direction is clearly better.
     """
 
     label: str
@@ -44,11 +44,12 @@ class Figure:
     """A figure of an evaluation's section in the report.
 
     Args:
-        name: of its file.
-        heading: above it.
-        caption: what it shows and how to read it.
-        draw: ``module:function``, called with a ``report.figures.section.Section``; it returns a
-            matplotlib figure, or None where there is nothing to draw.
+        name: name of the figure's file.
+        heading: heading above the figure.
+        caption: what the figure shows and how to read it.
+        draw: ``module:function`` that draws the figure. It gets a
+            ``report.figures.section.Section``, and returns a matplotlib figure, or None if there
+            is nothing to draw.
     """
 
     name: str
@@ -59,25 +60,26 @@ class Figure:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation. Metric names are without the prefix ``{name}/``.
+    """An evaluation. Metric names here have no prefix ``{name}/``.
 
     Args:
-        name: as in configs and result files.
-        title: heading of its section.
-        description: what it measures, in a sentence.
-        settings: dataclass of its settings.
-        module: has ``run(context, settings) -> Outcome`` (see ``judging.contract``); imported
-            when the evaluation runs. Empty for results that the training writes.
-        version: raised when its numbers change meaning, so that old results are made again.
+        name: name in configs and result files.
+        title: heading of the evaluation's section in the report.
+        description: one sentence on what the evaluation measures.
+        settings: dataclass of the evaluation's settings.
+        module: name of the module with ``run(context, settings) -> Outcome`` (see
+            ``judging.contract``). It is imported when the evaluation runs. Empty for results that
+            the training writes.
+        version: raise it when the numbers change meaning; then old results are computed again.
         needs: packages that must be installed, such as those of an extra.
-        metrics: by name. A name may be a prefix (``condition_number`` covers every group), and
-            ``{n}`` stands for a number.
-        primary: the metrics its verdict judges, chosen before any result was seen.
-        headline: the metrics that stand in the headline table.
-        glance: the metrics that get a panel in the headline figure.
-        short: put before a metric's label outside the section; empty where the label says enough.
-        caveat: what to know before believing it, where the results themselves say nothing.
-        figures: of its section.
+        metrics: metrics by name. A name may be a prefix (``condition_number`` covers every group),
+            and ``{n}`` in a name stands for a number.
+        primary: metrics that the verdict judges, chosen before any result was seen.
+        headline: metrics in the headline table.
+        glance: metrics with a panel in the headline figure.
+        short: text before a metric's label outside the section; empty if the label is clear alone.
+        caveat: a warning to the reader, if the results themselves do not contain one.
+        figures: figures of the section.
     """
 
     name: str
@@ -101,7 +103,10 @@ class Evaluation:
 
     @property
     def lacks(self) -> str | None:
-        """Why it cannot run here: a package that is not installed, and how to install it."""
+        """The reason why the evaluation cannot run here, or None.
+
+        It names a package that is not installed, and says how to install it.
+        """
         for package in self.needs:
             if importlib.util.find_spec(package) is None:
                 source = EXTRAS.get(package, package)
@@ -110,12 +115,12 @@ class Evaluation:
 
 
 def probing_metrics() -> dict[str, Metric]:
-    """The metrics of the two evaluations by linear probes."""
+    """The metrics of the two evaluations that use linear probes."""
     rows: dict[str, Metric] = {}
     for name, label in (("accuracy", "accuracy"), ("auc", "AUC"), ("f1", "F1")):
         rows[f"sae_top_{{n}}_{name}"] = Metric(f"{label}, k = {{n}}", "", "higher")
         rows[f"sae_{name}"] = Metric(f"{label}, all latents", "", "higher")
-        # Baselines without an SAE are the same for every variant.
+        # Baselines without an SAE have the same value for every variant.
         rows[f"llm_{name}"] = Metric(f"{label} of the residual stream")
         rows[f"llm_top_{{n}}_{name}"] = Metric(f"{label} of {{n}} raw dimensions")
         rows[f"pca_top_{{n}}_{name}"] = Metric(f"{label} of {{n}} principal components")

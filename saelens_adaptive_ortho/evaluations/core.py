@@ -1,4 +1,4 @@
-"""Core: reconstruction, behaviour preserved, sparsity; by corpus and pooled."""
+"""Core: reconstruction, preserved model behaviour and sparsity, per corpus and pooled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Settings:
     """SAEBench core.
 
     Args:
-        n_contexts: at most so many held-out contexts per corpus.
+        n_contexts: maximum number of held-out contexts per corpus.
         batch_size_prompts: contexts per forward pass.
     """
 

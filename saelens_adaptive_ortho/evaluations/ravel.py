@@ -1,4 +1,4 @@
-"""RAVEL: cause and isolation of entity attributes."""
+"""RAVEL: cause and isolation when latents of entity attributes are exchanged."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ class Settings:
     """RAVEL.
 
     Args:
-        source: of entities, their attributes and prompts. ``auto`` takes facts of the demo's
-            world for the demo model and the published data set for others; or name one:
-            ``demo:facts``, ``published``, a directory with RAVEL's four JSON files per entity
-            type.
-        attributes: by entity type, two or more each; by default SAEBench's choice.
-        top_n_entities: entities kept, those that the model knows best.
-        downsample: prompts drawn from all before the model completes them; None for all.
-        num_pairs_per_attribute: pairs of prompts per attribute, at most.
-        num_epochs: over the training pairs, to learn which latents to exchange.
-        learning_rate: of that.
-        n_generated_tokens: an answer is read from so many tokens.
-        llm_batch_size: prompts per pass.
-        seed: of prompts and pairs drawn.
+        source: source of entities, attributes and prompts: ``demo:facts``, ``published``, or a
+            directory with RAVEL's four JSON files per entity type. ``auto`` means ``demo:facts``
+            for the demo model and ``published`` for other models.
+        attributes: attributes by entity type, two or more per type; by default SAEBench's choice.
+        top_n_entities: number of entities kept, the ones that the model knows best.
+        downsample: number of prompts drawn before the model completes them; None uses all.
+        num_pairs_per_attribute: maximum number of prompt pairs per attribute.
+        num_epochs: epochs over the training pairs, for training the mask of exchanged latents.
+        learning_rate: learning rate of the mask training.
+        n_generated_tokens: number of generated tokens that count as the answer.
+        llm_batch_size: prompts per forward pass.
+        seed: seed of the drawn prompts and pairs.
     """
 
     source: str = AUTO

@@ -1,4 +1,4 @@
-"""SAE Probes: the same question on the data sets of the package sae_probes."""
+"""SAE Probes: sparse probing on the data sets of the package sae_probes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from saelens_adaptive_ortho.evaluations.contract import (
     probing_metrics,
 )
 
-# One data set of each kind.
+# The default data sets, one of each kind.
 SUBSET = (
     "24_headline_isiran",  # subject of a headline
     "41_truthqa_tf",  # truth of an answer
@@ -39,13 +39,13 @@ class Settings:
     """sae-probes.
 
     Args:
-        datasets: names as in the package sae_probes, or ``[all]`` for its 113. By default twelve,
-            one of each kind.
-        k_values: numbers of latents a probe may use, of 1, 2, 5, 10, 20, 50, 100.
-        context_length: at most so many tokens of a text, its last ones; never more than the
+        datasets: names of data sets in the package sae_probes, or ``[all]`` for all 113. The
+            default is twelve, one of each kind.
+        k_values: numbers of latents that a probe uses, from 1, 2, 5, 10, 20, 50 and 100.
+        context_length: maximum number of tokens of a text (its last ones are kept), limited by the
             model's context.
         llm_batch_size: texts per forward pass.
-        seed: of the choice of training texts and of every probe.
+        seed: seed of the choice of training texts and of every probe.
     """
 
     datasets: list[str] = field(default_factory=lambda: list(SUBSET))

@@ -1,4 +1,4 @@
-"""Spurious correlation removal: does ablation free a classifier from a bias?"""
+"""Spurious correlation removal: does ablating latents remove the bias of a classifier?"""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Settings:
     """Spurious correlation removal.
 
     Args:
-        source: of texts labelled by two crossed attributes. ``auto`` takes texts about the demo's
-            world for the demo model and SAEBench's two published data sets for a model of the
-            hub; or name one: ``demo:crossed``, ``published``, one published data set, a .jsonl
-            file with the field text and the two in ``columns``.
-        columns: the fields of a .jsonl file with the attributes, of two values each.
-        train_size: training texts of each value; by default 2000 published ones, 300 others.
-        test_size: test texts of each value; by default 500 published ones, 100 others.
-        context_length: tokens of a text that are read, at most.
+        source: source of texts labelled by two crossed attributes: ``demo:crossed``,
+            ``published`` (SAEBench's two data sets), the name of one published data set, or a
+            .jsonl file with the field text and the two fields in ``columns``. ``auto`` means
+            ``demo:crossed`` for the demo model and ``published`` for a hub model.
+        columns: the two fields of a .jsonl file that hold the attributes, with two values each.
+        train_size: training texts per value; by default 2000 for published texts, 300 for others.
+        test_size: test texts per value; by default 500 for published texts, 100 for others.
+        context_length: maximum number of tokens of a text.
         llm_batch_size: texts per forward pass.
-        sae_batch_size: texts encoded at a time.
-        seed: of the texts drawn and of the probes.
+        sae_batch_size: texts that the SAE encodes at a time.
+        seed: seed of the drawn texts and of the probes.
     """
 
     source: str = AUTO

@@ -1,4 +1,4 @@
-"""Sparse probing: how few latents a concept needs."""
+"""Sparse probing: how well a few latents predict a concept."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ class Settings:
     """Sparse probing.
 
     Args:
-        source: of labelled texts. ``auto`` takes the embedded topics for the demo model,
-            SAEBench's published data sets for a model of the hub, and the two corpora for a local
-            model. Or one of them by name: ``demo:probing``, ``published``, ``corpus``; or one
-            published data set; or a .jsonl file with the fields text and label.
-        k_values: numbers of latents a probe may use, of 1, 2, 5, 10, 20, 50, 100.
-        train_size: training texts of each class; by default 2000 published ones, 300 others.
-        test_size: test texts of each class; by default 500 published ones, 200 others.
-        context_length: at most so many tokens of a text; never more than the model sees.
+        source: source of labelled texts: ``demo:probing`` (embedded texts by topic),
+            ``published`` (SAEBench's data sets), the name of one published data set, ``corpus``
+            (the two corpora), or a .jsonl file with the fields text and label. ``auto`` means
+            ``demo:probing`` for the demo model, ``published`` for a hub model, and ``corpus`` for
+            a local model.
+        k_values: numbers of latents that a probe uses, from 1, 2, 5, 10, 20, 50 and 100.
+        train_size: training texts per class; by default 2000 for published texts, 300 for others.
+        test_size: test texts per class; by default 500 for published texts, 200 for others.
+        context_length: maximum number of tokens of a text, limited by the model's context.
         llm_batch_size: texts per forward pass.
-        sae_batch_size: texts encoded at a time.
-        seed: of the choice of texts and of every probe.
+        sae_batch_size: texts that the SAE encodes at a time.
+        seed: seed of the choice of texts and of every probe.
     """
 
     source: str = AUTO

@@ -1,4 +1,4 @@
-"""Subspace: the geometry of decoder directions by group."""
+"""Subspace: the geometry of decoder directions in groups of latents."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ PRIMARY = ("principal_angle/mean_deg", "mean_max_cosine")
 
 @dataclass(frozen=True)
 class Settings:
-    """Geometry of forget, retain and shared groups.
+    """Geometry of the forget, retain and shared groups of latents.
 
     Args:
-        n_contexts: training contexts per corpus in the pass that measures firing rates.
-        domain_ratio: firing-rate ratio from which a latent belongs to one corpus.
-        energy: share of squared singular values a group's subspace keeps for principal angles.
+        n_contexts: training contexts per corpus for measuring firing rates.
+        domain_ratio: a latent belongs to one corpus if its firing rate there is at least this many
+            times the rate on the other corpus.
+        energy: share of the squared singular values that a group's subspace keeps for principal
+            angles.
         batch_size_prompts: contexts per forward pass.
     """
 

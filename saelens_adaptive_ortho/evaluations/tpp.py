@@ -1,4 +1,4 @@
-"""Targeted probe perturbation: causal effect of ablating a class's latents."""
+"""Targeted probe perturbation: the causal effect of ablating the latents of a class."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Settings:
     """Targeted probe perturbation.
 
     Args:
-        source: of labelled texts. ``auto`` takes the embedded topics for the demo model and
-            SAEBench's two published data sets for a model of the hub; or name one:
-            ``demo:probing``, ``published``, one published data set, a .jsonl file with the fields
-            text and label. Three classes are the least.
-        train_size: training texts of each class; by default 2000 published ones, 300 others.
-        test_size: test texts of each class; by default 500 published ones, 100 others.
-        context_length: tokens of a text that are read, at most.
+        source: source of labelled texts with at least three classes: ``demo:probing`` (embedded
+            texts by topic), ``published`` (SAEBench's two data sets), the name of one published
+            data set, or a .jsonl file with the fields text and label. ``auto`` means
+            ``demo:probing`` for the demo model and ``published`` for a hub model.
+        train_size: training texts per class; by default 2000 for published texts, 300 for others.
+        test_size: test texts per class; by default 500 for published texts, 100 for others.
+        context_length: maximum number of tokens of a text.
         llm_batch_size: texts per forward pass.
-        sae_batch_size: texts encoded at a time.
-        seed: of the texts drawn and of the probes.
+        sae_batch_size: texts that the SAE encodes at a time.
+        seed: seed of the drawn texts and of the probes.
     """
 
     source: str = AUTO

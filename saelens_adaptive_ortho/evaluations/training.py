@@ -1,4 +1,4 @@
-"""Training: what it took and where it ended, written by the runner."""
+"""Training: time, tokens and final losses, which the runner writes."""
 
 from __future__ import annotations
 

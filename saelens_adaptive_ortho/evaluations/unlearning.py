@@ -1,4 +1,4 @@
-"""Unlearning: what clamping the forget corpus's latents makes a model forget, and at what cost."""
+"""Unlearning: clamping latents of the forget corpus, what the model forgets, and at what cost."""
 
 from __future__ import annotations
 
@@ -20,22 +20,26 @@ class Settings:
 
     Args:
         questions: multiple-choice questions: ``demo:questions``, ``published`` (WMDP-bio and four
-            MMLU subjects, from the hub), a .jsonl file, or ``none``. ``auto``: those of the demo
-            model, none for another local model, the published ones for a hub model.
-        template: ``plain``, ``chat``, or ``auto`` (chat if the tokenizer has a chat template).
-        model_name: ask another model than the one the SAE was trained on, such as the
-            instruction-tuned one (gemma-2-2b-it for SAEs of gemma-2-2b).
-        counts: how many latents to clamp.
-        strengths: how far below zero, in multiples of a latent's mean activation.
-        specificities: latents also qualify if they fire so many times as often on the forget
+            MMLU subjects, from the hub), a .jsonl file, or ``none``. ``auto`` means
+            ``demo:questions`` for the demo model, ``none`` for another local model, and
+            ``published`` for a hub model.
+        template: template of the prompts: ``plain``, ``chat``, or ``auto`` (chat if the tokenizer
+            has a chat template).
+        model_name: a model to clamp instead of the model that the SAE was trained on, for example
+            the instruction-tuned gemma-2-2b-it for SAEs of gemma-2-2b.
+        counts: numbers of latents to clamp.
+        strengths: distances of the clamp value below zero, in multiples of a latent's mean
+            activation.
+        specificities: a latent also qualifies if it fires this many times as often on the forget
             corpus as on the retain corpus.
-        n_select_contexts: training contexts per corpus for firing rates.
-        n_choose_contexts: training contexts per corpus on which settings are chosen.
-        n_contexts: held-out contexts per corpus on which the loss frontier is read.
-        loss_every: losses are read at every n-th position. Passages differ more than the
-            positions of one do, so more passages at fewer positions make narrower intervals.
+        n_select_contexts: training contexts per corpus for measuring firing rates.
+        n_choose_contexts: training contexts per corpus for choosing settings of the frontier.
+        n_contexts: held-out contexts per corpus for measuring the loss frontier.
+        loss_every: the loss is measured at every n-th position. Losses differ more between passages
+            than between positions of a passage, so more passages with fewer positions give
+            narrower intervals.
         batch_size_prompts: contexts per forward pass.
-        replicates: of the bootstrap.
+        replicates: number of bootstrap replicates.
     """
 
     questions: str = "auto"

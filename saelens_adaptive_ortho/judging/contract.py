@@ -1,7 +1,7 @@
-"""What an evaluation of a finished SAE gets and gives.
+"""The input and the output of an evaluation of a finished SAE.
 
-The module of an evaluation has ``run(context, settings) -> Outcome``. A driver of SAEBench imports
-it inside ``run``, so that a missing extra stops only its own evaluation.
+The module of an evaluation has ``run(context, settings) -> Outcome``. A module that drives SAEBench
+imports it inside ``run``. So a missing extra stops only the evaluations that need it.
 """
 
 from __future__ import annotations
@@ -24,30 +24,36 @@ from saelens_adaptive_ortho.text.models import load_language_model
 
 
 class Outcome(NamedTuple):
-    """Flat metrics (None where a value does not exist) and anything else worth keeping."""
+    """The result of an evaluation.
+
+    Attributes:
+        metrics: metrics by name; None where a value does not exist.
+        details: other results that the result file keeps, as JSON can hold them.
+    """
 
     metrics: dict[str, float | None]
     details: dict[str, Any]
 
 
 class EvaluationError(RuntimeError):
-    """An evaluation that could not run; the message is the reason shown in the report."""
+    """An evaluation could not run. The report shows the message as the reason."""
 
 
 @dataclass(frozen=True)
 class Workbench:
-    """The model and the text that SAEs are judged on, shared by all of them.
+    """The model and the text on which all SAEs are judged.
 
     Args:
-        model: with hook points, weights unprocessed.
+        model: model with hook points and unprocessed weights.
         model_name: a hub name, a directory, or ``demo:model``.
-        corpora: tokenised: forget and retain, or one, or none.
-        texts: where the text of each corpus comes from, by domain.
+        corpora: the tokenised corpora: forget and retain, or a single one, or none.
+        texts: source of the text of each corpus, by domain.
         context_size: tokens in a context of ``corpora``.
-        prepend_bos: whether those contexts begin with BOS.
-        device: where SAEs are evaluated.
-        dtype: of the SAEs.
-        cache: scratch kept between evaluations; anything in it is keyed by what determines it.
+        prepend_bos: whether the contexts of ``corpora`` begin with BOS.
+        device: device on which SAEs are evaluated.
+        dtype: dtype of the SAEs.
+        cache: folder for intermediate results that several evaluations use. The name of each
+            entry is a hash of everything that determines its content.
     """
 
     model: HookedRootModule
@@ -63,16 +69,16 @@ class Workbench:
 
     @property
     def model_label(self) -> str:
-        """The model's name without a path: SAEBench makes file names of it."""
+        """The model's name without its path, because SAEBench uses it in file names."""
         return self.model_name.replace(":", "-").rstrip("/").rpartition("/")[2]
 
     @cached_property
     def model_digest(self) -> str:
-        """Identity of the model's weights."""
+        """SHA-256 of the model's weights."""
         return tensors_digest(self.model.state_dict())
 
     def language_model(self, name: str | None) -> HookedRootModule:
-        """The workbench's model, or another one, loaded once for all SAEs."""
+        """The workbench's model if ``name`` is None, else the named one; each is loaded once."""
         if name is None:
             return self.model
         if name not in self.others:
@@ -88,10 +94,11 @@ class EvalContext:
 
     Args:
         bench: model and text.
-        load: a fresh copy of the SAE, as plain SAELens loads it (SAEBench mutates what it gets).
+        load: returns a fresh copy of the SAE, as plain SAELens loads it. Each evaluation needs its
+            own copy, because SAEBench changes the SAE that it gets.
         variant: name of the SAE, without its seed.
-        seed: of its training.
-        raw_dir: where SAEBench's own result files go.
+        seed: seed of the SAE's training.
+        raw_dir: folder for SAEBench's own result files.
     """
 
     bench: Workbench
@@ -115,28 +122,32 @@ class EvalContext:
 
     @property
     def release(self) -> str:
-        """Unique per SAE of a run: SAEBench names its files by it and reuses those it finds."""
+        """A name that is unique for each SAE of a run.
+
+        SAEBench puts it into file names, and reuses a file that already has the name.
+        """
         return f"{self.variant}__seed{self.seed}"
 
     @cached_property
     def sae_digest(self) -> str:
-        """Identity of the SAE: weights, architecture, hook, and which tokens count for it."""
+        """SHA-256 of what identifies the SAE: weights, architecture, hook, and counted tokens."""
         sae = self.load()
         metadata = sae.cfg.metadata
         parts = [sae.cfg.architecture(), metadata.hook_name, tensors_digest(sae.state_dict())]
-        # Which tokens count is the SAE's own setting; the usual ones leave the digest as it is.
+        # These settings decide which tokens count. A usual value adds nothing to the digest, so
+        # the digests in old results stay valid.
         usual = ("seqpos_slice", [None]), ("hook_head_index", None), ("prepend_bos", True)
-        for name, value in (*usual, ("exclude_special_tokens", False)):
-            own = list(metadata[name]) if isinstance(metadata[name], tuple) else metadata[name]
-            if own not in (None, value):
-                parts.append(f"{name}={own}")
+        for name, usual_value in (*usual, ("exclude_special_tokens", False)):
+            value = list(metadata[name]) if isinstance(metadata[name], tuple) else metadata[name]
+            if value not in (None, usual_value):
+                parts.append(f"{name}={value}")
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def need_corpora(self, n: int) -> list[TokenisedCorpus]:
-        """The corpora, if there are at least ``n``.
+        """The corpora, after a check that there are at least ``n``.
 
         Raises:
-            EvaluationError: there are fewer.
+            EvaluationError: there are fewer than ``n``.
         """
         if len(self.corpora) < n:
             wanted = "a forget and a retain corpus" if n == 2 else "a corpus"

@@ -1,17 +1,18 @@
-"""One pass over text: which latents fire where, and how strongly.
+"""One pass over text measures which latents fire where, and how strongly.
 
-Every number about firing, in every evaluation and in ``adaptive-ortho analyse``, comes from
-:func:`passes`, so that all of them speak of the same tokens:
+Every evaluation and ``adaptive-ortho analyse`` take their numbers about firing from
+:func:`passes`. So all these numbers count the same tokens:
 
-- **Contexts.** Each SAE sees contexts as it was trained on: with BOS in front or without it
-  (:func:`as_trained`).
-- **Positions.** Those of the SAE's own ``seqpos_slice``; of a hook with heads, the SAE's own head.
-- **Tokens.** BOS, EOS and padding never count, whatever the SAE was trained on: their activations
-  say nothing about the text, and so SAEs that were trained with and without them stay comparable.
-  Neither does a token count that the SAE was trained without (its ``exclude_special_tokens``).
+- **Contexts.** Each SAE sees contexts of the kind it was trained on: with BOS in front or without
+  it (:func:`as_trained`).
+- **Positions.** Only the positions in the SAE's ``seqpos_slice`` count. If the hook has heads, the
+  SAE reads its own head.
+- **Tokens.** BOS, EOS and padding never count, because their activations say nothing about the
+  text. So SAEs that were trained with them and without them stay comparable. The tokens in the
+  SAE's ``exclude_special_tokens`` do not count either.
 
-What is measured is an accumulator: ``update`` counts one batch, ``result`` gives the measurement.
-Any number of them share a pass (:func:`accumulate`).
+Each measurement is an accumulator: ``update`` counts one batch, and ``result`` gives the
+measurement. Several accumulators can share one pass (:func:`accumulate`).
 """
 
 from __future__ import annotations
@@ -36,27 +37,27 @@ SKETCH_SIZE = 256
 
 
 class Batch(NamedTuple):
-    """What the SAE makes of some contexts of one corpus.
+    """A batch of contexts of one corpus, and the SAE's latent activations on it.
 
     Attributes:
-        corpus: number of the corpus.
-        tokens: as the model read them.
-        rows: the context (numbered within its corpus) and the position of each token that counts.
-        x: activations of those tokens at the hook.
-        codes: their codes.
-        output: their reconstructions, where they were asked for.
+        corpus: index of the corpus.
+        tokens: the tokens that the model read.
+        rows: the context (its index in the corpus) and the position of each token that counts.
+        x: activations of the counted tokens at the hook.
+        feature_acts: latent activations of the counted tokens.
+        output: reconstructions of the counted tokens; None if the pass does not reconstruct.
     """
 
     corpus: int
     tokens: Int[Tensor, "batch context"]
     rows: Int[Tensor, "n 2"]
     x: Float[Tensor, "n d_in"]
-    codes: Float[Tensor, "n d_sae"]
+    feature_acts: Float[Tensor, "n d_sae"]
     output: Float[Tensor, "n d_in"] | None = None
 
 
 class Accumulator(Protocol):
-    """Something that is measured batch by batch."""
+    """A measurement that is made batch by batch."""
 
     def update(self, batch: Batch) -> None:
         """Count one batch."""
@@ -64,7 +65,7 @@ class Accumulator(Protocol):
 
 
 def uncounted_tokens(sae: SAE[Any], model: HookedRootModule) -> set[int]:
-    """BOS, EOS, padding, and whatever else the SAE was trained without."""
+    """Ids of BOS, EOS, padding, and the special tokens that the SAE was trained without."""
     excluded = sae.cfg.metadata.exclude_special_tokens
     if excluded is True:
         tokenizer: Any = model.tokenizer
@@ -77,10 +78,10 @@ def as_trained(
 ) -> Int[Tensor, "n length"]:
     """The contexts with BOS in front, or without it, as the SAE's ``prepend_bos`` says.
 
-    BOS put in front pushes the last token out, so that the length stays; taken away, it leaves the
-    contexts one token shorter. Contexts of an SAE that does not say are left alone. Contexts count
-    as tokenised with BOS if all of them begin with it: a separator can be a context's first token
-    by chance.
+    Adding BOS removes the last token, so the length stays the same. Removing BOS makes the
+    contexts one token shorter. If ``prepend_bos`` is None, the contexts stay as they are. The
+    contexts count as tokenised with BOS only if all of them begin with it, because a separator
+    can be the first token of a single context by chance.
     """
     tokenizer: Any = model.tokenizer
     wanted, bos = sae.cfg.metadata.prepend_bos, tokenizer.bos_token_id
@@ -99,8 +100,8 @@ def at_hook(
 ) -> Float[Tensor, "batch context *d_in"]:
     """Activations at the SAE's hook, in the shape that its ``encode`` takes.
 
-    The model runs only up to the hook's layer. Of activations by head, it is the SAE's own head, or
-    all heads side by side.
+    The model runs only up to the hook's layer. If the hook has heads, the result holds the SAE's
+    own head, or all heads concatenated.
     """
     hook, head = sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_head_index
     acts = model.run_with_cache(
@@ -125,12 +126,14 @@ def passes(
     desc: str = "Reading activations",
     reconstruct: bool = False,
 ) -> Iterator[Batch]:
-    """Tokens, activations and codes, corpus by corpus; see the module on what counts.
+    """Tokens, activations and latent activations, corpus by corpus.
+
+    The docstring of the module says which tokens count.
 
     Args:
-        corpora: contexts of each.
+        corpora: contexts of each corpus.
         batch_size: contexts per forward pass.
-        desc: of the progress bar.
+        desc: label of the progress bar.
         reconstruct: whether batches hold reconstructions.
     """
     ignored = torch.tensor(sorted(uncounted_tokens(sae, model)), dtype=torch.int64)
@@ -147,17 +150,20 @@ def passes(
                 rows = counted.nonzero().to(sae.device)
                 if len(rows):
                     inputs = at_hook(sae, model, tokens)[rows[:, 0], rows[:, 1]]
-                    codes = sae.encode(inputs)
-                    output = _decoded(sae, inputs, codes) if reconstruct else None
+                    acts = sae.encode(inputs)
+                    output = _decoded(sae, inputs, acts) if reconstruct else None
                     rows[:, 0] += first
-                    yield Batch(number, tokens, rows, inputs.flatten(1), codes, output)
+                    yield Batch(number, tokens, rows, inputs.flatten(1), acts, output)
                 bar.update()
 
 
-def _decoded(sae: SAE[Any], inputs: Tensor, codes: Tensor) -> Float[Tensor, "n d_in"]:
-    """``sae(inputs)``, without encoding again. Right after ``encode``: ``decode`` undoes the
-    normalisation of the input that was encoded last."""
-    output = sae.decode(codes)
+def _decoded(sae: SAE[Any], inputs: Tensor, feature_acts: Tensor) -> Float[Tensor, "n d_in"]:
+    """``sae(inputs)``, without encoding again.
+
+    Call it right after ``encode``: ``decode`` undoes the normalisation of the input that the SAE
+    encoded last.
+    """
+    output = sae.decode(feature_acts)
     if isinstance(sae, SkipTranscoder):
         output = output + inputs @ sae.W_skip.T
     return output.flatten(1)
@@ -171,11 +177,11 @@ def accumulate(batches: Iterable[Batch], *accumulators: Accumulator) -> None:
 
 
 class Firings:
-    """``P(i | corpus)`` of each latent per token, and ``E[f_i | i fires, corpus]``.
+    """``P(i fires | corpus)`` per token, and ``E[f_i | i fires, corpus]``, for each latent i.
 
     Args:
-        sae: whose latents.
-        n_corpora: in the pass.
+        sae: the SAE.
+        n_corpora: number of corpora in the pass.
     """
 
     def __init__(self, sae: SAE[Any], n_corpora: int) -> None:
@@ -185,16 +191,17 @@ class Firings:
         self.total = torch.zeros(size, dtype=torch.float64, device=sae.device)
 
     def update(self, batch: Batch) -> None:
-        self.n_tokens[batch.corpus] += len(batch.codes)
-        self.fired[batch.corpus] += (batch.codes > 0).sum(0)
-        self.total[batch.corpus] += batch.codes.clamp(min=0).sum(0, dtype=torch.float64)
+        acts = batch.feature_acts
+        self.n_tokens[batch.corpus] += len(acts)
+        self.fired[batch.corpus] += (acts > 0).sum(0)
+        self.total[batch.corpus] += acts.clamp(min=0).sum(0, dtype=torch.float64)
 
     def rates(self) -> Float[Tensor, "n_corpora d_sae"]:
-        """Share of the tokens on which a latent fires; zero without a token."""
+        """Share of the tokens on which each latent fires; zero if the corpus has no token."""
         return self.fired.double() / self.n_tokens.clamp(min=1)
 
     def scales(self) -> Float[Tensor, "n_corpora d_sae"]:
-        """Mean activation where a latent fires; zero where it never does."""
+        """Mean activation of each latent where it fires; zero if it never fires."""
         return self.total / self.fired.clamp(min=1)
 
 
@@ -202,8 +209,8 @@ class Halves:
     """Firing rates in the first and in the second half of each corpus's contexts.
 
     Args:
-        sae: whose latents.
-        sizes: contexts of each corpus; of an odd number, the second half has one more.
+        sae: the SAE.
+        sizes: number of contexts of each corpus; if it is odd, the second half has one more.
     """
 
     def __init__(self, sae: SAE[Any], sizes: Sequence[int]) -> None:
@@ -213,16 +220,16 @@ class Halves:
     def update(self, batch: Batch) -> None:
         second = batch.rows[:, 0] >= self.middles[batch.corpus]
         for half, chosen in zip(self.halves, (~second, second), strict=True):
-            half.update(batch._replace(codes=batch.codes[chosen]))
+            half.update(batch._replace(feature_acts=batch.feature_acts[chosen]))
 
     def rates(self) -> Float[Tensor, "2 n_corpora d_sae"]:
         return torch.stack([half.rates() for half in self.halves])
 
 
 class Sketches:
-    """Unit sketches of the centred firing patterns over all corpora.
+    """Unit-norm sketches of the centred firing patterns over all corpora.
 
-    See :func:`.coactivation.sketch_directions`.
+    :func:`.coactivation.sketch_directions` gives the formula.
     """
 
     def __init__(self, sae: SAE[Any], n_corpora: int) -> None:
@@ -231,10 +238,10 @@ class Sketches:
         self.no_pairs = torch.empty(sae.cfg.d_sae, 0, dtype=torch.int64, device=sae.device)
 
     def update(self, batch: Batch) -> None:
-        step = self.steps[batch.corpus]
-        signs = coactivation.random_signs(len(batch.codes), SKETCH_SIZE, batch.corpus, step)
+        acts, step = batch.feature_acts, self.steps[batch.corpus]
+        signs = coactivation.random_signs(len(acts), SKETCH_SIZE, batch.corpus, step)
         self.state = coactivation.update(
-            self.state, batch.codes, self.no_pairs, signs.to(batch.codes.device), decay=1.0
+            self.state, acts, self.no_pairs, signs.to(acts.device), decay=1.0
         )
         self.steps[batch.corpus] += 1
 
@@ -243,11 +250,13 @@ class Sketches:
 
 
 class PairFirings:
-    """Tokens on which each latent fires, and tokens on which both of a pair do, over all corpora.
+    """Number of tokens on which each latent fires, and on which both latents of a pair fire.
+
+    The counts are over all corpora.
 
     Args:
-        sae: whose latents.
-        pairs: of latents.
+        sae: the SAE.
+        pairs: pairs of latents.
     """
 
     def __init__(self, sae: SAE[Any], pairs: Int[Tensor, "n_pairs 2"]) -> None:
@@ -259,23 +268,24 @@ class PairFirings:
         )
 
     def update(self, batch: Batch) -> None:
-        self.counts = similar_pairs.count_pairs(self.counts, batch.codes > 0, self.pairs)
+        self.counts = similar_pairs.count_pairs(self.counts, batch.feature_acts > 0, self.pairs)
 
     def result(self) -> PairCounts:
         return self.counts
 
 
 class TopTexts:
-    """The largest activations of some latents, and where they are.
+    """The largest activations of some latents, and the tokens they fall on.
 
     Args:
-        sae: whose latents.
-        latents: of them.
-        n_texts: activations kept of each latent.
+        sae: the SAE.
+        latents: indices of the latents.
+        n_texts: number of activations kept for each latent.
 
     Attributes:
-        values: largest first; zero where there are fewer.
-        places: corpus, context and position (of :func:`as_trained`) of each; -1 without one.
+        values: activations, largest first; zero where a latent has fewer than ``n_texts``.
+        places: corpus, context and position of each activation, in the contexts that
+            :func:`as_trained` returns; -1 where there is no activation.
     """
 
     def __init__(self, sae: SAE[Any], latents: Int[Tensor, " n_latents"], n_texts: int) -> None:
@@ -287,8 +297,8 @@ class TopTexts:
         n_texts, n_latents = self.values.shape
         if not n_texts or not n_latents:
             return
-        n = min(n_texts, len(batch.codes))
-        values, tops = batch.codes[:, self.latents].float().topk(n, dim=0)
+        n = min(n_texts, len(batch.feature_acts))
+        values, tops = batch.feature_acts[:, self.latents].float().topk(n, dim=0)
         corpus = torch.full_like(tops, batch.corpus).unsqueeze(-1)
         places = torch.cat([corpus, batch.rows[tops]], dim=-1)
         self.values, order = torch.cat([self.values, values]).topk(n_texts, dim=0)

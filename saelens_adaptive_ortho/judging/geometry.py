@@ -1,4 +1,4 @@
-"""Which latents serve which corpus, and the geometry of those groups of decoder directions."""
+"""Groups of latents by the corpus they fire on, and the geometry of their decoder directions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GROUP_THRESHOLD = 0.5
 def run(context: EvalContext, settings: Settings) -> Outcome:
     """Condition numbers, effective ranks and principal angles of an exported SAE's groups.
 
-    Groups are found the same way for every variant, by one pass over training text.
+    One pass over training text finds the groups, in the same way for every variant.
     """
     corpora = context.need_corpora(1)
     sae = context.load()
@@ -45,8 +45,11 @@ def describe(
     sketches: Float[Tensor, "d_sae r"],
     settings: Settings,
 ) -> Outcome:
-    """The geometry of an SAE's groups: forget, retain and shared by firing rate where there are
-    two corpora, and co-activation groups."""
+    """The geometry of an SAE's groups of latents.
+
+    There are co-activation groups. With two corpora, there are also forget, retain and shared
+    groups, by firing rate.
+    """
     directions = decoder_directions(sae.W_dec.detach().double()).cpu()
     metrics: dict[str, float | None] = {"mean_max_cosine": geometry.mean_max_cosine(directions)}
     edges, counts = geometry.cosine_histogram(directions)
@@ -68,10 +71,10 @@ def describe(
 def rounded_rates(
     domains: list[str], rates: Float[Tensor, "n_corpora d_sae"]
 ) -> dict[str, list[float]]:
-    """Firing rates of each corpus, as they stand in a result file."""
+    """Firing rates of each corpus, rounded for a result file."""
     return {
-        domain: [float(f"{r:.4g}") for r in own.tolist()]
-        for domain, own in zip(domains, rates, strict=True)
+        domain: [float(f"{r:.4g}") for r in domain_rates.tolist()]
+        for domain, domain_rates in zip(domains, rates, strict=True)
     }
 
 
@@ -107,7 +110,7 @@ def _describe_coactivation(
     directions: Float[Tensor, "d_sae d_in"],
     group_ids: Int[Tensor, " d_sae"],
 ) -> None:
-    """Counts of co-activation groups (of two or more) and their typical conditioning."""
+    """Add the number of co-activation groups (of two or more) and their median condition number."""
     labels, sizes = group_ids.unique(return_counts=True)
     real = labels[sizes > 1]
     numbers = [geometry.condition_number(directions[group_ids == g]) for g in real]
@@ -131,7 +134,7 @@ def _describe_group(
         metrics[f"effective_rank/{name}"] = None
         return
     number = geometry.condition_number(rows)
-    # Infinity (dependent rows) is not JSON; null, with the reason beside it.
+    # JSON has no infinity. The metric is null, and the details give the reason.
     metrics[f"condition_number/{name}"] = number if math.isfinite(number) else None
     if not math.isfinite(number):
         details[f"condition_number/{name}"] = "infinite: the directions are linearly dependent"

@@ -1,4 +1,4 @@
-"""Context managers that let SAEBench run on any model, and leave no trace."""
+"""Context managers that let SAEBench run on any model and undo every change afterwards."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from transformer_lens import HookedRootModule, HookedTransformer
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """``owner.name`` is ``value`` inside the block."""
-    original = vars(owner)[name]  # not getattr: a classmethod must come back as one
+    """Inside the block, ``owner.name`` is ``value``."""
+    original = vars(owner)[name]  # getattr would bind a classmethod
     setattr(owner, name, value)
     try:
         yield
@@ -27,17 +27,17 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def model_served(model: HookedRootModule) -> AbstractContextManager[None]:
-    """``HookedTransformer.from_pretrained_no_processing`` returns ``model``, whatever the name.
+    """Make ``HookedTransformer.from_pretrained_no_processing`` return ``model`` for any name.
 
-    SAEBench loads its model by hub name; a local directory is refused there, and loading again
-    for every SAE is waste.
+    SAEBench loads its model by hub name. It refuses a local directory, and it would load the model
+    again for every SAE.
     """
     serve = classmethod(lambda _cls, *_args, **_kwargs: model)
     return replaced(HookedTransformer, "from_pretrained_no_processing", serve)
 
 
-class _StoreOf:
-    """Stands in for ``ActivationsStore`` where only ``from_sae`` is called."""
+class _FixedRowsStore:
+    """Replaces ``ActivationsStore`` in code that calls only ``from_sae``."""
 
     def __init__(self, rows: Dataset) -> None:
         self._rows = rows
@@ -51,13 +51,13 @@ class _StoreOf:
 
 
 def tokens_served(module: Any, contexts: Int[Tensor, "n context"]) -> AbstractContextManager[None]:
-    """``module.ActivationsStore.from_sae`` reads these contexts, whatever data set it is asked for.
+    """Make ``module.ActivationsStore.from_sae`` read these contexts instead of any data set.
 
-    SAEBench takes a data set by name only, streams it, and repacks its text; these contexts are
-    evaluated as they are, and no hub is asked.
+    SAEBench takes a data set by name only, streams it from the hub, and packs its text into new
+    contexts. With this replacement it evaluates these contexts unchanged, without the hub.
     """
     rows = Dataset.from_dict({"tokens": contexts.tolist()})
-    return replaced(module, "ActivationsStore", _StoreOf(rows))
+    return replaced(module, "ActivationsStore", _FixedRowsStore(rows))
 
 
 class _Collector(logging.Handler):
@@ -71,7 +71,7 @@ class _Collector(logging.Handler):
 
 @contextmanager
 def errors_collected(logger: Any) -> Iterator[list[str]]:
-    """Error messages that SAEBench logs instead of raising."""
+    """Yield a list that collects the errors which SAEBench logs instead of raising."""
     messages: list[str] = []
     handler = _Collector(messages)
     logger.addHandler(handler)

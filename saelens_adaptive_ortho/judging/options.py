@@ -1,6 +1,6 @@
-"""What finished SAEs are judged on: one set of options for every command that judges SAEs.
+"""The options that every command for finished SAEs shares: the SAEs, the model and the text.
 
-Nothing here loads torch, so the command line can show its help at once.
+This module does not load torch, so the command line shows its help at once.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from saelens_adaptive_ortho.settings import check_fields
 
 @dataclass(frozen=True, kw_only=True)
 class JudgingOptions:
-    """What SAEs are judged on; what is not given comes from the SAEs' own records.
+    """The SAEs, and the model and text to judge them on.
 
-    The name of a field is the name of its option: ``context_size`` is ``--context-size``.
+    If an option is not given, the value comes from the files of the SAEs. Each field is the option
+    of the same name: ``context_size`` is ``--context-size``.
 
     Args:
         saes: a directory that SAELens saved, or release:sae_id of its registry; NAME= before it
-            names the SAE in tables.
-        out: folder for everything that is written.
-        model: language model: a hub name or a directory; by default the one of the SAEs.
-        forget: text of the forget corpus: a file, a directory, or a hub data set, as id or
-            id:configuration; by default the one of the training.
-        retain: text of the retain corpus, likewise. With one of the two alone, nothing is
-            measured that compares corpora.
-        context_size: tokens in a context; by default that of the SAEs.
-        device: of the model and the SAEs.
-        dtype: of the model and the SAEs.
+            sets the name of the SAE in tables.
+        out: folder for all output files.
+        model: language model, as a hub name or a directory; by default the model of the SAEs.
+        forget: text of the forget corpus: a file, a directory, or a hub data set as id or
+            id:configuration; by default the corpus of the SAEs' training.
+        retain: text of the retain corpus, in the same form as --forget. With only one of the two
+            corpora, metrics that compare corpora are left out.
+        context_size: tokens in a context; by default the context size of the SAEs.
+        device: device of the model and the SAEs.
+        dtype: dtype of the model and the SAEs.
     """
 
     saes: list[str] = field(default_factory=list, metadata={"positional": "SAE"})

@@ -1,4 +1,4 @@
-"""The geometry of one SAE, and the pairs of its latents worth reading, by one pass over text."""
+"""One pass over text for the geometry of an SAE and its pairs of similar latents."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ from saelens_adaptive_ortho.maths.similar_pairs import PairCounts, Pairs
 
 @dataclass(frozen=True)
 class Settings(subspace.Settings):
-    """Those of the geometry, and of pairs.
+    """Settings of the geometry and of the pairs.
 
     Args:
-        min_cosine: similarity from which a pair is looked at.
-        max_lift: co-firing, relative to chance, up to which a similar pair is a candidate.
-        n_candidates: candidates kept, the most similar ones.
-        n_texts: top-activating texts of each latent of a candidate.
+        min_cosine: lowest cosine of a similar pair.
+        max_lift: highest co-firing, relative to chance, of a similar pair that is an absorption
+            candidate.
+        n_candidates: number of candidates kept, the most similar ones.
+        n_texts: number of top-activating texts for each latent of a candidate.
     """
 
     min_cosine: float = 0.3
@@ -45,16 +46,16 @@ class Settings(subspace.Settings):
 
 
 class Survey(NamedTuple):
-    """What one pass over text says.
+    """The measurements of one pass over text.
 
     Attributes:
         rates: firing rates by corpus.
-        sketches: of the firing patterns.
-        halves: firing rates in the first and the second half of each corpus's contexts.
+        sketches: sketches of the firing patterns.
+        halves: firing rates in the first and in the second half of each corpus's contexts.
         counts: firings of latents and co-firings of pairs.
-        latents: those that belong to a pair.
-        top: the largest activations of those latents.
-        where: the corpus, context and position each of them fell on.
+        latents: latents that belong to a pair.
+        top: the largest activations of ``latents``.
+        where: corpus, context and position of each activation in ``top``.
     """
 
     rates: Float[Tensor, "n_corpora d_sae"]
@@ -67,9 +68,10 @@ class Survey(NamedTuple):
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:
-    """The metrics of subspace, absorption candidates with their texts, and domain churn.
+    """The metrics of the subspace evaluation, absorption candidates with texts, and domain churn.
 
-    Churn is the share of latents that the two halves of the text put into different groups.
+    Domain churn is the share of latents that are in one group by the first half of the text and in
+    another group by the second half. It counts the latents that are active in both halves.
     """
     corpora = context.need_corpora(1)
     sae = context.load()
@@ -90,7 +92,7 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
         for (i, j), c, x in zip(
             pairs.indices.tolist(), pairs.cosines.tolist(), lift.tolist(), strict=True
         )
-        if x == x  # a pair of which one never fired has no lift
+        if x == x  # the lift is NaN if one latent of the pair never fires
     ]
     column = {latent: place for place, latent in enumerate(seen.latents.tolist())}
 
@@ -127,7 +129,7 @@ def survey(
     pairs: Pairs,
     settings: Settings,
 ) -> Survey:
-    """Rates, sketches, halves, pair counts and top texts, from one pass."""
+    """Make all measurements of a :class:`Survey` in one pass."""
     latents = pairs.indices.unique()
     firings, sketches = Firings(sae, len(contexts)), Sketches(sae, len(contexts))
     halves = Halves(sae, [len(c) for c in contexts])
@@ -147,7 +149,7 @@ def survey(
 
 
 def _window(tokenizer: Any, tokens: Tensor, position: int, width: int = 10) -> dict[str, str]:
-    """The token and what stands around it, as text."""
+    """The token at ``position``, and ``width`` tokens before and after it, as text."""
     decode = tokenizer.decode
     ids = tokens.tolist()
     return {

@@ -1,4 +1,4 @@
-"""How much of the activations' variance an SAE explains."""
+"""The share of the activations' variance that an SAE explains."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from saelens_adaptive_ortho.judging.firing import Batch
 class ExplainedVariance:
     """``1 - sum_t ||x_t - x_hat_t||^2 / sum_t ||x_t - mean(x)||^2`` over all tokens, in float64.
 
-    0 is what the mean explains, so that activations far from the origin earn nothing for it. The
-    sum of two is that of both texts together. It needs batches with reconstructions.
+    The value of a constant prediction, the mean, is 0. So an SAE gains nothing from activations
+    that lie far from the origin. The sum of two objects is the measurement on both texts together.
+    The pass must reconstruct (``passes(..., reconstruct=True)``).
     """
 
     def __init__(self, sae: SAE[Any]) -> None:
@@ -36,6 +37,6 @@ class ExplainedVariance:
         return both
 
     def result(self) -> float:
-        """NaN where there is no token, or no variance."""
+        """The explained variance; NaN if there is no token or no variance."""
         variance = self.square - float(self.total.square().sum()) / max(1, self.n)
         return 1 - self.error / variance if variance else float("nan")

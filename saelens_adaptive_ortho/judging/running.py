@@ -1,4 +1,4 @@
-"""Running an evaluation, and all those that have no result yet."""
+"""Run one evaluation, or all evaluations that have no result yet."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from saelens_adaptive_ortho.rng import state_kept
 
 
 def run_evaluation(name: str, context: EvalContext, settings: dict[str, Any]) -> Outcome:
-    """Run one on one SAE, from a fixed seed; leaves no trace in the process.
+    """Run one evaluation on one SAE, from a fixed seed.
+
+    Afterwards the grad mode, the random generators and the working directory are as before.
 
     Raises:
-        EvaluationError: it cannot run here, and why.
+        EvaluationError: the evaluation cannot run here. The message gives the reason.
     """
     chosen = runnable()[name]
     if chosen.lacks is not None:
@@ -35,15 +37,15 @@ def run_evaluation(name: str, context: EvalContext, settings: dict[str, Any]) ->
 
 
 def complete(chosen: Evaluation, settings: dict[str, Any]) -> Any:
-    """The settings of an evaluation, defaults included."""
+    """The settings object of an evaluation, with defaults where nothing is given."""
     return () if chosen.settings is None else chosen.settings(**settings)
 
 
 def check_evals_runnable(evals: Iterable[str]) -> None:
-    """Refuse evaluations that lack a package, before anything long starts.
+    """Refuse evaluations that lack a package, before any long work starts.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: a package is missing. The message names it.
     """
     for name in evals:
         lack = runnable()[name].lacks
@@ -57,7 +59,10 @@ def run_missing(
     root: Path,
     say: Callable[[str], None],
 ) -> None:
-    """Run the evaluations that have no result in ``root`` yet; a failure stops only itself."""
+    """Run the evaluations that have no result in ``root`` yet.
+
+    If one fails, its result file holds the reason, and the other evaluations still run.
+    """
     for name, settings in evals.items():
         fingerprint = _fingerprint(name, settings, context)
         path = result_path(root, context.variant, context.seed, name)
@@ -69,7 +74,7 @@ def run_missing(
         started = time.perf_counter()
         try:
             outcome = run_evaluation(name, context, settings)
-        except Exception as error:  # the other evaluations go on; the report says why
+        except Exception as error:  # the other evaluations still run; the report shows the reason
             outcome = str(error) if isinstance(error, EvaluationError) else repr(error)
             say(f"Seed {context.seed}: {name} of {context.variant} failed: {outcome}")
         seconds = time.perf_counter() - started
@@ -85,7 +90,7 @@ def _fingerprint(name: str, settings: dict[str, Any], context: EvalContext) -> s
         name,
         chosen.version,
         values,
-        # A setting that names a file (questions, labelled texts) stands for what is in it.
+        # Some settings name a file (questions, labelled texts): its content counts, too.
         [hashlib.sha256(t.read_bytes()).hexdigest() for t in texts if t.is_file()],
         context.sae_digest,
         bench.model_digest,
@@ -105,7 +110,7 @@ def write_outcome(
     seconds: float,
     fingerprint: str,
 ) -> None:
-    """Write a result file; an ``outcome`` that is text is the reason of a failure."""
+    """Write a result file. If ``outcome`` is a text, it is the reason why the evaluation failed."""
     failed = isinstance(outcome, str)
     write_result(
         result_path(root, variant, seed, name),

@@ -1,7 +1,8 @@
-"""Finished SAEs, wherever they come from, and the one workbench they are judged on.
+"""Finished SAEs from directories or from the hub, and the workbench on which they are judged.
 
-An SAE is named by a directory that SAELens saved, or by a pair ``release:sae_id`` of the hub, with
-an optional name of its own: ``NAME=DIRECTORY``. All SAEs of a suite share one model and one text.
+The command line names an SAE by a directory that SAELens saved, or by a pair ``release:sae_id`` of
+the hub. ``NAME=`` before it is optional and sets the name in tables. All SAEs of one command share
+one model and one text.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from saelens_adaptive_ortho.text.corpora import (
 )
 
 SEED_FOLDER = re.compile(r"seed(\d+)")
-TRAIN_CONTEXTS = 1024  # of each corpus, for evaluations that select latents on training text
+TRAIN_CONTEXTS = 1024  # per corpus; some evaluations select latents on training text
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class Subject:
     """An SAE to judge.
 
     Args:
-        variant: its name in tables.
-        seed: SAEs of one variant are told apart by it; differences are paired by it.
-        path: its directory; None for an SAE of the hub.
-        release: and
-        sae_id: of the hub.
+        variant: name of the SAE in tables.
+        seed: distinguishes SAEs of one variant; differences between variants are paired by seed.
+        path: directory of the SAE; None for an SAE of the hub.
+        release: release on the hub; empty for a directory.
+        sae_id: id of the SAE in the release; empty for a directory.
     """
 
     variant: str
@@ -54,12 +55,12 @@ class Subject:
 
     @classmethod
     def parse(cls, text: str) -> Subject:
-        """From ``[NAME=]DIRECTORY`` or ``[NAME=]release:sae_id``.
+        """Read ``[NAME=]DIRECTORY`` or ``[NAME=]release:sae_id``.
 
-        In a run folder (``seed3/adaptive``), the seed is that of the parent folder.
+        In a run folder (``seed3/adaptive``), the name of the parent folder gives the seed.
 
         Raises:
-            ConfigError: neither a directory with an SAE nor a pair.
+            ConfigError: the text is neither a directory with an SAE nor such a pair.
         """
         name, sep, rest = text.partition("=")
         name, rest = (name, rest) if sep else ("", text)
@@ -67,7 +68,7 @@ class Subject:
         if (path / "cfg.json").is_file():
             match = SEED_FOLDER.fullmatch(path.resolve().parent.name)
             seed = int(match[1]) if match else 0
-            return cls(_plain(name or path.resolve().name), seed, path.resolve())
+            return cls(_file_name(name or path.resolve().name), seed, path.resolve())
         if path.is_dir():
             raise reject("SAE", rest, "the directory holds no cfg.json; is it a SAELens export?")
         release, sep, sae_id = rest.partition(":")
@@ -75,13 +76,13 @@ class Subject:
             raise reject(
                 "SAE", rest, "no such directory. Give one that SAELens saved, or release:sae_id."
             )
-        return cls(_plain(name or f"{release}-{sae_id}"), 0, None, release, sae_id)
+        return cls(_file_name(name or f"{release}-{sae_id}"), 0, None, release, sae_id)
 
     def load(self, device: str = "cpu", dtype: str | None = None) -> SAE[Any]:
-        """A fresh copy.
+        """Load a fresh copy of the SAE.
 
         Raises:
-            ConfigError: it cannot be read or fetched.
+            ConfigError: the SAE cannot be read or downloaded.
         """
         try:
             if self.path is not None:
@@ -95,17 +96,17 @@ class Subject:
 
     @property
     def source(self) -> str:
-        """Where it comes from, as given."""
+        """The directory or ``release:sae_id`` of the SAE."""
         return str(self.path) if self.path is not None else f"{self.release}:{self.sae_id}"
 
     def record(self) -> dict[str, Any]:
-        """The runner config saved beside it, or an empty dict."""
+        """The runner config saved beside the SAE, or an empty dict if there is none."""
         file = self.path / RUNNER_CFG_FILENAME if self.path is not None else None
         return json.loads(file.read_text()) if file is not None and file.is_file() else {}
 
 
-def _plain(name: str) -> str:
-    """A name that can stand in a file name and that results are told apart by."""
+def _file_name(name: str) -> str:
+    """``name`` with only the characters that file names of results may have."""
     return re.sub(r"[^A-Za-z0-9.=-]+", "-", name).strip("-") or "sae"
 
 
@@ -117,10 +118,10 @@ def _explain(error: Exception, path: Path | None) -> str:
 
 
 def named_subjects(saes: Sequence[str]) -> list[Subject]:
-    """The SAEs to judge, each with a name of its own.
+    """The SAEs to judge. Their pairs of name and seed are distinct.
 
     Raises:
-        ConfigError: one that is not there, or two with the same name and seed.
+        ConfigError: an SAE does not exist, or two SAEs have the same name and seed.
     """
     subjects = [Subject.parse(text) for text in saes]
     seen: dict[tuple[str, int], Subject] = {}
@@ -136,10 +137,10 @@ def named_subjects(saes: Sequence[str]) -> list[Subject]:
 
 
 def given_corpora(options: JudgingOptions) -> dict[str, CorpusConfig] | None:
-    """Those of --forget and --retain by domain; one alone is called ``corpus``.
+    """The corpora of --forget and --retain, by domain. A single corpus has the domain ``corpus``.
 
     Raises:
-        ConfigError: a file that is not there.
+        ConfigError: a file does not exist.
     """
     given: dict[str, CorpusConfig] = {}
     for domain in DOMAINS:
@@ -159,10 +160,10 @@ def given_corpora(options: JudgingOptions) -> dict[str, CorpusConfig] | None:
 
 
 def check_device_and_dtype(options: JudgingOptions) -> None:
-    """Refuse what torch does not have here.
+    """Refuse a device or a dtype that torch does not have on this machine.
 
     Raises:
-        ConfigError: as said.
+        ConfigError: torch cannot use the device, or does not know the dtype.
     """
     try:
         models.str_to_dtype(options.dtype)
@@ -178,7 +179,7 @@ def check_device_and_dtype(options: JudgingOptions) -> None:
 
 @contextmanager
 def _named_by_flag(flag: str) -> Iterator[None]:
-    """Errors about ``FLAG.path`` name the option as it is typed."""
+    """Make errors about ``FLAG.path`` name the option as the user types it, ``FLAG``."""
     try:
         yield
     except ConfigError as error:
@@ -186,17 +187,19 @@ def _named_by_flag(flag: str) -> Iterator[None]:
 
 
 def workbench_for(subjects: list[Subject], options: JudgingOptions) -> Workbench:
-    """The model and text that all the SAEs share.
+    """Load the model and the text that all SAEs share.
+
+    Quick checks come first.
 
     Raises:
-        ConfigError: an option that cannot work; what is quick to check comes first.
+        ConfigError: an option cannot work.
     """
     check_device_and_dtype(options)
     corpora = given_corpora(options)
     loaded = {s.source: s.load() for s in subjects}
     records = {s.source: s.record() for s in subjects}
     names = {source: options.model or sae.cfg.metadata.model_name for source, sae in loaded.items()}
-    model_name = _same(names, "--model")
+    model_name = _shared_value(names, "--model")
     if not model_name:
         raise reject("--model", None, "the SAEs do not say what model they are for.")
     if corpora is None:
@@ -206,7 +209,7 @@ def workbench_for(subjects: list[Subject], options: JudgingOptions) -> Workbench
         source: options.context_size or sae.cfg.metadata.context_size
         for source, sae in loaded.items()
     }
-    context_size = _same(sizes, "--context-size") or 128
+    context_size = _shared_value(sizes, "--context-size") or 128
     metadata = next(iter(loaded.values())).cfg.metadata
     hooks = sorted({sae.cfg.metadata.hook_name for sae in loaded.values()})
     model = models.load_language_model(
@@ -253,8 +256,12 @@ def workbench_for(subjects: list[Subject], options: JudgingOptions) -> Workbench
     )
 
 
-def _same(values: dict[str, Any], option: str) -> Any:
-    """The one value all SAEs agree on."""
+def _shared_value(values: dict[str, Any], option: str) -> Any:
+    """The value that all SAEs share.
+
+    Raises:
+        ConfigError: two SAEs have different values.
+    """
     first, *others = values.items()
     for source, value in others:
         if value != first[1]:
@@ -268,10 +275,10 @@ def _same(values: dict[str, Any], option: str) -> Any:
 
 
 def _recorded_corpora(records: dict[str, dict[str, Any]]) -> dict[str, CorpusConfig]:
-    """The corpora the SAEs were trained on, as their runner configs say; empty if none does."""
+    """The corpora of the SAEs' training, from their runner configs; empty if no config has them."""
     recorded = {s: r["ortho_corpora"] for s, r in records.items() if r.get("ortho_corpora")}
     if not recorded:
         return {}
-    corpora = _same(recorded, "--forget and --retain")
+    corpora = _shared_value(recorded, "--forget and --retain")
     parsed = {d: CorpusConfig.from_dict(f"--{d}", corpora[d]) for d in corpora}
     return parsed if len(parsed) == 2 else {"corpus": next(iter(parsed.values()))}

@@ -1,1 +1,1 @@
-"""Ground truth: synthetic worlds whose true features are known, and what an SAE makes of them."""
+"""Synthetic worlds with known true features, and measurements of SAEs trained on them."""

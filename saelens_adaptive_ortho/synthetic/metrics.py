@@ -1,4 +1,4 @@
-"""How well an SAE found the true features: SAELens's own metrics on held-out samples."""
+"""Metrics of how well an SAE finds the true features, on held-out samples, as in SAELens."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ from saelens_adaptive_ortho.synthetic.pool import Pool
 def feature_metrics(sae: SAE[Any], pool: Pool, batch_size: int = 1024) -> dict[str, float]:
     """Agreement of an SAE with the true features, on the pool's held-out samples.
 
-    All but ``mean_max_cosine`` are those of ``sae_lens.synthetic.eval_sae_on_synthetic_data``
-    (arXiv 2602.14687), computed by its calculators:
+    All metrics except ``mean_max_cosine`` are those of
+    ``sae_lens.synthetic.eval_sae_on_synthetic_data`` (arXiv 2602.14687). Its calculators compute
+    them:
 
     - ``mcc``: mean |cosine| of latents and true features under the best one-to-one matching;
-    - ``precision``, ``recall``, ``f1``: each latent as a detector of the true feature nearest to
-      its decoder direction, averaged over latents; a dead latent counts 0;
-    - ``uniqueness``: different nearest features per latent;
+    - ``precision``, ``recall``, ``f1``: each latent is a detector of the true feature that is
+      nearest to its decoder direction; the values are means over latents, and a dead latent
+      counts 0;
+    - ``uniqueness``: number of distinct nearest features, divided by the number of latents;
     - ``explained_variance``: ``1 - E||x - x'||^2 / E||x - E x||^2``;
-    - ``l0`` and ``true_l0``: active latents, and firing features, per sample;
-    - ``dead_latents``: latents that never fire here;
+    - ``l0``, ``true_l0``: active latents per sample, and firing true features per sample;
+    - ``dead_latents``: latents that never fire on these samples;
     - ``mean_max_cosine``: mean over latents of the largest cosine with another latent.
 
-    A training SAE of a batch-wise architecture picks its latents over ``batch_size`` samples, as
-    in SAELens's own runner.
+    A training SAE with BatchTopK selects its latents over ``batch_size`` samples, as in SAELens's
+    own runner.
     """
     training = sae.training
     sae.eval()

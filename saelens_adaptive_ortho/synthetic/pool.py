@@ -1,9 +1,9 @@
-"""A pool of samples, drawn once per world and read by every run.
+"""A pool of samples. It is drawn once per world, and every run reads it.
 
-Drawing a batch costs more than training on it. The pool holds the true feature activations in
-compressed rows (a sample fires a handful of features); activations are their exact sum, formed
-batch by batch. Sample ``i`` is a function of the world and ``i`` alone: a larger pool begins with
-the smaller one.
+Drawing a batch takes longer than training on it. The pool holds the true feature activations in
+compressed rows, because only a few features fire in a sample. The input activations are computed
+from them batch by batch. Sample ``i`` depends only on the world and on ``i``. So a larger pool
+begins with the samples of a smaller one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ TRAIN, HELD_OUT = "train", "held_out"
 
 
 class Rows(NamedTuple):
-    """Feature activations of samples, in compressed rows: row i is ``starts[i]:starts[i + 1]``."""
+    """Feature activations of samples in compressed rows.
+
+    The entries of row i are ``starts[i]:starts[i + 1]``.
+    """
 
     starts: Int[Tensor, " n_plus_1"]
     indices: Int[Tensor, " nnz"]
@@ -44,7 +47,7 @@ class Rows(NamedTuple):
 
     @property
     def n_samples(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return self.starts.shape[0] - 1
 
     def take(self, rows: Int[Tensor, " n"]) -> Rows:
@@ -52,7 +55,7 @@ class Rows(NamedTuple):
         begin = self.starts[rows]
         lengths = self.starts[rows + 1] - begin
         starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        # Position in the old arrays of every entry: where its row began, plus its rank in it.
+        # The old position of each entry is the start of its row plus its rank in the row.
         at = torch.arange(int(starts[-1])) + (begin - starts[:-1]).repeat_interleave(lengths)
         return Rows(starts, self.indices[at], self.values[at])
 
@@ -82,9 +85,9 @@ class Pool:
     """Samples of a world.
 
     Args:
-        directions, bias, groups: of the world; see :class:`worlds.Source`.
+        directions, bias, groups: tensors of the world; see :class:`worlds.Source`.
         train: training samples, one entry per domain.
-        held_out: samples for evaluation, likewise.
+        held_out: samples for evaluation, one entry per domain.
     """
 
     directions: Float[Tensor, "n_features d"]
@@ -102,14 +105,17 @@ class Pool:
         return self.directions.shape[1]
 
     def activations(self, rows: Rows) -> Float[Tensor, "n d"]:
-        """Activations of some of its rows."""
+        """Input activations ``x`` of some rows of the pool."""
         return rows.activations(self.directions, self.bias)
 
     def held_out_batches(
         self, batch_size: int
     ) -> Iterator[tuple[Float[Tensor, "batch d"], Float[Tensor, "batch n_features"]]]:
-        """Activations and true features; with two domains each batch has the forget rows first,
-        in the domains' share of the samples."""
+        """Yield input activations and true feature activations of the held-out samples.
+
+        With two domains, the forget rows come first in each batch. Each domain's share of a batch
+        is its share of all samples.
+        """
         total = sum(r.n_samples for r in self.held_out)
         for start in range(0, total, batch_size):
             stop = min(start + batch_size, total)
@@ -124,10 +130,11 @@ class Pool:
 
 
 class Batches(Iterator[Tensor]):
-    """Endless training batches; batch ``t`` is a function of the pool, ``seed`` and ``t``.
+    """An endless iterator of training batches.
 
-    Every epoch goes through each domain's samples in an order of its own. With two domains a batch
-    holds ``forget_rows`` rows of the forget domain, then rows of the retain domain.
+    Batch ``t`` depends only on the pool, ``seed`` and ``t``. Each epoch has its own random order of
+    each domain's samples. With two domains, a batch holds ``forget_rows`` rows of the forget
+    domain, followed by rows of the retain domain.
     """
 
     def __init__(self, pool: Pool, batch_size: int, seed: int, forget_rows: int = 0) -> None:
@@ -140,7 +147,7 @@ class Batches(Iterator[Tensor]):
         self._orders: dict[int, tuple[int, Tensor]] = {}
 
     def seek(self, position: int) -> None:
-        """Continue at batch ``position``."""
+        """Set the next batch to ``position``."""
         self.position = position
 
     def __next__(self) -> Float[Tensor, "batch d"]:
@@ -169,11 +176,11 @@ class Batches(Iterator[Tensor]):
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSettings:
-    """How many samples a pool holds, over all domains (which get equal shares).
+    """Number of samples in a pool. Each domain gets the same share.
 
     Args:
-        train_samples: to train on, in as many epochs as it takes.
-        held_out: to evaluate on.
+        train_samples: number of training samples; training repeats them as often as it needs to.
+        held_out: number of samples for evaluation.
     """
 
     train_samples: Annotated[int, Field(ge=4)] = 600_000
@@ -184,10 +191,10 @@ class PoolSettings:
 
 
 def load_pool(world: World, cache: str | Path, settings: PoolSettings | None = None) -> Pool:
-    """The pool of a world, from ``cache`` or drawn and left there.
+    """Read the pool of a world from ``cache``, or draw it and write it there.
 
     Args:
-        cache: folder; a pool is keyed by all parameters of the world and both sizes.
+        cache: folder of pools. All parameters of the world and both sizes determine the file.
 
     Raises:
         StorageError: the pool could not be written.
@@ -210,7 +217,7 @@ def load_pool(world: World, cache: str | Path, settings: PoolSettings | None = N
 
 
 def draw_pool(world: World, train_samples: int, held_out: int) -> Pool:
-    """Draw a pool; a function of its arguments."""
+    """Draw a pool. The result depends only on the arguments."""
     source = world.build()
     n = world.n_domains
     parts: dict[str, list[Rows]] = {}
@@ -226,7 +233,7 @@ def draw_pool(world: World, train_samples: int, held_out: int) -> Pool:
                 share = size // n + (domain < size % n)
                 chunks: list[Rows] = []
                 for start in range(0, share, CHUNK):
-                    # SAELens's generators know only the global random state.
+                    # SAELens's generators use only the global random state.
                     with torch.random.fork_rng(devices=[]):
                         torch.manual_seed(_mix(world.seed, part, domain, start // CHUNK))
                         features = source.draw(CHUNK, domain)[: share - start]
@@ -269,7 +276,7 @@ def _write(path: Path, key: str, pool: Pool) -> None:
 
 
 def _read(path: Path, key: str, n_domains: int) -> Pool | None:
-    """The pool of a file; None where there is none, or not a whole one of these settings."""
+    """Read a pool. None if the file does not exist, is truncated, or has other settings."""
     if not path.is_file():
         return None
     try:
@@ -285,11 +292,11 @@ def _read(path: Path, key: str, n_domains: int) -> Pool | None:
                 train=[rows(TRAIN, d) for d in range(n_domains)],
                 held_out=[rows(HELD_OUT, d) for d in range(n_domains)],
             )
-    except SafetensorError:  # truncated: draw it again
+    except SafetensorError:  # the file is truncated
         return None
 
 
 def _mix(*numbers: int) -> int:
-    """One seed from several numbers, without the collisions of a sum."""
+    """One seed from several numbers. A sum of them would give equal seeds too easily."""
     digest = hashlib.sha256(",".join(map(str, numbers)).encode()).digest()
     return int.from_bytes(digest[:7], "big")

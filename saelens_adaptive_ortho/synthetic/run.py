@@ -1,4 +1,4 @@
-"""One run: a world, a base architecture, a mode and a seed -> one SAE and its metrics."""
+"""One run trains an SAE for a world, a base architecture, a mode and a seed, and measures it."""
 
 from __future__ import annotations
 
@@ -44,22 +44,23 @@ from saelens_adaptive_ortho.training.lockstep import NonFiniteLossError
 BASES = ("standard", "topk", "batchtopk", "jumprelu", "matryoshka_batchtopk")
 CHECKPOINT_FILE = "synthetic_run.json"
 GROUPS = ("world", "train", "pool")
-"""Settings that do not belong to the SAE have one of these names and a dot before theirs."""
+"""Settings outside the SAE config have one of these names and a dot as prefix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """How SAEs of a world are trained; Adam, constant learning rate, float32.
+    """The training of an SAE: Adam in float32, with a constant learning rate by default.
 
     Args:
         steps: training steps.
         batch_size: samples per step.
         lr: learning rate.
-        lr_warm_up_steps, lr_decay_steps: linear, at the start and at the end.
-        dead_feature_window: steps without firing after which a latent is dead, and the auxiliary
-            loss revives it.
-        forget_share: share of every batch that comes from the forget domain, in (0, 1); no
-            meaning in a world of one domain.
+        lr_warm_up_steps, lr_decay_steps: steps of linear warm-up at the start, and of linear decay
+            at the end.
+        dead_feature_window: a latent that does not fire for this many steps is dead, and the
+            auxiliary loss acts on it.
+        forget_share: share of the forget domain in each batch, in (0, 1). It has no effect in a
+            world with one domain.
     """
 
     steps: PositiveInt
@@ -81,13 +82,13 @@ class TrainSettings:
 
     @property
     def forget_rows(self) -> int:
-        """Rows of a batch that come from the forget domain; at least one, and not all."""
+        """Number of rows of a batch from the forget domain: at least one, and not all."""
         return min(max(round(self.batch_size * self.forget_share), 1), self.batch_size - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that decides the outcome of a run. Build one with :func:`build_run`."""
+    """All settings that determine the result of a run. :func:`build_run` builds one."""
 
     world: World
     base: str
@@ -98,7 +99,7 @@ class Run:
     pool: PoolSettings
 
     def settings(self) -> dict[str, Any]:
-        """All settings as JSON, defaults included."""
+        """All settings as JSON, including defaults."""
         sae = {
             f.name: getattr(self.sae, f.name)
             for f in fields(self.sae)
@@ -129,19 +130,19 @@ def build_run(
     seed: int = 0,
     settings: dict[str, Any] | None = None,
 ) -> Run:
-    """Check all settings and fill in the defaults.
+    """Check all settings, and fill in the defaults.
 
     Args:
-        world: a name of ``WORLDS``.
-        base: the stock architecture.
+        world: a name in ``WORLDS``.
+        base: name of the stock architecture.
         mode: ``ortho_mode``.
-        seed: of initial weights, order of samples, and the penalty's own draws.
-        settings: fields of the SAE config by name, and under ``world``, ``train`` and ``pool``
-            fields of those. What is not given: d_sae, k, steps and learning rate by world; all
-            ``ortho_*`` fields as everywhere else.
+        seed: seed of the initial weights, the order of samples, and the penalty's random draws.
+        settings: fields of the SAE config by name. The keys ``world``, ``train`` and ``pool`` hold
+            fields of those settings. The world gives the defaults of d_sae, k, steps and learning
+            rate. The defaults of ``ortho_*`` fields are the same as in any config.
 
     Raises:
-        ConfigError: an unknown name or a value that cannot work, before any work.
+        ConfigError: a name is unknown or a value cannot work. This is checked before any work.
     """
     check_one_of("world", world, WORLDS)
     check_one_of("base", base, BASES)
@@ -156,8 +157,8 @@ def build_run(
             )
     built: World = parse(WORLDS[world], parts["world"], "world.")
     defaults = dict(built.training)
-    own = {f.name: defaults[f.name] for f in fields(TrainSettings) if f.name in defaults}
-    train = parse(TrainSettings, {**own, **parts["train"]}, "train.")
+    by_world = {f.name: defaults[f.name] for f in fields(TrainSettings) if f.name in defaults}
+    train = parse(TrainSettings, {**by_world, **parts["train"]}, "train.")
     sae = _sae_config(built, base, mode, seed, given, train)
     return Run(
         world=built,
@@ -171,10 +172,10 @@ def build_run(
 
 
 def parse_settings(overrides: list[str]) -> dict[str, Any]:
-    """``field=value`` texts (values are YAML) to the tree :func:`build_run` takes.
+    """Convert ``field=value`` texts (values are YAML) to the tree that :func:`build_run` takes.
 
     Raises:
-        ConfigError: a text without ``=``.
+        ConfigError: a text has no ``=``.
     """
     tree: dict[str, Any] = {}
     for override in overrides:
@@ -185,14 +186,17 @@ def parse_settings(overrides: list[str]) -> dict[str, Any]:
 def train_sae(
     run: Run, pool: Pool, checkpoints: Path | None = None, checkpoint_every: int = 5000
 ) -> tuple[TrainingSAE[Any], float]:
-    """Train the SAE of a run on a pool; returns it and the seconds of the training loop.
+    """Train the SAE of a run on a pool, in SAELens's own training loop.
 
-    The loop is SAELens's own. The SAE is a function of the run and the pool, to the bit, whether
-    or not training was interrupted.
+    The SAE depends only on the run and the pool. An interrupted training that continues gives an
+    SAE that is equal bit by bit.
 
     Args:
-        checkpoints: folder for a checkpoint, renewed every ``checkpoint_every`` steps, from which
-            a killed run of the same settings continues; removed at the end. None for none.
+        checkpoints: folder for a checkpoint, which is written every ``checkpoint_every`` steps. A
+            killed run of the same settings continues from it. None writes no checkpoints.
+
+    Returns:
+        The SAE, and the seconds of the training loop.
 
     Raises:
         NonFiniteLossError: training diverged.
@@ -246,7 +250,7 @@ def train_sae(
 def _save(trainer: SAETrainer[Any, Any], folder: Path, digest: str, seconds: float) -> None:
     with atomic_directory(folder, "The checkpoint before is intact.") as temporary:
         trainer.sae.save_model(temporary)
-        # SAELens counts a step after it has offered to save a checkpoint of it.
+        # SAELens increases the step count only after it has saved the checkpoint of a step.
         trainer.n_training_steps += 1
         trainer.save_trainer_state(temporary)
         trainer.n_training_steps -= 1
@@ -254,7 +258,7 @@ def _save(trainer: SAETrainer[Any, Any], folder: Path, digest: str, seconds: flo
 
 
 def _resume(trainer: SAETrainer[Any, Any], folder: Path, digest: str) -> float:
-    """Load a checkpoint of these settings, if there is one; returns the seconds it has trained."""
+    """Load a checkpoint of these settings, if there is one, and return its training seconds."""
     state = folder / CHECKPOINT_FILE
     if not state.is_file():
         return 0.0
@@ -269,10 +273,12 @@ def _resume(trainer: SAETrainer[Any, Any], folder: Path, digest: str) -> float:
 def execute(
     run: Run, cache: str | Path, checkpoints: Path | None = None, checkpoint_every: int = 5000
 ) -> dict[str, Any]:
-    """Train and judge; returns what a result file holds.
+    """Train an SAE and measure it.
 
-    Metrics as in :func:`metrics.feature_metrics`, in a world of two domains also those of
-    :func:`selectivity.domain_metrics`, ``training_seconds``, and the settings.
+    Returns:
+        The content of a result file: the metrics of :func:`metrics.feature_metrics`, in a world
+        with two domains also those of :func:`selectivity.domain_metrics`, ``training_seconds``,
+        and the settings.
 
     Raises:
         NonFiniteLossError: training diverged.
@@ -293,7 +299,7 @@ def execute(
 
 
 def exported(sae: TrainingSAE[Any]) -> SAE[Any]:
-    """The inference SAE that plain SAELens would load."""
+    """The inference SAE that plain SAELens loads from an export."""
     with tempfile.TemporaryDirectory() as folder:
         sae.save_inference_model(folder)
         return SAE.load_from_disk(folder)
@@ -302,7 +308,7 @@ def exported(sae: TrainingSAE[Any]) -> SAE[Any]:
 def _sae_config(
     world: World, base: str, mode: str, seed: int, given: dict[str, Any], train: TrainSettings
 ) -> Any:
-    """The config of the plugin's architecture, with the world's defaults where none are given."""
+    """The config of the plugin's architecture; the world gives the defaults."""
     for name in ("d_in", "ortho_mode", "architecture", "device", "dtype"):
         if name in given:
             remedy = {"ortho_mode": "use --mode.", "architecture": "use --base."}
@@ -317,7 +323,7 @@ def _sae_config(
     if "topk" in base:
         defaults["k"] = k if "batchtopk" in base else round(k)
     if base == "matryoshka_batchtopk" and isinstance(d_sae, int):
-        # The shares of SynthSAEBench's Matryoshka (128, 512, 2048 of 4,096).
+        # The shares of SynthSAEBench's Matryoshka SAE (128, 512 and 2,048 of 4,096 latents).
         defaults["matryoshka_widths"] = [
             width for width in (d_sae // 32, d_sae // 8, d_sae // 2, d_sae) if width > 0
         ]

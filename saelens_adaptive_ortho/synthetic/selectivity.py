@@ -1,9 +1,10 @@
-"""Knowledge separation with ground truth: what clamping forget-selective latents removes.
+"""Selectivity with ground truth: which true features does clamping forget-selective latents remove?
 
-In the ``domains`` world every true feature is known to belong to the forget domain, the retain
-domain, or both. Forget-selective latents are found from firing rates by domain, as on language
-models, and clamped. A linear probe per true feature then says how much of that feature is left.
-Rates and probes are measured on one half of the held-out samples, damage on the other.
+In the ``domains`` world, every true feature belongs to the forget domain, the retain domain, or
+both. Firing rates by domain select the forget-selective latents, as on language models. These
+latents are clamped. Then a linear probe for each true feature measures how much of the feature is
+left. One half of the held-out samples gives the firing rates and trains the probes. The other half
+measures the damage.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 BUDGETS = torch.linspace(0, 0.2, 201)
 AREA = (0.0, 0.1)
 KEPT = 5  # a result file keeps every fifth budget
-GROUP_RATIO = 9.0  # the plugin's own default for naming a latent's domain
+GROUP_RATIO = 9.0  # the plugin's default for assigning a latent to a domain
 MIN_RATE = 1e-3
 ENERGY = 0.9
 DOMAINS = (FORGET, RETAIN)
 
 
 class Probes(NamedTuple):
-    """One linear detector per true feature: it fires where ``x @ weights > thresholds``."""
+    """One linear probe per true feature, which fires where ``x @ weights > thresholds``."""
 
     weights: Float[Tensor, "d n_features"]
     thresholds: Float[Tensor, " n_features"]
@@ -49,35 +50,35 @@ class Probes(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """Samples of one domain: activations, and which true features fire."""
+    """Samples of one domain: input activations, and the true features that fire."""
 
     x: Float[Tensor, "n d"]
     fires: Bool[Tensor, "n n_features"]
 
 
 def fit_probes(x: Float[Tensor, "n d"], fires: Bool[Tensor, "n n_features"]) -> Probes:
-    """Fisher's linear discriminant for each feature, in float64.
+    """``w_j = S_j^-1 (m_j1 - m_j0)``: Fisher's linear discriminant for each feature, in float64.
 
-    ``w_j = S_j^-1 (m_j1 - m_j0)`` with the class means m and the pooled within-class covariance S,
-    and the threshold halfway between the projected means (equal priors: what is scored is
-    balanced accuracy). As the least-squares fit to the indicator has the same direction, all
-    features are solved at once from the total covariance.
+    ``m`` are the class means, and ``S`` is the pooled within-class covariance. The threshold lies
+    halfway between the projected means. This assumes equal priors, because the score is balanced
+    accuracy. The least-squares fit to the indicator has the same direction. So one solve with the
+    total covariance gives the probes of all features.
 
-    A feature that never (or always) fires gets a probe of zeros.
+    A feature that never fires, or always fires, gets a probe of zeros.
     """
     x = x.double()
     y = fires.double()
     mean, share = x.mean(0), y.mean(0)
     centred = x - mean
     covariance = centred.T @ centred / len(x)
-    # Enough to invert the covariance of a subspace, far too little to move a probe.
+    # The ridge makes a rank-deficient covariance invertible. It is too small to change a probe.
     ridge = 1e-9 * covariance.trace() / len(covariance)
     covariance += ridge * torch.eye(len(covariance), dtype=torch.float64)
     cross = centred.T @ (y - share) / len(x)
     weights = torch.linalg.solve(covariance, cross)
     usable = (share > 0) & (share < 1)
     safe = torch.where(usable, share, 0.5)
-    # Class means, projected: m1 = E[x y] / p, m0 = (E[x] - p m1) / (1 - p).
+    # The class means, before projection, are m1 = E[x y] / p and m0 = (E[x] - p m1) / (1 - p).
     centre = (weights * mean[:, None]).sum(0)
     gap = (weights * cross).sum(0)
     midpoint = centre + gap * (1 / safe - 1 / (1 - safe)) / 2
@@ -88,17 +89,26 @@ def fit_probes(x: Float[Tensor, "n d"], fires: Bool[Tensor, "n n_features"]) -> 
 def probe_skill(
     probes: Probes, x: Float[Tensor, "n d"], fires: Bool[Tensor, "n n_features"]
 ) -> Float[Tensor, " n_features"]:
-    """``2 * (balanced accuracy) - 1``: 1 for a perfect probe, 0 at chance; NaN without examples."""
-    said = x.double() @ probes.weights > probes.thresholds
+    """``2 * (balanced accuracy) - 1``: 1 for a perfect probe, and 0 at chance.
+
+    It is NaN if the feature always fires or never fires.
+    """
+    predicted = x.double() @ probes.weights > probes.thresholds
     positives, negatives = fires.sum(0), (~fires).sum(0)
-    hit = (said & fires).sum(0) / positives
-    correct_rejection = (~said & ~fires).sum(0) / negatives
+    hit = (predicted & fires).sum(0) / positives
+    correct_rejection = (~predicted & ~fires).sum(0) / negatives
     return (hit + correct_rejection - 1).double()
 
 
 @dataclass(frozen=True)
 class Clamped:
-    """One intervention: which latents, and how far below zero they are set where they fire."""
+    """One intervention.
+
+    Args:
+        latents: the clamped latents.
+        ratio: firing-rate ratio that selected the latents.
+        strength: distance of the clamp value below zero, in multiples of the mean activation.
+    """
 
     latents: Int[Tensor, " n"]
     ratio: float
@@ -112,10 +122,10 @@ def clamp_effect(
     clamp: Clamped,
     scale: Float[Tensor, " d_sae"],
 ) -> Float[Tensor, "n d"]:
-    """``x - decode(f) + decode(f')``: what the SAE does not explain is kept.
+    """``x - decode(f) + decode(f')``: the reconstruction error of the SAE stays unchanged.
 
-    ``f'`` is ``f`` with each of the clamp's latents at ``-strength * scale`` wherever it is active;
-    ``scale`` is the latent's mean activation where it fires. Strength 0 ablates.
+    ``f'`` is ``f`` with each clamped latent set to ``-strength * scale`` wherever it is active.
+    ``scale`` is the latent's mean activation where it fires. Strength 0 ablates the latents.
     """
     chosen = acts[:, clamp.latents]
     target = -clamp.strength * scale[clamp.latents]
@@ -125,30 +135,33 @@ def clamp_effect(
 
 @torch.no_grad()
 def domain_metrics(sae: SAE[Any], pool: Pool) -> tuple[dict[str, float | None], dict[str, Any]]:
-    """Selectivity of an exported SAE in a world of two domains.
+    """Selectivity of an exported SAE in a world with two domains.
 
-    Interventions: for each of ``RATIOS``, all latents whose firing rate on the forget domain is
-    that many times the one on the retain domain, clamped at each of ``STRENGTHS``. For each:
+    For each of ``RATIOS``, the interventions select all latents whose firing rate on the forget
+    domain is at least this many times the rate on the retain domain. They clamp these latents at
+    each of ``STRENGTHS``. For each intervention, two things are measured:
 
-    - the probe *skill* (:func:`probe_skill`) that is left of the clean skill, for forget features
-      on forget samples, retain features on retain samples, and shared features on both;
+    - the loss of probe *skill* (:func:`probe_skill`), as a share of the clean skill, for forget
+      features on forget samples, retain features on retain samples, and shared features on both;
     - the explained variance of the edited activations, ``1 - E||x - x'||^2 / Var(x)``, on forget
       and on retain samples (1 without intervention).
 
-    The frontier is the largest mean loss of skill on forget features at a mean loss of at most
-    ``b`` on retain and shared ones, as shares of the clean skill; its area is the mean over b in
-    [0, 0.1] (1 is perfect: all is forgotten and nothing else suffers).
+    The frontier at budget ``b`` is the largest mean loss of skill on forget features among
+    interventions with a mean loss of at most ``b`` on retain and shared features. Its area is the
+    mean over b in [0, 0.1]. An area of 1 is perfect: all forget features are lost, and no other
+    feature is.
 
     Returns:
-        metrics, and details with every intervention, the frontier, and the geometry of the groups
-        that were found beside that of the true ones.
+        The metrics, and details with every intervention, the frontier, and the geometry of the
+        found groups and of the true groups.
     """
     first, second = _halves(pool)
-    codes = [sae.encode(s.x) for s in first]
-    rates = torch.stack([(f > 0).double().mean(0) for f in codes])
-    fired = torch.cat([f for f in codes])
-    scale = fired.clamp(min=0).sum(0) / (fired > 0).sum(0).clamp(min=1)
-    # A latent that was never seen on retain samples may still fire there: half a sample.
+    first_acts = [sae.encode(s.x) for s in first]
+    rates = torch.stack([(f > 0).double().mean(0) for f in first_acts])
+    all_acts = torch.cat(first_acts)
+    scale = all_acts.clamp(min=0).sum(0) / (all_acts > 0).sum(0).clamp(min=1)
+    # A latent that never fires on these retain samples may still fire on others. Its rate counts as
+    # that of half a firing.
     ratio = rates[FORGET] / rates[RETAIN].clamp(min=0.5 / len(first[RETAIN].x))
     seen = rates[FORGET] >= MIN_RATE
 
@@ -156,16 +169,16 @@ def domain_metrics(sae: SAE[Any], pool: Pool) -> tuple[dict[str, float | None], 
     fitted = [fit_probes(s.x, s.fires) for s in first]
     clean = [probe_skill(p, s.x, s.fires) for p, s in zip(fitted, second, strict=True)]
     kept = {name: _usable(clean, group) for name, group in members.items()}
-    second_codes = [sae.encode(s.x) for s in second]
+    second_acts = [sae.encode(s.x) for s in second]
 
     interventions, gains, costs, paths = [], [], [], []
-    for number, least in enumerate(RATIOS):
-        latents = ((ratio >= least) & seen).nonzero().flatten()
+    for number, min_ratio in enumerate(RATIOS):
+        latents = ((ratio >= min_ratio) & seen).nonzero().flatten()
         for strength in STRENGTHS:
-            clamp = Clamped(latents, least, strength)
+            clamp = Clamped(latents, min_ratio, strength)
             edited = [
                 clamp_effect(sae, s.x, f, clamp, scale)
-                for s, f in zip(second, second_codes, strict=True)
+                for s, f in zip(second, second_acts, strict=True)
             ]
             skill = [
                 probe_skill(p, e, s.fires) for p, e, s in zip(fitted, edited, second, strict=True)
@@ -173,7 +186,7 @@ def domain_metrics(sae: SAE[Any], pool: Pool) -> tuple[dict[str, float | None], 
             loss = {name: _losses(clean, skill, kept[name]) for name in kept}
             interventions.append(
                 {
-                    "ratio": least,
+                    "ratio": min_ratio,
                     "latents": len(latents),
                     "strength": strength,
                     **{f"skill_lost_{n}": _mean(v) for n, v in loss.items()},
@@ -181,7 +194,7 @@ def domain_metrics(sae: SAE[Any], pool: Pool) -> tuple[dict[str, float | None], 
                         f"explained_variance_{DOMAIN_NAMES[d]}": _explained(second[d].x, edited[d])
                         for d in DOMAINS
                     },
-                    **{f"accuracy_{n}": 0.5 + _mean(_of(skill, kept[n])) / 2 for n in kept},
+                    **{f"accuracy_{n}": 0.5 + _mean(_select(skill, kept[n])) / 2 for n in kept},
                 }
             )
             gains.append(loss["forget"])
@@ -195,7 +208,7 @@ def domain_metrics(sae: SAE[Any], pool: Pool) -> tuple[dict[str, float | None], 
         "selectivity_at_0.02": curve.at(0.02)[0],
         "selectivity_at_0.05": curve.at(0.05)[0],
         "selectivity_at_0.1": curve.at(0.1)[0],
-        **{f"probe_accuracy_{n}": 0.5 + _mean(_of(clean, kept[n])) / 2 for n in kept},
+        **{f"probe_accuracy_{n}": 0.5 + _mean(_select(clean, kept[n])) / 2 for n in kept},
     }
     found, geometry = _geometry(sae, pool, rates)
     details = {
@@ -226,7 +239,7 @@ def _halves(pool: Pool) -> tuple[list[Sample], list[Sample]]:
 
 
 def _members(pool: Pool) -> dict[str, list[Bool[Tensor, " n_features"]]]:
-    """Which features are probed on which domain's samples, by group."""
+    """The features of each group that are probed on the samples of each domain."""
     nothing = torch.zeros_like(pool.groups, dtype=torch.bool)
     return {
         "forget": [pool.groups == FORGET, nothing],
@@ -238,11 +251,11 @@ def _members(pool: Pool) -> dict[str, list[Bool[Tensor, " n_features"]]]:
 def _usable(
     clean: list[Float[Tensor, " n_features"]], members: list[Bool[Tensor, " n_features"]]
 ) -> list[Bool[Tensor, " n_features"]]:
-    """Members whose probe works at all: losing a skill that is not there means nothing."""
+    """The members whose clean probe has a skill above 0.1. Without skill there is none to lose."""
     return [m & (s > 0.1) for s, m in zip(clean, members, strict=True)]
 
 
-def _of(
+def _select(
     values: list[Float[Tensor, " n_features"]], members: list[Bool[Tensor, " n_features"]]
 ) -> Float[Tensor, " n"]:
     return torch.cat([v[m] for v, m in zip(values, members, strict=True)])
@@ -253,8 +266,8 @@ def _losses(
     skill: list[Float[Tensor, " n_features"]],
     members: list[Bool[Tensor, " n_features"]],
 ) -> Float[Tensor, " n"]:
-    """Share of the clean skill that is lost; below chance nothing more is lost."""
-    return 1 - (_of(skill, members).clamp(min=0) / _of(clean, members))
+    """The share of the clean skill that is lost. A skill below chance counts as 0."""
+    return 1 - (_select(skill, members).clamp(min=0) / _select(clean, members))
 
 
 def _explained(x: Float[Tensor, "n d"], edited: Float[Tensor, "n d"]) -> float:
@@ -265,7 +278,7 @@ def _explained(x: Float[Tensor, "n d"], edited: Float[Tensor, "n d"]) -> float:
 def _geometry(
     sae: SAE[Any], pool: Pool, rates: Float[Tensor, "2 d_sae"]
 ) -> tuple[dict[str, float | None], dict[str, Any]]:
-    """Condition numbers and principal angles of the found groups, and of the true ones."""
+    """Condition numbers and principal angles of the found groups, and of the true groups."""
     directions = decoder_directions(sae.W_dec.detach().double())
     ids = domain_groups(rates, GROUP_RATIO, MIN_RATE)
     metrics: dict[str, float | None] = {}

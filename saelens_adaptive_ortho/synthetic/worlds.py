@@ -1,9 +1,9 @@
-"""The synthetic worlds: true features, when they fire, and the activations they add up to.
+"""The synthetic worlds: their true features, when these fire, and the resulting activations.
 
-An activation is ``x = sum_j f_j D_j + b`` with unit directions ``D_j`` and non-negative ``f``. A
-world is a frozen dataclass of parameters; ``build()`` draws its directions from ``seed`` and
-returns a :class:`Source` of samples. Units are arbitrary: a feature fires with magnitude near 1
-(near 4.5 in ``synthsaebench16k``).
+An input activation is ``x = sum_j f_j D_j + b``, with unit directions ``D_j`` and non-negative
+``f``. A world is a frozen dataclass of parameters. Its ``build()`` draws the directions from
+``seed``, and returns a :class:`Source` of samples. Units are arbitrary. A feature fires with a
+magnitude near 1 (near 4.5 in ``synthsaebench16k``).
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.maths.grouping import FORGET, RETAIN, SHARED
 from saelens_adaptive_ortho.settings import Share, check_fields
 
-# What suits stock SAEs (BatchTopK and Matryoshka) in the small worlds. At 8e-4 or below they are
-# far from converged after 3,000 steps, with up to half of the latents dead, and any penalty that
-# keeps latents apart looks good; above 6e-3 latents die. As the rarest features fire in about one
-# of 500 samples, a latent that is silent for 200 batches of 1,024 is dead.
+# These settings suit stock SAEs (BatchTopK and Matryoshka) in the small worlds. With a learning
+# rate of 8e-4 or below, the SAEs are far from converged after 3,000 steps, and up to half of the
+# latents are dead; then any penalty that keeps latents apart looks good. Above 6e-3, latents die.
+# The rarest features fire in about one of 500 samples, so a latent that is silent for 200 batches
+# of 1,024 samples is dead.
 SHORT_TRAINING = {"steps": 3000, "lr": 3e-3, "dead_feature_window": 200}
 
 
 class Source(NamedTuple):
-    """A world that has been built.
+    """The source of a world's samples.
 
-    ``draw(n, domain)`` returns ``n`` rows of feature activations [n, n_features] from torch's
-    global random state; ``domain`` is 0 in a world of one domain.
+    ``draw(n, domain)`` draws ``n`` rows of true feature activations [n, n_features] from torch's
+    global random state. ``domain`` is 0 in a world with one domain.
     """
 
     directions: Float[Tensor, "n_features d"]
     bias: Float[Tensor, " d"]
     groups: Int[Tensor, " n_features"]
-    """The domain of each feature (``grouping.FORGET`` and so on); SHARED in a world of one."""
+    """The domain of each feature (``grouping.FORGET`` etc.); SHARED in a world with one domain."""
     draw: Callable[[int, int], Float[Tensor, "n n_features"]]
 
 
@@ -60,7 +61,7 @@ class World(ABC):
     """Parameters of a world.
 
     Args:
-        seed: of directions and structure, and of the samples.
+        seed: seed of the directions, the structure and the samples.
     """
 
     name: ClassVar[str]
@@ -74,31 +75,31 @@ class World(ABC):
     @property
     @abstractmethod
     def training(self) -> dict[str, Any]:
-        """What an SAE of this world is trained with by default: d_sae, k, and fields of
-        :class:`~.run.TrainSettings`."""
+        """Default d_sae, k and fields of :class:`~.run.TrainSettings` for an SAE of this world."""
 
     @abstractmethod
     def build(self) -> Source:
-        """Draw the directions; a function of the parameters alone."""
+        """Draw the directions. The result depends only on the parameters."""
 
     def settings(self) -> dict[str, Any]:
-        """Name and parameters, as JSON."""
+        """The name and the parameters, as JSON."""
         return {"name": self.name, **dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class HierarchyWorld(World):
-    """A forest: a child fires only where its parent does, and siblings exclude each other.
+    """A forest of features: a child fires only with its parent, and siblings exclude each other.
 
-    SAELens's generator; the structure in which SAEs absorb a general feature into specific ones.
+    SAELens's generator draws the samples. In this structure, SAEs absorb a general feature into
+    specific ones.
 
     Args:
-        num_features: true features.
+        num_features: number of true features.
         hidden_dim: d_in.
-        roots, branching_factor, depth: of the trees.
-        exponent, max_prob, min_prob: firing probabilities, Zipf over feature rank.
-        std_magnitude: of a firing feature's magnitude, mean 1.
-        correlation_rank, correlation_scale: low-rank correlation of firing.
+        roots, branching_factor, depth: shape of the trees.
+        exponent, max_prob, min_prob: Zipf law of the firing probabilities over the feature rank.
+        std_magnitude: standard deviation of a firing feature's magnitude, whose mean is 1.
+        correlation_rank, correlation_scale: low-rank correlation between firings.
     """
 
     name: ClassVar[str] = "hierarchy"
@@ -150,8 +151,8 @@ class SynthSAEBenchWorld(World):
     """SynthSAEBench-16k (arXiv 2602.14687), built from its published configuration.
 
     Args:
-        scale: features, dimensions, trees and latents are divided by it (1 is the standard
-            itself, which wants a GPU); firing probabilities and magnitudes are kept.
+        scale: divisor of the numbers of features, dimensions, trees and latents. Firing
+            probabilities and magnitudes stay the same. 1 is the standard itself, which needs a GPU.
     """
 
     name: ClassVar[str] = "synthsaebench16k"
@@ -161,9 +162,9 @@ class SynthSAEBenchWorld(World):
 
     @property
     def training(self) -> dict[str, Any]:
-        # The standard: 4,096 latents, L0 25, 200M samples, lr 3e-4. A scaled world has as many
-        # times fewer features to find. As the Zipf law keeps the frequent ones, the number that
-        # fire per sample falls only with about the root (11 at scale 8).
+        # The standard has 4,096 latents, L0 25, 200M samples and lr 3e-4. The number of features
+        # is divided by the scale. The Zipf law keeps the frequent features, so the number of firing
+        # features per sample falls only with about the square root (11 at scale 8).
         return {
             "d_sae": 4096 // self.scale,
             "k": round(25 / self.scale**0.5),
@@ -200,19 +201,21 @@ class SynthSAEBenchWorld(World):
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterWorld(World):
-    """Features that fire together truly share a direction.
+    """Clusters of features that fire together and have similar directions.
 
-    Direction of feature j of cluster k: ``normalise(sqrt(cosine) C_k + sqrt(1 - cosine) O_kj)``
-    with random unit C and O, so that the cosine within a cluster is ``cosine`` on average.
-    Cluster k (from 1) is active with probability ``cluster_prob / k^cluster_exponent``, and its
-    feature j then fires with ``feature_prob / j^feature_exponent``.
+    The direction of feature j of cluster k is
+    ``normalise(sqrt(cosine) C_k + sqrt(1 - cosine) O_kj)`` with random unit vectors C and O. So the
+    mean cosine within a cluster is ``cosine``. Cluster k (from 1) is active with probability
+    ``cluster_prob / k^cluster_exponent``. In an active cluster, feature j fires with probability
+    ``feature_prob / j^feature_exponent``.
 
     Args:
         clusters, cluster_size: their product is the number of true features.
         hidden_dim: d_in.
-        cosine: within a cluster.
-        cluster_prob, cluster_exponent, feature_prob, feature_exponent: see above.
-        std_magnitude: of a firing feature's magnitude, mean 1.
+        cosine: mean cosine of two directions within a cluster.
+        cluster_prob, cluster_exponent: probability of an active cluster, see above.
+        feature_prob, feature_exponent: firing probability within an active cluster, see above.
+        std_magnitude: standard deviation of a firing feature's magnitude, whose mean is 1.
     """
 
     name: ClassVar[str] = "cluster"
@@ -240,8 +243,8 @@ class ClusterWorld(World):
         generator = torch.Generator().manual_seed(self.seed)
         shape = (self.clusters, self.cluster_size, self.hidden_dim)
         centres = _unit(torch.randn(shape[0], 1, shape[2], generator=generator))
-        own = _unit(torch.randn(shape, generator=generator))
-        directions = _unit(math.sqrt(self.cosine) * centres + math.sqrt(1 - self.cosine) * own)
+        offsets = _unit(torch.randn(shape, generator=generator))
+        directions = _unit(math.sqrt(self.cosine) * centres + math.sqrt(1 - self.cosine) * offsets)
         cluster, feature = self._probabilities()
 
         def draw(n: int, _domain: int) -> Tensor:
@@ -265,24 +268,27 @@ class ClusterWorld(World):
 
 @dataclass(frozen=True, kw_only=True)
 class DomainsWorld(World):
-    """Two domains with features of their own, similar across the border, and shared features.
+    """Two domains with forget, retain and shared features, and similar forget/retain pairs.
 
-    A sample comes from the forget domain or the retain domain. Shared features fire in both alike;
-    a forget feature fires in the forget domain, and ``leak`` times as often in the retain domain;
-    a retain feature the other way round. Within each of the three sets, the feature of rank r
-    (from 1) fires in its domain with probability ``max_prob / r^exponent``. Of ``pairs`` forget
-    features, evenly spread over the ranks, each has the cosine ``cosine`` (exactly) with the
-    retain feature of its rank; an SAE with fewer latents than there are features is tempted to
-    serve such a pair with one latent, which can then not be forgotten without loss.
+    A sample comes from the forget domain or from the retain domain. Shared features fire equally
+    often in both. A forget feature fires in the forget domain, and ``leak`` times as often in the
+    retain domain. A retain feature fires in the retain domain, and ``leak`` times as often in the
+    forget domain. Within each of the three sets, the feature of rank r (from 1) fires in its domain
+    with probability ``max_prob / r^exponent``.
+
+    There are ``pairs`` forget features, evenly spread over the ranks, whose direction has exactly
+    the cosine ``cosine`` with the retain feature of the same rank. An SAE with fewer latents than
+    features may represent such a pair by one latent. Clamping this latent then damages the retain
+    feature, too.
 
     Args:
-        forget, retain, shared: number of features of each set.
+        forget, retain, shared: number of features in each set.
         hidden_dim: d_in.
-        pairs: forget/retain pairs that share a direction.
-        cosine: of such a pair.
-        max_prob, exponent: firing probabilities, see above.
-        leak: see above, in [0, 1].
-        std_magnitude: of a firing feature's magnitude, mean 1.
+        pairs: number of forget/retain pairs with similar directions.
+        cosine: cosine of the two directions of a pair.
+        max_prob, exponent: law of the firing probabilities, see above.
+        leak: relative firing rate in the other domain, see above; in [0, 1].
+        std_magnitude: standard deviation of a firing feature's magnitude, whose mean is 1.
     """
 
     name: ClassVar[str] = "domains"
@@ -311,12 +317,12 @@ class DomainsWorld(World):
         return {"d_sae": 4 * n // 5, "k": 4, **SHORT_TRAINING}
 
     def paired(self) -> Int[Tensor, " pairs"]:
-        """Ranks (from 0) of the paired features, the same in both sets."""
+        """Ranks (from 0) of the paired features. They are the same in both sets."""
         step = min(self.forget, self.retain) / max(self.pairs, 1)
         return (torch.arange(self.pairs) * step).long()
 
     def firing_probabilities(self, domain: int) -> Float[Tensor, " n_features"]:
-        """``P(f_j > 0 | domain)``: forget features, then retain, then shared ones."""
+        """``P(f_j > 0 | domain)`` for the forget, then the retain, then the shared features."""
         rates = [_zipf(n, self.max_prob, self.exponent) for n in self._sizes()]
         rates[RETAIN if domain == FORGET else FORGET] *= self.leak
         return torch.cat(rates)
@@ -327,9 +333,9 @@ class DomainsWorld(World):
             _unit(torch.randn(n, self.hidden_dim, generator=generator)) for n in self._sizes()
         )
         at = self.paired()
-        partner, own = forget[at], retain[at]
-        own = _unit(own - (own * partner).sum(-1, keepdim=True) * partner)
-        retain[at] = self.cosine * partner + math.sqrt(1 - self.cosine**2) * own
+        partner, rest = forget[at], retain[at]
+        rest = _unit(rest - (rest * partner).sum(-1, keepdim=True) * partner)
+        retain[at] = self.cosine * partner + math.sqrt(1 - self.cosine**2) * rest
         groups = torch.tensor([FORGET, RETAIN, SHARED]).repeat_interleave(
             torch.tensor(self._sizes())
         )

@@ -28,7 +28,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 def exports(
     make_config: Callable[..., Any], prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Two SAEs: a baseline, and one with a twin of latent 0 that fires on other tokens."""
+    """A baseline SAE, and an SAE with a copy of latent 0 that fires on other tokens."""
     root = tmp_path_factory.mktemp("saes")
     cfg = make_config()
     runner = AdaptiveOrthoRunner(
@@ -49,7 +49,7 @@ def analysed(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_json_holds_geometry_groups_churn_and_pairs(analysed: Path) -> None:
+def test_json_holds_geometry_groups_churn_and_pairs(analysed: Path) -> None:
     baseline, gram = json.loads((analysed / "analysis.json").read_text())
     assert [baseline["variant"], gram["variant"]] == ["baseline", "gram"]
     for document in (baseline, gram):
@@ -70,7 +70,7 @@ def test_the_json_holds_geometry_groups_churn_and_pairs(analysed: Path) -> None:
     assert texts[0]["corpus"] in {"forget", "retain"}
 
 
-def test_figures_are_written_as_svg_and_png_and_stand_in_the_page(analysed: Path) -> None:
+def test_figures_are_files_and_part_of_the_page(analysed: Path) -> None:
     drawn = {path.name for path in (analysed / "plots").iterdir()}
     for name in ("condition_numbers", "group_sizes", "cosines", "pairs"):
         assert {f"{name}.svg", f"{name}.png"} <= drawn
@@ -81,7 +81,7 @@ def test_figures_are_written_as_svg_and_png_and_stand_in_the_page(analysed: Path
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no browser")
-def test_a_browser_renders_the_page(analysed: Path, tmp_path: Path) -> None:
+def test_browser_renders_the_page(analysed: Path, tmp_path: Path) -> None:
     shot = tmp_path / "page.png"
     done = subprocess.run(
         [
@@ -124,7 +124,7 @@ def test_text_in_the_page_is_escaped() -> None:
     assert "&lt;b&gt;<mark>&amp;</mark>" in page
 
 
-def test_what_cannot_work_is_refused_by_name(exports: Path, tmp_path: Path) -> None:
+def test_bad_option_is_refused_by_name(exports: Path, tmp_path: Path) -> None:
     options = AnalyseOptions(out=tmp_path)
     with pytest.raises(ConfigError, match="--min-cosine=2"):
         replace(options, min_cosine=2)

@@ -1,4 +1,4 @@
-"""Bad input through the command line: exit 2, a message that helps, and nothing trained."""
+"""Bad input on the command line: exit status 2, a helpful message, and no training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def refused(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Refused:
-    """Run ``compare`` on a config, see it refused before training, and give the message."""
+    """Run ``compare`` on a config, check that it is refused before training, return the message."""
     pytest.importorskip("sae_bench", reason="without the extra bench that is what is refused")
 
     def fit(_: Any) -> None:
@@ -60,7 +60,7 @@ def two_corpora(forget: str | dict[str, Any], retain: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
-def test_sharing_outside_zero_to_one_is_refused(refused: Refused, alpha: float) -> None:
+def test_alpha_outside_zero_to_one_is_refused(refused: Refused, alpha: float) -> None:
     assert refused({"ortho_alpha": alpha}).startswith(
         f"sae.ortho_alpha={alpha}: must be a number in [0, 1]"
     )
@@ -70,25 +70,23 @@ def test_sharing_outside_zero_to_one_is_refused(refused: Refused, alpha: float) 
     ("field", "value"),
     [("ortho_coefficient", -0.05), ("ortho_curriculum_start", -1.0), ("ortho_coefficient", 1e999)],
 )
-def test_a_negative_or_infinite_coefficient_is_refused(
+def test_negative_or_infinite_coefficient_is_refused(
     refused: Refused, field: str, value: float
 ) -> None:
     assert f"sae.{field}={value}: must be a number in [0, inf)" in refused({field: value})
 
 
-def test_a_misspelt_key_is_refused_with_the_nearest_one(refused: Refused) -> None:
+def test_misspelt_key_suggests_the_nearest(refused: Refused) -> None:
     assert "sae.ortho_coeficient=0.1: unknown key. Did you mean sae.ortho_coefficient?" in refused(
         {"ortho_coeficient": 0.1}
     )
 
 
-def test_an_override_is_checked_like_the_file(refused: Refused) -> None:
+def test_override_is_checked_like_the_file(refused: Refused) -> None:
     assert "sae.ortho_alpha=7" in refused(None, "--set", "sae.ortho_alpha=7")
 
 
-def test_a_config_that_does_not_exist_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_config_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("compare", "train", "check"):
         assert main([command, str(tmp_path / "nowhere.yaml")]) == 2
         assert "nowhere.yaml" in capsys.readouterr().err
@@ -97,13 +95,13 @@ def test_a_config_that_does_not_exist_is_refused(
 # ------------------------------------------------------------------------ model
 
 
-def test_a_width_that_is_not_the_models_is_refused(refused: Refused) -> None:
+def test_wrong_d_in_is_refused(refused: Refused) -> None:
     message = refused({"d_in": 48})
     assert message.startswith("sae.d_in=48: ")
     assert "has width 32. Use this value" in message
 
 
-def test_a_hook_the_model_has_not_is_refused_with_the_nearest(refused: Refused) -> None:
+def test_unknown_hook_suggests_the_nearest(refused: Refused) -> None:
     message = refused(hook_name="blocks.1.hook_resid_posst")
     assert message.startswith("hook_name='blocks.1.hook_resid_posst': ")
     assert "Nearest: blocks.1.hook_resid_post" in message
@@ -117,7 +115,7 @@ def test_a_hook_the_model_has_not_is_refused_with_the_nearest(refused: Refused) 
         (["config.json"], "config.json"),
     ],
 )
-def test_a_model_directory_without_weights_tokenizer_or_config_is_refused(
+def test_incomplete_model_directory_is_refused(
     refused: Refused, tiny: Any, tmp_path: Path, lost: list[str], remedy: str
 ) -> None:
     path = shutil.copytree(tiny.model, tmp_path / "model")
@@ -135,7 +133,7 @@ def test_truncated_model_weights_are_refused(refused: Refused, tiny: Any, tmp_pa
     assert re.match("model_name=.*truncated", refused(model_name=str(path)))
 
 
-def test_a_context_longer_than_the_model_sees_is_refused(refused: Refused) -> None:
+def test_too_long_context_is_refused(refused: Refused) -> None:
     assert "context_size=128: the model sees 64 tokens" in refused(context_size=128)
 
 
@@ -143,7 +141,7 @@ def test_a_context_longer_than_the_model_sees_is_refused(refused: Refused) -> No
 
 
 @pytest.mark.parametrize("name", ["nowhere.jsonl", "/nowhere/at/all", "./nowhere"])
-def test_a_missing_corpus_is_refused(refused: Refused, tiny: Any, name: str) -> None:
+def test_missing_corpus_is_refused(refused: Refused, tiny: Any, name: str) -> None:
     assert refused(**two_corpora(name, tiny.retain)).startswith(
         f"ortho_corpora.forget.path='{name}': no such file or directory"
     )
@@ -186,7 +184,7 @@ def write_bad(folder: Path, kind: str) -> Path:
         "cut short jsonl",
     ],
 )
-def test_an_empty_or_unreadable_corpus_is_refused(
+def test_empty_or_unreadable_corpus_is_refused(
     refused: Refused, tiny: Any, tmp_path: Path, kind: str
 ) -> None:
     path = write_bad(tmp_path, kind)
@@ -195,20 +193,18 @@ def test_an_empty_or_unreadable_corpus_is_refused(
     assert re.search("empty|no text|truncated, or not UTF-8", message)
 
 
-def test_the_second_corpus_is_named_when_it_is_the_bad_one(
-    refused: Refused, tiny: Any, tmp_path: Path
-) -> None:
+def test_bad_second_corpus_is_named(refused: Refused, tiny: Any, tmp_path: Path) -> None:
     path = write_bad(tmp_path, "empty jsonl")
     assert refused(**two_corpora(str(tiny.forget), path)).startswith("ortho_corpora.retain.path=")
 
 
-def test_a_lone_corpus_is_named_by_the_field_it_came_from(refused: Refused, tmp_path: Path) -> None:
+def test_single_corpus_is_named_by_its_field(refused: Refused, tmp_path: Path) -> None:
     path = str(write_bad(tmp_path, "empty jsonl"))
     assert refused(ortho_corpora={}, dataset_path=path).startswith("dataset_path")
     assert refused(ortho_corpora={"retain": path}).startswith("ortho_corpora.retain.path=")
 
 
-def test_a_wrong_text_field_is_refused_with_those_there_are(refused: Refused, tiny: Any) -> None:
+def test_wrong_text_field_lists_the_fields(refused: Refused, tiny: Any) -> None:
     forget = {"path": str(tiny.forget), "text_field": "body"}
     assert refused(**two_corpora(forget, tiny.retain)).startswith(
         "ortho_corpora.forget.text_field='body': no such field"
@@ -216,14 +212,14 @@ def test_a_wrong_text_field_is_refused_with_those_there_are(refused: Refused, ti
     assert "it has ['text']" in refused(**two_corpora(forget, tiny.retain))
 
 
-def test_a_field_that_holds_no_text_is_refused(refused: Refused, tiny: Any, tmp_path: Path) -> None:
+def test_field_without_text_is_refused(refused: Refused, tiny: Any, tmp_path: Path) -> None:
     path = tmp_path / "numbers.jsonl"
     path.write_text('{"text": 1}\n{"text": 2}\n')
     assert "has int there, not text" in refused(**two_corpora(str(path), tiny.retain))
 
 
 @pytest.mark.parametrize("name", ["corpus.csv", "corpus.zip"])
-def test_an_unknown_kind_of_file_is_refused_with_those_known(
+def test_unknown_file_type_lists_the_known_ones(
     refused: Refused, tiny: Any, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / name).write_text("text\nvirus\n")
@@ -232,14 +228,14 @@ def test_an_unknown_kind_of_file_is_refused_with_those_known(
     assert ".parquet" in message
 
 
-def test_a_directory_without_text_is_refused(refused: Refused, tiny: Any, tmp_path: Path) -> None:
+def test_directory_without_text_is_refused(refused: Refused, tiny: Any, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "notes.md").write_text("nothing here")
     message = refused(**two_corpora(str(tmp_path / "folder"), tiny.retain))
     assert "the directory holds no" in message
 
 
-def test_a_corpus_too_small_for_a_context_is_refused(
+def test_corpus_too_small_for_a_context_is_refused(
     refused: Refused, tiny: Any, tmp_path: Path
 ) -> None:
     path = tiny.write_jsonl(tmp_path / "small.jsonl", ["virus1 virus2"] * 3)
@@ -284,7 +280,7 @@ def gated_error() -> GatedRepoError:
     ],
     ids=["gated", "not logged in", "not granted"],
 )
-def test_a_gated_data_set_says_how_to_get_access_and_names_a_stand_in(
+def test_gated_data_set_names_access_and_replacement(
     refused: Refused, tiny: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     hub_raises(monkeypatch, error)
@@ -294,7 +290,7 @@ def test_a_gated_data_set_says_how_to_get_access_and_names_a_stand_in(
         assert part in message
 
 
-def test_a_gated_data_set_without_a_known_stand_in_points_at_local_files(
+def test_gated_data_set_without_replacement(
     refused: Refused, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub_raises(monkeypatch, gated_error())
@@ -312,7 +308,7 @@ def test_a_gated_data_set_without_a_known_stand_in_points_at_local_files(
         TimeoutError("The read operation timed out"),
     ],
 )
-def test_an_unreachable_hub_is_said_to_be_that(
+def test_unreachable_hub_is_reported(
     refused: Refused, tiny: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     hub_raises(monkeypatch, error)
@@ -323,7 +319,7 @@ def test_an_unreachable_hub_is_said_to_be_that(
     assert "local file" in message
 
 
-def test_a_data_set_that_does_not_exist_is_refused(
+def test_missing_data_set_is_refused(
     refused: Refused, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub_raises(
@@ -336,9 +332,7 @@ def test_a_data_set_that_does_not_exist_is_refused(
 # ----------------------------------------------------------------------- output
 
 
-def test_an_output_folder_that_cannot_be_written_is_refused(
-    refused: Refused, tmp_path: Path
-) -> None:
+def test_unwritable_output_folder_is_refused(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "run"
     message = refused(output_path=str(path))
@@ -346,14 +340,14 @@ def test_an_output_folder_that_cannot_be_written_is_refused(
     assert "Choose another folder" in message
 
 
-def test_a_comparison_without_an_output_folder_is_refused(refused: Refused) -> None:
+def test_compare_without_output_folder_is_refused(refused: Refused) -> None:
     assert refused(output_path=None).startswith("output_path=None: a comparison needs a folder")
 
 
 # ------------------------------------------------------------------------ check
 
 
-def test_the_check_command_opens_everything_and_trains_nothing(
+def test_check_opens_everything_and_trains_nothing(
     write_config: Callable[..., Path],
     tiny: Any,
     capsys: pytest.CaptureFixture[str],

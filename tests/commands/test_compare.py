@@ -33,7 +33,7 @@ from saelens_adaptive_ortho.training import lockstep
 from saelens_adaptive_ortho.training.runner import Prepared
 
 pytest.importorskip("sae_bench")
-# SAEBench's store warns of its own tensor copies and of short data sets.
+# SAEBench's store warns about its own tensor copies and about short data sets.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:To copy construct:UserWarning"),
     pytest.mark.filterwarnings("ignore:The training dataset contains fewer:UserWarning"),
@@ -51,7 +51,7 @@ DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 def finished(
     settings: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A finished run in ``run`` beside its ``experiment.yaml``; look, do not touch."""
+    """A finished run in ``run``, beside its ``experiment.yaml``. Tests must not change it."""
     folder = tmp_path_factory.mktemp("finished")
     tree = settings(variants=VARIANTS, seeds=SEEDS, output_path=str(folder / "run"))
     (folder / "experiment.yaml").write_text(dump_yaml(tree))
@@ -61,13 +61,13 @@ def finished(
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run to work on."""
+    """A copy of the finished run, which a test may change."""
     return shutil.copytree(finished, tmp_path / "run")
 
 
 @pytest.fixture
 def compare(finished: Path, run: Path) -> Callable[..., int]:
-    """The command line on the copy, with further options."""
+    """Run ``compare`` on the copy, with further options."""
     config = str(finished.parent / "experiment.yaml")
 
     def again(*options: str) -> int:
@@ -85,7 +85,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def snapshot(root: Path) -> dict[str, tuple[int, bytes]]:
-    """Time and content of every file that a rerun has no reason to write."""
+    """Time and content of every file that a rerun must not write."""
     return {
         str(path.relative_to(root)): (path.stat().st_mtime_ns, path.read_bytes())
         for path in root.rglob("*")
@@ -96,7 +96,7 @@ def snapshot(root: Path) -> dict[str, tuple[int, bytes]]:
 # -------------------------------------------------------------------- what it leaves
 
 
-def test_there_is_a_result_for_every_variant_seed_and_evaluation(finished: Path) -> None:
+def test_result_per_variant_seed_and_evaluation(finished: Path) -> None:
     found = {(r.variant, r.seed, r.eval): r for r in load_results(finished)}
     assert set(found) == {(v, s, e) for v in VARIANTS for s in SEEDS for e in EVALUATIONS}
     assert all(r.ok and r.metrics and r.fingerprint and r.versions for r in found.values())
@@ -104,7 +104,7 @@ def test_there_is_a_result_for_every_variant_seed_and_evaluation(finished: Path)
     assert steps == {24.0}
 
 
-def test_core_metrics_are_there_for_each_corpus_and_both_together(finished: Path) -> None:
+def test_core_metrics_per_corpus_and_pooled(finished: Path) -> None:
     for variant in VARIANTS:
         metrics = load_result(result_path(finished, variant, 0, "core")).metrics
         for domain in DOMAINS:
@@ -115,7 +115,7 @@ def test_core_metrics_are_there_for_each_corpus_and_both_together(finished: Path
             assert exact is not None
             assert published is not None
             assert exact < 1
-            assert exact != published  # of another formula
+            assert exact != published  # SAEBench uses another formula
             l0 = metrics[f"{domain}/l0"]
             assert l0 is not None
             assert 0 < l0 < 64
@@ -123,7 +123,8 @@ def test_core_metrics_are_there_for_each_corpus_and_both_together(finished: Path
         assert min(l0s) < max(l0s)  # type: ignore[type-var]
 
 
-def test_variants_and_seeds_give_different_saes_and_a_seed_the_same_start(finished: Path) -> None:
+def test_same_seed_same_start_but_different_saes(finished: Path) -> None:
+    """Variants of a seed start from the same weights and the same batch."""
     weights = {
         (variant, seed): SAE.load_from_disk(finished / f"seed{seed}" / variant).W_dec
         for variant in VARIANTS
@@ -132,14 +133,14 @@ def test_variants_and_seeds_give_different_saes_and_a_seed_the_same_start(finish
     keys = list(weights)
     for i, first in enumerate(keys):
         assert not any(torch.equal(weights[first], weights[k]) for k in keys[i + 1 :])
-    # The first step is taken from the same weights on the same batch.
+    # The first step has the same weights and the same batch.
     first_rows = [
         load_result(result_path(finished, v, 0, "training")).details["history"][0] for v in VARIANTS
     ]
     assert first_rows[0]["mse_loss"] == first_rows[1]["mse_loss"]
 
 
-def test_exported_saes_are_stock_ones_that_plain_saelens_loads(finished: Path) -> None:
+def test_plain_saelens_loads_exported_saes(finished: Path) -> None:
     for variant in VARIANTS:
         sae = SAE.load_from_disk(finished / "seed0" / variant)
         assert type(sae).__module__.startswith("sae_lens.")
@@ -149,7 +150,7 @@ def test_exported_saes_are_stock_ones_that_plain_saelens_loads(finished: Path) -
         assert sae(torch.randn(3, 32)).isfinite().all()
 
 
-def test_the_report_names_every_variant_and_needs_nothing_from_elsewhere(finished: Path) -> None:
+def test_report_is_self_contained(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     assert all(variant in page for variant in VARIANTS)
     assert "<svg" in page
@@ -161,7 +162,7 @@ def test_the_report_names_every_variant_and_needs_nothing_from_elsewhere(finishe
         assert reference.startswith(("#", "data:")), reference
 
 
-def test_the_config_that_was_run_is_kept_and_can_be_run_again(finished: Path) -> None:
+def test_saved_config_can_be_run_again(finished: Path) -> None:
     tree = parse_yaml((finished / "config.yaml").read_text(), "config.yaml")
     assert tree["variants"] == VARIANTS
     assert tree["seeds"] == SEEDS
@@ -173,7 +174,7 @@ def test_the_config_that_was_run_is_kept_and_can_be_run_again(finished: Path) ->
 
 
 @pytest.mark.usefixtures("no_training", "no_report")
-def test_a_rerun_does_nothing_new(run: Path, compare: Callable[..., int]) -> None:
+def test_rerun_changes_nothing(run: Path, compare: Callable[..., int]) -> None:
     before = snapshot(run)
     assert len(before) > 20
     assert compare() == 0
@@ -181,9 +182,8 @@ def test_a_rerun_does_nothing_new(run: Path, compare: Callable[..., int]) -> Non
 
 
 @pytest.mark.usefixtures("no_training", "no_report")
-def test_deleting_a_result_reruns_only_that_evaluation_to_the_same_metrics(
-    run: Path, compare: Callable[..., int]
-) -> None:
+def test_deleted_result_is_made_again_alone(run: Path, compare: Callable[..., int]) -> None:
+    """The new result has the same metrics."""
     path = result_path(run, "adaptive", 1, "core")
     metrics = load_result(path).metrics
     path.unlink()
@@ -197,7 +197,7 @@ def test_deleting_a_result_reruns_only_that_evaluation_to_the_same_metrics(
 
 
 @pytest.mark.usefixtures("no_training", "no_report")
-def test_other_settings_of_an_evaluation_rerun_it(run: Path, compare: Callable[..., int]) -> None:
+def test_changed_evaluation_settings_rerun_it(run: Path, compare: Callable[..., int]) -> None:
     before = snapshot(run)
     assert compare("--set", "evals.subspace.domain_ratio=2.0") == 0
     after = snapshot(run)
@@ -206,7 +206,7 @@ def test_other_settings_of_an_evaluation_rerun_it(run: Path, compare: Callable[.
 
 
 @pytest.mark.usefixtures("no_report")
-def test_a_new_variant_is_trained_beside_the_finished_ones(
+def test_new_variant_is_trained_beside_finished_ones(
     run: Path, compare: Callable[..., int]
 ) -> None:
     before = snapshot(run)
@@ -231,13 +231,14 @@ def test_a_new_variant_is_trained_beside_the_finished_ones(
         ("ortho_forget_fraction=0.25", "ortho_forget_fraction was 0.5, is 0.25"),
     ],
 )
-def test_other_settings_in_the_same_folder_are_refused_naming_the_difference(
+def test_other_settings_in_the_folder_are_refused(
     run: Path,
     compare: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
     override: str,
     difference: str,
 ) -> None:
+    """The message names the difference."""
     before = snapshot(run)
     assert compare("--set", override) == 2
     message = capsys.readouterr().err
@@ -250,14 +251,14 @@ def test_other_settings_in_the_same_folder_are_refused_naming_the_difference(
 
 
 @pytest.mark.usefixtures("no_training")
-def test_other_text_at_the_same_path_is_refused(
+def test_changed_text_at_the_same_path_is_refused(
     tiny: Any,
     run: Path,
     compare: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    # The run was made of this very path, as far as its record tells.
+    # Make the record of the run name this path.
     other = tiny.write_jsonl(tmp_path / "other.jsonl", tiny.documents(tiny.retain_words, 9))
     for record in run.glob(f"*/*/{RECORD}"):
         record.write_text(record.read_text().replace(str(tiny.retain), str(other)))
@@ -266,9 +267,7 @@ def test_other_text_at_the_same_path_is_refused(
 
 
 @pytest.mark.usefixtures("no_report")
-def test_starting_over_trains_everything_anew_and_touches_nothing_else(
-    run: Path, compare: Callable[..., int]
-) -> None:
+def test_fresh_run_trains_all_and_keeps_other_files(run: Path, compare: Callable[..., int]) -> None:
     (run / "notes.txt").write_text("mine")
     assert compare("--fresh", "--set", "lr=0.005", "--set", "evals=[]", "--set", "seeds=[1]") == 0
     assert (run / "notes.txt").read_text() == "mine"
@@ -280,12 +279,13 @@ def test_starting_over_trains_everything_anew_and_touches_nothing_else(
 
 
 @pytest.mark.usefixtures("no_training")
-def test_an_evaluation_that_fails_leaves_the_others_and_is_explained_and_tried_again(
+def test_failed_evaluation_is_explained_and_retried(
     run: Path,
     compare: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """The other evaluations have results, the page shows the reason, and a rerun tries again."""
     for seed in SEEDS:
         for variant in VARIANTS:
             result_path(run, variant, seed, "subspace").unlink()
@@ -311,7 +311,7 @@ def test_an_evaluation_that_fails_leaves_the_others_and_is_explained_and_tried_a
     assert all(r.ok for r in load_results(run))
 
 
-def test_the_report_command_writes_the_page_again_and_refuses_an_empty_folder(
+def test_report_command_writes_the_page_again(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = (run / "report.html").read_text()
@@ -326,7 +326,7 @@ def test_the_report_command_writes_the_page_again_and_refuses_an_empty_folder(
 
 
 @pytest.mark.usefixtures("no_report")
-def test_a_single_corpus_is_compared_without_domains(
+def test_single_corpus_is_compared_without_domains(
     write_config: Callable[..., Path], tiny: Any, tmp_path: Path
 ) -> None:
     config = write_config(
@@ -346,7 +346,7 @@ def test_a_single_corpus_is_compared_without_domains(
     reason="the demo is not built",
 )
 @pytest.mark.usefixtures("no_report")
-def test_the_demo_runs_at_a_tiny_setting(tmp_path: Path) -> None:
+def test_demo_runs_at_a_tiny_setting(tmp_path: Path) -> None:
     overrides = {
         "output_path": tmp_path / "demo",
         "training_tokens": 2048,
@@ -405,14 +405,14 @@ CORE_SETTINGS = {"n_contexts": 8, "batch_size_prompts": 4}
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_evaluating_leaves_the_process_as_it_was(context: EvalContext, grad: bool) -> None:
+def test_evaluation_restores_the_process_state(context: EvalContext, grad: bool) -> None:
     with torch.set_grad_enabled(grad):
         before = process_state()
         run_evaluation("core", context, CORE_SETTINGS)
         assert process_state() == before
 
 
-def test_a_failing_evaluation_leaves_the_process_as_it_was_and_passes_the_reason_on(
+def test_failed_evaluation_restores_the_process_state(
     context: EvalContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -429,9 +429,7 @@ def test_a_failing_evaluation_leaves_the_process_as_it_was_and_passes_the_reason
 
 
 @pytest.mark.parametrize("name", ["core", "subspace"])
-def test_evaluating_an_sae_twice_gives_the_very_same_metrics(
-    context: EvalContext, name: str
-) -> None:
+def test_evaluating_twice_gives_equal_metrics(context: EvalContext, name: str) -> None:
     settings = CORE_SETTINGS if name == "core" else {"n_contexts": 8}
     torch.manual_seed(1)
     first = run_evaluation(name, context, settings)
@@ -441,14 +439,14 @@ def test_evaluating_an_sae_twice_gives_the_very_same_metrics(
     assert first.details == second.details
 
 
-def test_too_few_held_out_contexts_for_a_batch_are_an_explained_failure(
+def test_too_few_held_out_contexts_are_explained(
     context: EvalContext,
 ) -> None:
     with pytest.raises(EvaluationError, match=r"16 held-out contexts, fewer than.*=64; lower that"):
         run_evaluation("core", context, {"n_contexts": 64, "batch_size_prompts": 64})
 
 
-def test_an_sae_in_bf16_is_judged_in_float32(context: EvalContext) -> None:
+def test_bf16_sae_is_judged_in_float32(context: EvalContext) -> None:
     stored = context.load().to(torch.bfloat16)
     half, full = (
         run_evaluation("core", replace(context, load=load), CORE_SETTINGS).metrics

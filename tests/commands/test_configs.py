@@ -1,4 +1,4 @@
-"""Shipped configs are found by name, listed and copied, from the repository and from a wheel."""
+"""Shipped configs: find them by name, list and copy them, in the repository and in a wheel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
 
 
-def test_every_config_is_listed_with_its_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_configs_are_listed_with_their_first_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "list"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert set(lines) == NAMES
@@ -30,7 +30,7 @@ def test_every_config_is_listed_with_its_first_line(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
-def test_a_copy_is_the_same_experiment_with_nothing_missing(name: str, tmp_path: Path) -> None:
+def test_copy_is_the_same_experiment(name: str, tmp_path: Path) -> None:
     paths = configs.copy_config(name, tmp_path / "new" / "folder")
     assert paths[0] == tmp_path / "new" / "folder" / f"{name}.yaml"
     assert set(paths) == set(paths[0].parent.iterdir())
@@ -39,7 +39,7 @@ def test_a_copy_is_the_same_experiment_with_nothing_missing(name: str, tmp_path:
     assert (copied.variants, copied.evals) == (original.variants, original.evals)
 
 
-def test_the_command_copies_into_the_working_folder(
+def test_copy_goes_to_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -51,10 +51,10 @@ def test_the_command_copies_into_the_working_folder(
         "pythia-70m-deduped_layer3.yaml",
     ]
     assert {p.name for p in tmp_path.iterdir()} == set(written)
-    assert main(["config", "copy", "gemma-2-2b_layer19"]) == 0  # extends what is there already
+    assert main(["config", "copy", "gemma-2-2b_layer19"]) == 0  # the extended file exists already
 
 
-def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_copy_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "copy", "demo", str(tmp_path)]) == 0
     (tmp_path / "demo.yaml").write_text("mine: 1\n")
     assert main(["config", "copy", "demo", str(tmp_path)]) == 2
@@ -62,7 +62,7 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "is not overwritten. Remove it, or choose another folder." in error
     assert str(tmp_path / "demo.yaml") in error
     assert (tmp_path / "demo.yaml").read_text() == "mine: 1\n"
-    # A changed file that another one extends is in the way, too, and then nothing is written.
+    # A changed file with the name of the extended one is also in the way. Nothing is written then.
     (tmp_path / "pythia-70m-deduped_layer3.yaml").write_text("mine: 1\n")
     with pytest.raises(ConfigError, match="layer3.*is not overwritten"):
         configs.copy_config("pythia-70m-deduped_layer4", tmp_path)
@@ -71,16 +71,17 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
         configs.copy_config("local_text", tmp_path / "demo.yaml")
 
 
-def test_an_unknown_name_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_name_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "copy", "local_txt"]) == 2
     error = capsys.readouterr().err
     assert "NAME='local_txt': no such config" in error
     assert "Did you mean local_text?" in error
 
 
-def test_a_bare_name_stands_for_the_shipped_config_unless_there_is_a_file(
+def test_bare_name_is_a_file_or_else_shipped_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A file of that name takes precedence over the shipped config."""
     monkeypatch.chdir(tmp_path)
     assert main(["check", "demo", "--offline"]) == 0
     assert load_experiment("demo").name == "demo"
@@ -103,7 +104,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_wheel_has_the_configs_and_no_study_test_or_tool(wheel: Path) -> None:
+def test_wheel_has_configs_but_no_studies_tests_tools(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     inside = {Path(n).stem for n in names if n.startswith("saelens_adaptive_ortho/configs/")}
@@ -113,7 +114,7 @@ def test_the_wheel_has_the_configs_and_no_study_test_or_tool(wheel: Path) -> Non
     assert not [n for n in names if n.split("/")[1:2] in (["evals"], ["tests"], ["tools"])]
 
 
-def test_configs_are_found_in_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
+def test_installed_wheel_finds_configs(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     script = (

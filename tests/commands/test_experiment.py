@@ -1,4 +1,4 @@
-"""The strict YAML: what is read, what is refused, and how the refusal reads."""
+"""The strict YAML: what it accepts, what it refuses, and the error messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @pytest.fixture(autouse=True)
 def _nothing_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings are checked before corpora or models are touched."""
+    """Opening a corpus or a model fails here: settings are checked before."""
 
     def fail(*args: object, **_: object) -> None:
         raise AssertionError(f"opened {args}")
@@ -66,7 +66,7 @@ def remove(tree: dict[str, Any], key: str) -> dict[str, Any]:
         ("variant", "Did you mean variants?"),
         ("sae.ortho_alhpa", "Did you mean sae.ortho_alpha?"),
         ("sae.dsae", "Did you mean sae.d_sae?"),
-        ("sae.l1_coefficient", "unknown key"),  # of another architecture
+        ("sae.l1_coefficient", "unknown key"),  # a field of another architecture
         ("variants.fixed.ortho_mod", "Did you mean variants.fixed.ortho_mode?"),
         ("logger.log_to_wandbb", "Did you mean logger.log_to_wandb?"),
         ("evals.core.n_context", "Did you mean evals.core.n_contexts?"),
@@ -78,9 +78,7 @@ def remove(tree: dict[str, Any], key: str) -> dict[str, Any]:
         ("sae.zzz", "See configs/ for the known keys"),
     ],
 )
-def test_an_unknown_key_is_refused_with_the_nearest_known_one(
-    settings: Settings, key: str, nearest: str
-) -> None:
+def test_unknown_key_suggests_the_nearest(settings: Settings, key: str, nearest: str) -> None:
     tree = settings(ortho_corpora={"forget": {"path": "a.jsonl"}, "retain": {"path": "b.jsonl"}})
     value: Any = {} if key == "evals.subspaces" else 1
     with pytest.raises(ConfigError, match=re.escape(nearest)) as error:
@@ -89,7 +87,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(
 
 
 @pytest.mark.parametrize("key", ["sae_lens_version", "hook_eval", "sae.ortho_forget_rows"])
-def test_what_is_derived_from_other_settings_cannot_be_set(settings: Settings, key: str) -> None:
+def test_derived_setting_cannot_be_set(settings: Settings, key: str) -> None:
     with pytest.raises(ConfigError, match="unknown key"):
         build_experiment(changed(settings(), key, 1))
 
@@ -150,7 +148,7 @@ def test_what_is_derived_from_other_settings_cannot_be_set(settings: Settings, k
         ("use_cached_activations", True, "not supported"),
     ],
 )
-def test_a_wrong_type_or_value_is_refused_naming_field_value_and_rule(
+def test_wrong_type_or_value_is_refused(
     settings: Settings, key: str, value: object, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -160,17 +158,17 @@ def test_a_wrong_type_or_value_is_refused_naming_field_value_and_rule(
 @pytest.mark.parametrize(
     "key", ["model_name", "hook_name", "sae", "sae.d_in", "sae.d_sae", "sae.architecture"]
 )
-def test_a_missing_key_is_named(settings: Settings, key: str) -> None:
+def test_missing_key_is_named(settings: Settings, key: str) -> None:
     with pytest.raises(ConfigError, match=f"{re.escape(key)}=None"):
         build_experiment(remove(settings(), key))
 
 
-def test_what_the_host_refuses_is_a_config_error_too(settings: Settings) -> None:
+def test_error_of_saelens_is_a_config_error(settings: Settings) -> None:
     with pytest.raises(ConfigError, match="SAELens refuses it"):
         build_experiment(settings(seqpos_slice=[0, 0]))
 
 
-def test_defaults_fill_in_what_is_not_said(settings: Settings) -> None:
+def test_defaults(settings: Settings) -> None:
     experiment = build_experiment(remove(settings(), "evals"), "mine")
     assert experiment.name == "mine"
     assert experiment.variants == DEFAULT_VARIANTS
@@ -180,7 +178,7 @@ def test_defaults_fill_in_what_is_not_said(settings: Settings) -> None:
     assert not experiment.runner.dataset_trust_remote_code
 
 
-def test_building_twice_from_one_tree_gives_the_same_experiment(settings: Settings) -> None:
+def test_building_twice_gives_equal_experiments(settings: Settings) -> None:
     tree = settings(ortho_corpora={"forget": "a.jsonl", "retain": {"path": "b.jsonl"}})
     before = deepcopy(tree)
     first, second = build_experiment(tree), build_experiment(tree)
@@ -191,7 +189,7 @@ def test_building_twice_from_one_tree_gives_the_same_experiment(settings: Settin
 # ----------------------------------------------------------------------- files
 
 
-def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+def test_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.yaml.*No such file"):
         load_experiment(tmp_path / "missing.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
@@ -204,7 +202,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
 # ------------------------------------------------------------------- overrides
 
 
-def test_overrides_reach_inside_and_are_read_as_yaml(write_config: Callable[..., Path]) -> None:
+def test_overrides_are_nested_yaml_values(write_config: Callable[..., Path]) -> None:
     experiment = load_experiment(
         write_config(),
         [
@@ -237,7 +235,7 @@ def test_overrides_reach_inside_and_are_read_as_yaml(write_config: Callable[...,
         ("sae.k=[", "not valid YAML"),
     ],
 )
-def test_an_override_that_cannot_work_is_refused(
+def test_bad_override_is_refused(
     write_config: Callable[..., Path], override: str, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
@@ -247,7 +245,7 @@ def test_an_override_that_cannot_work_is_refused(
 # -------------------------------------------------------------------- extends
 
 
-def test_a_file_is_laid_over_the_one_it_extends(
+def test_file_overrides_the_one_it_extends(
     write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
     base = write_config(lr=1e-2)
@@ -271,9 +269,7 @@ def test_a_file_is_laid_over_the_one_it_extends(
         ("[a.yaml]", "must name a YAML file"),
     ],
 )
-def test_an_extended_file_that_cannot_be_is_refused(
-    tmp_path: Path, base: str, message: str
-) -> None:
+def test_bad_extends_is_refused(tmp_path: Path, base: str, message: str) -> None:
     (tmp_path / "top.yaml").write_text(f"extends: {base}\n")
     with pytest.raises(ConfigError, match=message):
         load_experiment(tmp_path / "top.yaml")
@@ -287,7 +283,7 @@ def test_an_extended_file_that_cannot_be_is_refused(
     sorted(CONFIGS.rglob("*.yaml")),
     ids=lambda path: str(path.relative_to(CONFIGS)),
 )
-def test_every_config_of_the_repository_is_valid_without_opening_anything(path: Path) -> None:
+def test_every_shipped_config_is_valid(path: Path) -> None:
     experiment = load_experiment(path)
     assert experiment.name == path.stem
     assert experiment.runner.output_path is not None

@@ -1,4 +1,4 @@
-"""The command line: help at once, one source of every option, one line for every mistake."""
+"""The command line: quick help, one declaration per option, one-line errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 def every_command(
     commands: tuple[Command, ...] = COMMANDS, above: str = ""
 ) -> Iterator[tuple[str, Command]]:
-    """What is typed, and the command."""
+    """The words on the command line, and the command."""
     for command in commands:
         typed = f"{above} {command.name}".strip()
         yield typed, command
@@ -43,7 +43,7 @@ WITH_OPTIONS = {typed: c for typed, c in every_command() if c.options is not Non
 def sae(
     make_config: Callable[..., Any], prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """An exported SAE, untrained."""
+    """An exported SAE without training."""
     folder = tmp_path_factory.mktemp("sae") / "plain"
     runner = AdaptiveOrthoRunner(make_config({"ortho_mode": "off"}), None, prepared)
     runner.export(next(iter(runner.saes)), folder)
@@ -54,7 +54,7 @@ def sae(
 def refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., str]:
-    """Run a command, see it refused before a model is loaded, and give its one line."""
+    """Run a command, check that it is refused before a model is loaded, return its one line."""
     monkeypatch.setattr(
         subjects.models, "load_language_model", lambda *_a, **_k: pytest.fail("loaded a model")
     )
@@ -77,7 +77,7 @@ def refused(
 
 
 @pytest.mark.parametrize("name", ["", "eval", "analyse", "synth", "compare", "report"])
-def test_help_works_where_torch_and_saelens_are_not_installed(name: str) -> None:
+def test_help_works_without_torch_and_saelens(name: str) -> None:
     arguments = ["adaptive-ortho", *([name] if name else []), "--help"]
     script = (
         f"import sys\nsys.argv = {arguments!r}\n"
@@ -94,7 +94,7 @@ def test_help_works_where_torch_and_saelens_are_not_installed(name: str) -> None
 
 
 @pytest.mark.parametrize("typed", WITH_OPTIONS)
-def test_every_option_has_help_from_the_docstring_and_its_default_from_the_dataclass(
+def test_help_and_defaults_come_from_the_dataclass(
     typed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = WITH_OPTIONS[typed]
@@ -121,7 +121,7 @@ def test_every_option_has_help_from_the_docstring_and_its_default_from_the_datac
         (AnalyseOptions, {"contexts": 256, "candidates": 20, "min_cosine": 0.3, "texts": 3}),
     ],
 )
-def test_what_saes_are_judged_on_is_declared_once(
+def test_judging_options_are_declared_once(
     options: type[JudgingOptions], others: dict[str, object]
 ) -> None:
     assert issubclass(options, JudgingOptions)
@@ -131,7 +131,7 @@ def test_what_saes_are_judged_on_is_declared_once(
     assert {name: getattr(built, name) for name in others} == others
 
 
-def test_options_become_arguments_of_the_right_kind(capsys: pytest.CaptureFixture[str]) -> None:
+def test_option_types(capsys: pytest.CaptureFixture[str]) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Options:
         """Some.
@@ -168,7 +168,7 @@ def test_options_become_arguments_of_the_right_kind(capsys: pytest.CaptureFixtur
     assert "what is named, 50% of it" in capsys.readouterr().out
 
 
-def test_a_field_without_help_is_an_error_of_ours() -> None:
+def test_field_without_help_is_an_error() -> None:
     @dataclass
     class Options:
         """No arguments are described."""
@@ -210,7 +210,7 @@ def test_a_field_without_help_is_an_error_of_ours() -> None:
         ("analyse", "--device", "gpu", "--device='gpu': torch cannot use it"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_the_option(
+def test_bad_option_is_one_line_that_names_it(
     sae: Path,
     refused: Callable[..., str],
     tmp_path: Path,
@@ -222,7 +222,7 @@ def test_a_mistake_is_one_line_that_names_the_option(
     assert message in refused(command, sae, "--out", tmp_path / "out", option, value)
 
 
-def test_every_name_an_error_gives_is_an_option_that_exists(
+def test_options_named_in_errors_exist(
     sae: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     for command in ("eval", "analyse"):
@@ -236,9 +236,7 @@ def test_every_name_an_error_gives_is_an_option_that_exists(
             assert line.startswith(f"{flag}=-7")
 
 
-def test_what_is_not_there_is_refused(
-    sae: Path, refused: Callable[..., str], tmp_path: Path
-) -> None:
+def test_missing_files_are_refused(sae: Path, refused: Callable[..., str], tmp_path: Path) -> None:
     assert "no such directory" in refused("eval", tmp_path / "absent", "--out", tmp_path / "out")
     twice = refused("eval", sae, f"{sae}/.", "--out", tmp_path / "out")
     assert "has the same name and seed as" in twice
@@ -249,7 +247,7 @@ def test_what_is_not_there_is_refused(
     assert "cannot be written" in refused("eval", sae, "--out", tmp_path / "file" / "out")
 
 
-def test_a_lone_corpus_that_is_too_small_is_named_by_its_option(
+def test_too_small_single_corpus_is_named_by_its_option(
     sae: Path, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = tiny.write_jsonl(tmp_path / "small.jsonl", ["virus1 virus2"] * 3)
@@ -258,12 +256,12 @@ def test_a_lone_corpus_that_is_too_small_is_named_by_its_option(
         assert f"error: {flag}='{small}': too little text" in capsys.readouterr().err
 
 
-def test_wrong_kinds_of_value_are_refused_from_python_too() -> None:
+def test_wrong_types_are_refused_in_python() -> None:
     with pytest.raises(ConfigError, match=r"--contexts='8': must be a whole number"):
         AnalyseOptions(saes=["x"], out=Path("out"), contexts="8")  # type: ignore[arg-type]
 
 
-def test_an_interruption_says_how_to_go_on(
+def test_interruption_says_how_to_continue(
     sae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object, **__: object) -> None:
@@ -277,7 +275,7 @@ def test_an_interruption_says_how_to_go_on(
 # ------------------------------------------------------------------ evaluations
 
 
-def test_the_help_of_eval_lists_every_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_eval_lists_every_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["eval", "--help"])
     out = capsys.readouterr().out
@@ -286,7 +284,7 @@ def test_the_help_of_eval_lists_every_evaluation(capsys: pytest.CaptureFixture[s
         assert evaluation.title in out
 
 
-def test_evaluations_are_listed_with_settings_defaults_and_needs(
+def test_evaluations_list_shows_settings_and_needs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["evaluations"]) == 0
@@ -299,7 +297,7 @@ def test_evaluations_are_listed_with_settings_defaults_and_needs(
 
 
 @pytest.mark.parametrize("name", list(runnable()))
-def test_an_evaluation_tells_what_each_setting_means(
+def test_evaluations_command_explains_each_setting(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluations", name]) == 0
@@ -311,7 +309,8 @@ def test_an_evaluation_tells_what_each_setting_means(
         assert text in out
 
 
-def test_an_unknown_evaluation_is_refused_with_the_nearest(refused: Callable[..., str]) -> None:
+def test_unknown_evaluation_suggests_the_nearest(refused: Callable[..., str]) -> None:
     line = refused("evaluations", "unlerning")
-    assert line.startswith("NAME='unlerning': must be one of core, subspace, unlearning,")
+    known = ", ".join(runnable())
+    assert line.startswith(f"NAME='unlerning': must be one of {known}.")
     assert "Did you mean 'unlearning'?" in line

@@ -38,7 +38,7 @@ def run(folder: Path, name: str, *arguments: str, settings: list[str]) -> dict[s
 @pytest.mark.parametrize(
     "base", ["standard", "topk", "batchtopk", "jumprelu", "matryoshka_batchtopk"]
 )
-def test_it_writes_the_promised_metrics(tmp_path: Path, base: str) -> None:
+def test_writes_the_documented_metrics(tmp_path: Path, base: str) -> None:
     settings = [*SMALL, *CLUSTER, *(["k=2"] if "topk" in base else [])]
     result = run(tmp_path, "a", "--world", "cluster", "--base", base, settings=settings)
     assert all(isinstance(result[name], float) for name in PROMISED)
@@ -58,7 +58,7 @@ def test_every_mode_trains_in_the_domains_world(tmp_path: Path, mode: str) -> No
     assert set(result["domains"]["geometry"]) == {"found", "true"}
 
 
-def test_options_and_seeds_arrive(tmp_path: Path) -> None:
+def test_options_and_seeds_are_used(tmp_path: Path) -> None:
     settings = [*SMALL, *CLUSTER, "k=2", "ortho_affinity=overlap"]
     options = "--world cluster --alpha .3 --coefficient .2 --seed 4 --world-seed 7".split()
     result = run(tmp_path, "a", *options, settings=settings)
@@ -71,7 +71,7 @@ def test_options_and_seeds_arrive(tmp_path: Path) -> None:
     assert len(list((tmp_path / "pools").iterdir())) == 1
 
 
-def test_a_killed_run_continues_from_its_checkpoint(
+def test_killed_run_continues_from_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [*SMALL, *CLUSTER, "k=2"]

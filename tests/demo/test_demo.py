@@ -72,7 +72,7 @@ def test_questions_are_well_formed(world: World) -> None:
     assert counts["retain"] >= 150
 
 
-def test_right_choice_is_the_fact(world: World) -> None:
+def test_right_choice_states_the_fact(world: World) -> None:
     facts = {
         attribute.questions[0].format(s=entity.subject): entity.values[attribute.noun]
         for entity in world.entities
@@ -99,13 +99,13 @@ def test_prompt_layout() -> None:
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_committed_corpus_is_what_the_seed_gives(world: World, domain: Domain) -> None:
+def test_committed_corpus_matches_the_seed(world: World, domain: Domain) -> None:
     path = {"forget": demo.FORGET_CORPUS, "retain": demo.RETAIN_CORPUS}[domain]
     committed = path.read_text(encoding="utf-8")
     assert committed == jsonl(corpus_records(world, domain))
 
 
-def test_committed_questions_are_what_the_seed_gives(world: World) -> None:
+def test_committed_questions_match_the_seed(world: World) -> None:
     committed = demo.QUESTIONS.read_text(encoding="utf-8")
     assert committed == jsonl(question_record(q) for q in world.questions())
 

@@ -1,4 +1,4 @@
-"""What tests of several drivers need: a model of words, a context, what a run must not touch."""
+"""Helpers of several tests: a model of words, a context, and the state a run must not change."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def word_model(
     """A language model whose residual stream is the embedding of the word at each position.
 
     Args:
-        folder: where it is written, in Hugging Face's format.
-        embeddings: of each word.
+        folder: folder for the model in Hugging Face's format.
+        embeddings: embedding of each word.
         separator: a pre-tokenizer that cuts text into words.
-        others: tokens with an embedding of zero, beside the special ones.
+        others: further tokens with an embedding of zero.
     """
     special = ["<|endoftext|>", "<|pad|>", "<|unknown|>"]
     vocabulary = {token: i for i, token in enumerate([*special, *others, *embeddings])}
@@ -89,15 +89,15 @@ def make_context(
 
 
 def files_of(folder: Path) -> set[Path]:
-    """All but what importing leaves."""
+    """All files in ``folder`` except Python's bytecode."""
     return {f for f in folder.rglob("*") if f.suffix != ".pyc" and f.name != "__pycache__"}
 
 
 def process_state(*modules: ModuleType) -> dict[str, Any]:
-    """Whatever an evaluation could leave changed: in this process, in SAEBench's modules, on disk.
+    """All state that an evaluation could change: this process, SAEBench's modules, and files.
 
     Args:
-        modules: those of SAEBench that a driver replaces something in.
+        modules: modules of SAEBench in which a driver replaces something.
     """
     import sae_bench
     from transformer_lens import HookedTransformer

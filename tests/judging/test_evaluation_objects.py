@@ -1,4 +1,4 @@
-"""Every built-in evaluation keeps what its object promises."""
+"""The objects of all built-in evaluations are complete and consistent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ every_evaluation = pytest.mark.parametrize("evaluation", BUILT_IN, ids=lambda e:
 
 
 @every_evaluation
-def test_what_measures_and_what_draws_is_there(evaluation: Evaluation) -> None:
+def test_modules_and_figure_functions_exist(evaluation: Evaluation) -> None:
     if evaluation.module:
         assert callable(pkgutil.resolve_name(f"{evaluation.module}:run"))
     for figure in evaluation.figures:
@@ -25,7 +25,7 @@ def test_what_measures_and_what_draws_is_there(evaluation: Evaluation) -> None:
 
 
 @every_evaluation
-def test_every_setting_is_described_and_its_default_is_allowed(evaluation: Evaluation) -> None:
+def test_settings_have_help_and_valid_defaults(evaluation: Evaluation) -> None:
     if evaluation.settings is None:
         assert not evaluation.module
         return
@@ -36,7 +36,7 @@ def test_every_setting_is_described_and_its_default_is_allowed(evaluation: Evalu
 
 
 @every_evaluation
-def test_chosen_metrics_are_among_its_metrics(evaluation: Evaluation) -> None:
+def test_chosen_metrics_exist(evaluation: Evaluation) -> None:
     labels = {metric.label for metric in evaluation.metrics.values()}
     assert evaluation.metrics
     for name in (*evaluation.primary, *evaluation.headline, *evaluation.glance):
@@ -47,13 +47,13 @@ def test_chosen_metrics_are_among_its_metrics(evaluation: Evaluation) -> None:
 
 
 @every_evaluation
-def test_it_says_what_it_asks(evaluation: Evaluation) -> None:
+def test_texts_are_complete(evaluation: Evaluation) -> None:
     assert evaluation.title
     assert evaluation.description.endswith(".")
     assert all(f.heading and f.caption.endswith(".") for f in evaluation.figures)
 
 
-def test_names_of_evaluations_and_figures_are_given_once() -> None:
+def test_names_of_evaluations_and_figures_are_unique() -> None:
     names = Counter(e.name for e in BUILT_IN)
     figures = Counter(f.name for e in BUILT_IN for f in e.figures)
     assert max(names.values()) == 1

@@ -1,4 +1,4 @@
-"""The pass over text and its accumulators, against plain loops over contexts and positions."""
+"""The pass over text and its accumulators, compared with loops over contexts and positions."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ HEADS = "blocks.1.attn.hook_z"
 
 
 class Case(NamedTuple):
-    """An SAE that reads text in its own way, and the text."""
+    """An SAE with its own settings of counted tokens, and a text."""
 
     metadata: dict[str, Any] = {}  # noqa: RUF012
     cfg: dict[str, Any] = {}  # noqa: RUF012
@@ -80,7 +80,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def build_sae(case: Case, model: Any, seed: int = 0) -> SAE[Any]:
-    """A random SAE of which each latent fires on a part of the tokens."""
+    """A random SAE; each of its latents fires on a part of the tokens."""
     generator = torch.Generator().manual_seed(seed)
     sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=case.d_in, d_sae=D_SAE, **case.cfg))
     metadata = {"hook_name": HOOK, "prepend_bos": case.corpora_with_bos, **case.metadata}
@@ -116,7 +116,7 @@ def context(case: Case, model: Any, tiny: Tiny, tmp_path: Path) -> EvalContext:
 
 @torch.no_grad()
 def _activations(model: Any, tokens: Tensor, sae: SAE[Any]) -> Tensor:
-    """At the hook, of the whole model."""
+    """Activations at the hook, from a run of the whole model."""
     hook = sae.cfg.metadata.hook_name
     return model.run_with_cache(tokens.long(), names_filter=[hook], prepend_bos=False)[1][hook]
 
@@ -132,7 +132,7 @@ class Row(NamedTuple):
 
 @torch.no_grad()
 def loop(sae: SAE[Any], model: Any, corpora: list[Tensor]) -> list[Row]:
-    """One token at a time, by the rules that the module states."""
+    """Loop over the tokens and apply the rules in the docstring of ``firing``."""
     metadata, rows = sae.cfg.metadata, []
     excluded = metadata.exclude_special_tokens
     uncounted = {BOS, PAD} | (set(excluded) if isinstance(excluded, list) else set())
@@ -161,14 +161,14 @@ def contexts_of(context: EvalContext) -> list[Tensor]:
     return [c.train[:7] for c in context.corpora]
 
 
-def test_a_pass_yields_each_token_that_counts_once_and_in_order(context: EvalContext) -> None:
+def test_pass_yields_each_counted_token_once_in_order(context: EvalContext) -> None:
     sae, corpora = context.load(), contexts_of(context)
     batches = list(passes(sae, context.model, corpora, batch_size=3, reconstruct=True))
     expected = loop(sae, context.model, corpora)
     places = [(b.corpus, *row) for b in batches for row in b.rows.tolist()]
     assert places == [(r.corpus, r.context, r.position) for r in expected]
     assert len(places) > 2 * D_SAE
-    for name, attribute in (("x", "x"), ("codes", "code"), ("output", "output")):
+    for name, attribute in (("x", "x"), ("feature_acts", "code"), ("output", "output")):
         found = torch.cat([getattr(b, name) for b in batches])
         wanted = torch.stack([getattr(r, attribute) for r in expected])
         torch.testing.assert_close(found, wanted, atol=2e-5, rtol=2e-5)
@@ -178,7 +178,7 @@ def test_a_pass_yields_each_token_that_counts_once_and_in_order(context: EvalCon
     assert [len(b.tokens) for b in batches] == [3, 3, 1] * 2
 
 
-def test_firing_rates_and_scales_are_those_of_a_loop(context: EvalContext) -> None:
+def test_firing_rates_and_scales_match_a_loop(context: EvalContext) -> None:
     sae, corpora = context.load(), contexts_of(context)
     found = Firings(sae, 2)
     accumulate(passes(sae, context.model, corpora, batch_size=3), found)
@@ -194,10 +194,12 @@ def test_firing_rates_and_scales_are_those_of_a_loop(context: EvalContext) -> No
     assert len(set(found.rates()[0].tolist())) > 5
 
 
-def test_halves_are_the_rates_of_the_first_and_the_second_half(context: EvalContext) -> None:
+def test_halves_are_rates_of_each_half(context: EvalContext) -> None:
     sae, corpora = context.load(), contexts_of(context)
     found = Halves(sae, [len(c) for c in corpora])
-    accumulate(passes(sae, context.model, corpora, batch_size=2), found)  # a batch has both
+    accumulate(
+        passes(sae, context.model, corpora, batch_size=2), found
+    )  # one batch holds contexts of both halves
     rows = loop(sae, context.model, corpora)
     for corpus in (0, 1):
         for half, numbers in enumerate((range(3), range(3, 7))):
@@ -206,7 +208,7 @@ def test_halves_are_the_rates_of_the_first_and_the_second_half(context: EvalCont
             torch.testing.assert_close(found.rates()[half, corpus], expected, rtol=0, atol=1e-12)
 
 
-def test_pairs_count_the_tokens_on_which_both_fire(context: EvalContext) -> None:
+def test_pairs_count_tokens_on_which_both_fire(context: EvalContext) -> None:
     sae, corpora = context.load(), contexts_of(context)
     chosen = torch.tensor([[0, 1], [2, 9], [4, 23]])
     found = PairFirings(sae, chosen)
@@ -220,7 +222,7 @@ def test_pairs_count_the_tokens_on_which_both_fire(context: EvalContext) -> None
     assert sum(both) > 0
 
 
-def test_top_texts_are_the_largest_activations_and_stand_where_they_say(
+def test_top_texts_are_the_largest_activations(
     context: EvalContext,
 ) -> None:
     sae, corpora = context.load(), contexts_of(context)
@@ -239,7 +241,7 @@ def test_top_texts_are_the_largest_activations_and_stand_where_they_say(
     assert (found.values[0] > 0).any()
 
 
-def test_sketches_are_those_of_one_state_over_all_corpora(context: EvalContext) -> None:
+def test_sketches_share_one_state_over_all_corpora(context: EvalContext) -> None:
     sae, corpora = context.load(), contexts_of(context)
     found = Sketches(sae, 2)
     batches = list(passes(sae, context.model, corpora, batch_size=3))
@@ -256,7 +258,7 @@ def test_sketches_are_those_of_one_state_over_all_corpora(context: EvalContext) 
     torch.testing.assert_close(found.result(), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_explained_variance_is_that_of_a_loop(context: EvalContext) -> None:
+def test_explained_variance_matches_a_loop(context: EvalContext) -> None:
     sae, corpora = context.load(), contexts_of(context)
     found = ExplainedVariance(sae)
     accumulate(passes(sae, context.model, corpora, batch_size=3, reconstruct=True), found)
@@ -269,10 +271,10 @@ def test_explained_variance_is_that_of_a_loop(context: EvalContext) -> None:
 # ---------------------------------------------------------------- one firing rate everywhere
 
 
-def test_all_evaluations_report_the_same_firing_rates(
+def test_evaluations_agree_on_firing_rates(
     context: EvalContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Subspace, unlearning and analyse on training text; core, given the same text to judge."""
+    """Subspace, unlearning and analyse read training text; core gets the same text here."""
     n, size = 8, 4
     expected = Firings(context.load(), 2)
     sae = context.load()
@@ -310,10 +312,10 @@ def test_all_evaluations_report_the_same_firing_rates(
 
 
 @pytest.mark.parametrize(("n_forget", "n_retain", "size"), [(11, 9, 4), (5, 11, 4), (7, 7, 3)])
-def test_the_pooled_number_is_that_of_both_corpora_in_turn(
+def test_pooled_explained_variance_takes_both_corpora(
     model: Any, tiny: Tiny, tmp_path: Path, n_forget: int, n_retain: int, size: int
 ) -> None:
-    """Each number is of the contexts that SAEBench judges under that name."""
+    """Each number is over the contexts that SAEBench evaluates under the same name."""
     corpora = [
         replace(c, held_out=c.held_out[:n])
         for c, n in zip(tokenised(model, tiny, True), (n_forget, n_retain), strict=True)
@@ -338,7 +340,7 @@ def test_the_pooled_number_is_that_of_both_corpora_in_turn(
             torch.testing.assert_close(own.rates[number], rates.rates()[0], rtol=0, atol=1e-12)
 
 
-def test_one_corpus_is_judged_as_pooled(model: Any, tiny: Tiny, tmp_path: Path) -> None:
+def test_single_corpus_is_judged_as_pooled(model: Any, tiny: Tiny, tmp_path: Path) -> None:
     corpus = replace(tokenised(model, tiny, True)[0], domain="corpus")
     bench = Workbench(model, "tiny", [corpus], {}, CONTEXT, tmp_path)
     context = EvalContext(bench, lambda: build_sae(Case(), model), "random", 0, tmp_path)
@@ -352,7 +354,7 @@ def test_one_corpus_is_judged_as_pooled(model: Any, tiny: Tiny, tmp_path: Path) 
     assert found.rates.shape == (1, D_SAE)
 
 
-def test_analyse_runs_the_model_once_over_the_text(
+def test_analyse_runs_the_model_once(
     model: Any, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpora = tokenised(model, tiny, True)
@@ -372,7 +374,7 @@ def test_analyse_runs_the_model_once_over_the_text(
     churn = found.metrics["domain_churn"]
     assert churn is not None
     assert 0 <= churn <= 1
-    # A text shows the token that the activation fell on.
+    # Each text shows the token of its activation.
     texts = found.details["absorption_candidates"][0]["texts"]["frequent"]
     sae = context.load()
     by_value = {
@@ -386,7 +388,7 @@ def test_analyse_runs_the_model_once_over_the_text(
         assert by_value[round(text["activation"], 3)] == text["token"]
 
 
-def test_the_survey_counts_as_its_accumulators_do(model: Any, tiny: Tiny, tmp_path: Path) -> None:
+def test_survey_matches_its_accumulators(model: Any, tiny: Tiny, tmp_path: Path) -> None:
     corpora = tokenised(model, tiny, True)
     bench = Workbench(model, "tiny", corpora, {}, CONTEXT, tmp_path)
     context = EvalContext(bench, lambda: build_sae(Case(), model), "random", 0, tmp_path)
@@ -406,7 +408,7 @@ def test_the_survey_counts_as_its_accumulators_do(model: Any, tiny: Tiny, tmp_pa
 # ------------------------------------------------------------------------------- BOS
 
 
-def test_bos_is_put_in_front_or_taken_away_as_the_sae_was_trained(model: Any) -> None:
+def test_bos_is_added_or_removed_as_in_training(model: Any) -> None:
     sae = build_sae(Case(), model)
     without = torch.tensor([[5, 6, 7, 8], [BOS, 9, 10, 11]])
     with_it = torch.tensor([[BOS, 5, 6, 7], [BOS, 9, 10, 11]])
@@ -414,15 +416,15 @@ def test_bos_is_put_in_front_or_taken_away_as_the_sae_was_trained(model: Any) ->
     assert torch.equal(as_trained(sae, model, with_it), with_it)
     sae.cfg.metadata.prepend_bos = False
     assert torch.equal(as_trained(sae, model, with_it), with_it[:, 1:])
-    assert torch.equal(as_trained(sae, model, without), without)  # one begins by chance
+    assert torch.equal(
+        as_trained(sae, model, without), without
+    )  # one context begins with BOS by chance
     sae.cfg.metadata.prepend_bos = None
     for contexts in (without, with_it):
         assert torch.equal(as_trained(sae, model, contexts), contexts)
 
 
-def test_the_digest_of_an_sae_tells_which_tokens_count_for_it(
-    model: Any, tiny: Tiny, tmp_path: Path
-) -> None:
+def test_sae_digest_depends_on_counted_tokens(model: Any, tiny: Tiny, tmp_path: Path) -> None:
     bench = Workbench(model, "tiny", [], {}, CONTEXT, tmp_path)
 
     def digest(case: Case) -> str:
@@ -443,7 +445,7 @@ def test_the_digest_of_an_sae_tells_which_tokens_count_for_it(
 # --------------------------------------------------------------------- other SAEs, models
 
 
-def test_a_batch_without_a_token_that_counts_is_passed_over(model: Any) -> None:
+def test_batch_without_counted_tokens_is_skipped(model: Any) -> None:
     sae = build_sae(Case(), model)
     contexts = torch.tensor([[BOS, PAD, PAD], [BOS, 5, PAD]])
     batches = list(passes(sae, model, [contexts, contexts[:1]], batch_size=1))
@@ -454,7 +456,7 @@ def test_a_batch_without_a_token_that_counts_is_passed_over(model: Any) -> None:
     assert found.n_tokens.flatten().tolist() == [1, 0]
 
 
-def test_the_skip_connection_is_part_of_the_reconstruction(model: Any) -> None:
+def test_skip_connection_is_part_of_the_reconstruction(model: Any) -> None:
     sae_class, cfg_class = get_sae_class("jumprelu_skip_transcoder")
     sae = sae_class(
         cfg_class(d_in=WIDTH, d_out=WIDTH, d_sae=D_SAE, apply_b_dec_to_input=False)  # type: ignore[call-arg]
@@ -470,7 +472,7 @@ def test_the_skip_connection_is_part_of_the_reconstruction(model: Any) -> None:
 
 @pytest.fixture(scope="module")
 def bridge(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A model that TransformerLens reads only by its bridge."""
+    """A model that TransformerLens loads only through its bridge."""
     path = tmp_path_factory.mktemp("bridge") / "model"
     config = LlamaConfig(
         vocab_size=260,
@@ -495,18 +497,18 @@ def bridge(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("name", ["as the corpora", "positions", "no BOS, on text with it"])
-def test_a_bridge_is_read_as_any_model(bridge: Any, tiny: Tiny, name: str) -> None:
+def test_bridge_models_work(bridge: Any, tiny: Tiny, name: str) -> None:
     corpora = [c.train[:3] for c in tokenised(bridge, tiny, True)]
     sae = build_sae(CASES[name], bridge)
     batches = list(passes(sae, bridge, corpora, batch_size=2))
     rows = loop(sae, bridge, corpora)
-    found = torch.cat([b.codes for b in batches])
+    found = torch.cat([b.feature_acts for b in batches])
     expected = torch.stack([r.code for r in rows])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert 0 < float((found > 0).float().mean()) < 1
 
 
-def test_the_model_runs_up_to_the_hook_only(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_runs_only_up_to_the_hook(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sae = build_sae(Case({"hook_name": "blocks.0.hook_resid_post"}), model)
 
     def refuse(*_: object, **__: object) -> None:
@@ -514,10 +516,10 @@ def test_the_model_runs_up_to_the_hook_only(model: Any, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(model.blocks[1], "forward", refuse)
     batches: list[Batch] = list(passes(sae, model, [torch.arange(3, 13).view(1, 10)]))
-    assert len(batches[0].x) == 9  # BOS, put in front, does not count
+    assert len(batches[0].x) == 9  # the added BOS does not count
 
 
-def test_nothing_of_a_pass_needs_gradients_and_the_mode_is_left_alone(
+def test_pass_needs_no_gradients_and_keeps_grad_mode(
     model: Any,
 ) -> None:
     sae = build_sae(Case(), model)
@@ -525,5 +527,5 @@ def test_nothing_of_a_pass_needs_gradients_and_the_mode_is_left_alone(
         assert torch.is_grad_enabled()
         assert batch.output is not None
         assert not batch.x.requires_grad
-        assert not batch.codes.requires_grad
+        assert not batch.feature_acts.requires_grad
         assert not batch.output.requires_grad

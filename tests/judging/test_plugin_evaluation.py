@@ -37,7 +37,7 @@ SEEDS = (0, 1, 2)
 
 
 def walk_through() -> tuple[str, str]:
-    """The two modules of the walk-through, as another package would name them."""
+    """The two modules of the walk-through, with the names of another package."""
     section = CONTRIBUTING.read_text().split("## Adding an evaluation")[1].split("\n## ")[0]
     blocks = re.findall(r"^   ```python\n(.*?)^   ```", section, re.DOTALL | re.MULTILINE)
     described, measured = (
@@ -51,7 +51,7 @@ def walk_through() -> tuple[str, str]:
 
 @pytest.fixture
 def coherence(install: Install, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Installs the walk-through; call it to install it again with changes to its code."""
+    """Install the walk-through; the returned function installs it again with a changed code."""
 
     def put(*changes: tuple[str, str]) -> None:
         described, measured = walk_through()
@@ -61,7 +61,7 @@ def coherence(install: Install, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         install("coherence", described, {GROUP: {"coherence": "coherence:COHERENCE"}})
         install("coherence_run", measured, {})
 
-    # A module is written anew within the second that its cached code is checked by.
+    # Python checks cached bytecode by the second of the last change, and this change is faster.
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     put()
     return put
@@ -71,7 +71,7 @@ def coherence(install: Install, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 def saes(
     make_config: Callable[..., Any], prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
 ) -> list[str]:
-    """Per seed an SAE as it is drawn, and one whose decoder is two orthogonal bases."""
+    """For each seed, a random SAE and an SAE whose decoder is two orthogonal bases."""
     root = tmp_path_factory.mktemp("saes")
     folders = []
     for seed in SEEDS:
@@ -92,7 +92,7 @@ def options(saes: list[str], tmp_path: Path) -> EvalOptions:
 
 
 @pytest.mark.usefixtures("coherence")
-def test_it_is_listed_after_the_built_in_ones(capsys: pytest.CaptureFixture[str]) -> None:
+def test_listed_after_the_built_in_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(every()) == [*(e.name for e in BUILT_IN), "coherence"]
     assert "coherence" in runnable()
     assert main(["evaluations", "coherence"]) == 0
@@ -105,7 +105,7 @@ def test_it_is_listed_after_the_built_in_ones(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.usefixtures("coherence")
-def test_it_runs_on_an_sae_with_its_settings(options: EvalOptions) -> None:
+def test_runs_on_an_sae_with_its_settings(options: EvalOptions) -> None:
     (subject,) = named_subjects(options.saes)
     bench = workbench_for([subject], options)
     context = EvalContext(bench, subject.load, "sae", 0, options.out / "raw")
@@ -118,7 +118,7 @@ def test_it_runs_on_an_sae_with_its_settings(options: EvalOptions) -> None:
 
 
 @pytest.mark.usefixtures("coherence")
-def test_the_whole_command_judges_by_it_and_reports_it(saes: list[str], tmp_path: Path) -> None:
+def test_eval_command_runs_and_reports_it(saes: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["eval", *saes, "--evals", "coherence", "--out", str(out)]) == 0
     results = load_results(out)
@@ -140,7 +140,7 @@ def test_the_whole_command_judges_by_it_and_reports_it(saes: list[str], tmp_path
 
 
 @pytest.mark.usefixtures("coherence")
-def test_its_metrics_have_labels_units_directions_and_a_figure(options: EvalOptions) -> None:
+def test_metrics_have_labels_directions_and_a_figure(options: EvalOptions) -> None:
     mean, latents = describe("coherence/mean_cosine"), describe("coherence/n_latents")
     assert (mean.label, mean.unit, mean.direction) == ("mean power of the cosine", "", "lower")
     assert (latents.label, latents.unit, latents.direction) == (
@@ -163,7 +163,7 @@ def test_its_metrics_have_labels_units_directions_and_a_figure(options: EvalOpti
         ("power=-1", "coherence.power=-1: must be a number in (0, inf)"),
     ],
 )
-def test_a_setting_that_cannot_work_is_refused(
+def test_bad_setting_is_refused(
     saes: list[str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -176,7 +176,7 @@ def test_a_setting_that_cannot_work_is_refused(
 
 
 @pytest.mark.usefixtures("no_report")
-def test_its_version_and_its_settings_decide_whether_a_result_is_made_again(
+def test_new_version_or_settings_rerun_it(
     coherence: Callable[..., None], saes: list[str], tmp_path: Path
 ) -> None:
     def evaluated(*settings: str) -> int:
@@ -204,7 +204,7 @@ def test_its_version_and_its_settings_decide_whether_a_result_is_made_again(
     assert evaluated() == 0
 
 
-def test_one_that_cannot_be_imported_is_left_out_and_the_others_work(
+def test_broken_plugin_is_left_out(
     coherence: Callable[..., None], install: Install, options: EvalOptions
 ) -> None:
     install("broken", "import a_package_that_is_not_there", {GROUP: {"broken": "broken:IT"}})
@@ -222,7 +222,7 @@ def test_one_that_cannot_be_imported_is_left_out_and_the_others_work(
     assert all(r.ok for r in run_suite(options, say=lambda _: None))
 
 
-def test_the_name_of_a_built_in_one_cannot_be_taken(
+def test_name_of_a_built_in_one_is_refused(
     coherence: Callable[..., None], install: Install
 ) -> None:
     coherence(('name="coherence"', 'name="core"'))
@@ -237,9 +237,7 @@ def test_the_name_of_a_built_in_one_cannot_be_taken(
 
 
 @pytest.mark.usefixtures("no_report")
-def test_a_package_it_needs_and_has_not_is_named(
-    coherence: Callable[..., None], options: EvalOptions
-) -> None:
+def test_missing_package_is_named(coherence: Callable[..., None], options: EvalOptions) -> None:
     coherence(("    title=", '    needs=("package_x",),\n    title='))
     with pytest.raises(ConfigError, match="needs the package 'package_x': pip install package_x"):
         run_suite(options)

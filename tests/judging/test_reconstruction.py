@@ -1,4 +1,4 @@
-"""Explained variance of an SAE on a model's activations, against the definition."""
+"""Explained variance of an SAE on a model's activations, compared with its definition."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ D_IN, VOCABULARY, BOS = 6, 20, 0
 
 
 class TableModel(nn.Module):
-    """A model whose activation is a function of the token alone."""
+    """A model whose activation depends only on the token."""
 
     tokenizer = SimpleNamespace(bos_token_id=BOS, eos_token_id=BOS, pad_token_id=None)
 
@@ -32,7 +32,7 @@ class TableModel(nn.Module):
 
 
 class ScalingSAE:
-    """Reconstructs ``factor * (x - centre) + centre``; its code is ``x``."""
+    """An SAE that reconstructs ``factor * (x - centre) + centre``; its latents are ``x``."""
 
     device, dtype = torch.device("cpu"), torch.float32
     cfg = SimpleNamespace(d_in=D_IN, metadata=SAEMetadata(hook_name="blocks.0.hook_resid_post"))
@@ -56,9 +56,7 @@ def explained_variance(sae: Any, model: Any, corpora: list[Tensor]) -> list[Expl
 
 @pytest.mark.parametrize("offset", [0.0, 300.0])
 @pytest.mark.parametrize("factor", [0.0, 0.9, 1.0])
-def test_it_is_the_share_of_the_squared_distance_from_the_mean(
-    offset: float, factor: float
-) -> None:
+def test_is_the_explained_share_of_the_variance(offset: float, factor: float) -> None:
     tokens = torch.randint(1, VOCABULARY, (7, 5), generator=torch.Generator().manual_seed(1))
     model: Any = TableModel(offset)
     tokens[:, 0] = BOS
@@ -67,7 +65,7 @@ def test_it_is_the_share_of_the_squared_distance_from_the_mean(
     assert found.result() == pytest.approx(1 - (1 - factor) ** 2, abs=1e-4)
 
 
-def test_a_silent_sae_far_from_the_origin_explains_less_than_nothing() -> None:
+def test_silent_sae_far_from_origin_is_negative() -> None:
     model: Any = TableModel(3.0)
     tokens = torch.arange(1, VOCABULARY).unsqueeze(0)
     (measured,) = explained_variance(ScalingSAE(0.0, torch.zeros(D_IN)), model, [tokens])
@@ -79,7 +77,7 @@ def test_a_silent_sae_far_from_the_origin_explains_less_than_nothing() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.3, 0.95])
-def test_the_sum_of_two_texts_is_that_of_both_together(factor: float) -> None:
+def test_sum_of_two_texts_is_that_of_both(factor: float) -> None:
     generator = torch.Generator().manual_seed(2)
     first = torch.randint(0, VOCABULARY // 2, (5, 6), generator=generator)
     second = torch.randint(VOCABULARY // 2, VOCABULARY, (4, 6), generator=generator)
@@ -97,7 +95,7 @@ def test_the_sum_of_two_texts_is_that_of_both_together(factor: float) -> None:
     assert both.result() == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_without_a_token_that_counts_there_is_no_number() -> None:
+def test_no_counted_token_gives_nan() -> None:
     sae, model = ScalingSAE(1.0, torch.zeros(D_IN)), TableModel(0.0)
     found = ExplainedVariance(sae)  # type: ignore[arg-type]
     accumulate(passes(sae, model, [torch.full((2, 3), BOS)], reconstruct=True), found)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from saelens_adaptive_ortho.evaluations import BUILT_IN, Evaluation
 from saelens_adaptive_ortho.report.statistics import Summary
 from saelens_adaptive_ortho.report.tables import terminal_table
 from saelens_adaptive_ortho.results import (
@@ -25,6 +26,12 @@ VARIANTS = ("baseline", "fixed", "adaptive")
 KS = (1, 2, 5, 10, 20, 50)
 DAMAGE = [f"loss/forget_damage_at_{limit}" for limit in ("0.05", "0.10", "0.20")]
 ACCURACY = [f"mcq/forget_accuracy_at_{limit}" for limit in ("0.99", "0.95", "0.90")]
+FAILED = "ravel"  # the evaluation that failed for every SAE in `every_result`
+#: Evaluations whose values `every_result` writes by hand; the other built-in ones get defaults.
+BY_HAND = (
+    *("core", "subspace", "unlearning", "sparse_probing", "sae_probes"),
+    *("absorption", "tpp", "scr", "training", FAILED),
+)
 #: Differences of three seeds. The 95% interval of the first excludes zero, that of the second
 #: contains it.
 CLEAR, UNCLEAR = (0.30, 0.31, 0.32), (-0.1, 0.0, 0.1)
@@ -178,8 +185,17 @@ def probing(measure: str, gain: float, noise: np.random.Generator) -> dict[str, 
     return metrics
 
 
+def default_metrics(info: Evaluation, noise: np.random.Generator) -> dict[str, float | None]:
+    """A value in [0, 1) for each metric of an evaluation; ``{n}`` in a name becomes 10."""
+    names = (*info.primary, *info.headline, *info.glance, *info.metrics)
+    return {name.replace("{n}", "10"): noise.random() for name in names}
+
+
 def every_result(seeds: int = 3, mcq: bool = True) -> list[Result]:
-    """Return a run with all evaluations, an unknown one, and one that failed for every SAE."""
+    """A run with every evaluation, an unknown one, and one that failed for every SAE.
+
+    A built-in evaluation that is not in ``BY_HAND`` gets :func:`default_metrics`.
+    """
     results = []
     for v, variant in enumerate(VARIANTS):
         for seed in range(seeds):
@@ -224,6 +240,11 @@ def every_result(seeds: int = 3, mcq: bool = True) -> list[Result]:
                 "training": {"train_seconds": 200 + 10 * v + 5 * noise.normal(), "tokens": 1e6},
                 "later_probe": {"some_score": noise.random(), "other_score": noise.random()},
             }
+            found |= {
+                info.name: default_metrics(info, noise)
+                for info in BUILT_IN
+                if info.name not in BY_HAND
+            }
             results += [
                 Result(
                     eval,
@@ -237,7 +258,7 @@ def every_result(seeds: int = 3, mcq: bool = True) -> list[Result]:
             ]
     reason = "needs a model that answers multiple choice: 26% right of 4 options"
     results += [
-        Result("ravel", variant, seed, "failed", reason)
+        Result(FAILED, variant, seed, "failed", reason)
         for variant in VARIANTS
         for seed in range(seeds)
     ]

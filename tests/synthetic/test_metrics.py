@@ -1,4 +1,4 @@
-"""Metrics on planted dictionaries, against SAELens's own, and selectivity where it is known."""
+"""Metrics on planted dictionaries, compared with SAELens; selectivity in known cases."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def planted(directions: Tensor, threshold: float = 0.2) -> JumpReLUSAE:
     return sae
 
 
-def test_the_true_dictionary_scores_one_everywhere() -> None:
+def test_true_dictionary_scores_one() -> None:
     pool = draw_pool(ClusterWorld(clusters=4, cluster_size=3, hidden_dim=20), 10, 3000)
     scores = feature_metrics(planted(pool.directions, threshold=0.01), pool)
     for name in ("mcc", "f1", "precision", "recall", "uniqueness", "explained_variance"):
@@ -56,13 +56,13 @@ def test_wrong_dictionaries_score_less() -> None:
 
 
 @pytest.mark.parametrize("n_latents", [6, 15])
-def test_metrics_equal_those_of_sae_lens(build_sae: Any, n_latents: int) -> None:
+def test_metrics_equal_saelens(build_sae: Any, n_latents: int) -> None:
     pool = draw_pool(DOMAINS, 10, 400)
     sae = build_sae("batchtopk", d_in=24, d_sae=n_latents, k=2)
     batches = list(pool.held_out_batches(100))
 
     class Replay:
-        """Stands for the generator and the dictionary: gives the pool's samples in turn."""
+        """Replaces the generator and the dictionary, and returns the pool's samples in order."""
 
         feature_vectors = pool.directions
 
@@ -94,7 +94,7 @@ def test_metrics_equal_those_of_sae_lens(build_sae: Any, n_latents: int) -> None
 
 
 def merged(pool: Pool) -> JumpReLUSAE:
-    """The true dictionary, but each forget/retain pair is served by one latent twice."""
+    """The true dictionary, but both latents of a forget/retain pair have the same direction."""
     sae = planted(pool.directions)
     at = DOMAINS.paired()
     both = pool.directions[at] + pool.directions[5 + at]
@@ -107,7 +107,7 @@ def merged(pool: Pool) -> JumpReLUSAE:
     return sae
 
 
-def test_the_true_dictionary_forgets_everything_and_nothing_else() -> None:
+def test_true_dictionary_forgets_only_forget_features() -> None:
     pool = draw_pool(DOMAINS, 10, 8000)
     metrics, details = domain_metrics(planted(pool.directions), pool)
     area = metrics["selectivity_area"]
@@ -136,7 +136,7 @@ def test_merged_pairs_are_harder_to_forget() -> None:
     assert details["geometry"]["found"]["sizes"]["forget"] == 2
 
 
-def test_without_a_selective_latent_nothing_is_forgotten() -> None:
+def test_no_selective_latent_forgets_nothing() -> None:
     pool = draw_pool(DOMAINS, 10, 2000)
     sae = planted(pool.directions[10:])  # shared features only
     metrics, details = domain_metrics(sae, pool)
@@ -146,7 +146,7 @@ def test_without_a_selective_latent_nothing_is_forgotten() -> None:
     assert all(i["explained_variance_forget"] == 1 for i in details["interventions"][-6:])
 
 
-def test_probes_are_fishers_discriminants() -> None:
+def test_probes_are_fisher_discriminants() -> None:
     generator = torch.Generator().manual_seed(0)
     fires = torch.rand(3000, 3, generator=generator) < torch.tensor([0.5, 0.2, 0.1])
     directions = torch.randn(3, 4, generator=generator)
@@ -163,7 +163,7 @@ def test_probes_are_fishers_discriminants() -> None:
         assert float(probes.thresholds[j]) == pytest.approx(float(w @ (m1 + m0)) / 2, abs=1e-6)
 
 
-def test_skill_is_one_for_a_perfect_probe_and_zero_at_chance() -> None:
+def test_skill_is_one_if_perfect_and_zero_at_chance() -> None:
     fires = torch.tensor([[True, True], [False, False], [True, False], [False, True]])
     x = torch.stack([fires[:, 0].float(), torch.zeros(4)], dim=1)
     probes = fit_probes(x, fires)

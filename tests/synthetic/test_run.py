@@ -1,4 +1,4 @@
-"""Settings of a run, its determinism, sweeps that resume, and the figures drawn from them."""
+"""Settings and determinism of a run, resumed sweeps, and the figures of the study."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def untimed(result: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("world", ["hierarchy", "cluster", "domains", "synthsaebench16k"])
-def test_every_base_and_world_has_defaults_that_are_valid(world: str, base: str) -> None:
+def test_defaults_are_valid_for_every_base_and_world(world: str, base: str) -> None:
     run = build_run(world, base)
     assert run.sae.ortho_mode == "adaptive"
     assert run.sae.ortho_forget_rows == (512 if world == "domains" else 0)
     assert json.loads(json.dumps(run.settings())) == run.settings()
 
 
-def test_the_penalty_has_the_same_defaults_in_every_world() -> None:
+def test_penalty_defaults_are_the_same_in_every_world() -> None:
     from saelens_adaptive_ortho import AdaptiveOrthoBatchTopKConfig
 
     stock = AdaptiveOrthoBatchTopKConfig(d_in=8, d_sae=64, k=2)
@@ -54,7 +54,7 @@ def test_the_penalty_has_the_same_defaults_in_every_world() -> None:
             assert getattr(sae, name) == getattr(stock, name)
 
 
-def test_settings_reach_what_they_name() -> None:
+def test_settings_reach_their_objects() -> None:
     settings = parse_settings(
         ["ortho_affinity=overlap", "sae.k=3", "world.cosine=.6", "train.steps=7", "pool.held_out=9"]
     )
@@ -87,7 +87,7 @@ def test_settings_reach_what_they_name() -> None:
         ("k", r"--set='k'"),
     ],
 )
-def test_a_setting_that_cannot_work_is_refused_by_name(override: str, message: str) -> None:
+def test_bad_setting_is_refused_by_name(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_run("cluster", settings=parse_settings([override]))
 
@@ -100,9 +100,7 @@ def test_unknown_names_are_refused(field: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("settings", [TINY, TINY_DOMAINS], ids=["cluster", "domains"])
-def test_the_same_seed_gives_the_same_result_and_another_seed_another(
-    tmp_path: Path, settings: dict[str, Any]
-) -> None:
+def test_same_seed_same_result_other_seed_differs(tmp_path: Path, settings: dict[str, Any]) -> None:
     world = "domains" if settings is TINY_DOMAINS else "cluster"
     first, again, other = (
         execute(build_run(world, seed=seed, settings=settings), tmp_path) for seed in (0, 0, 1)
@@ -113,7 +111,7 @@ def test_the_same_seed_gives_the_same_result_and_another_seed_another(
     assert ("selectivity_area" in first) == (world == "domains")
 
 
-def test_mode_off_trains_the_stock_architecture_to_the_bit(tmp_path: Path, build_sae: Any) -> None:
+def test_mode_off_equals_stock_training_exactly(tmp_path: Path, build_sae: Any) -> None:
     from sae_lens import LoggingConfig
     from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
@@ -136,7 +134,7 @@ def test_mode_off_trains_the_stock_architecture_to_the_bit(tmp_path: Path, build
 
 
 @pytest.mark.parametrize("base", ["batchtopk", "standard"])
-def test_an_interrupted_run_continues_to_the_same_bits(
+def test_interrupted_run_gives_equal_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str
 ) -> None:
     settings = {k: v for k, v in TINY.items() if k != "k" or "topk" in base}
@@ -176,9 +174,7 @@ def jobs(**changes: Any) -> list[sweep.Job]:
     return [job for job in every if job.method != "fixed_one"]
 
 
-def test_a_killed_sweep_continues_where_it_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_sweep_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, ran = tmp_path / "out.jsonl", []
     original = sweep.execute
 
@@ -204,7 +200,7 @@ def test_a_killed_sweep_continues_where_it_stopped(
     assert len(ran) == 13  # other settings are other runs
 
 
-def test_a_run_that_fails_stops_only_itself(
+def test_failed_run_does_not_stop_the_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, said = sweep.execute, []
@@ -220,7 +216,7 @@ def test_a_run_that_fails_stops_only_itself(
     assert len(sweep.load_results(tmp_path / "out.jsonl")) == 4
 
 
-def test_the_stages_hold_the_runs_they_promise() -> None:
+def test_stages_hold_the_expected_runs() -> None:
     coarse = sweep.coarse_jobs(["cluster"], ["batchtopk"], settings=TINY)
     assert {j.run.mode for j in coarse} == {"off", "fixed", "gram", "adaptive"}
     assert {j.run.sae.ortho_alpha for j in coarse} == {*sweep.ALPHAS}
@@ -245,7 +241,9 @@ def test_the_stages_hold_the_runs_they_promise() -> None:
     assert {j.run.world.hidden_dim for j in given} == {64}  # type: ignore[attr-defined]
 
 
-def test_the_best_coefficient_is_that_of_the_best_affordable_coarse_result() -> None:
+def test_best_coefficient_of_the_coarse_stage() -> None:
+    """It belongs to the best result among those that are affordable."""
+
     def result(
         coefficient: float, f1: float, mode: str = "fixed", variance: float = 0.9
     ) -> dict[str, Any]:
@@ -268,7 +266,7 @@ def test_the_best_coefficient_is_that_of_the_best_affordable_coarse_result() -> 
             sweep.best_coefficient(incomplete, "cluster", "batchtopk")
 
 
-def test_bad_input_of_the_sweep_is_refused(tmp_path: Path, capsys: Any) -> None:
+def test_bad_sweep_input_is_refused(tmp_path: Path, capsys: Any) -> None:
     for argv in (
         ["coarse", "--worlds", "clusters"],
         ["coarse", "--bases", "topkk"],
@@ -284,12 +282,12 @@ def test_bad_input_of_the_sweep_is_refused(tmp_path: Path, capsys: Any) -> None:
             sweep.load_results(tmp_path / "broken.jsonl")
 
 
-def test_a_run_that_was_finished_but_not_yet_in_the_file_is_not_lost(tmp_path: Path) -> None:
+def test_finished_run_missing_in_the_file_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     two = jobs()[:2]
     expected = sweep.run_jobs(two, out, tmp_path)
     work = tmp_path / "out"
-    # Killed before a line was in the file, within a line, and before the run's own file was gone.
+    # The kill comes before the line is written, within it, or before the run's file is deleted.
     lines = out.read_text().splitlines(keepends=True)
     for content in ("", lines[0][:40], lines[0], lines[0] + lines[1][:40], "".join(lines)):
         out.write_text(content)
@@ -302,7 +300,7 @@ def test_a_run_that_was_finished_but_not_yet_in_the_file_is_not_lost(tmp_path: P
         assert not work.exists()
 
 
-def test_the_file_keeps_what_tables_and_figures_use(tmp_path: Path) -> None:
+def test_file_keeps_what_tables_and_figures_use(tmp_path: Path) -> None:
     job = sweep.final_jobs(["domains"], ["batchtopk"], lambda *_: 0.1, [0], [0])[-1]
     frontier = {"budgets": [0.0], "gain": [0.5]}
     domains = {"frontier": frontier, "interventions": [{}] * 100}
@@ -345,7 +343,7 @@ def test_differences_are_paired_by_seed() -> None:
     assert tables.difference(better, [], "f1").mean is None
 
 
-def test_the_table_has_a_row_for_each_world_and_metric() -> None:
+def test_table_has_a_row_per_world_and_metric() -> None:
     every = [
         fake(m, w, s)
         for m in ("baseline", "fixed", "adaptive")
@@ -357,7 +355,7 @@ def test_the_table_has_a_row_for_each_world_and_metric() -> None:
     assert "0.510 ± 0.010" in text
 
 
-def test_each_bar_is_judged_by_the_measured_difference() -> None:
+def test_bars_are_judged_by_measured_differences() -> None:
     def runs_of(gain: float) -> list[dict[str, Any]]:
         return [
             fake(m, w, s, f1=0.5 + extra + 0.01 * s, selectivity_area=0.3 + extra + 0.001 * s**2)
@@ -386,7 +384,7 @@ def test_each_bar_is_judged_by_the_measured_difference() -> None:
     assert line.endswith("| no |")
 
 
-def test_the_ablation_gives_differences_from_baseline() -> None:
+def test_ablation_gives_differences_from_baseline() -> None:
     runs_ = [
         fake("baseline", "cluster", 0, f1=0.5),
         fake("adaptive", "cluster", 0, f1=0.6),
@@ -402,7 +400,7 @@ def test_the_ablation_gives_differences_from_baseline() -> None:
     ]
 
 
-def test_transfer_counts_the_worlds_in_which_the_order_holds() -> None:
+def test_transfer_counts_worlds_with_the_same_order() -> None:
     def runs_of(axis: str, adaptive: float) -> list[dict[str, Any]]:
         return [
             fake(m, "hierarchy", 0, axis, f1=f1)

@@ -1,4 +1,4 @@
-"""The worlds are what their parameters say; a pool is drawn once, and the same for everyone."""
+"""The worlds match their parameters. A pool is drawn once, and all runs read the same samples."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def same(a: Rows, b: Rows) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_cosines_are_those_asked_for_within_a_cluster_and_none_between() -> None:
+def test_cluster_cosines_match_the_setting() -> None:
     directions = CLUSTER.build().directions
     torch.testing.assert_close(directions.norm(dim=1), torch.ones(24))
     cosines = (directions @ directions.T).reshape(6, 4, 6, 4)
@@ -55,12 +55,12 @@ def test_cosines_are_those_asked_for_within_a_cluster_and_none_between() -> None
     assert abs(between.mean()) < 0.03
 
 
-def test_cluster_features_fire_as_often_as_asked_and_together() -> None:
+def test_cluster_features_fire_together_at_set_rates() -> None:
     pool = draw_pool(CLUSTER, 40_000, 100)
     fires = pool.train[0].dense(24) > 0
     expected = CLUSTER.firing_probabilities()
     torch.testing.assert_close(fires.float().mean(0), expected, atol=0.01, rtol=0)
-    # Given its cluster is on, a feature fires with feature_prob / j^exponent, whatever the others.
+    # In an active cluster, features fire independently with probability feature_prob / j^exponent.
     both = (fires[:, 0] & fires[:, 1]).float().mean()
     assert abs(both - 0.25 * 0.6 * 0.6 / 2**0.7) < 0.01
     values = pool.train[0].values
@@ -68,7 +68,7 @@ def test_cluster_features_fire_as_often_as_asked_and_together() -> None:
     assert abs(values.std() - CLUSTER.std_magnitude) < 0.01
 
 
-def test_forget_and_retain_features_have_the_cosine_and_the_rates_asked_for() -> None:
+def test_domain_cosines_and_rates_match_the_settings() -> None:
     source = DOMAINS.build()
     assert source.groups.tolist() == [FORGET] * 8 + [RETAIN] * 8 + [SHARED] * 6
     forget, retain = source.directions[:8], source.directions[8:16]
@@ -84,13 +84,13 @@ def test_forget_and_retain_features_have_the_cosine_and_the_rates_asked_for() ->
     assert DOMAINS.firing_probabilities(RETAIN)[0] == pytest.approx(0.15 * DOMAINS.leak)
 
 
-def test_in_a_hierarchy_a_child_fires_only_with_its_parent_and_without_its_siblings() -> None:
+def test_hierarchy_child_needs_parent_excludes_siblings() -> None:
     source = HIERARCHY.build()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         fires = source.draw(4096, 0) > 0
     rate = fires.float().mean(0)
-    # 3 trees of 1 + 3 + 9 features are numbered by SAELens; find parents as SAELens built them.
+    # SAELens numbers the features of the 3 trees (1 + 3 + 9 each). Find the parents in its trees.
     from sae_lens.synthetic import HierarchyConfig, generate_hierarchy
 
     forest = generate_hierarchy(
@@ -119,7 +119,7 @@ def test_in_a_hierarchy_a_child_fires_only_with_its_parent_and_without_its_sibli
     assert rate.max() < 0.6
 
 
-def test_the_scaled_benchmark_keeps_the_shape_of_the_published_one() -> None:
+def test_scaled_benchmark_keeps_the_published_shape() -> None:
     full, scaled = SynthSAEBenchWorld(scale=1).training, SynthSAEBenchWorld(scale=16).training
     assert (full["d_sae"], full["k"], full["lr"]) == (4096, 25, 3e-4)
     assert full["steps"] == 200_000_000 // 1024
@@ -129,9 +129,7 @@ def test_the_scaled_benchmark_keeps_the_shape_of_the_published_one() -> None:
     assert float(source.bias.norm()) == pytest.approx(0.5)
 
 
-def test_a_pool_is_drawn_once_and_read_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pool_is_drawn_once_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     original = draw_pool
 
@@ -153,7 +151,7 @@ def test_a_pool_is_drawn_once_and_read_the_same(
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_truncated_pool_is_drawn_again(tmp_path: Path) -> None:
+def test_truncated_pool_is_drawn_again(tmp_path: Path) -> None:
     before = load_pool(CLUSTER, tmp_path, PoolSettings(train_samples=300, held_out=50))
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:200])
@@ -163,7 +161,7 @@ def test_a_truncated_pool_is_drawn_again(tmp_path: Path) -> None:
     )
 
 
-def test_a_larger_pool_begins_with_the_smaller_and_held_out_samples_are_others() -> None:
+def test_larger_pool_begins_with_the_smaller() -> None:
     small, large = draw_pool(CLUSTER, 100, 60), draw_pool(CLUSTER, 5000, 60)
     head = large.train[0].take(torch.arange(100))
     assert same(head, small.train[0])
@@ -171,7 +169,7 @@ def test_a_larger_pool_begins_with_the_smaller_and_held_out_samples_are_others()
     assert not torch.equal(small.train[0].dense(24)[:60], small.held_out[0].dense(24))
 
 
-def test_drawing_a_pool_leaves_the_random_state_alone() -> None:
+def test_drawing_a_pool_keeps_the_random_state() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -179,7 +177,7 @@ def test_drawing_a_pool_leaves_the_random_state_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_rows_give_the_activations_of_the_dense_product() -> None:
+def test_rows_equal_the_dense_product() -> None:
     pool = draw_pool(HIERARCHY, 200, 50)
     rows = pool.train[0].take(torch.tensor([7, 3, 3, 199]))
     dense = rows.dense(60)
@@ -188,7 +186,7 @@ def test_rows_give_the_activations_of_the_dense_product() -> None:
     assert torch.equal(dense, pool.train[0].dense(60)[[7, 3, 3, 199]])
 
 
-def test_every_epoch_visits_every_sample_once_and_batches_are_a_function_of_the_step() -> None:
+def test_epochs_visit_each_sample_once() -> None:
     pool = draw_pool(CLUSTER, 64, 10)
     batches = Batches(pool, 16, seed=3)
     epochs = [torch.cat([next(batches) for _ in range(4)]) for _ in range(2)]
@@ -201,7 +199,7 @@ def test_every_epoch_visits_every_sample_once_and_batches_are_a_function_of_the_
     assert not torch.equal(next(Batches(pool, 16, seed=4)), epochs[0][:16])
 
 
-def test_batches_of_two_domains_hold_the_forget_rows_first() -> None:
+def test_batches_hold_the_forget_rows_first() -> None:
     pool = draw_pool(DomainsWorld(forget=3, retain=3, shared=1, pairs=0, leak=0.0), 40, 10)
     batch = next(Batches(pool, 10, seed=0, forget_rows=4))
     forget, retain = (pool.activations(rows) for rows in pool.train)
@@ -222,9 +220,7 @@ def test_batches_of_two_domains_hold_the_forget_rows_first() -> None:
         ("synthsaebench16k", "scale", 3),
     ],
 )
-def test_a_parameter_that_cannot_work_is_refused_by_name(
-    world: str, field: str, value: float
-) -> None:
+def test_bad_parameter_is_refused_by_name(world: str, field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"^world\.{field}={value}: "):
         build_run(world, settings={"world": {field: value}})
 
@@ -233,8 +229,6 @@ def test_a_parameter_that_cannot_work_is_refused_by_name(
     ("world", "field", "value"),
     [("cluster", "cosine", 1.2), ("domains", "pairs", 49), ("hierarchy", "seed", -1)],
 )
-def test_a_world_that_is_built_directly_is_checked_too(
-    world: str, field: str, value: float
-) -> None:
+def test_world_built_directly_is_checked(world: str, field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"^{field}={value}: "):
         WORLDS[world](**{field: value})

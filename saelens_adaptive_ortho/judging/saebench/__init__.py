@@ -1,1 +1,1 @@
-"""Drivers for SAEBench, one module per evaluation; ``sae_bench`` is imported when one runs."""
+"""Drivers for SAEBench, one module per evaluation. A driver imports ``sae_bench`` when it runs."""

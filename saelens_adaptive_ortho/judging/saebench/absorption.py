@@ -1,7 +1,8 @@
-"""SAEBench absorption: do latents for a first letter leave it to latents for single words?
+"""SAEBench absorption: is the latent of a first letter silent on words with a latent of their own?
 
-A latent for "begins with S" that stays silent on "snake", because a latent for "snake" carries
-the S too, is absorbed there (Chanin et al., arXiv 2409.14507).
+Example: a latent fires on words that begin with S. On "snake" it stays silent, because a latent for
+"snake" carries the letter, too. The "snake" latent has absorbed the letter (Chanin et al., arXiv
+2409.14507).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm  # not tqdm.auto, which starts iterating twice and so draws random numbers
+from tqdm import tqdm  # tqdm.auto starts the iteration twice, which draws random numbers twice
 
 from saelens_adaptive_ortho.evaluations.absorption import Settings
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
@@ -30,24 +31,24 @@ from saelens_adaptive_ortho.judging.saebench.session import (
 from saelens_adaptive_ortho.judging.saebench.tasks import made_once
 
 LETTERS = string.ascii_lowercase
-EXAMPLES = 10  # solved words that SAEBench puts before the one it asks about
-TOP_LATENTS = 10  # that SAEBench lists per word
+EXAMPLES = 10  # solved examples that SAEBench puts into a prompt
+TOP_LATENTS = 10  # latents that SAEBench lists per word
 ENOUGH_LATENTS, ENOUGH_PARAMETERS = 16_384, 1_000_000_000
-# The probe that picks a letter's latents learns for 50 epochs. With SAEBench's 4,096 words a batch
-# that is 50 steps for a small vocabulary, too few to leave the random initial weights behind.
+# The probe that picks a letter's latents trains for 50 epochs. SAEBench's batches hold 4,096 words.
+# For a small vocabulary that makes 50 steps, too few to move away from the random initial weights.
 PROBE_BATCHES = 10
-ENCODED_BYTES = 2**31  # the training words' latents are kept in memory up to this size
+ENCODED_BYTES = 2**31  # up to this size, the training words' latent activations stay in memory
 MODEL = "model"  # the model's name in the paths of SAEBench's probes
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:
-    """Absorption rates, averaged over the letters that can be read from the model.
+    """Absorption rates, averaged over the letters that a linear probe can read from the model.
 
-    ``n_split_features`` is the mean number of latents of a letter, 1 if none is split.
+    ``n_split_features`` is the mean number of latents per letter. It is 1 if no letter is split.
 
     Raises:
-        EvaluationError: the SAE is too narrow or not at the end of a block, the tokenizer splits
-            letters, the prompts are too long, or too few letters can be read from the model.
+        EvaluationError: the SAE has too few latents or is not at the end of a block, the tokenizer
+            splits letters, the prompts are too long, or probes can read too few letters.
     """
     from sae_bench.evals.absorption import main as absorption
     from sae_bench.evals.absorption.eval_config import AbsorptionEvalConfig
@@ -70,7 +71,7 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
         precalc_k_sparse_probe_sae_acts=4 * len(words) * sae.cfg.d_sae <= ENCODED_BYTES,
     )
     with warnings.catch_warnings(), session(context) as folder, _served(context, words):
-        # F1 and AUC of a letter that no held-out word begins with are undefined, and not used.
+        # If no held-out word begins with a letter, its F1 and AUC are undefined. They are not used.
         warnings.filterwarnings("ignore", module="sklearn")
         probes = _letter_probes(context, config, layer, words)
         f1 = _probe_f1(context, config, layer, probes)
@@ -113,12 +114,13 @@ def _check_settings(settings: Settings, d_sae: int) -> None:
 
 
 def _words_and_position(context: EvalContext, template: str) -> tuple[list[str], int]:
-    """Words that are one token in a prompt, and that token's position from the prompt's end.
+    """Words that are one token in a prompt, and this token's position from the prompt's end.
 
-    SAEBench's own list is in the order of a hash table, which changes with every call.
+    The words are sorted. SAEBench's own list has the order of a hash table, which changes from
+    call to call.
 
     Raises:
-        EvaluationError: letters are not single tokens, or prompts do not fit in the context.
+        EvaluationError: letters are not single tokens, or prompts do not fit into the context.
     """
     from sae_bench.evals.absorption.vocab import get_alpha_tokens
 
@@ -155,7 +157,7 @@ def _words_and_position(context: EvalContext, template: str) -> tuple[list[str],
 
 @contextmanager
 def _served(context: EvalContext, words: list[str]) -> Iterator[None]:
-    """SAEBench draws from these words, files its probes under ``MODEL``, and trains quietly."""
+    """Make SAEBench draw from these words, store its probes under ``MODEL``, and train silently."""
     from sae_bench.evals.absorption import common, feature_absorption, probing
 
     with (
@@ -169,7 +171,7 @@ def _served(context: EvalContext, words: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _paths_bound(absorption: Any, scratch: Path, probes: Path) -> Iterator[None]:
-    """SAEBench's steps use these folders instead of its own inside the installed package."""
+    """Make SAEBench's steps use these folders instead of folders inside the installed package."""
     k_sparse = absorption.run_k_sparse_probing_experiment
     absorb = absorption.run_feature_absortion_experiment
     folder = scratch / "k_sparse"
@@ -194,10 +196,10 @@ def _paths_bound(absorption: Any, scratch: Path, probes: Path) -> Iterator[None]
 
 
 def _letter_probes(context: EvalContext, config: Any, layer: int, words: list[str]) -> Path:
-    """The folder of the linear probes for letters, and of the activations they learnt from.
+    """The folder with the linear probes for letters and the activations they were trained on.
 
     Raises:
-        EvaluationError: no training word begins with some letter.
+        EvaluationError: for some letter there is no training word.
     """
     from sae_bench.evals.absorption.common import train_and_save_probes
 
@@ -210,7 +212,7 @@ def _letter_probes(context: EvalContext, config: Any, layer: int, words: list[st
             probes_dir=folder,
             device=context.bench.device,
         )
-        for copy in folder.rglob("*.dat"):  # of what is in data.npz
+        for copy in folder.rglob("*.dat"):  # data.npz holds the same numbers
             copy.unlink()
 
     hook_name = f"blocks.{layer}.hook_resid_post"
@@ -252,7 +254,7 @@ def _probe_f1(context: EvalContext, config: Any, layer: int, probes: Path) -> di
 
 
 def _check_letters(f1: dict[str, float], settings: Settings, layer: int) -> None:
-    """Refuse when SAEBench would stop without a result."""
+    """Raise an error where SAEBench would stop without a result."""
     good = [letter for letter in f1 if f1[letter] > settings.min_probe_f1]
     if len(good) < settings.min_letters:
         poor = ", ".join(f"{a} {f1[a]:.2f}" for a in f1 if a not in good)

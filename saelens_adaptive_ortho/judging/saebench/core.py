@@ -1,4 +1,4 @@
-"""SAEBench core on the held-out contexts: each corpus, and both together."""
+"""SAEBench core on the held-out contexts of each corpus and of both corpora together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from saelens_adaptive_ortho.judging.isolation import errors_collected, tokens_se
 from saelens_adaptive_ortho.judging.reconstruction import ExplainedVariance
 from saelens_adaptive_ortho.judging.saebench.session import keep_output, prepared_sae, session
 
-# Categories of SAEBench's core output whose metrics are reported under their own names.
+# The metrics of these categories of SAEBench's core output keep their names in our results.
 CATEGORIES = (
     "model_behavior_preservation",
     "model_performance_preservation",
@@ -35,13 +35,15 @@ CATEGORIES = (
 def run(context: EvalContext, settings: Settings) -> Outcome:
     """All of SAEBench core's scalar metrics, prefixed by ``forget/``, ``retain/``, ``pooled/``.
 
-    The SAE is judged in float32 whatever it is stored in. ``explained_variance`` is our own:
-    SAEBench takes from the mean squared activation not the squared mean but the squared mean
-    square, so that its number depends on the activations' scale and passes 1 where they are large.
-    It is kept as ``explained_variance_sae_bench``.
+    The SAE is judged in float32, whatever its stored dtype is.
+
+    ``explained_variance`` is our own number. SAEBench computes the variance as ``E[x^2]`` minus the
+    square of ``E[x^2]``, where it should subtract the square of ``E[x]``. So its number depends on
+    the scale of the activations, and exceeds 1 for large ones. SAEBench's number is kept as
+    ``explained_variance_sae_bench``.
 
     Raises:
-        EvaluationError: SAEBench failed (it logs and swallows errors; the reason is passed on).
+        EvaluationError: SAEBench failed. It logs errors and continues; the message holds them.
     """
     metrics: dict[str, float | None] = {}
     files = {}
@@ -52,17 +54,18 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
             for name, value in scalars.get(category, {}).items():
                 name = "explained_variance_sae_bench" if name == "explained_variance" else name
                 metrics[f"{domain}/{name}"] = _finite(float(value))
-    own = own_measurements(context, settings, parts)
+    ours = own_measurements(context, settings, parts)
     for domain in files:
-        metrics[f"{domain}/explained_variance"] = _finite(own.explained_variance[domain])
-    rates = geometry.rounded_rates(own.domains, own.rates)
+        metrics[f"{domain}/explained_variance"] = _finite(ours.explained_variance[domain])
+    rates = geometry.rounded_rates(ours.domains, ours.rates)
     return Outcome(metrics, {"sae_bench_files": files, "firing_rates": rates})
 
 
 def with_skip_in_decode(sae: SAE[Any]) -> SAE[Any]:
-    """An SAE with a skip connection whose ``decode`` adds it, for the input last encoded.
+    """Make ``decode`` of an SAE with a skip connection add the skip of the last encoded input.
 
-    SAEBench reconstructs by ``decode(encode(x))``, which in SAELens's classes leaves it out.
+    SAEBench reconstructs by ``decode(encode(x))``. In SAELens's classes this omits the skip
+    connection.
     """
     if not isinstance(sae, SkipTranscoder):
         return sae
@@ -80,12 +83,12 @@ def with_skip_in_decode(sae: SAE[Any]) -> SAE[Any]:
     return sae
 
 
-class Own(NamedTuple):
-    """What is measured beside SAEBench, on the same contexts.
+class OwnMeasurements(NamedTuple):
+    """Our own measurements, on the same contexts as SAEBench's.
 
     Attributes:
-        explained_variance: by domain.
-        domains: corpora in the order of ``rates``.
+        explained_variance: explained variance by domain.
+        domains: the corpora, in the order of ``rates``.
         rates: firing rates on the contexts of each corpus.
     """
 
@@ -97,10 +100,10 @@ class Own(NamedTuple):
 def held_out_contexts(
     context: EvalContext, settings: Settings
 ) -> dict[str, Int[Tensor, "n context"]]:
-    """Held-out contexts of each corpus, with BOS or without it as the SAE was trained.
+    """Held-out contexts of each corpus, with BOS or without it, as in the SAE's training.
 
     Raises:
-        EvaluationError: fewer than a batch.
+        EvaluationError: a corpus has fewer contexts than one batch.
     """
     size, sae = settings.batch_size_prompts, context.load()
     parts = {
@@ -118,7 +121,10 @@ def held_out_contexts(
 
 
 def whole_batches(parts: dict[str, Tensor], size: int) -> dict[str, Tensor]:
-    """Contexts by domain, a whole number of batches each; pooled takes both corpora in turn."""
+    """Contexts by domain, cut to a whole number of batches.
+
+    The domain ``pooled`` takes contexts of both corpora in turn.
+    """
     pooled = next(iter(parts.values()))
     domains = {}
     if len(parts) == 2:
@@ -128,22 +134,25 @@ def whole_batches(parts: dict[str, Tensor], size: int) -> dict[str, Tensor]:
     return {d: p[: len(p) // size * size] for d, p in {**domains, "pooled": pooled}.items()}
 
 
-def own_measurements(context: EvalContext, settings: Settings, parts: dict[str, Tensor]) -> Own:
-    """Of the SAE in float32, by one pass over each corpus: pooled is the sum of both.
+def own_measurements(
+    context: EvalContext, settings: Settings, parts: dict[str, Tensor]
+) -> OwnMeasurements:
+    """Measure the SAE in float32, in one pass over each corpus.
 
-    A corpus's own number is of its first contexts, as many as are whole batches; its share in
-    pooled may be longer or shorter. So the contexts up to the shorter of the two lengths, and those
-    from there to the longer one, are counted apart.
+    The number of a corpus is over its first contexts, as many as make whole batches. The pooled
+    number is over a share of each corpus, which may be longer or shorter. So the pass counts two
+    pieces of each corpus separately: the contexts up to the shorter of the two lengths, and the
+    contexts from there up to the longer one. Both numbers are sums of such pieces.
     """
     size = settings.batch_size_prompts
     sae = context.load().to(torch.float32)
     whole = whole_batches(parts, size)
     n_pooled = len(whole["pooled"])
-    # Of each corpus: the contexts that its own number is of, and those that pooled is of.
-    own = [len(whole.get(domain, whole["pooled"])) for domain in parts]
-    shared = [-(-(n_pooled - number) // len(parts)) for number in range(len(parts))]
+    # For each corpus: the number of contexts in the corpus's number, and in the pooled number.
+    in_own = [len(whole.get(domain, whole["pooled"])) for domain in parts]
+    in_pooled = [-(-(n_pooled - number) // len(parts)) for number in range(len(parts))]
     pieces = []
-    for contexts, lengths in zip(parts.values(), zip(own, shared, strict=True), strict=True):
+    for contexts, lengths in zip(parts.values(), zip(in_own, in_pooled, strict=True), strict=True):
         pieces += [contexts[: min(lengths)], contexts[min(lengths) : max(lengths)]]
     firings = Firings(sae, len(pieces))
     variances = [ExplainedVariance(sae) for _ in pieces]
@@ -158,14 +167,14 @@ def own_measurements(context: EvalContext, settings: Settings, parts: dict[str, 
     values: dict[str, float] = {}
     pooled, rates = ExplainedVariance(sae), []
     for number, domain in enumerate(parts):
-        n_own, n_shared = own[number], shared[number]
-        values[domain] = explained(number, n_own > n_shared).result()
-        pooled = pooled + explained(number, n_shared > n_own)
-        chosen = slice(2 * number, 2 * number + 1 + int(n_own > n_shared))
+        n_in_own, n_in_pooled = in_own[number], in_pooled[number]
+        values[domain] = explained(number, n_in_own > n_in_pooled).result()
+        pooled = pooled + explained(number, n_in_pooled > n_in_own)
+        chosen = slice(2 * number, 2 * number + 1 + int(n_in_own > n_in_pooled))
         rates.append(
             firings.fired[chosen].sum(0) / firings.n_tokens[chosen].sum().clamp(min=1).double()
         )
-    return Own({**values, "pooled": pooled.result()}, list(parts), torch.stack(rates))
+    return OwnMeasurements({**values, "pooled": pooled.result()}, list(parts), torch.stack(rates))
 
 
 def _finite(number: float) -> float | None:
@@ -179,7 +188,7 @@ def _multiple_evals(
     from sae_bench.evals.core import main as core
     from sae_bench.evals.core.eval_output import CoreEvalOutput
 
-    # SAEBench sums squares in the SAE's dtype: in bf16 it reports explained variances above 1.
+    # SAEBench sums squares in the SAE's dtype. In bf16 it reports explained variances above 1.
     sae = with_skip_in_decode(prepared_sae(context, torch.float32))
     n_batches = len(contexts) // settings.batch_size_prompts
     release = f"{context.release}__{domain}"
@@ -195,7 +204,7 @@ def _multiple_evals(
             n_eval_reconstruction_batches=n_batches,
             n_eval_sparsity_variance_batches=n_batches,
             eval_batch_size_prompts=settings.batch_size_prompts,
-            # Both flags must be on, or SAEBench's own schema rejects its result.
+            # SAEBench's own schema rejects its result unless both flags are on.
             compute_featurewise_density_statistics=True,
             compute_featurewise_weight_based_metrics=True,
             exclude_special_tokens_from_reconstruction=True,

@@ -1,7 +1,7 @@
 """SAEBench RAVEL: can latents change one attribute of an entity and leave the others alone?
 
-Since transformers 5 a decoder layer returns a tensor where it returned a tuple, and SAEBench's
-hooks expect the tuple; here they get it.
+SAEBench's hooks expect that a decoder layer returns a tuple. Since transformers 5 it returns a
+tensor. This module adapts the layers, so that the hooks still get a tuple.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from saelens_adaptive_ortho.text.models import DEMO_MODEL, local_model_dir
 
 DEMO, DEMO_ENTITIES = "demo:facts", {"organisms": ["colour", "food", "host"]}
 REPOSITORY = "adamkarvonen/ravel_prompts"
-ARCHITECTURES = ("GPTNeoXForCausalLM", "Gemma2ForCausalLM")  # whose layers SAEBench knows
+ARCHITECTURES = ("GPTNeoXForCausalLM", "Gemma2ForCausalLM")  # SAEBench finds the layers of these
 FILES = ("attribute_to_prompts", "prompt_to_split", "entity_attributes", "entity_to_split")
 TRAINING_SHARE = 0.7
 LOW_CEILING = 0.1
@@ -56,16 +56,19 @@ CAVEAT = (
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:
-    """Shares of interventions that end as wanted, averaged over attributes, then entity types.
+    """Shares of successful interventions, averaged over attributes and then over entity types.
 
-    ``cause``: exchanging an attribute's latents with those of another entity changes the
-    attribute to the other's. ``isolation``: it leaves the other attributes. ``disentanglement``:
-    the mean of both. ``cause_ceiling``: ``cause`` when the whole activation is exchanged; where
-    the model no longer reads the entity it is 0, and any SAE scores 0.5.
+    An intervention replaces an attribute's latents of one entity by those of another entity.
+
+    - ``cause``: the share in which the attribute changes to the other entity's value;
+    - ``isolation``: the share in which the other attributes stay the same;
+    - ``disentanglement``: the mean of both;
+    - ``cause_ceiling``: ``cause`` when the whole activation is replaced. It is 0 at a block after
+      which the model no longer reads the entity. There, every SAE has a disentanglement of 0.5.
 
     Raises:
-        EvaluationError: a model whose layers SAEBench does not know, an SAE that is not at the
-            end of a block, no data set, or a model that knows too few of the facts.
+        EvaluationError: SAEBench does not know the layers of the model, the SAE is not at the end
+            of a block, the data set cannot be read, or the model knows too few of the facts.
     """
     from sae_bench.evals.ravel import main
     from sae_bench.evals.ravel.eval_config import RAVELEvalConfig
@@ -106,7 +109,7 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
         kept = keep_output(context, "ravel", file, RAVELEvalOutput)
     (result,) = results.values()
     scores = {
-        name.removesuffix("_score"): _known_share(value)
+        name.removesuffix("_score"): _finite_or_none(value)
         for name, value in result["eval_result_metrics"]["ravel"].items()
     }
     return Outcome(
@@ -121,8 +124,8 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     )
 
 
-def _known_share(value: Any) -> float | None:
-    """None for the mean of no interventions at all."""
+def _finite_or_none(value: Any) -> float | None:
+    """``value``, or None if it is the mean of no interventions (NaN)."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -137,10 +140,10 @@ def _check_model(context: EvalContext) -> None:
 
 
 def _facts(source: str, attributes: dict[str, list[str]]) -> dict[str, Any]:
-    """RAVEL's files by name: prompts, entities, their attributes.
+    """The content of RAVEL's files, by name: prompts, entities and their attributes.
 
     Raises:
-        EvaluationError: they cannot be fetched or read, or lack an attribute.
+        EvaluationError: a file cannot be downloaded or read, or lacks an attribute.
     """
     read = _demo_facts().__getitem__ if source == DEMO else _reader(source)
     facts: dict[str, Any] = {}
@@ -163,7 +166,7 @@ def _facts(source: str, attributes: dict[str, list[str]]) -> dict[str, Any]:
 
 
 def _reader(source: str) -> Callable[[str], Any]:
-    """What reads a file of the published data set or of a directory."""
+    """A function that reads a file of the published data set, or of a directory, by name."""
     folder = Path(source).expanduser()
     if source == PUBLISHED:
         try:
@@ -179,7 +182,7 @@ def _reader(source: str) -> Callable[[str], Any]:
 
 
 def _demo_facts() -> dict[str, Any]:
-    """The embedded model's facts, in sentences that end with the value."""
+    """The facts of the demo model, as prompts that end just before the value."""
     ((kind, nouns),) = DEMO_ENTITIES.items()
     entities = [e for e in World().entities if e.topic.name == kind]
     frames = [f.removesuffix(" {v}.") for f in FRAMES if f.endswith(" {v}.") and "{s}" in f]
@@ -194,7 +197,7 @@ def _demo_facts() -> dict[str, Any]:
 
 
 def _known_facts(context: EvalContext, config: Any, facts: dict[str, Any]) -> Path:
-    """The folder of the prompts that the model completes rightly, made once."""
+    """The folder of the prompts that the model completes correctly. It is made once."""
     from sae_bench.evals.ravel import main
 
     def make(folder: Path) -> None:
@@ -233,7 +236,10 @@ def _identity(config: Any, facts: dict[str, Any]) -> list[Any]:
 def _cause_ceiling(
     context: EvalContext, config: Any, facts: dict[str, Any], sae: SAE[Any]
 ) -> float | None:
-    """``cause`` when whole activations are exchanged: an SAE that copies, every latent chosen."""
+    """``cause`` when whole activations are replaced.
+
+    An SAE that copies its input measures it, with a mask that chooses every latent.
+    """
     from sae_bench.evals.ravel import main, mdbm
 
     class Copy:
@@ -255,7 +261,7 @@ def _cause_ceiling(
                 context.bench.device,
                 str(folder),
             )
-        write_json(folder / "ceiling.json", _known_share(scores["cause_score"]))
+        write_json(folder / "ceiling.json", _finite_or_none(scores["cause_score"]))
 
     parts = [*_identity(config, facts), config.num_pairs_per_attribute]
     folder = made_once(context, "ravel", sae.cfg.metadata.hook_name, make, *parts)
@@ -263,10 +269,10 @@ def _cause_ceiling(
 
 
 def _check_known(config: Any) -> dict[str, int]:
-    """Prompts that the model completes rightly, by entity type and attribute.
+    """Number of prompts that the model completes correctly, by entity type and attribute.
 
     Raises:
-        EvaluationError: too few for SAEBench to pair them.
+        EvaluationError: there are too few prompts for SAEBench's pairs.
     """
     from sae_bench.evals.ravel.instance import RAVELFilteredDataset, get_instance_name
 
@@ -291,8 +297,8 @@ def _check_known(config: Any) -> dict[str, int]:
     return known
 
 
-class _Served:
-    """Stands in for a class of which only ``from_pretrained`` is called."""
+class _Preloaded:
+    """Replaces a class in code that calls only its ``from_pretrained``."""
 
     def __init__(self, load: Callable[[], Any]) -> None:
         self._load = functools.cache(load)
@@ -302,10 +308,11 @@ class _Served:
 
 
 class _Tokenizer:
-    """A tokenizer whose texts begin with BOS, as Gemma's do.
+    """A tokenizer that puts BOS before each text, as Gemma's does.
 
-    SAEBench counts on it: it finds the entity's last token by the length of the text behind it,
-    BOS included. With a tokenizer that adds none it would intervene one token too late.
+    SAEBench relies on this. It locates the entity's last token by the token count of the text
+    after it, and this count includes a BOS. With a tokenizer that adds no BOS, SAEBench would
+    intervene one token too late.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -327,7 +334,11 @@ class _Tokenizer:
 def _left_padded(
     tokenizer: _Tokenizer, input_ids: list[list[int]], pad_to_length: int | None = None
 ) -> tuple[Int[Tensor, "batch position"], Int[Tensor, "batch position"]]:
-    """Token ids and mask. SAEBench masks every pad token, and with it a BOS that is the same."""
+    """Left-padded token ids and their mask.
+
+    SAEBench's own function masks every pad token. If BOS and the pad token are the same, it masks
+    BOS, too.
+    """
     length = pad_to_length or max(map(len, input_ids))
     ids = torch.full((len(input_ids), length), tokenizer.bos_token_id)
     mask = torch.zeros_like(ids)
@@ -338,7 +349,7 @@ def _left_padded(
 
 
 class _Layer:
-    """A decoder layer whose hooks get, and may return, a tuple."""
+    """A decoder layer whose hooks get a tuple, and may return one."""
 
     def __init__(self, layer: torch.nn.Module) -> None:
         self._layer = layer
@@ -355,7 +366,7 @@ class _Layer:
 
 @contextmanager
 def _served(context: EvalContext) -> Iterator[None]:
-    """Inside, SAEBench gets the model in Hugging Face's form, whatever its name."""
+    """Inside the block, SAEBench gets the Hugging Face model and its tokenizer for any name."""
     from sae_bench.evals.ravel import generation, main
     from sae_bench.sae_bench_utils import activation_collection
 
@@ -363,8 +374,8 @@ def _served(context: EvalContext) -> Iterator[None]:
     tokenizer = _Tokenizer(context.model.tokenizer)
     with (
         replaced(main, "LLM_NAME_MAP", {label: label}),
-        replaced(main, "AutoModelForCausalLM", _Served(lambda: _hugging_face_model(context))),
-        replaced(main, "AutoTokenizer", _Served(lambda: tokenizer)),
+        replaced(main, "AutoModelForCausalLM", _Preloaded(lambda: _hugging_face_model(context))),
+        replaced(main, "AutoTokenizer", _Preloaded(lambda: tokenizer)),
         replaced(main, "custom_left_padding", _left_padded),
         replaced(generation, "custom_left_padding", _left_padded),
         replaced(activation_collection, "get_module", lambda *args: _Layer(layer_of(*args))),
@@ -373,7 +384,10 @@ def _served(context: EvalContext) -> Iterator[None]:
 
 
 def _hugging_face_model(context: EvalContext) -> Any:
-    """The model for SAEBench's hooks: with a cache of keys and values, and no early stop."""
+    """The Hugging Face model for SAEBench's hooks.
+
+    It uses a cache of keys and values, and generation does not stop at EOS.
+    """
     name, bench = context.bench.model_name, context.bench
     path = local_model_dir(name)
     try:
@@ -388,8 +402,8 @@ def _hugging_face_model(context: EvalContext) -> Any:
     except Exception as error:
         reason = hub.explain_failure(error, f"the model {name}", "a local model directory")
         raise EvaluationError(reason) from error
-    # SAEBench intervenes while the prompt is read, not on single tokens after it, and takes the
-    # last n_generated_tokens for the answer.
+    # SAEBench intervenes only while the model reads the prompt, and takes the last
+    # n_generated_tokens as the answer.
     model.config.use_cache = model.generation_config.use_cache = True
     model.generation_config.eos_token_id = None
     return model.to(bench.device).eval().requires_grad_(False)

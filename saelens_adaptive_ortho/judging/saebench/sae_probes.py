@@ -1,8 +1,8 @@
-"""SAEBench's sae-probes: k-sparse probes at the last token, on data sets that ship with a package.
+"""SAEBench's sae-probes: k-sparse probes at the last token, on data sets of the package sae_probes.
 
-Beside the SAE, three baselines: the package's logistic regression on all raw activations, and
-the k-sparse probe itself on raw dimensions and on principal components. Everything is seeded, and
-every SAE gets a fresh results folder, as the package reuses results that it finds.
+There are three baselines without an SAE: the package's logistic regression on all raw activations,
+and the k-sparse probe on raw dimensions and on principal components. Everything is seeded. Every
+SAE gets a new results folder, because the package reuses results that it finds.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
 from saelens_adaptive_ortho.judging.saebench.session import keep_output, prepared_sae, session
 from saelens_adaptive_ortho.judging.saebench.tasks import shared_artifacts
 
-K_VALUES = (1, 2, 5, 10, 20, 50, 100)  # those that SAEBench's result has fields for
+K_VALUES = (1, 2, 5, 10, 20, 50, 100)  # SAEBench's result has fields for these
 ALL = "all"
-# One of each kind, of those with short texts and not too many of them.
 SCORES = {"test_auc": "auc", "test_acc": "accuracy", "test_f1": "f1"}  # in sae-probes' files
 ACTIVATIONS, LOGREG, K_SPARSE = "activations", "logreg", "k_sparse.json"
 
@@ -39,12 +38,13 @@ Scores = dict[str, dict[str, float]]  # by data set, then metric
 def run(context: EvalContext, settings: Settings) -> Outcome:
     """AUC, accuracy and F1 of binary classification, averaged over data sets; chance is 0.5.
 
-    ``sae_top_{k}_auc`` is of a probe on the ``k`` latents whose means differ most; ``llm_auc`` of
-    one on all raw activations, ``llm_top_{k}_auc`` and ``pca_top_{k}_auc`` of one on ``k`` raw
-    dimensions or principal components.
+    - ``sae_top_{k}_auc``: a probe on the ``k`` latents whose means differ most between classes;
+    - ``llm_auc``: a probe on all raw activations;
+    - ``llm_top_{k}_auc``: a probe on ``k`` raw dimensions;
+    - ``pca_top_{k}_auc``: a probe on ``k`` principal components.
 
     Raises:
-        EvaluationError: an unknown data set, or settings that SAEBench has no place for.
+        EvaluationError: a data set is unknown, or SAEBench's result has no field for a ``k``.
     """
     if not settings.k_values or set(settings.k_values) - set(K_VALUES):
         raise EvaluationError(f"k_values must be some of {list(K_VALUES)}, not {settings.k_values}")
@@ -59,7 +59,7 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
             if not (artifacts / K_SPARSE).is_file():
                 _make_activations(context, datasets, hook_name, length, settings, artifacts)
                 _make_baselines(context, datasets, hook_name, settings, artifacts)
-        # Kept by now, whatever this SAE does; every SAE reads it from the disk.
+        # The artifacts are complete now, even if this SAE fails. Every SAE reads them from disk.
         with shared_artifacts(context, "sae_probes", hook_name, *parts) as artifacts:
             k_sparse: dict[str, Scores] = json.loads((artifacts / K_SPARSE).read_text())
             found, file = _run_eval(context, settings, sae, datasets, artifacts, folder)
@@ -75,9 +75,9 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
 
 @contextmanager
 def _warnings_kept() -> Iterator[None]:
-    """sae-probes changes the filters when it is imported; scikit-learn warns in every fit."""
+    """Restore the warning filters, which sae-probes changes on import; hide scikit-learn's."""
     with warnings.catch_warnings():
-        from sae_probes import run_sae_evals  # noqa: F401  changes them now
+        from sae_probes import run_sae_evals  # noqa: F401  the import changes the filters
 
         warnings.filterwarnings("ignore", category=UserWarning, module="sklearn")
         warnings.filterwarnings("ignore", category=FutureWarning, module="sklearn")
@@ -107,7 +107,7 @@ def _make_activations(
     settings: Settings,
     artifacts: Path,
 ) -> None:
-    """Activations at the last token of every text, as sae-probes keeps them."""
+    """Compute activations at the last token of every text, in sae-probes' file format."""
     from sae_probes.generate_model_activations import ensure_dataset_activations
 
     tokenizer: Any = context.model.tokenizer
@@ -127,12 +127,12 @@ def _make_activations(
         tokenizer.truncation_side, tokenizer.padding_side = sides
     for file in (artifacts / ACTIVATIONS).rglob("*.pt"):
         activations = torch.load(file)
-        if activations.dtype != torch.float32:  # scikit-learn knows no bfloat16
+        if activations.dtype != torch.float32:  # scikit-learn does not support bfloat16
             torch.save(activations.float(), file)
 
 
-class _StandIn:
-    """What sae-probes needs of an SAE."""
+class _EncodeOnly:
+    """An object with ``encode``, the only part of an SAE that sae-probes uses."""
 
     def __init__(self, encode: Encode) -> None:
         self.encode = encode
@@ -141,7 +141,7 @@ class _StandIn:
 def _make_baselines(
     context: EvalContext, datasets: list[str], hook_name: str, settings: Settings, artifacts: Path
 ) -> None:
-    """sae-probes' own baseline, and the k-sparse probe without an SAE."""
+    """Run sae-probes' own baseline, and the k-sparse probe without an SAE."""
     from sae_probes import run_baseline_evals, run_sae_evals
     from sae_probes.run_sae_evals import DATASET_SIZES
     from sae_probes.utils_data import get_xy_traintest
@@ -161,12 +161,12 @@ def _make_baselines(
     )
     found: dict[str, Scores] = {"llm": {}, "pca": {}}
     for name in datasets:
-        n_train = min(DATASET_SIZES[name] - 100, 1024)  # as sae-probes splits
+        n_train = min(DATASET_SIZES[name] - 100, 1024)  # the split of sae-probes
         rows = get_xy_traintest(n_train, name, **common)[0]
         for kind, encode in (("llm", lambda x: x), ("pca", pca_encoder(rows))):
             results = artifacts / kind
             run_sae_evals(
-                sae=_StandIn(encode),  # type: ignore[arg-type]
+                sae=_EncodeOnly(encode),  # type: ignore[arg-type]
                 reg_type="l1",
                 setting="normal",
                 ks=settings.k_values,
@@ -185,7 +185,7 @@ def _make_baselines(
 
 
 def pca_encoder(rows: Float[Tensor, "n d"]) -> Encode:
-    """Centres and rotates to the principal components of ``rows``, largest variance first."""
+    """A function that projects on the principal components of ``rows``, largest variance first."""
     rows = rows.cpu().double()
     centre = rows.mean(0)
     components = torch.linalg.svd(rows - centre, full_matrices=False).Vh
@@ -200,7 +200,11 @@ def _run_eval(
     artifacts: Path,
     folder: Path,
 ) -> tuple[Scores, str]:
-    """Metrics by data set, and the name of SAEBench's result file."""
+    """Run SAEBench on the SAE.
+
+    Returns:
+        Metrics by data set, and the name of SAEBench's result file.
+    """
     from sae_bench.evals.sparse_probing_sae_probes import main
     from sae_bench.evals.sparse_probing_sae_probes.eval_config import (
         SparseProbingSaeProbesEvalConfig,
@@ -210,7 +214,7 @@ def _run_eval(
     )
 
     results = folder / "results"
-    shutil.copytree(artifacts / LOGREG, results)  # found there, it is not made again
+    shutil.copytree(artifacts / LOGREG, results)  # SAEBench reuses results that it finds
     config = SparseProbingSaeProbesEvalConfig(
         model_name=context.bench.model_label,
         random_seed=settings.seed,

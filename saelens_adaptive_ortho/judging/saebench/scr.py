@@ -1,7 +1,7 @@
-"""SAEBench SCR: does ablating the latents of a confounder set a biased probe right?
+"""SAEBench SCR: does ablating the latents of a confounder remove the bias of a probe?
 
-A probe learns to tell A from B on texts where A always comes with C and B with D. Ablating the
-latents that tell C from D should leave a probe of A and B.
+A probe learns to distinguish A from B on texts where A always comes with C, and B with D. Ablating
+the latents that distinguish C from D should make it a probe of A and B alone.
 """
 
 from __future__ import annotations
@@ -46,7 +46,14 @@ Row = tuple[str, str, str]  # text, first attribute, second attribute
 
 
 class Crossed(NamedTuple):
-    """Texts by combination of two attributes: names, values, training and test texts."""
+    """Texts of all combinations of two attributes.
+
+    Attributes:
+        columns: names of the two attributes.
+        values: the two values of each attribute.
+        train: training texts by combination.
+        test: test texts by combination.
+    """
 
     columns: Pair
     values: tuple[Pair, Pair]
@@ -55,16 +62,18 @@ class Crossed(NamedTuple):
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:
-    """``threshold_{n}``: the share of lost accuracy that ablating ``n`` latents brings back.
+    """``threshold_{n}``: the share of lost accuracy that ablating ``n`` latents restores.
 
-    A biased probe is asked for the attribute that it reads worse, while latents of the other are
-    ablated. 1: as good as an unbiased probe; 0: no better; below 0: worse. A mean over pairs of
-    values, and None if the probe reads both attributes equally well. Both directions are in the
-    details, ``dir1`` asking for the first attribute.
+    The evaluation ablates the latents of one attribute, and measures how accurately a biased probe
+    then predicts the other attribute. It takes the attribute that the probe predicts worse. The
+    score is 1 if the probe becomes as accurate as an unbiased probe, 0 if nothing improves, and
+    below 0 if the accuracy falls. It is a mean over pairs of values, and None if the probe predicts
+    both attributes equally well. The details hold both directions; ``dir1`` predicts the first
+    attribute.
 
     Raises:
-        EvaluationError: no texts with two crossed attributes, too few of some combination, or
-            too narrow an SAE.
+        EvaluationError: there are no texts with two crossed attributes, a combination has too few
+            texts, or the SAE has too few latents.
     """
     from sae_bench.evals.scr_and_tpp.eval_config import ScrAndTppEvalConfig
     from sae_bench.evals.scr_and_tpp.eval_output import ScrEvalOutput
@@ -98,7 +107,8 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
         {f"threshold_{n}": scores[f"scr_metric_threshold_{n}"] for n in values},
         {
             "source": source,
-            # SAEBench calls any first attribute "professor / nurse", any second "male / female".
+            # SAEBench names the first attribute "professor / nurse" and the second "male / female",
+            # whatever they are.
             "attributes": dict(zip(crossed.columns, crossed.values, strict=True))
             if crossed
             else None,
@@ -124,7 +134,7 @@ def _resolve_source(context: EvalContext, source: str, published: list[str]) -> 
 
 
 def _crossed(source: str, settings: Settings, train_size: int, test_size: int) -> Crossed:
-    """Texts of every combination, in random order: first the test part, then all others.
+    """Texts of every combination, in random order, split into a test and a training part.
 
     Raises:
         EvaluationError: the file cannot be read, or an attribute does not have two values.
@@ -164,12 +174,15 @@ def _combination(first: str, second: str) -> str:
 
 
 def _needed(per_quadrant: int, diagonal: bool) -> int:
-    """Texts of a combination that SAEBench asks for; the biased probe's come on the diagonal."""
+    """Number of texts of a combination that SAEBench needs.
+
+    The biased probe is trained on the diagonal combinations, so these need more texts.
+    """
     return 2 * per_quadrant + 1 if diagonal else per_quadrant
 
 
 def _demo_rows(seed: int, count: int) -> Iterator[Row]:
-    """Texts about two topics of the demo's world that state only colours, or only places."""
+    """Texts about two topics of the demo's world. Each text states only colours or only places."""
     draw = random.Random(f"crossed-{seed}")
     entities = World().entities
     for topic in DEMO_TOPICS:
@@ -203,7 +216,11 @@ def _file_rows(path: Path, columns: Pair) -> Iterator[Row]:
 
 @contextmanager
 def _served(crossed: Crossed | None) -> Iterator[None]:
-    """Inside, SAEBench knows a data set ``TEXTS`` with these texts, or explains failed loads."""
+    """Inside the block, SAEBench knows a data set ``TEXTS`` with these texts.
+
+    If ``crossed`` is None, it loads a published data set, and a failed load raises an
+    :class:`EvaluationError` with the reason.
+    """
     from sae_bench.evals.scr_and_tpp import dataset_creation, main
     from sae_bench.sae_bench_utils import dataset_info
 
@@ -261,7 +278,10 @@ def _explained(load: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _combinations_checked() -> Iterator[None]:
-    """Inside, too few texts of a combination are an error that says so, not an assertion."""
+    """Inside the block, too few texts of a combination raise an :class:`EvaluationError`.
+
+    SAEBench itself would stop at an assertion.
+    """
     from sae_bench.evals.scr_and_tpp import dataset_creation
     from sae_bench.sae_bench_utils import dataset_info
 

@@ -1,4 +1,4 @@
-"""What TPP and SCR share."""
+"""Shared parts of TPP and SCR."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CAVEAT = (
 
 
 def n_values(sae: SAE[Any]) -> list[int]:
-    """SAEBench's numbers of latents to ablate that the SAE has.
+    """SAEBench's numbers of ablated latents, up to the number of latents of the SAE.
 
     Raises:
-        EvaluationError: it has fewer than the smallest.
+        EvaluationError: the SAE has fewer latents than the smallest number.
     """
     fitting = [n for n in N_VALUES if n <= sae.cfg.d_sae]
     if not fitting:
@@ -36,14 +36,19 @@ def n_values(sae: SAE[Any]) -> list[int]:
 def run_eval(
     context: EvalContext, config: Any, sae: SAE[Any], scratch: Path, schema: type, texts: Any
 ) -> tuple[dict[str, Any], dict[str, dict[str, float]], str]:
-    """SAEBench's result, accuracies of probes without ablation by data set, the kept file's name.
+    """Run SAEBench's evaluation on one SAE. Activations and probes are made once for all SAEs.
 
     Args:
-        config: SAEBench's; activations and probes for it are made once.
-        sae: the one to judge.
+        config: SAEBench's config.
+        sae: the SAE to judge.
         scratch: an empty folder.
-        schema: of the result.
-        texts: those served under a name that does not tell them, or None.
+        schema: schema class of SAEBench's result.
+        texts: the texts of a data set that is not published, or None. They are part of the
+            artifacts' key, because the data set's name does not identify them.
+
+    Returns:
+        SAEBench's result, the accuracies of the probes without ablation by data set, and the name
+        of the result file.
     """
     from sae_bench.evals.scr_and_tpp import main
 
@@ -62,7 +67,7 @@ def run_eval(
         return result
 
     def make(folder: Path) -> None:
-        # Everything up to the SAE's part, which is left out.
+        # This runs everything except the part that needs the SAE.
         with replaced(main, "get_all_node_effects_for_one_sae", lambda *_: {}):
             evaluate([], folder, scratch / "nothing")
 

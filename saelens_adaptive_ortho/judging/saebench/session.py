@@ -1,4 +1,4 @@
-"""Where SAEBench runs: on our model, in a scratch folder, its output kept only when it is whole."""
+"""Run SAEBench on our model in a temporary folder, and keep its output only if it is valid."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ from saelens_adaptive_ortho.judging.isolation import model_served
 
 
 def prepared_sae(context: EvalContext, dtype: torch.dtype | None = None) -> SAE[Any]:
-    """A fresh SAE as SAEBench wants it: ``prepend_bos`` known, decoder rows of unit norm.
+    """A fresh copy of the SAE for SAEBench, with ``prepend_bos`` set and unit-norm decoder rows.
 
     Args:
-        dtype: to compute in; by default the SAE's own.
+        dtype: dtype of the computation; by default the SAE's own dtype.
     """
     sae = context.load()
     if dtype is not None:
         sae = sae.to(dtype)
     sae.cfg.metadata.prepend_bos = bool(context.bench.prepend_bos)
     with contextlib.suppress(NotImplementedError):
-        sae.fold_W_dec_norm()  # topk without rescaling refuses; SAEBench then only warns
+        # A topk SAE without rescaling cannot do this. SAEBench then only warns.
+        sae.fold_W_dec_norm()
     return sae
 
 
 def block_of(sae: SAE[Any]) -> int:
-    """The block at whose end the SAE sits.
+    """The index of the block at whose end the SAE's hook is.
 
     Raises:
-        EvaluationError: it sits elsewhere.
+        EvaluationError: the hook is not ``blocks.N.hook_resid_post``.
     """
     hook_name = sae.cfg.metadata.hook_name
     parts = hook_name.split(".")
@@ -54,11 +55,11 @@ def block_of(sae: SAE[Any]) -> int:
 
 @contextmanager
 def session(context: EvalContext) -> Iterator[Path]:
-    """Inside: SAEBench gets our model, whatever its name, and runs in the folder yielded.
+    """Inside the block, SAEBench gets our model for any name, and runs in the yielded folder.
 
-    The folder is the working directory and is deleted afterwards, so relative paths that
-    SAEBench writes to leave nothing behind. Its prints are swallowed; its progress bars show.
-    Type checks of jaxtyping are off: SAEBench breaks its own annotations.
+    The folder is the working directory and is deleted afterwards. So SAEBench leaves no files at
+    relative paths. Its printed text is hidden, and its progress bars are shown. The type checks of
+    jaxtyping are off, because SAEBench violates its own annotations.
     """
     cwd = os.getcwd()
     checks_off = jaxtyping.config.jaxtyping_disable
@@ -77,12 +78,13 @@ def session(context: EvalContext) -> Iterator[Path]:
 
 
 def keep_output(context: EvalContext, name: str, file: Path, schema: type) -> str:
-    """Check a result file of SAEBench against its schema class and keep it in ``raw_dir/name``.
+    """Check a result file of SAEBench against its schema class, and keep it in ``raw_dir/name``.
 
-    Returns the file's name.
+    Returns:
+        The name of the file.
 
     Raises:
-        EvaluationError: there is no such file, or it is not what SAEBench promises.
+        EvaluationError: the file does not exist, or does not match the schema.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -97,7 +99,7 @@ def keep_output(context: EvalContext, name: str, file: Path, schema: type) -> st
 
 
 def keep_result(context: EvalContext, name: str, output: Any) -> str:
-    """Like :func:`keep_output`, for an instance of a schema class of SAEBench made by us."""
+    """Like :func:`keep_output`, for an instance of SAEBench's schema class that we have made."""
     text = json.dumps(dataclasses.asdict(output), indent=2, default=str)
     file_name = f"{context.release}_custom_sae_eval_results.json"
     return write_text_atomic(context.raw_dir / name / file_name, text).name

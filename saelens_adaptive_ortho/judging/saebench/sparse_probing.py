@@ -1,8 +1,8 @@
-"""SAEBench sparse probing: can few latents tell classes of texts apart?
+"""SAEBench sparse probing: can a few latents distinguish classes of texts?
 
-Beside the SAE, three baselines with the same selection and the same probe: the model's activations
-whole, their dimensions, and their principal components. Every probe is trained from the same
-seed, so an SAE's numbers do not depend on what was evaluated before it.
+There are three baselines with the same selection and the same probe: all of the model's
+activations, single dimensions of them, and their principal components. Every probe is trained from
+the same seed. So an SAE's numbers do not depend on what was evaluated before it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from saelens_adaptive_ortho.judging.saebench.tasks import (
     shared_artifacts,
 )
 
-K_VALUES = (1, 2, 5, 10, 20, 50, 100)  # those that SAEBench's result has fields for
+K_VALUES = (1, 2, 5, 10, 20, 50, 100)  # SAEBench's result has fields for these
 PCA_FILE = "pca.json"
 OWN_SIZES = (300, 200)  # training and test texts of each class
 
@@ -39,13 +39,15 @@ Accuracies = dict[str, dict[str, float]]  # by metric, then class
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:
-    """Accuracies at telling one class from the others, averaged over classes and data sets.
+    """Accuracies of one class against the others, averaged over classes and data sets.
 
-    Chance is 0.5. ``sae_top_{k}_accuracy`` is of a probe on the ``k`` latents whose means differ
-    most, ``sae_accuracy`` of a probe on all; ``llm_`` and ``pca_`` are the baselines.
+    Chance is 0.5. ``sae_top_{k}_accuracy`` is the accuracy of a probe on the ``k`` latents whose
+    means differ most. ``sae_accuracy`` is that of a probe on all latents. ``llm_`` and ``pca_`` are
+    the baselines.
 
     Raises:
-        EvaluationError: no labelled texts, too few, or settings that SAEBench has no place for.
+        EvaluationError: there are no labelled texts or too few, or SAEBench's result has no field
+            for a ``k``.
     """
     from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
 
@@ -74,7 +76,11 @@ def _mean(values: Iterable[float]) -> float:
 def _run_eval(
     context: EvalContext, settings: Settings, task: Task
 ) -> tuple[dict[str, Accuracies], str]:
-    """Accuracies by data set, and the name of SAEBench's result file."""
+    """Run SAEBench on the SAE.
+
+    Returns:
+        Accuracies by data set, and the name of SAEBench's result file.
+    """
     from sae_bench.evals.sparse_probing import main, probe_training
     from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
     from sae_bench.evals.sparse_probing.eval_output import SparseProbingEvalOutput
@@ -82,7 +88,7 @@ def _run_eval(
     config = SparseProbingEvalConfig(
         random_seed=settings.seed,
         dataset_names=task.datasets,
-        # SAEBench counts the texts of a binary task: two classes.
+        # SAEBench's sizes count the texts of both classes of a binary task.
         probe_train_set_size=2 * task.train_size,
         probe_test_set_size=2 * task.test_size,
         context_length=context_length(context, settings.context_length, task.texts),
@@ -127,7 +133,7 @@ def _run_eval(
 
 
 def _seeded(train: Callable[..., Any], seed: int) -> Callable[..., Any]:
-    """Each call starts from the same seed, whatever drew random numbers before."""
+    """``train``, with torch's generator set to ``seed`` before each call."""
 
     def seeded(*args: Any, **kwargs: Any) -> Any:
         torch.manual_seed(seed)
@@ -137,7 +143,10 @@ def _seeded(train: Callable[..., Any], seed: int) -> Callable[..., Any]:
 
 
 def _pca_baseline(artifacts: Path, config: Any, train: Callable[..., Any]) -> dict[str, Accuracies]:
-    """The k-sparse probe on principal components, by data set; kept with the artifacts."""
+    """Accuracies of the k-sparse probe on principal components, by data set.
+
+    The artifacts keep them for the next SAE.
+    """
     from sae_bench.sae_bench_utils.activation_collection import create_meaned_model_activations
 
     file = artifacts / PCA_FILE
@@ -159,14 +168,15 @@ def _pca_baseline(artifacts: Path, config: Any, train: Callable[..., Any]) -> di
 
 
 def in_pca_basis(train: Activations, test: Activations) -> tuple[Activations, Activations]:
-    """Centred and rotated to the principal components of all the training rows.
+    """Project activations on the principal components of all training rows.
 
     Args:
-        train: (n, d) by class.
-        test: (m, d) by class.
+        train: activations (n, d) by class.
+        test: activations (m, d) by class.
 
     Returns:
-        the same in the basis of components, largest variance first: ``min(n_rows, d)`` columns.
+        Both in the basis of the components, largest variance first, with ``min(n_rows, d)``
+        columns. The mean of the training rows is subtracted.
     """
     rows: Float[Tensor, "n_rows d"] = torch.cat(list(train.values())).double()
     centre = rows.mean(0)

@@ -1,11 +1,11 @@
-"""Texts labelled with classes, served to SAEBench as a data set; artifacts that SAEs share.
+"""Labelled texts that SAEBench reads as a data set, and artifacts that all SAEs share.
 
-Where labels come from:
+The labels come from one of these sources:
 
 - ``demo:probing``: the embedded file, passages labelled by topic;
 - ``corpus``: short passages of the forget and the retain corpus, labelled by corpus;
 - a ``.jsonl`` file with the fields ``text`` and ``label``;
-- a data set that SAEBench knows by name, loaded by SAEBench.
+- a published data set, which SAEBench loads by name.
 """
 
 from __future__ import annotations
@@ -33,27 +33,30 @@ from saelens_adaptive_ortho.text.models import DEMO_MODEL, local_model_dir
 
 CORPUS, DEMO, PUBLISHED = "corpus", "demo:probing", "published"
 PASSAGES_PER_DOCUMENT = 4
-# A dozen words: of whole contexts, one principal component tells two real corpora apart.
+# About a dozen words. With whole contexts the task would be too easy: a single principal component
+# would distinguish two real corpora.
 PASSAGE_TOKENS = 16
-DOCUMENT_CHARACTERS = 20_000  # no more of a document is looked at
+DOCUMENT_CHARACTERS = 20_000  # the rest of a longer document is ignored
 MANIFEST = "files.json"
-SAMPLE = "A sample of 12 words: Ünder (the) bridge, they're quick\n and brown."  # shows a tokenizer
-MIN_TOKENS = 8  # shorter pieces (headings, tails of documents) are left out
-PUBLISHED_SIZES = (2000, 500)  # texts of each class; SAEBench's own sizes count two classes
+SAMPLE = (
+    "A sample of 12 words: Ünder (the) bridge, they're quick\n and brown."  # tells tokenizers apart
+)
+MIN_TOKENS = 8  # shorter pieces (headings, ends of documents) are left out
+PUBLISHED_SIZES = (2000, 500)  # training and test texts of each class, as in SAEBench
 SERVED_NAMES = {DEMO: "demo_topics", CORPUS: "forget_or_retain"}
 
 Texts = dict[str, list[str]]
 
 
 class Task(NamedTuple):
-    """What to tell apart.
+    """A classification task.
 
     Args:
-        source: where texts and labels come from.
-        datasets: names under which SAEBench knows them.
+        source: source of texts and labels.
+        datasets: SAEBench's names of the data sets.
         train_size: training texts of each class.
         test_size: test texts of each class.
-        texts: training and test texts of the one data set that is not published.
+        texts: training and test texts of a data set that is not published; else None.
     """
 
     source: str
@@ -63,7 +66,10 @@ class Task(NamedTuple):
     texts: tuple[Texts, Texts] | None = None
 
     def served(self) -> AbstractContextManager[None]:
-        """Inside, SAEBench finds the data sets, or says why a published one cannot be loaded."""
+        """Inside the block, SAEBench finds the data sets.
+
+        If a published data set cannot be loaded, an :class:`EvaluationError` gives the reason.
+        """
         if self.texts is None:
             return load_failures_explained()
         return classes_served(*self.texts, self.datasets[0])
@@ -72,14 +78,15 @@ class Task(NamedTuple):
 def labelled_task(
     context: EvalContext, settings: Any, published: list[str], own_sizes: tuple[int, int]
 ) -> Task:
-    """The task of an evaluation whose settings have source, train_size, test_size and seed.
+    """The task of an evaluation.
 
     Args:
+        settings: settings with source, train_size, test_size and seed.
         published: SAEBench's names of the evaluation's data sets.
-        own_sizes: training and test texts of each class if the texts are not published.
+        own_sizes: default training and test texts of each class, for texts that are not published.
 
     Raises:
-        EvaluationError: as :func:`class_texts`.
+        EvaluationError: for the reasons of :func:`class_texts`.
     """
     source = resolve_source(context, settings.source)
     datasets = published_datasets(source, published)
@@ -91,23 +98,23 @@ def labelled_task(
 
 
 def published_datasets(source: str, published: list[str]) -> list[str] | None:
-    """The published data sets that a source means, None if it means other texts."""
+    """The published data sets that ``source`` names; None if it names other texts."""
     if source == PUBLISHED:
         return published
     return [source] if source in published else None
 
 
 def sizes(settings: Any, is_published: bool, own: tuple[int, int]) -> tuple[int, int]:
-    """Training and test texts of each class: the settings', else SAEBench's or ``own``."""
+    """Training and test texts of each class, from the settings or by default."""
     train, test = PUBLISHED_SIZES if is_published else own
     return settings.train_size or train, settings.test_size or test
 
 
 def context_length(context: EvalContext, limit: int, texts: tuple[Texts, Texts] | None) -> int:
-    """Tokens that every text is cut or padded to: at most as many as the longest text has.
+    """Number of tokens to which SAEBench cuts or pads every text.
 
-    SAEBench encodes padding too, and ablates latents that fire on it. Its published data sets
-    (``texts`` None) are padded as it does.
+    It is not larger than the longest text, because SAEBench encodes padding, too, and ablates
+    latents that fire on it. For published data sets (``texts`` is None) SAEBench's padding stays.
     """
     model: Any = context.model
     length = min(limit, model.cfg.n_ctx)
@@ -118,13 +125,13 @@ def context_length(context: EvalContext, limit: int, texts: tuple[Texts, Texts] 
 
 
 def resolve_source(context: EvalContext, source: str) -> str:
-    """What ``auto`` means here; any other source is itself.
+    """The source that ``auto`` stands for; any other source stays as it is.
 
-    The demo model has its own labelled file, a model of the hub is judged on the published data
-    sets, a local model on the corpora it comes with.
+    ``auto`` is the embedded labelled file for the demo model, the published data sets for a model
+    of the hub, and the two corpora for a local model.
 
     Raises:
-        EvaluationError: a local model without two corpora.
+        EvaluationError: the model is local and there are not two corpora.
     """
     if source != AUTO:
         return source
@@ -144,9 +151,10 @@ def resolve_source(context: EvalContext, source: str) -> str:
 def class_texts(
     context: EvalContext, source: str, train_size: int, test_size: int, seed: int
 ) -> tuple[Texts, Texts]:
-    """Training and test texts by class: as many of each class, none twice, a function of ``seed``.
+    """Training and test texts by class, a function of ``seed``.
 
-    Passages of one document are never in both parts.
+    All classes have the same number of texts, and no text occurs twice. Passages of one document
+    are never in both parts.
 
     Args:
         source: ``auto``, ``demo:probing``, ``corpus``, a ``.jsonl`` file, or the name of one of
@@ -155,7 +163,8 @@ def class_texts(
         test_size: test texts of each class.
 
     Raises:
-        EvaluationError: unknown or unreadable source, fewer than two classes, or too few texts.
+        EvaluationError: the source is unknown or unreadable, there are fewer than two classes, or
+            a class has too few texts.
     """
     source = resolve_source(context, source)
     if source == DEMO:
@@ -186,7 +195,7 @@ def class_texts(
 def _split(
     groups: list[list[str]], train_size: int, test_size: int, draw: random.Random
 ) -> tuple[list[str], list[str]]:
-    """Whole groups at random, first to the test part until it is full, then to the other."""
+    """Assign whole groups in random order: to the test part until it is full, then to training."""
     train: list[str] = []
     test: list[str] = []
     for group in draw.sample(groups, len(groups)):
@@ -196,7 +205,7 @@ def _split(
 
 
 def _labelled_file(path: Path, field: str) -> dict[str, list[list[str]]]:
-    """Groups of one text by class, without repeated texts."""
+    """Texts by class, without repetitions; each text is a group of its own."""
     labels: dict[str, str] = {}
     number = 0
     try:
@@ -221,7 +230,7 @@ def _labelled_file(path: Path, field: str) -> dict[str, list[list[str]]]:
 
 
 def _corpus_passages(context: EvalContext, wanted: int) -> dict[str, list[list[str]]]:
-    """Passages of the first documents of each corpus, by document."""
+    """Passages of the first documents of each corpus, grouped by document."""
     context.need_corpora(2)
     groups: dict[str, list[list[str]]] = {}
     for domain, corpus in context.bench.texts.items():
@@ -232,14 +241,14 @@ def _corpus_passages(context: EvalContext, wanted: int) -> dict[str, list[list[s
             seen.update(passages)
             if passages:
                 groups[domain].append(passages)
-            # A few more than wanted, as the test part takes whole documents.
+            # The test part takes whole documents, so a few more passages are needed.
             if len(seen) >= wanted + PASSAGES_PER_DOCUMENT:
                 break
     return groups
 
 
 def _passages(text: str, tokenizer: Any) -> list[str]:
-    """Up to ``PASSAGES_PER_DOCUMENT``, spread over a document, cut between tokens."""
+    """Up to ``PASSAGES_PER_DOCUMENT`` passages, spread over a document and cut between tokens."""
     spans = tokenizer(
         text[:DOCUMENT_CHARACTERS],
         add_special_tokens=False,
@@ -254,7 +263,7 @@ def _passages(text: str, tokenizer: Any) -> list[str]:
 
 
 def _of_sae_bench(name: str, train_size: int, test_size: int, seed: int) -> tuple[Texts, Texts]:
-    """A data set that SAEBench loads itself, from the hub."""
+    """Texts of a data set that SAEBench loads from the hub."""
     from sae_bench.sae_bench_utils import dataset_info, dataset_utils
 
     known = dataset_info.chosen_classes_per_dataset
@@ -264,7 +273,7 @@ def _of_sae_bench(name: str, train_size: int, test_size: int, seed: int) -> tupl
             f"label, or one of {', '.join(known)}"
         )
     with load_failures_explained():
-        # SAEBench counts the texts of a binary task: two classes.
+        # SAEBench's sizes count the texts of both classes of a binary task.
         train, test = dataset_utils.get_multi_label_train_test_data(
             name, 2 * train_size, 2 * test_size, seed
         )
@@ -276,7 +285,7 @@ def _of_sae_bench(name: str, train_size: int, test_size: int, seed: int) -> tupl
 
 @contextmanager
 def load_failures_explained() -> Iterator[None]:
-    """Inside, a published data set that SAEBench cannot load is an :class:`EvaluationError`."""
+    """Inside the block, a published data set that cannot be loaded is an EvaluationError."""
     from sae_bench.sae_bench_utils import dataset_utils
 
     load = dataset_utils.get_multi_label_train_test_data
@@ -294,9 +303,9 @@ def load_failures_explained() -> Iterator[None]:
 
 @contextmanager
 def classes_served(train: Texts, test: Texts, dataset_name: str) -> Iterator[None]:
-    """Inside, SAEBench knows a data set ``dataset_name`` with these classes and texts.
+    """Inside the block, SAEBench knows a data set ``dataset_name`` with these classes and texts.
 
-    Serves sparse probing and TPP; the sizes and the seed that SAEBench asks for are ignored.
+    This works for sparse probing and TPP. The sizes and the seed that SAEBench passes are ignored.
     """
     from sae_bench.evals.scr_and_tpp import main as scr_and_tpp
     from sae_bench.sae_bench_utils import dataset_info, dataset_utils
@@ -304,7 +313,7 @@ def classes_served(train: Texts, test: Texts, dataset_name: str) -> Iterator[Non
     load = dataset_utils.get_multi_label_train_test_data
 
     def serve(name: str, *args: Any, **kwargs: Any) -> tuple[Texts, Texts]:
-        # Copies: SAEBench deletes classes that one part lacks.
+        # SAEBench gets copies, because it deletes classes that one part lacks.
         return (dict(train), dict(test)) if name == dataset_name else load(name, *args, **kwargs)
 
     with ExitStack() as stack:
@@ -312,14 +321,14 @@ def classes_served(train: Texts, test: Texts, dataset_name: str) -> Iterator[Non
         stack.enter_context(
             _entry(dataset_info.chosen_classes_per_dataset, dataset_name, list(train))
         )
-        # Read for every data set, used only for SCR.
+        # SAEBench reads this entry for every data set, and uses it only for SCR.
         stack.enter_context(_entry(scr_and_tpp.COLUMN2_VALS_LOOKUP, dataset_name, ("", "")))
         yield
 
 
 @contextmanager
 def _entry(mapping: MutableMapping[str, Any], key: str, value: Any) -> Iterator[None]:
-    """``mapping[key]`` is ``value`` inside the block."""
+    """Inside the block, ``mapping[key]`` is ``value``."""
     missing = object()
     original = mapping.get(key, missing)
     mapping[key] = value
@@ -335,15 +344,15 @@ def _entry(mapping: MutableMapping[str, Any], key: str, value: Any) -> Iterator[
 def shared_artifacts(
     context: EvalContext, name: str, hook_name: str, *parts: Any
 ) -> AbstractContextManager[Path]:
-    """A folder for what depends on the model and the texts but on no SAE.
+    """A folder for artifacts that depend on the model and the texts, but not on the SAE.
 
-    The first SAE fills it, those that follow find it filled. It is kept only if the block
-    succeeds, and used again only if every file in it is as it was then.
+    The first SAE fills the folder, and later SAEs use it. The folder is kept only if the block
+    succeeds. It is used again only if no file in it has changed.
 
     Args:
-        name: of the evaluation.
-        hook_name: where the activations are taken.
-        parts: anything else that determines the artifacts, as JSON can hold it.
+        name: name of the evaluation.
+        hook_name: hook of the activations.
+        parts: everything else that determines the artifacts, as JSON can hold it.
     """
     tokenizer: Any = context.model.tokenizer
     identity = [
@@ -363,23 +372,23 @@ def shared_artifacts(
 def made_once(
     context: EvalContext, name: str, hook_name: str, make: Callable[[Path], None], *parts: Any
 ) -> Path:
-    """The folder of what an evaluation needs from the language model alone.
+    """The folder of artifacts that an evaluation computes from the language model alone.
 
-    It is made for the first SAE, from a seed that leaves the caller's random numbers alone, so
+    The first SAE makes it. Making it uses a fixed seed and restores the caller's random state. So
     an SAE gets the same numbers whether it comes first or later.
 
     Args:
-        name: of the evaluation.
-        hook_name: where activations are taken.
-        make: writes the content into the folder it is given.
-        parts: what else determines the content, as JSON can hold it.
+        name: name of the evaluation.
+        hook_name: hook of the activations.
+        make: function that writes the artifacts into a given folder.
+        parts: everything else that determines the artifacts, as JSON can hold it.
     """
     with shared_artifacts(context, name, hook_name, *parts) as folder:
         new = not any(folder.iterdir())
         if new:
             with state_kept(SEED), torch.enable_grad():
                 make(folder)
-    if new:  # it has a lasting name now
+    if new:  # the first block yielded a temporary folder, which now has its final name
         with shared_artifacts(context, name, hook_name, *parts) as folder:
             pass
     return folder
@@ -387,7 +396,7 @@ def made_once(
 
 @contextmanager
 def _kept_folder(folder: Path) -> Iterator[Path]:
-    """``folder`` if it is whole, else an empty one that takes its place when the block succeeds."""
+    """``folder`` if it is intact, else an empty one that replaces it when the block succeeds."""
     manifest = folder / MANIFEST
     if manifest.is_file() and manifest.read_text() == _manifest(folder):
         yield folder
@@ -398,7 +407,7 @@ def _kept_folder(folder: Path) -> Iterator[Path]:
 
 
 def _manifest(folder: Path) -> str:
-    """SHA-256 of every file but the manifest, by relative path."""
+    """SHA-256 of every file except the manifest, by relative path."""
     digests = {}
     for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST):
         digest = hashlib.sha256()

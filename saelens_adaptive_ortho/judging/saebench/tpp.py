@@ -1,4 +1,4 @@
-"""SAEBench TPP: does ablating a class's latents hurt the probe of that class, and no other?"""
+"""SAEBench TPP: does ablating a class's latents hurt only the probe of that class?"""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ FIELDS = {
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:
-    """Losses of probe accuracy when the ``n`` latents of a class are ablated, for several ``n``.
+    """Losses of probe accuracy when ``n`` latents of a class are ablated, for several ``n``.
 
-    ``threshold_{n}_intended`` is the loss of the class's own probe, ``_unintended`` that of the
-    other classes' probes, ``threshold_{n}`` the difference: the score. All are means over
-    classes, then over data sets.
+    - ``threshold_{n}_intended``: the loss of the class's own probe;
+    - ``threshold_{n}_unintended``: the loss of the other classes' probes;
+    - ``threshold_{n}``: the difference, which is the score.
+
+    Each value is a mean over classes and then over data sets.
 
     Raises:
-        EvaluationError: no labelled texts, too few texts or classes, or too narrow an SAE.
+        EvaluationError: there are no labelled texts, too few texts or classes, or too few latents.
     """
     from sae_bench.evals.scr_and_tpp.eval_config import ScrAndTppEvalConfig
     from sae_bench.evals.scr_and_tpp.eval_output import TppEvalOutput

@@ -1,8 +1,9 @@
-"""Which latents to clamp, the clamp, and running a model under many clamps.
+"""Choose the latents to clamp, clamp them, and run a model under many clamps.
 
-Method of "Applying Sparse Autoencoders to Unlearn Knowledge in Language Models" (Farrell et al.
-2024, arXiv 2410.19278), as SAEBench runs it: latents that fire on the forget corpus and hardly on
-the retain corpus are set to a negative value wherever they are active.
+The method is that of "Applying Sparse Autoencoders to Unlearn Knowledge in Language Models"
+(Farrell et al. 2024, arXiv 2410.19278), as SAEBench implements it. It selects latents that fire on
+the forget corpus and rarely on the retain corpus. Wherever such a latent is active, it is set to a
+negative value.
 """
 
 from __future__ import annotations
@@ -23,19 +24,20 @@ from saelens_adaptive_ortho.judging.firing import at_hook
 
 
 class Measure(NamedTuple):
-    """A number for each context, read off the logits at some of its positions.
+    """A number for each context, computed from the logits at some of its positions.
 
     Args:
-        positions: of each context.
-        read: from the logits at those positions, and the rows of ``positions`` they belong to.
+        positions: the positions in each context.
+        read: computes the numbers of a batch from the logits at these positions and the rows of
+            ``positions`` that the batch holds.
     """
 
     positions: Int[Tensor, "n p"]
     read: Callable[[Float[Tensor, "batch p d_vocab"], Int[Tensor, " batch"]], Tensor]
 
     def of(self, logits: Float[Tensor, "batch context d_vocab"], rows: Tensor) -> Tensor:
-        """From the logits at every position."""
-        return self.read(_at(logits, self.positions[rows.cpu()]), rows)
+        """The numbers of a batch, from the logits at all positions."""
+        return self.read(_select_positions(logits, self.positions[rows.cpu()]), rows)
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Clamp:
     """Set ``latents`` to ``values`` wherever they are active.
 
     Args:
-        latents: indices, the most forget-specific first.
-        values: one per latent, zero or negative.
+        latents: indices of the latents, the most forget-specific first.
+        values: the value of each latent, zero or negative.
     """
 
     latents: Int[Tensor, " n"]
@@ -58,13 +60,15 @@ def rank_latents(
 ) -> Int[Tensor, " n"]:
     """Latents that fire on the forget corpus, and less than ``limit`` on the retain corpus.
 
-    The most frequent on the forget corpus comes first (of equals, the one with the lower index).
+    They are sorted by firing rate on the forget corpus, highest first. If two rates are equal, the
+    lower index comes first.
 
     Args:
-        forget_rate: share of the tokens of the forget corpus a latent fires on.
-        retain_rate: likewise.
-        limit: one rate (SAEBench's retain threshold), or one for each latent:
-            ``forget_rate / 9`` asks for latents nine times as frequent on the forget corpus.
+        forget_rate: firing rate of each latent on the forget corpus.
+        retain_rate: firing rate of each latent on the retain corpus.
+        limit: one rate for all latents (SAEBench's retain threshold), or one rate per latent. The
+            limit ``forget_rate / 9`` selects latents that fire more than nine times as often on
+            the forget corpus as on the retain corpus.
     """
     score = torch.where(retain_rate < limit, forget_rate, 0.0)
     order = torch.argsort(score, descending=True, stable=True)
@@ -75,26 +79,26 @@ def rank_latents(
 def clamped(
     sae: SAE[Any], x: Float[Tensor, "batch context d_in"], clamp: Clamp
 ) -> Float[Tensor, "batch context d_in"]:
-    """``x - decode(f) + decode(f')``: what the SAE does not explain is kept as it is.
+    """``x - decode(f) + decode(f')``: the reconstruction error of the SAE stays unchanged.
 
-    ``f`` is the code of ``x``, with the first position (BOS) set to zero; ``f'`` is ``f`` with the
-    latents of ``clamp`` at its values wherever ``f`` is positive.
+    ``f`` are the latent activations of ``x``, set to zero at the first position (BOS). ``f'`` is
+    ``f`` with the latents of ``clamp`` set to the clamp's values wherever ``f`` is positive.
     """
-    acts = _code(sae, x)
+    acts = _encode_without_bos(sae, x)
     chosen = acts[..., clamp.latents]
     edited = acts.clone()
     edited[..., clamp.latents] = torch.where(chosen > 0, clamp.values.to(acts), chosen)
     reconstruction = sae.decode(acts)
-    _code(sae, x)  # decoding after layer_norm uses up the input's statistics: leave them again
+    _encode_without_bos(sae, x)  # the second decode needs the input's layer_norm statistics again
     return x - reconstruction + sae.decode(edited)
 
 
 @torch.no_grad()
 def decoder_rows(sae: SAE[Any], latents: Int[Tensor, " n"]) -> Float[Tensor, "n d_in"]:
-    """What one unit of each latent adds to the output, for a decoder that is affine.
+    """``decode(e_i) - decode(0)`` for each latent i of an affine decoder.
 
-    With them, ``clamped(x) = x + (f' - f) @ rows``, at the cost of the latents clamped and not of
-    the whole dictionary.
+    With these rows, ``clamped(x) = x + (f' - f) @ rows``. The cost then grows with the number of
+    clamped latents and not with d_sae.
     """
     units = torch.zeros(len(latents) + 1, sae.cfg.d_sae, device=sae.device, dtype=sae.dtype)
     units[torch.arange(len(latents)), latents] = 1.0
@@ -103,12 +107,13 @@ def decoder_rows(sae: SAE[Any], latents: Int[Tensor, " n"]) -> Float[Tensor, "n 
 
 
 def has_affine_decoder(sae: SAE[Any]) -> bool:
-    """Whether an output depends on its code alone, and not on the norm of the input."""
-    affine = ("none", "expected_average_only_in")  # the others rescale by each input's own norm
+    """Whether the decoder's output depends on the latent activations alone, not on the input."""
+    affine = ("none", "expected_average_only_in")  # the other modes rescale by each input's norm
     return sae.cfg.normalize_activations in affine and sae.cfg.reshape_activations == "none"
 
 
-def _code(sae: SAE[Any], x: Float[Tensor, "batch context d_in"]) -> Tensor:
+def _encode_without_bos(sae: SAE[Any], x: Float[Tensor, "batch context d_in"]) -> Tensor:
+    """Latent activations, with zeros at the first position."""
     acts = sae.encode(x)
     acts[:, 0] = 0.0
     return acts
@@ -126,8 +131,8 @@ def measure_clamps(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n_clamps n"]]:
     """``measure`` on each context, without intervention and under each clamp.
 
-    The model runs once up to the hook for all clamps; a context in which no clamped latent is
-    active is not run again, since nothing in it changes.
+    For all clamps together, the model runs once up to the hook. A context without an active
+    clamped latent does not change, so the model does not run on it again.
     """
     fast = has_affine_decoder(sae)
     rows_of = [decoder_rows(sae, c.latents) if fast else None for c in clamps]
@@ -139,7 +144,7 @@ def measure_clamps(
         positions = measure.positions[numbers.cpu()]
         before = measure.read(_logits(model, sae, tokens, x, positions), numbers)
         after = before.repeat(len(clamps), 1)
-        acts = _code(sae, x)
+        acts = _encode_without_bos(sae, x)
         for number, (clamp, rows) in enumerate(zip(clamps, rows_of, strict=True)):
             chosen = acts[..., clamp.latents]
             active = chosen > 0
@@ -165,7 +170,7 @@ def hooked_batches(
     batch_size: int,
     desc: str,
 ) -> Iterator[tuple[Int[Tensor, "batch context"], Float[Tensor, "batch context d_in"]]]:
-    """Tokens and activations at the SAE's hook, batch by batch, with a progress bar."""
+    """Yield tokens and activations at the SAE's hook, batch by batch, with a progress bar."""
     device = next(model.parameters()).device
     for tokens in tqdm(contexts.split(batch_size), desc=desc, leave=False, unit=" batches"):
         yield tokens.long().to(device), at_hook(sae, model, tokens)
@@ -187,13 +192,16 @@ def _logits(
         logits = model.run_with_hooks(
             tokens, fwd_hooks=[replace], prepend_bos=False, return_type="logits"
         )
-        return _at(logits, positions)
-    # The unembedding is the largest matrix of a small model: only for the positions asked for.
+        return _select_positions(logits, positions)
+    # The unembedding is the largest matrix of a small model. It runs only on these positions.
     cfg: Any = model.cfg
     last, layer = cfg.n_layers - 1, _layer(hook)
-    pick = (f"blocks.{last}.hook_resid_post", lambda x, hook: _at(x, positions))  # noqa: ARG005
+    pick = (
+        f"blocks.{last}.hook_resid_post",
+        lambda x, hook: _select_positions(x, positions),  # noqa: ARG005
+    )
     return model.run_with_hooks(
-        _at(x, positions) if layer == last else x,
+        _select_positions(x, positions) if layer == last else x,
         start_at_layer=layer + 1,
         fwd_hooks=[pick] if layer < last else [],
         return_type="logits",
@@ -201,7 +209,7 @@ def _logits(
 
 
 def _replaced(whole: Tensor, x: Tensor, head: int | None) -> Tensor:
-    """The activations at a hook with ``x`` in place of what :func:`at_hook` took from them."""
+    """The activations at a hook, with ``x`` in the place that :func:`at_hook` read."""
     if head is None or whole.ndim == 3:
         return x.view_as(whole)
     whole = whole.clone()
@@ -209,14 +217,14 @@ def _replaced(whole: Tensor, x: Tensor, head: int | None) -> Tensor:
     return whole
 
 
-def _at(
+def _select_positions(
     x: Float[Tensor, "batch context d"], positions: Int[Tensor, "batch p"]
 ) -> Float[Tensor, "batch p d"]:
     return x[torch.arange(len(x), device=x.device)[:, None], positions.to(x.device)]
 
 
 def _is_resid_post(model: HookedRootModule, hook: str) -> bool:
-    """Whether the rest of the model can be run from the activations at the hook alone."""
+    """Whether the rest of the model can run from the activations at this hook alone."""
     return isinstance(model, HookedTransformer) and hook.endswith(".hook_resid_post")
 
 

@@ -1,17 +1,22 @@
-"""Unlearning: clamp the forget corpus's latents, and read what is forgotten at what cost.
+"""Unlearning: clamp the forget corpus's latents, and measure what is forgotten at what cost.
 
-Two frontiers are measured on every model that can: of *loss* (how much the loss on held-out forget
-text rises, at a given rise of the loss on held-out retain text), and of *multiple choice* (how low
-the accuracy on known forget questions gets, at a given accuracy on known retain questions), beside
-SAEBench's published score. Gemma-2 instruction models are scored by SAEBench itself.
+The evaluation measures two frontiers and SAEBench's published score:
 
-Deviations from SAEBench, for models it refuses: prompts in the model's own template, and firing
-rates from the corpora of the run. The score has SAEBench's absolute clamp values and its one order
-of the choices; the frontiers have values in multiples of each latent's mean activation on forget
-text, and the accuracies of the frontier are over four cyclic orders.
+- The *loss* frontier: the increase of the loss on held-out forget text, at a given increase of the
+  loss on held-out retain text.
+- The *multiple-choice* frontier: the lowest accuracy on known forget questions, at a given accuracy
+  on known retain questions. It needs a model that knows enough questions.
 
-A coarse sweep (on training text; on one order of the choices) chooses settings near the frontier,
-which are then measured, in finer steps, on held-out text and on all four orders.
+For Gemma-2 instruction models, SAEBench itself computes the score. For models that SAEBench
+refuses, two things differ from SAEBench: the prompts follow the model's own template, and the
+firing rates come from the corpora of the run.
+
+The score uses SAEBench's absolute clamp values and its single order of the choices. The frontiers
+use clamp values in multiples of each latent's mean activation on forget text. The accuracies of
+the multiple-choice frontier are means over four cyclic orders.
+
+A coarse sweep chooses settings near the frontier, on training text and on one order of the choices.
+These settings are then measured in finer steps, on held-out text and on all four orders.
 """
 
 from __future__ import annotations
@@ -51,7 +56,7 @@ from saelens_adaptive_ortho.maths import frontier as frontiers
 from saelens_adaptive_ortho.maths.frontier import Frontier
 from saelens_adaptive_ortho.text import models
 
-# SAEBench's sweep and the retain accuracy its score asks for.
+# SAEBench's sweep, and the retain accuracy that its score requires.
 PUBLISHED_THRESHOLDS = (0.001, 0.01)
 PUBLISHED_COUNTS = (10, 20)
 PUBLISHED_MULTIPLIERS = (25, 50, 100, 200)
@@ -60,13 +65,13 @@ PUBLISHED_RETAIN_ACCURACY = 0.99
 RETAIN_COSTS = (0.05, 0.10, 0.20)  # nats
 RETAIN_ACCURACIES = (0.99, 0.95, 0.90)
 LOSS_BUDGETS = torch.linspace(0, 0.25, 26)
-MCQ_BUDGETS = torch.linspace(0, 1, 101)  # of retain accuracy lost
-MIN_KNOWN = 20  # questions of each domain, below which an accuracy says little
+MCQ_BUDGETS = torch.linspace(0, 1, 101)  # loss of retain accuracy
+MIN_KNOWN = 20  # known questions per domain; an accuracy over fewer questions is too noisy
 CHANCE = 0.25
 
 
 class Setting(NamedTuple):
-    """A point of the sweep: a path (which latents, which kind of values) and a strength on it."""
+    """A point of the sweep: a path (a set of latents), a strength, and the clamp they give."""
 
     path: int
     strength: float
@@ -79,12 +84,12 @@ class Trial:
 
     Args:
         context: the SAE and its workbench.
-        settings: of the evaluation.
-        model: the model that is clamped: the workbench's, or ``settings.model_name``.
+        settings: settings of the evaluation.
+        model: the model that is clamped: the workbench's model, or ``settings.model_name``.
         sae: the SAE.
-        rankings: of the forget corpus's latents, by name.
-        scale: every latent's mean activation on forget text, where it fires.
-        paths: sets of latents, each once.
+        rankings: the forget corpus's latents, sorted by firing rate, for each rule of selection.
+        scale: mean activation of each latent where it fires on forget text.
+        paths: distinct sets of latents to clamp.
     """
 
     context: EvalContext
@@ -96,7 +101,7 @@ class Trial:
     paths: list[Int[Tensor, " n"]]
 
     def at(self, path: int, strength: float) -> Setting:
-        """A path's latents at ``strength`` times their mean activation below zero."""
+        """Clamp the latents of ``path`` to ``-strength`` times their mean activation."""
         chosen = self.paths[path]
         return Setting(path, strength, Clamp(chosen, -strength * self.scale[chosen]))
 
@@ -127,15 +132,19 @@ class Trial:
         sweep: list[Setting],
         budgets: Float[Tensor, " n"],
     ) -> Frontier:
-        """The frontier of a sweep; replicates of two SAEs can be subtracted one by one."""
+        """The frontier of a sweep.
+
+        The bootstrap draws are the same for every SAE, so the replicates of two SAEs are paired.
+        """
         paths = torch.tensor([s.path for s in sweep])
-        # The seed is the same for every SAE, and so are the draws.
         return frontiers.frontier(cost, gain, paths, budgets, self.settings.replicates, SEED)
 
 
 class FiringStatistics(NamedTuple):
-    """Per latent: firing rates on both corpora, and its mean activation where it fires on forget
-    text."""
+    """Firing rates of each latent on both corpora, and its mean activation on forget text.
+
+    The mean is over the tokens on which the latent fires.
+    """
 
     forget_rate: Float[Tensor, " d_sae"]
     retain_rate: Float[Tensor, " d_sae"]
@@ -143,10 +152,10 @@ class FiringStatistics(NamedTuple):
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:
-    """The published score, both frontiers, their areas and intervals.
+    """The published score, and both frontiers with their areas and intervals.
 
     Raises:
-        EvaluationError: without two corpora, or without a latent that is specific to one.
+        EvaluationError: there are not two corpora, or no latent is specific to the forget corpus.
     """
     context.need_corpora(2)
     trial = _trial(context, settings)
@@ -167,7 +176,7 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
 
 
 def _trial(context: EvalContext, settings: Settings) -> Trial:
-    """Firing rates on training text of both corpora, and the rankings they give."""
+    """Measure firing rates on training text of both corpora, and rank the latents by them."""
     model = context.bench.language_model(settings.model_name)
     sae = context.load()
     forget, retain, scale = firing_statistics(context, sae, settings)
@@ -186,7 +195,7 @@ def _trial(context: EvalContext, settings: Settings) -> Trial:
 
 
 def firing_statistics(context: EvalContext, sae: SAE[Any], settings: Settings) -> FiringStatistics:
-    """By one pass over training text of both corpora, in the model that is clamped."""
+    """Measure them in one pass over training text of both corpora, in the clamped model."""
     model = context.bench.language_model(settings.model_name)
     contexts = [c.train[: settings.n_select_contexts] for c in context.corpora]
     firings = Firings(sae, len(contexts))
@@ -201,10 +210,10 @@ def firing_statistics(context: EvalContext, sae: SAE[Any], settings: Settings) -
 
 
 def _loss_frontier(trial: Trial) -> Outcome:
-    """Settings are chosen on training text and read on held-out text."""
+    """The loss frontier. Training text chooses the settings; held-out text measures them."""
     settings, (forget, retain) = trial.settings, trial.context.corpora
 
-    def increase(part: str, n: int, sweep: list[Setting]) -> list[Tensor]:
+    def loss_increase(part: str, n: int, sweep: list[Setting]) -> list[Tensor]:
         found = []
         for corpus in (forget, retain):
             contexts = getattr(corpus, part)[:n]
@@ -214,10 +223,10 @@ def _loss_frontier(trial: Trial) -> Outcome:
             found.append(after - before)
         return found
 
-    gain, cost = increase("train", settings.n_choose_contexts, trial.coarse)
-    chosen = _promising(trial.coarse, cost.mean(1), gain.mean(1), RETAIN_COSTS)
+    gain, cost = loss_increase("train", settings.n_choose_contexts, trial.coarse)
+    chosen = _settings_near_frontier(trial.coarse, cost.mean(1), gain.mean(1), RETAIN_COSTS)
     fine = [trial.at(*setting) for setting in sorted(chosen)]
-    gain, cost = increase("held_out", settings.n_contexts, fine)
+    gain, cost = loss_increase("held_out", settings.n_contexts, fine)
     found = trial.frontier(cost, gain, fine, LOSS_BUDGETS)
     metrics: dict[str, float | None] = {}
     replicates = {}
@@ -237,17 +246,17 @@ def _loss_frontier(trial: Trial) -> Outcome:
     )
 
 
-def _promising(
+def _settings_near_frontier(
     sweep: list[Setting],
     cost: Float[Tensor, " n"],
     gain: Float[Tensor, " n"],
     budgets: Iterable[float],
 ) -> set[tuple[int, float]]:
-    """Paths and strengths near the frontier.
+    """Pairs of path and strength near the frontier.
 
-    The best path at each budget, with strengths in steps of a factor of the square root of two,
-    from below the one where it meets the smallest budget it is best at to above that of the
-    largest.
+    For each budget, the best path is chosen. Its strengths lie on a grid with steps of a factor
+    ``sqrt(2)``. They reach from one step below the strength at which the path's cost meets the
+    smallest budget that the path is best at, to one step above that of the largest such budget.
     """
     numbers = torch.tensor([s.path for s in sweep])
     limits = torch.tensor(sorted(budgets))
@@ -262,20 +271,20 @@ def _promising(
     for index, budget in zip(reached.argmax(0).tolist(), limits.tolist(), strict=True):
         best_at.setdefault(list(by_path)[index], []).append(budget)
     chosen: set[tuple[int, float]] = set()
-    for path, own_budgets in best_at.items():
+    for path, path_budgets in best_at.items():
         strengths = [s.strength for s in sweep if s.path == path]
         first, last = (
-            round(2 * math.log2(_meeting(strengths, cost[by_path[path]], budget)))
-            for budget in (own_budgets[0], own_budgets[-1])
+            round(2 * math.log2(_strength_at_budget(strengths, cost[by_path[path]], budget)))
+            for budget in (path_budgets[0], path_budgets[-1])
         )
         chosen |= {(path, 2 ** (k / 2)) for k in range(first - 1, last + 2)}
     return chosen
 
 
-def _meeting(strengths: list[float], cost: Float[Tensor, " n"], budget: float) -> float:
+def _strength_at_budget(strengths: list[float], cost: Float[Tensor, " n"], budget: float) -> float:
     """The strength at which a path's cost first exceeds the budget.
 
-    Between measured strengths the cost is taken as a power of the strength.
+    Between two measured strengths, the cost is interpolated as a power of the strength.
     """
     before, cost_before = 0.0, 0.0
     for strength, at in zip(strengths, cost.tolist(), strict=True):
@@ -292,7 +301,7 @@ def _meeting(strengths: list[float], cost: Float[Tensor, " n"], budget: float) -
 
 
 def _mcq_frontier(trial: Trial) -> Outcome:
-    """Accuracy on the questions the model knows, under clamps relative and published.
+    """The multiple-choice frontier and the published score, on questions that the model knows.
 
     Raises:
         QuestionError: there are no questions, or the model knows too few.
@@ -300,13 +309,15 @@ def _mcq_frontier(trial: Trial) -> Outcome:
     known = _known(trial)
 
     def right(sweep: list[Setting], orders: list[tuple[int, ...]]) -> dict[str, Tensor]:
-        return {domain: _right(trial, sweep, domain, q, orders) for domain, q in known.items()}
+        return {
+            domain: _share_right(trial, sweep, domain, q, orders) for domain, q in known.items()
+        }
 
     coarse = trial.coarse
-    as_given = right([*coarse, *_published_sweep(trial)], mcq.CYCLIC_ORDERS[:1])
-    wrong = {domain: 1 - r[: len(coarse)].mean(1) for domain, r in as_given.items()}
+    first_order = right([*coarse, *_published_sweep(trial)], mcq.CYCLIC_ORDERS[:1])
+    wrong = {domain: 1 - r[: len(coarse)].mean(1) for domain, r in first_order.items()}
     budgets = [1 - a for a in RETAIN_ACCURACIES]
-    chosen = _promising(coarse, wrong["retain"], wrong["forget"], budgets)
+    chosen = _settings_near_frontier(coarse, wrong["retain"], wrong["forget"], budgets)
     fine = [trial.at(*setting) for setting in sorted(chosen)]
     wrong = {domain: 1 - r for domain, r in right(fine, mcq.CYCLIC_ORDERS).items()}
     found = trial.frontier(wrong["retain"], wrong["forget"], fine, MCQ_BUDGETS)
@@ -320,7 +331,7 @@ def _mcq_frontier(trial: Trial) -> Outcome:
     gain, values = found.area(0, 1 - RETAIN_ACCURACIES[-1])
     metrics["mcq/area"], replicates["mcq/area"] = 1 - gain, 1 - values
     metrics |= {
-        "mcq/original_forget_accuracy": 1.0,  # known questions are those it gets right
+        "mcq/original_forget_accuracy": 1.0,  # by the definition of a known question
         "mcq/original_retain_accuracy": 1.0,
         "mcq/chance": CHANCE,
         "mcq/n_forget_questions": float(len(known["forget"])),
@@ -335,21 +346,21 @@ def _mcq_frontier(trial: Trial) -> Outcome:
         "verdict": f"The model knows {len(known['forget'])} forget and {len(known['retain'])} "
         "retain questions (right under all 24 orders of the choices).",
     }
-    accuracy = {domain: r[len(coarse) :].mean(1) for domain, r in as_given.items()}
+    accuracy = {domain: r[len(coarse) :].mean(1) for domain, r in first_order.items()}
     metrics["score"], file = _score(trial, accuracy, frontier)
     if file is not None:
         details["sae_bench_file"] = file
     return Outcome(metrics, details)
 
 
-def _right(
+def _share_right(
     trial: Trial,
     sweep: list[Setting],
     domain: str,
     asked: list[Question],
     orders: list[tuple[int, ...]],
 ) -> Float[Tensor, "n_settings n_questions"]:
-    """Share of the orders in which each question is answered right under each setting."""
+    """The share of the orders under which each question is answered right, for each setting."""
     prompts = mcq.make_prompts(asked, orders, trial.settings.template, trial.model)
     desc = f"Asking {domain} questions"
     _, after = trial.measure(prompts.tokens, sweep, prompts.right(), desc)
@@ -357,7 +368,7 @@ def _right(
 
 
 def _published_sweep(trial: Trial) -> Iterator[Setting]:
-    """SAEBench's own thresholds, counts and multipliers; values are absolute."""
+    """SAEBench's sweep over thresholds, counts and multipliers. Its clamp values are absolute."""
     by_threshold = [trial.rankings[f"retain < {t:g}"] for t in PUBLISHED_THRESHOLDS]
     for path, (ranking, count) in enumerate(itertools.product(by_threshold, PUBLISHED_COUNTS)):
         chosen = ranking[:count]
@@ -369,9 +380,12 @@ def _published_sweep(trial: Trial) -> Iterator[Setting]:
 def _score(
     trial: Trial, accuracy: dict[str, Float[Tensor, " n_settings"]], frontier: dict[str, Any]
 ) -> tuple[float, str | None]:
-    """SAEBench's score, and the name of the file kept: by SAEBench itself where it can, else
+    """``1 - min {forget accuracy : retain accuracy >= 0.99}``; 0 if no setting qualifies.
 
-    1 - min { forget accuracy : retain accuracy >= .99 }, 0 if no setting qualifies.
+    SAEBench itself computes the score for the models that it accepts.
+
+    Returns:
+        The score, and the name of the result file in SAEBench's format, or None.
     """
     context = trial.context
     if published_unlearning.applies(trial.model):
@@ -384,7 +398,13 @@ def _score(
 
 
 def _known(trial: Trial) -> dict[str, list[Question]]:
-    """The questions of each domain that the model knows; found once per model and questions."""
+    """The questions of each domain that the model knows.
+
+    The cache keeps the result for each pair of model and questions.
+
+    Raises:
+        QuestionError: there are no questions, or the model knows too few.
+    """
     context, settings, model = trial.context, trial.settings, trial.model
     source = _question_source(context, settings)
     asked = mcq.load_questions(source)
@@ -395,7 +415,6 @@ def _known(trial: Trial) -> dict[str, list[Question]]:
     if file.is_file():
         knows = json.loads(file.read_text())
     else:
-        # Full forward passes: no SAE is involved.
         found = mcq.known_questions(model, asked, template, settings.batch_size_prompts)
         knows = found.tolist()
         write_json(file, knows)

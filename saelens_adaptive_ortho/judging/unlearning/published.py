@@ -1,4 +1,4 @@
-"""SAEBench's own unlearning run, for the models it accepts; and its result format for the rest."""
+"""SAEBench's unlearning evaluation for the models it accepts, and its result format for others."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from saelens_adaptive_ortho.text.corpora import read_documents
 
 ACCEPTED_MODELS = ("gemma-2-2b-it", "gemma-2-9b-it")
 FORGET_FILE = Path("sae_bench/evals/unlearning/data/bio-forget-corpus.jsonl")
-RENAMED = {"wikitext": "Salesforce/wikitext"}  # the old id is refused by today's hub library
+RENAMED = {"wikitext": "Salesforce/wikitext"}  # today's hub library refuses the old id
 
 
 def applies(model: HookedRootModule) -> bool:
-    """Whether SAEBench can question this model (it has a prompt for two only)."""
+    """Whether SAEBench can ask this model questions. It has prompts for two models only."""
     return getattr(getattr(model, "cfg", None), "model_name", None) in ACCEPTED_MODELS
 
 
 def run(context: EvalContext, model: HookedRootModule) -> tuple[float, str]:
-    """The score by SAEBench itself, and the name of its result file.
+    """Run SAEBench's unlearning evaluation.
 
-    Its forget corpus is the run's (WMDP-bio's, as published, where the run's is that); retain
-    corpus, questions and sweep are its own, from the hub.
+    The forget corpus is that of the workbench. The retain corpus, the questions and the sweep are
+    SAEBench's own, from the hub.
+
+    Returns:
+        The score, and the name of SAEBench's result file.
     """
     from sae_bench.evals.unlearning import main as unlearning
     from sae_bench.evals.unlearning.eval_config import UnlearningEvalConfig
@@ -60,7 +63,7 @@ def run(context: EvalContext, model: HookedRootModule) -> tuple[float, str]:
 
 
 def as_output(context: EvalContext, score: float, unstructured: dict[str, Any]) -> Any:
-    """A score of ours in SAEBench's result format; None where SAEBench is not installed."""
+    """Our score in SAEBench's result format; None if SAEBench is not installed."""
     if importlib.util.find_spec("sae_bench") is None:
         return None
     from sae_bench.evals.unlearning.eval_config import UnlearningEvalConfig
@@ -98,7 +101,7 @@ def as_output(context: EvalContext, score: float, unstructured: dict[str, Any]) 
 
 @contextmanager
 def _hub_names_mapped() -> Iterator[None]:
-    """SAEBench's feature selection loads data sets by their present names."""
+    """Make SAEBench's feature selection load data sets by their present names."""
     from sae_bench.evals.unlearning.utils import feature_activation
 
     load = feature_activation.load_dataset

@@ -1,8 +1,9 @@
-"""Multiple-choice questions: reading them, asking them, and finding those a model knows.
+"""Read multiple-choice questions, ask a model, and find the questions that it knows.
 
-A question is known when the model answers it right under all 24 orders of its four choices, so a
-preference for a letter cannot pass for knowledge. The answer is the largest of the letters' logits
-(each letter with or without a leading space, whichever is larger) at the end of the prompt.
+A model knows a question if it answers right under all 24 orders of the four choices. So a
+preference for a letter does not count as knowledge. The model's answer is the letter with the
+largest logit at the end of the prompt. The logit of a letter is the larger one of the letter with
+and without a leading space.
 """
 
 from __future__ import annotations
@@ -43,12 +44,15 @@ MMLU = (
 
 
 class QuestionError(RuntimeError):
-    """Questions cannot be asked of this model; says why."""
+    """This model cannot be asked questions. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """Four choices, ``answer`` the index of the right one, ``domain`` forget or retain."""
+    """A question with four choices.
+
+    ``answer`` is the index of the right choice, and ``domain`` is forget or retain.
+    """
 
     domain: str
     subject: str
@@ -59,13 +63,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Tokenised prompts, right-padded, and where each one ends.
+    """Tokenised prompts, right-padded.
 
     Args:
-        tokens: of the prompts, BOS first.
+        tokens: token ids of the prompts, BOS first.
         last: index of each prompt's last token.
-        answers: index of the right letter.
-        letters: token ids of each letter's forms, padded by repeating.
+        answers: index of each prompt's right letter.
+        letters: token ids of each letter, with and without a leading space. If only one of them is
+            a single token, it stands twice.
     """
 
     tokens: Int[Tensor, "n context"]
@@ -74,7 +79,7 @@ class Prompts:
     letters: Int[Tensor, "4 forms"]
 
     def right(self) -> Measure:
-        """Measures 1 where the right letter has the largest logit at the end, else 0."""
+        """The measure that is 1 where the right letter has the largest logit at the end, else 0."""
 
         def read(logits: Tensor, rows: Tensor) -> Tensor:
             letters = logits[:, 0, self.letters.to(logits.device)]
@@ -85,11 +90,14 @@ class Prompts:
 
 
 def load_questions(source: str) -> list[Question]:
-    """Questions from ``demo:questions``, ``published`` (WMDP-bio and MMLU, from the hub), or a
-    .jsonl file with fields domain, subject (or topic), question, choices, answer.
+    """Load questions.
+
+    Args:
+        source: ``demo:questions``, ``published`` (WMDP-bio and MMLU, from the hub), or a .jsonl
+            file with the fields domain, subject (or topic), question, choices and answer.
 
     Raises:
-        ConfigError: a file that is missing or malformed; names line and field.
+        ConfigError: the file is missing or malformed. The message names the line.
     """
     if source == PUBLISHED_QUESTIONS:
         return _published()
@@ -140,24 +148,24 @@ def _published() -> list[Question]:
 
 
 def digest(questions: list[Question], template: str) -> str:
-    """Identity of questions and of how they are asked."""
+    """SHA-256 of the questions and of the prompt around them."""
     plain = json.dumps([template, HEADER, [vars(q) for q in questions]], sort_keys=True)
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
 def resolve_template(template: str, tokenizer: Any) -> str:
-    """``chat`` or ``plain``; ``auto`` means chat where the tokenizer has a chat template."""
+    """``chat`` or ``plain``; ``auto`` means chat if the tokenizer has a chat template."""
     if template != "auto":
         return template
     return "chat" if getattr(tokenizer, "chat_template", None) else "plain"
 
 
 def prompt_text(question: Question, order: tuple[int, ...], template: str, tokenizer: Any) -> str:
-    """A question as the model reads it.
+    """The prompt for a question, with the choices in ``order``.
 
-    ``plain``: header, question, choices, ``Answer:``. ``chat``: header, question and choices as
-    a user's turn, then ``Answer: (`` as the beginning of the model's; for Gemma-2 this is the
-    published prompt.
+    The ``plain`` prompt is header, question, choices and ``Answer:``. The ``chat`` prompt has
+    header, question and choices as the user's turn, and ``Answer: (`` as the beginning of the
+    model's turn. For Gemma-2 this is the published prompt.
     """
     choices = "".join(
         f"\n{letter}. {question.choices[i]}" for letter, i in zip(LETTERS, order, strict=True)
@@ -176,10 +184,11 @@ def make_prompts(
     template: str,
     model: HookedRootModule,
 ) -> Prompts:
-    """All orders of all questions, question by question.
+    """Prompts for all orders of all questions, question by question.
 
     Raises:
-        QuestionError: the tokenizer lacks a letter as a single token, BOS or room in the context.
+        QuestionError: a letter is not a single token, or a prompt is longer than the model's
+            context.
     """
     tokenizer: Any = model.tokenizer
     template = resolve_template(template, tokenizer)
@@ -222,7 +231,7 @@ def _letter_tokens(tokenizer: Any) -> Int[Tensor, "4 forms"]:
 def known_questions(
     model: HookedRootModule, questions: list[Question], template: str, batch_size: int
 ) -> Bool[Tensor, " n_questions"]:
-    """Which questions the model answers right under all 24 orders."""
+    """Whether the model answers each question right under all 24 orders."""
     from tqdm.auto import tqdm
 
     prompts = make_prompts(questions, ALL_ORDERS, template, model)
@@ -231,7 +240,7 @@ def known_questions(
     right = []
     rows = torch.arange(len(prompts.tokens))
     for batch in tqdm(rows.split(batch_size), desc="Finding known questions", leave=False):
-        # Columns that are padding in every row of the batch are cut off.
+        # Cut off the columns that are padding in every row of the batch.
         tokens = prompts.tokens[batch, : int(prompts.last[batch].max()) + 1]
         logits = model(tokens.long().to(device), prepend_bos=False, return_type="logits")
         right.append(measure.of(logits, batch).cpu())

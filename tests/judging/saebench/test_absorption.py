@@ -39,7 +39,7 @@ NAME = "spelling"
 
 
 def direction(word: str) -> torch.Tensor:
-    """Of the letter of a word, and of the word itself if it is one that is absorbed."""
+    """The direction of a word's letter, plus that of the word itself if it is an absorbed word."""
     vector = torch.zeros(WIDTH)
     vector[LETTERS.index(word.strip()[0].lower())] = 1
     if word in ABSORBED:
@@ -59,7 +59,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def spelling_sae(absorbing: bool, hook_name: str = HOOK) -> StandardSAE:
-    """A latent per letter; if ``absorbing``, silent on absorbed words, which have their own."""
+    """An SAE with a latent per letter.
+
+    If ``absorbing``, absorbed words have latents of their own, and their letter's latent is silent.
+    """
     cfg = StandardSAEConfig(
         d_in=WIDTH,
         d_sae=len(LETTERS) + len(ABSORBED),
@@ -100,9 +103,10 @@ def filled(model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return folder, first, evaluate(make_context(model, folder, plain, NAME))
 
 
-def test_full_absorption_is_the_share_of_words_whose_letter_another_latent_carries(
+def test_full_absorption_is_the_share_of_absorbed_words(
     filled: tuple[Path, Any, Any],
 ) -> None:
+    """On an absorbed word, the latent of the word fires and the latent of the letter is silent."""
     folder, outcome, _ = filled
     (held_out,) = (folder / "cache").rglob("test_df.csv")
     words = pd.read_csv(held_out, keep_default_na=False)["token"].tolist()
@@ -118,7 +122,7 @@ def test_full_absorption_is_the_share_of_words_whose_letter_another_latent_carri
     assert next(iter(outcome.metrics)) == "full_absorption"
 
 
-def test_nothing_is_absorbed_where_each_letter_has_its_latent(
+def test_no_absorption_with_a_latent_per_letter(
     filled: tuple[Path, Any, Any],
 ) -> None:
     _, _, outcome = filled
@@ -126,17 +130,17 @@ def test_nothing_is_absorbed_where_each_letter_has_its_latent(
     assert outcome.metrics["n_split_features"] == 1
 
 
-def test_an_sae_gets_the_same_numbers_whatever_ran_before(
+def test_metrics_do_not_depend_on_earlier_saes(
     model: Any, tmp_path: Path, filled: tuple[Path, Any, Any]
 ) -> None:
     folder, first, second = filled
-    torch.rand(7)  # someone else's random numbers
+    torch.rand(7)  # other code draws random numbers
     assert evaluate(make_context(model, folder, absorbing, NAME)) == first
     assert evaluate(make_context(model, tmp_path, plain, NAME)) == second
     assert evaluate(make_context(model, tmp_path, absorbing, NAME)) == first
 
 
-def test_the_words_are_in_one_order_though_the_vocabulary_is_not(model: Any) -> None:
+def test_word_order_is_fixed(model: Any) -> None:
     words, position = absorption._words_and_position(
         make_context(model, Path(), absorbing, NAME), "{word} has the first letter:"
     )
@@ -154,7 +158,7 @@ def test_damaged_probes_are_made_again(
     assert evaluate(make_context(model, tmp_path, absorbing, NAME)) == filled[1]
 
 
-def test_a_killed_run_leaves_no_probes(
+def test_killed_run_leaves_no_probes(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sae_bench.evals.absorption import common
@@ -169,7 +173,7 @@ def test_a_killed_run_leaves_no_probes(
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_it_leaves_no_trace(
+def test_leaves_no_trace(
     model: Any,
     tmp_path: Path,
     fails: bool,
@@ -194,7 +198,7 @@ def test_it_leaves_no_trace(
     assert not files_of(tmp_path)
 
 
-def test_the_result_file_of_sae_bench_is_kept(filled: tuple[Path, Any, Any]) -> None:
+def test_saebench_result_file_is_kept(filled: tuple[Path, Any, Any]) -> None:
     folder, outcome, _ = filled
     kept = json.loads(
         (folder / "raw" / "absorption" / outcome.details["sae_bench_file"]).read_text()
@@ -206,7 +210,7 @@ def test_the_result_file_of_sae_bench_is_kept(filled: tuple[Path, Any, Any]) -> 
 # ------------------------------------------------------------------- refusals
 
 
-def test_too_few_readable_letters_is_a_reason_with_their_scores(
+def test_too_few_readable_letters_fails_with_their_f1(
     model: Any, tmp_path: Path, filled: tuple[Path, Any, Any]
 ) -> None:
     context = make_context(model, filled[0], absorbing, NAME)
@@ -214,7 +218,7 @@ def test_too_few_readable_letters_is_a_reason_with_their_scores(
         evaluate(context, min_probe_f1=1.0)
 
 
-def test_a_tokenizer_that_splits_letters_is_refused(tmp_path: Path) -> None:
+def test_tokenizer_that_splits_letters_is_refused(tmp_path: Path) -> None:
     model = load_language_model(DEMO_MODEL)
     with pytest.raises(EvaluationError, match=r"single token for each .* splits E F G"):
         evaluate(make_context(model, tmp_path, absorbing, DEMO_MODEL))
@@ -229,14 +233,14 @@ def test_a_tokenizer_that_splits_letters_is_refused(tmp_path: Path) -> None:
         ({"max_k": 100}, "56 latents and SAEBench ranks 100"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(
+def test_bad_settings_are_refused(
     model: Any, tmp_path: Path, settings: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(EvaluationError, match=reason):
         evaluate(make_context(model, tmp_path, absorbing, NAME), **settings)
 
 
-def test_an_sae_inside_a_block_is_refused(model: Any, tmp_path: Path) -> None:
+def test_sae_inside_a_block_is_refused(model: Any, tmp_path: Path) -> None:
     def inside() -> StandardSAE:
         return spelling_sae(absorbing=True, hook_name="blocks.0.hook_mlp_out")
 

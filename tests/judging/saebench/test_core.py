@@ -1,4 +1,4 @@
-"""What SAEBench core is given to judge."""
+"""The SAE that SAEBench core gets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def build(architecture: str) -> torch.nn.Module:
     return sae
 
 
-def test_decoding_what_was_encoded_adds_the_skip_connection() -> None:
+def test_decode_adds_the_skip_connection() -> None:
     sae, x = build("jumprelu_skip_transcoder"), torch.randn(2, 3, 6)
     expected, without = sae(x), sae.decode(sae.encode(x))
     assert not torch.allclose(expected, without)
@@ -26,7 +26,7 @@ def test_decoding_what_was_encoded_adds_the_skip_connection() -> None:
     torch.testing.assert_close(whole.decode(whole.encode(x)), expected)
 
 
-def test_an_sae_without_a_skip_connection_is_left_alone() -> None:
+def test_sae_without_skip_connection_is_unchanged() -> None:
     sae = build("jumprelu")
     assert with_skip_in_decode(sae) is sae
     assert "decode" not in vars(sae)

@@ -1,4 +1,4 @@
-"""Sparse probing and sae-probes: fair to every SAE, right where the answer is known, traceless."""
+"""Sparse probing and sae-probes: independent of order, right on known cases, no side effects."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def evaluate(name: str, context: EvalContext, **settings: Any) -> Outcome:
 
 
 class Runs(NamedTuple):
-    """Two SAEs in two orders: a, b, a again on one cache; b, a on another."""
+    """Two SAEs in two orders: a, b and again a with one cache; b and a with another cache."""
 
     a: Outcome
     b: Outcome
@@ -108,16 +108,14 @@ def runs(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
         outcomes = []
         for folder, sae in ((one, 1), (one, 2), (one, 1), (two, 2), (two, 1)):
             outcomes.append(evaluate(name, make_context(model, folder, sae)))
-            torch.rand(7)  # someone else's random numbers
+            torch.rand(7)  # other code draws random numbers
         return Runs(*outcomes, cached=one)
 
     return run
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_sae_gets_the_same_numbers_whatever_ran_before(
-    name: str, runs: Callable[[str], Runs]
-) -> None:
+def test_metrics_do_not_depend_on_earlier_saes(name: str, runs: Callable[[str], Runs]) -> None:
     run = runs(name)
     assert run.a == run.a_again == run.a_second
     assert run.b == run.b_first
@@ -131,7 +129,7 @@ def test_an_sae_gets_the_same_numbers_whatever_ran_before(
     ("name", "scores", "ks"),
     [("sparse_probing", ["accuracy"], [1, 5]), ("sae_probes", ["auc", "accuracy", "f1"], [1])],
 )
-def test_metrics_have_the_names_the_report_expects(
+def test_metric_names_match_the_report(
     name: str, scores: list[str], ks: list[int], runs: Callable[[str], Runs]
 ) -> None:
     outcome = runs(name).a
@@ -148,7 +146,7 @@ def test_metrics_have_the_names_the_report_expects(
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fails", [False, True])
-def test_nothing_leaks(
+def test_leaves_no_trace(
     name: str,
     fails: bool,
     runs: Callable[[str], Runs],
@@ -204,7 +202,7 @@ def spoil(folder: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut short", "changed", "a file missing", "no manifest"])
-def test_a_spoilt_cache_is_made_again(how: str, context: EvalContext) -> None:
+def test_damaged_cache_is_made_again(how: str, context: EvalContext) -> None:
     folder = context.bench.cache
     made = 0
 
@@ -225,7 +223,7 @@ def test_a_spoilt_cache_is_made_again(how: str, context: EvalContext) -> None:
     assert made == 2
 
 
-def test_a_spoilt_cache_changes_no_number(
+def test_damaged_cache_changes_no_metric(
     runs: Callable[[str], Runs], model: Any, tmp_path: Path
 ) -> None:
     run = runs("sparse_probing")
@@ -238,7 +236,7 @@ def test_a_spoilt_cache_changes_no_number(
 
 
 def mean_activations(model: Any, texts: list[str]) -> Tensor:
-    """(text, d): the mean over a text's tokens but BOS, one text at a time."""
+    """Mean activations (text, d) over the tokens of each text except BOS."""
     means = []
     for text in texts:
         ids = torch.tensor([model.tokenizer(text)["input_ids"]])
@@ -278,7 +276,7 @@ def two_classes(model: Any, tmp_path_factory: pytest.TempPathFactory) -> TwoClas
 def k_sparse_accuracy(
     positive: tuple[Tensor, Tensor], negative: tuple[Tensor, Tensor], k: int
 ) -> float:
-    """Of logistic regression on the k columns whose class means differ most."""
+    """Accuracy of logistic regression on the k columns whose class means differ most."""
     from sklearn.linear_model import LogisticRegression
 
     train, test = (torch.cat([p, n]) for p, n in zip(positive, negative, strict=True))
@@ -288,9 +286,7 @@ def k_sparse_accuracy(
     return float(probe.score(test[:, chosen].numpy(), np.repeat([1, 0], len(test) // 2)))
 
 
-def test_baselines_of_sparse_probing_equal_a_direct_computation(
-    model: Any, two_classes: TwoClasses
-) -> None:
+def test_sparse_probing_baselines_match_sklearn(model: Any, two_classes: TwoClasses) -> None:
     context = make_context(model, two_classes.folder)
     metrics = evaluate("sparse_probing", context, **two_classes.settings).metrics
     one, two = two_classes.rows.values()
@@ -305,7 +301,7 @@ def test_baselines_of_sparse_probing_equal_a_direct_computation(
         )
 
 
-def test_latents_that_encode_the_class_are_found(model: Any, two_classes: TwoClasses) -> None:
+def test_finds_latents_that_encode_the_class(model: Any, two_classes: TwoClasses) -> None:
     (one, _), (two, _) = two_classes.rows.values()
     with torch.no_grad():
         rows = torch.cat([one, two])
@@ -334,7 +330,7 @@ def test_latents_that_encode_the_class_are_found(model: Any, two_classes: TwoCla
     assert unknown <= 0.85
 
 
-def test_baselines_of_sae_probes_equal_a_direct_computation(
+def test_sae_probes_baselines_match_direct_computation(
     runs: Callable[[str], Runs], model: Any
 ) -> None:
     pytest.importorskip("sae_bench")
@@ -354,7 +350,7 @@ def test_baselines_of_sae_probes_equal_a_direct_computation(
     train, test = get_train_test_indices(labels, 900, len(texts) - 901, seed=42)
 
     def one_column(rows: Tensor) -> float:
-        """AUC of the column whose means, in units of its mean size, differ most."""
+        """AUC of the column whose class means differ most, relative to its mean magnitude."""
         columns, y = rows[train], labels[train] == 1
         gaps = (columns[y].mean(0) - columns[~y].mean(0)) / columns.abs().mean(0)
         best = gaps.abs().argmax()
@@ -385,7 +381,7 @@ def test_pca_baselines_rotate_without_loss() -> None:
 # ----------------------------------------------------------------------- texts
 
 
-def test_class_texts_are_balanced_disjoint_and_a_function_of_the_seed(context: EvalContext) -> None:
+def test_class_texts_are_balanced_disjoint_and_seeded(context: EvalContext) -> None:
     train, test = tasks.class_texts(context, "auto", 300, 200, 0)
     assert sorted(train) == sorted(test) == sorted(t.name for t in TOPICS)
     assert {len(t) for t in train.values()} == {300}
@@ -433,7 +429,7 @@ def test_passages_of_a_document_stay_together(model: Any, tmp_path: Path) -> Non
         ((1, 1), '{"text": "a", "label": 1}\n{"text": "a", "label": 2}', "two labels"),
     ],
 )
-def test_texts_that_will_not_do_are_refused_with_the_reason(
+def test_bad_texts_are_refused_with_the_reason(
     sizes: tuple[int, int], source: str, reason: str, context: EvalContext, tmp_path: Path
 ) -> None:
     pytest.importorskip("sae_bench")
@@ -445,7 +441,7 @@ def test_texts_that_will_not_do_are_refused_with_the_reason(
         tasks.class_texts(context, source, *sizes, 0)
 
 
-def test_auto_needs_labels_from_somewhere(model: Any, tmp_path: Path) -> None:
+def test_auto_source_without_labels_is_refused(model: Any, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"give ortho_corpora .*or set source"):
         tasks.resolve_source(make_context(model, tmp_path, name=str(tmp_path)), "auto")
     assert (
@@ -454,26 +450,26 @@ def test_auto_needs_labels_from_somewhere(model: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_settings_without_a_place_are_refused(name: str, context: EvalContext) -> None:
+def test_unsupported_k_is_refused(name: str, context: EvalContext) -> None:
     with pytest.raises(EvaluationError, match="k_values must be some of"):
         evaluate(name, context, k_values=[1, 3])
 
 
-def test_an_unknown_data_set_is_refused_with_the_nearest(context: EvalContext) -> None:
+def test_unknown_data_set_suggests_the_nearest(context: EvalContext) -> None:
     with pytest.raises(EvaluationError, match=f"did you mean '{DATASET}'"):
         evaluate("sae_probes", context, datasets=["119_us_state_TEXAS"])
     with pytest.raises(EvaluationError, match="datasets is empty"):
         evaluate("sae_probes", context, datasets=[])
 
 
-def test_the_default_data_sets_exist() -> None:
+def test_default_data_sets_exist() -> None:
     pytest.importorskip("sae_bench")
     from sae_probes import DATASETS
 
     assert set(SUBSET) <= set(DATASETS)
 
 
-def test_served_classes_reach_sae_bench_and_leave_again() -> None:
+def test_classes_are_served_only_inside_the_block() -> None:
     pytest.importorskip("sae_bench")
     from sae_bench.evals.scr_and_tpp import dataset_creation
     from sae_bench.evals.scr_and_tpp import main as scr_and_tpp
@@ -494,7 +490,7 @@ def test_served_classes_reach_sae_bench_and_leave_again() -> None:
     assert process_state(*modules) == before
 
 
-def test_a_published_data_set_out_of_reach_is_explained(
+def test_unreachable_published_data_set_is_explained(
     context: EvalContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("sae_bench")
@@ -515,7 +511,7 @@ def test_a_published_data_set_out_of_reach_is_explained(
 # ------------------------------------------------------------- the demo's file
 
 
-def test_the_demo_probing_file_is_what_the_script_writes() -> None:
+def test_demo_probing_file_is_what_the_script_writes() -> None:
     seed = json.loads(demo.CARD.read_text())["seed"]
     records = probing_records(World(seed))
     assert demo.PROBING_TEXTS.read_text(encoding="utf-8") == jsonl(records)
@@ -524,7 +520,7 @@ def test_the_demo_probing_file_is_what_the_script_writes() -> None:
     assert len({r["text"] for r in records}) == len(records)
 
 
-def test_demo_probing_texts_use_the_models_words_and_no_giveaway(model: Any) -> None:
+def test_demo_probing_texts_do_not_reveal_the_topic(model: Any) -> None:
     records = [json.loads(line) for line in demo.PROBING_TEXTS.open(encoding="utf-8")]
     byte_tokens = set(range(2, 258))
     punctuation = {i for c in ".,:?" for i in model.tokenizer(c)["input_ids"]}

@@ -1,4 +1,4 @@
-"""RAVEL on current transformers: on the embedded model's facts, fair, traceless, clear refusals."""
+"""RAVEL on the demo model's facts: right, independent of order, without side effects."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ QUICK = {
 
 
 def copying(layer: int = 0) -> StandardSAE:
-    """Two latents per dimension, for its positive and its negative part: an exact copy."""
+    """An SAE that copies its input, with a latent for each sign of each dimension."""
     cfg = StandardSAEConfig(
         d_in=WIDTH,
         d_sae=2 * WIDTH,
@@ -77,9 +77,10 @@ def filled(model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return folder, evaluate(make_context(model, folder))
 
 
-def test_exchanging_an_entitys_activation_early_on_exchanges_its_facts(
+def test_early_block_has_high_cause(
     filled: tuple[Path, Outcome],
 ) -> None:
+    """Replacing an entity's activation after an early block changes its facts."""
     folder, outcome = filled
     metrics = outcome.metrics
     assert outcome.details["known_prompts"] == {"organisms: colour": 88, "organisms: host": 88}
@@ -92,31 +93,28 @@ def test_exchanging_an_entitys_activation_early_on_exchanges_its_facts(
     assert kept["eval_type_id"] == "ravel"
 
 
-def test_an_sae_that_carries_nothing_causes_nothing(
-    model: Any, filled: tuple[Path, Outcome]
-) -> None:
+def test_silent_sae_has_no_cause(model: Any, filled: tuple[Path, Outcome]) -> None:
     outcome = evaluate(make_context(model, filled[0], deaf))
     assert outcome.metrics["cause"] < 0.5 < outcome.metrics["cause_ceiling"]
 
 
-def test_an_sae_gets_the_same_numbers_whatever_ran_before(
+def test_metrics_do_not_depend_on_earlier_saes(
     model: Any, filled: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
-    torch.rand(7)  # someone else's random numbers
+    torch.rand(7)  # other code draws random numbers
     assert evaluate(make_context(model, filled[0])) == filled[1]
     evaluate(make_context(model, tmp_path, deaf))
     assert evaluate(make_context(model, tmp_path)) == filled[1]
 
 
-def test_a_block_after_which_the_entity_is_not_read_gets_a_caveat(
-    model: Any, filled: tuple[Path, Outcome]
-) -> None:
+def test_late_block_gets_a_caveat(model: Any, filled: tuple[Path, Outcome]) -> None:
+    """After a late block, the model no longer reads the entity."""
     outcome = evaluate(make_context(model, filled[0], lambda: copying(2)))
     assert outcome.metrics["cause_ceiling"] == 0
     assert "no longer reads the entity" in outcome.details["caveat"]
 
 
-def test_a_local_directory_of_any_name_with_its_own_facts(model: Any, tmp_path: Path) -> None:
+def test_local_model_with_its_own_facts(model: Any, tmp_path: Path) -> None:
     (tmp_path / "pythia-160m-deduped").symlink_to(MODEL_DIR)
     facts = tmp_path / "facts"
     facts.mkdir()
@@ -130,7 +128,7 @@ def test_a_local_directory_of_any_name_with_its_own_facts(model: Any, tmp_path: 
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_it_leaves_no_trace(
+def test_leaves_no_trace(
     model: Any,
     tmp_path: Path,
     fails: bool,
@@ -156,7 +154,7 @@ def test_it_leaves_no_trace(
 # ------------------------------------------------------------------- refusals
 
 
-def test_a_model_whose_layers_sae_bench_does_not_know_is_refused_at_once(
+def test_unsupported_model_is_refused_at_once(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model.cfg, "original_architecture", "GPT2LMHeadModel")
@@ -164,7 +162,7 @@ def test_a_model_whose_layers_sae_bench_does_not_know_is_refused_at_once(
         evaluate(make_context(model, tmp_path))
 
 
-def test_without_the_hub_the_published_data_set_is_a_reason(
+def test_unreachable_published_data_set_is_explained(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def offline(*_: Any, **__: Any) -> None:
@@ -188,14 +186,14 @@ def test_without_the_hub_the_published_data_set_is_a_reason(
         ({"llm_batch_size": 400}, "completes 88 prompts for the colour .* 400 held-out pairs"),
     ],
 )
-def test_what_cannot_work_is_refused(
+def test_bad_settings_are_refused(
     model: Any, tmp_path: Path, settings: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(EvaluationError, match=reason):
         evaluate(make_context(model, tmp_path), **settings)
 
 
-def test_an_sae_inside_a_block_is_refused(model: Any, tmp_path: Path) -> None:
+def test_sae_inside_a_block_is_refused(model: Any, tmp_path: Path) -> None:
     def inside() -> StandardSAE:
         sae = copying()
         sae.cfg.metadata.hook_name = "blocks.0.hook_mlp_out"

@@ -83,7 +83,7 @@ def write_jsonl(path: Path, rows: Iterator[dict[str, str]]) -> str:
 
 
 def labelled(classes: list[str], count: int = 210) -> Iterator[dict[str, str]]:
-    """Texts of fillers, with the word that is their label."""
+    """Texts of filler words and one word that is the label."""
     draw = random.Random(0)
     for label in classes:
         for _ in range(count):
@@ -93,7 +93,7 @@ def labelled(classes: list[str], count: int = 210) -> Iterator[dict[str, str]]:
 
 
 def crossed(count: int = 210) -> Iterator[dict[str, str]]:
-    """Texts with a word of each attribute; that of the first comes more often: easier to learn."""
+    """Texts with words of both attributes. Words of the first are more frequent."""
     draw = random.Random(0)
     for first in FIRSTS:
         for second in SECONDS:
@@ -122,7 +122,7 @@ Filled = dict[str, tuple[Path, Outcome, Outcome]]
 def filled(
     model: Any, texts: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> Filled:
-    """By evaluation: a folder with a cache, the outcomes of a good and of a random SAE."""
+    """For each evaluation, a folder with a cache, and the outcomes of a good and a random SAE."""
     found = {}
     for name in NAMES:
         folder = tmp_path_factory.mktemp(name)
@@ -137,7 +137,7 @@ def filled(
 # -------------------------------------------------------------- known answers
 
 
-def test_tpp_is_high_for_a_latent_per_class_and_low_for_random_ones(filled: Filled) -> None:
+def test_tpp_separates_class_latents_from_random_ones(filled: Filled) -> None:
     _, good, bad = filled["tpp"]
     assert good.metrics["threshold_2"] > 0.15
     assert abs(good.metrics["threshold_2_unintended"]) < 0.1
@@ -152,21 +152,21 @@ def test_tpp_is_high_for_a_latent_per_class_and_low_for_random_ones(filled: Fill
     assert set(accuracies.values()) == {1.0}
 
 
-def test_scr_is_one_for_a_latent_per_word_and_low_for_random_ones(filled: Filled) -> None:
+def test_scr_separates_word_latents_from_random_ones(filled: Filled) -> None:
     _, good, bad = filled["scr"]
     assert good.metrics["threshold_2"] == pytest.approx(1, abs=0.05)
     assert abs(bad.metrics["threshold_2"]) < 0.2
     assert good.details["attributes"] == {"job": ("judge", "nurse"), "mood": ("calm", "loud")}
 
 
-def test_more_latents_than_the_sae_has_are_not_asked_for(filled: Filled) -> None:
+def test_ablates_at_most_d_sae_latents(filled: Filled) -> None:
     for name in NAMES:
         ns = {int(m.split("_")[1]) for m in filled[name][1].metrics}
         assert ns == {2, 5, 10, 20}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_caveat_and_the_file_of_sae_bench_are_kept(name: str, filled: Filled) -> None:
+def test_caveat_and_saebench_file_are_kept(name: str, filled: Filled) -> None:
     folder, outcome, _ = filled[name]
     kept = json.loads((folder / "raw" / name / outcome.details["sae_bench_file"]).read_text())
     assert kept["eval_type_id"] == name
@@ -177,13 +177,13 @@ def test_the_caveat_and_the_file_of_sae_bench_are_kept(name: str, filled: Filled
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_sae_gets_the_same_numbers_whatever_ran_before(
+def test_metrics_do_not_depend_on_earlier_saes(
     name: str, model: Any, texts: dict[str, dict[str, Any]], filled: Filled, tmp_path: Path
 ) -> None:
     folder, good, bad = filled[name]
 
     def again(folder: Path, sae: Callable[[], StandardSAE]) -> Outcome:
-        torch.rand(7)  # someone else's random numbers
+        torch.rand(7)  # other code draws random numbers
         return run_evaluation(name, make_context(model, folder, sae), texts[name])
 
     assert again(folder, one_per_word) == good
@@ -211,7 +211,7 @@ def test_other_settings_share_nothing(
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fails", [False, True])
-def test_it_leaves_no_trace(
+def test_leaves_no_trace(
     name: str,
     fails: bool,
     model: Any,
@@ -230,7 +230,7 @@ def test_it_leaves_no_trace(
 
         def breaks() -> StandardSAE:
             sae = one_per_word()
-            sae.W_enc.data = torch.zeros(3, 3)  # found out late, by SAEBench
+            sae.W_enc.data = torch.zeros(3, 3)  # SAEBench fails late in its run
             return sae
 
         with pytest.raises(RuntimeError, match="size of tensor"):
@@ -252,7 +252,7 @@ def test_tpp_refuses_two_classes(model: Any, tmp_path: Path) -> None:
         )
 
 
-def test_tpp_refuses_the_two_corpora_of_a_local_model(model: Any, tmp_path: Path) -> None:
+def test_tpp_refuses_two_corpora_of_a_local_model(model: Any, tmp_path: Path) -> None:
     for domain, label in (("forget", "bread"), ("retain", "stone")):
         rows = ({"text": " ".join([label] * 10 + FILLERS[i:])} for i in range(16))
         write_jsonl(tmp_path / f"{domain}.jsonl", rows)
@@ -261,7 +261,7 @@ def test_tpp_refuses_the_two_corpora_of_a_local_model(model: Any, tmp_path: Path
         run_evaluation("tpp", context, {"train_size": 8, "test_size": 4})
 
 
-def test_an_sae_of_one_latent_is_refused(
+def test_sae_with_one_latent_is_refused(
     model: Any, texts: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     context = make_context(model, tmp_path, lambda: sae_of(torch.eye(WIDTH)[:, :1]))
@@ -270,7 +270,7 @@ def test_an_sae_of_one_latent_is_refused(
             run_evaluation(name, context, texts[name])
 
 
-def test_scr_says_what_it_needs_where_there_is_nothing(model: Any, tmp_path: Path) -> None:
+def test_scr_without_texts_says_what_it_needs(model: Any, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="labelled by two crossed attributes"):
         run_evaluation("scr", make_context(model, tmp_path, one_per_word), {})
 
@@ -288,7 +288,7 @@ def test_scr_says_what_it_needs_where_there_is_nothing(model: Any, tmp_path: Pat
         ),
     ],
 )
-def test_scr_says_what_is_wrong_with_a_file(
+def test_scr_explains_a_bad_file(
     change: dict[str, Any],
     reason: str,
     model: Any,
@@ -301,7 +301,7 @@ def test_scr_says_what_is_wrong_with_a_file(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_the_hub_published_data_sets_are_a_reason(
+def test_unreachable_published_data_sets_are_explained(
     name: str, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sae_bench.evals.scr_and_tpp import dataset_creation
@@ -319,7 +319,7 @@ def test_without_the_hub_published_data_sets_are_a_reason(
 
 @pytest.fixture
 def biographies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for LabHC/bias_in_bios, with the professions that SAEBench reads."""
+    """A replacement of LabHC/bias_in_bios, with the professions that SAEBench reads."""
     from sae_bench.evals.scr_and_tpp import dataset_creation
     from sae_bench.sae_bench_utils import dataset_utils
 
@@ -344,7 +344,7 @@ PUBLISHED = {"source": "LabHC/bias_in_bios_class_set1", "test_size": 8}
 
 @pytest.mark.usefixtures("biographies")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_published_data_set_is_judged_as_published(name: str, model: Any, tmp_path: Path) -> None:
+def test_published_data_set_is_judged_as_published(name: str, model: Any, tmp_path: Path) -> None:
     context = make_context(model, tmp_path, at_random)
     outcome = run_evaluation(name, context, PUBLISHED | {"train_size": 16})
     (kept,) = (tmp_path / "raw" / name).iterdir()
@@ -368,7 +368,7 @@ def test_too_few_published_texts_are_counted(model: Any, tmp_path: Path) -> None
 # --------------------------------------------------------------------- demo
 
 
-def test_the_crossed_texts_of_the_demo_are_of_every_combination() -> None:
+def test_demo_texts_cover_every_combination() -> None:
     rows = list(scr._demo_rows(0, 50))
     assert rows == list(scr._demo_rows(0, 50))
     assert {(topic, about) for _, topic, about in rows} == {

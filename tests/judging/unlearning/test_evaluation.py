@@ -1,4 +1,4 @@
-"""Unlearning: the clamp, the questions and the driver, against SAEBench and brute force."""
+"""Unlearning: clamp, questions and driver, compared with SAEBench and with brute force."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def corpora(model: Any) -> list[Any]:
 
 
 def build_sae(seed: int = 0, **changes: Any) -> SAE[Any]:
-    """A random SAE about as sparse as a trained one."""
+    """A random SAE that is about as sparse as a trained one."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.nn.functional.normalize(torch.randn(D_SAE, D_IN, generator=generator), dim=1)
     cfg = JumpReLUSAEConfig(d_in=D_IN, d_sae=D_SAE, **changes)
@@ -70,7 +70,7 @@ def build_sae(seed: int = 0, **changes: Any) -> SAE[Any]:
 
 @pytest.fixture(scope="module")
 def thresholds(model: Any, corpora: list[Any]) -> Tensor:
-    """With them half of the latents fire on one retain token in 200, the others on a third."""
+    """Thresholds: half of the latents fire on 1/200 of the retain tokens, the others on 1/3."""
     with torch.no_grad():
         acts = model.run_with_cache(corpora[1].train.long(), names_filter=HOOK, prepend_bos=False)[
             1
@@ -93,7 +93,7 @@ def context(model: Any, corpora: list[Any], thresholds: Tensor, tmp_path: Path) 
 
 @pytest.fixture
 def few_questions(tmp_path: Path) -> str:
-    """40 of the demo's questions, so that finding the known ones is quick."""
+    """40 of the demo's questions. With so few, finding the known ones is quick."""
     lines = Path(mcq.QUESTIONS).read_text().splitlines()
     chosen = [
         line
@@ -109,7 +109,7 @@ def few_questions(tmp_path: Path) -> str:
 
 
 @pytest.mark.saebench
-def test_the_clamp_is_saebenchs(model: Any) -> None:
+def test_clamp_equals_saebench(model: Any) -> None:
     pytest.importorskip("sae_bench")
     from sae_bench.evals.unlearning.utils.intervention import anthropic_clamp_resid_SAE_features
 
@@ -121,7 +121,7 @@ def test_the_clamp_is_saebenchs(model: Any) -> None:
     assert not torch.allclose(ours, x)
 
 
-def test_each_latent_has_its_own_value_and_only_where_it_is_active() -> None:
+def test_clamp_sets_each_latent_only_where_active() -> None:
     sae, x = build_sae(), 3 * torch.randn(1, 6, D_IN)
     clamp = Clamp(torch.tensor([1, 2]), torch.tensor([-1.0, -7.0]))
     acts = sae.encode(x)
@@ -133,7 +133,7 @@ def test_each_latent_has_its_own_value_and_only_where_it_is_active() -> None:
 
 
 @pytest.mark.saebench
-def test_ranking_is_saebenchs() -> None:
+def test_ranking_equals_saebench() -> None:
     pytest.importorskip("sae_bench")
     from sae_bench.evals.unlearning.utils.feature_activation import get_top_features
 
@@ -144,7 +144,7 @@ def test_ranking_is_saebenchs() -> None:
     assert ours.tolist() == theirs.tolist()
 
 
-def test_a_limit_for_each_latent_asks_for_a_ratio() -> None:
+def test_limit_per_latent_selects_by_ratio() -> None:
     forget, retain = torch.tensor([0.09, 0.5, 0.2, 0.0]), torch.tensor([0.005, 0.2, 0.01, 0.0])
     assert intervention.rank_latents(forget, retain, forget / 9).tolist() == [2, 0]
 
@@ -165,9 +165,7 @@ def test_firing_statistics_ignore_special_tokens(context: EvalContext) -> None:
     torch.testing.assert_close(found.scale, fired)
 
 
-def test_measuring_equals_running_the_whole_model_with_a_hook(
-    model: Any, corpora: list[Any]
-) -> None:
+def test_measure_equals_full_model_with_hook(model: Any, corpora: list[Any]) -> None:
     sae, tokens = build_sae(), corpora[0].held_out[:6]
     clamps = [
         Clamp(torch.tensor([1, 5, 9]), torch.tensor([-3.0, 0.0, -20.0])),
@@ -197,9 +195,8 @@ def test_measuring_equals_running_the_whole_model_with_a_hook(
     assert (changed[0] > plain).any()
 
 
-def test_a_loss_at_some_positions_is_the_mean_of_the_losses_there(
-    model: Any, corpora: list[Any]
-) -> None:
+def test_loss_at_every_nth_position(model: Any, corpora: list[Any]) -> None:
+    """It is the mean of the losses at these positions."""
     sae, tokens = build_sae(), corpora[0].held_out[:3]
     clamp = Clamp(torch.tensor([1, 5, 9]), torch.tensor([-3.0, 0.0, -20.0]))
     measure = intervention.per_context_loss(tokens, every=3)
@@ -220,7 +217,7 @@ def test_a_loss_at_some_positions_is_the_mean_of_the_losses_there(
             torch.testing.assert_close(found, losses[:, ::3].mean(1), atol=1e-4, rtol=1e-4)
 
 
-def test_an_sae_behind_the_last_block_is_measured_too(model: Any, corpora: list[Any]) -> None:
+def test_sae_after_the_last_block(model: Any, corpora: list[Any]) -> None:
     sae, tokens = build_sae(), corpora[0].held_out[:3]
     hook = sae.cfg.metadata.hook_name = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
     clamp = Clamp(torch.arange(20), -4 * torch.ones(20))
@@ -236,9 +233,7 @@ def test_an_sae_behind_the_last_block_is_measured_too(model: Any, corpora: list[
     torch.testing.assert_close(changed[0], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_latent_that_never_fires_changes_nothing_to_the_bit(
-    model: Any, corpora: list[Any]
-) -> None:
+def test_silent_latent_changes_nothing_exactly(model: Any, corpora: list[Any]) -> None:
     sae, tokens = build_sae(), corpora[0].held_out[:4]
     with torch.no_grad():
         sae.threshold[5] = 1e6
@@ -249,9 +244,10 @@ def test_a_latent_that_never_fires_changes_nothing_to_the_bit(
 
 
 @pytest.mark.parametrize("normalisation", ["none", "layer_norm", "constant_norm_rescale"])
-def test_the_short_cut_for_affine_decoders_is_taken_only_where_it_is_right(
+def test_fast_path_only_for_affine_decoders(
     model: Any, corpora: list[Any], normalisation: Any
 ) -> None:
+    """Other decoders are measured by encoding and decoding the whole activation."""
     sae, tokens = build_sae(normalize_activations=normalisation), corpora[0].held_out[:4]
     with torch.no_grad():
         sae.threshold.fill_(0.3)
@@ -269,7 +265,7 @@ def test_the_short_cut_for_affine_decoders_is_taken_only_where_it_is_right(
         )
 
 
-def test_a_hook_inside_a_layer_is_measured_too(model: Any, corpora: list[Any]) -> None:
+def test_hook_inside_a_layer(model: Any, corpora: list[Any]) -> None:
     sae = StandardSAE(StandardSAEConfig(d_in=D_IN, d_sae=D_SAE))
     sae.cfg.metadata.hook_name = "blocks.1.hook_mlp_out"
     tokens = corpora[0].held_out[:4]
@@ -283,10 +279,10 @@ def test_a_hook_inside_a_layer_is_measured_too(model: Any, corpora: list[Any]) -
 
 
 @pytest.mark.parametrize("head", [None, 2])
-def test_of_a_hook_with_heads_only_what_the_sae_reads_is_changed(
+def test_hook_with_heads_changes_only_the_sae_heads(
     model: Any, corpora: list[Any], head: int | None
 ) -> None:
-    """One head, or all heads side by side."""
+    """The SAE reads one head, or all heads concatenated."""
     width = D_IN if head is None else D_IN // model.cfg.n_heads
     sae = StandardSAE(StandardSAEConfig(d_in=width, d_sae=D_SAE))
     sae.cfg.metadata.hook_name = "blocks.1.attn.hook_z"
@@ -310,7 +306,8 @@ def test_of_a_hook_with_heads_only_what_the_sae_reads_is_changed(
     torch.testing.assert_close(changed[0], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_settings_lie_on_both_sides_of_each_budget_on_the_path_that_is_best_there() -> None:
+def test_fine_settings_surround_each_budget() -> None:
+    """For each budget, strengths of the best path lie on both sides of the budget."""
     latents = torch.arange(3)
     clamp = Clamp(latents, -torch.ones(3))
     strengths = [2.0, 8.0, 32.0]
@@ -319,7 +316,7 @@ def test_settings_lie_on_both_sides_of_each_budget_on_the_path_that_is_best_ther
     # Path 0 is better at small costs, path 1 at large ones; costs grow as s^2 and s^1.5.
     cost = torch.cat([1e-3 * s**2, 1e-3 * s**1.5])
     gain = torch.cat([0.2 * s**0.5, 0.05 * s])
-    chosen = unlearning._promising(sweep, cost, gain, (0.01, 0.1))
+    chosen = unlearning._settings_near_frontier(sweep, cost, gain, (0.01, 0.1))
     by_path = {p: sorted(k for q, k in chosen if q == p) for p in (0, 1)}
     meeting = (0.01 / 1e-3) ** 0.5, (0.1 / 1e-3) ** (1 / 1.5)
     for path, at in enumerate(meeting):
@@ -338,7 +335,7 @@ GEMMA_TEMPLATE = (
 
 
 @pytest.mark.saebench
-def test_the_chat_prompt_is_the_published_one_for_gemma() -> None:
+def test_gemma_chat_prompt_is_the_published_one() -> None:
     pytest.importorskip("sae_bench")
     from sae_bench.evals.unlearning.utils.metrics import convert_wmdp_data_to_prompt
     from transformers import AutoTokenizer
@@ -360,7 +357,7 @@ def test_the_chat_prompt_is_the_published_one_for_gemma() -> None:
     assert ours == theirs
 
 
-def test_prompts_end_where_the_answer_is_asked_for(model: Any) -> None:
+def test_prompts_end_before_the_answer(model: Any) -> None:
     questions = mcq.load_questions("demo:questions")[:2]
     prompts = mcq.make_prompts(questions, mcq.CYCLIC_ORDERS, "plain", model)
     assert prompts.tokens.shape[0] == 8
@@ -374,7 +371,8 @@ def test_prompts_end_where_the_answer_is_asked_for(model: Any) -> None:
         assert f"{letter}. {right.choices[right.answer]}" in text
 
 
-def test_always_saying_one_letter_scores_chance_over_the_cyclic_orders(model: Any) -> None:
+def test_constant_letter_scores_chance_over_cyclic_orders(model: Any) -> None:
+    """A model that always says one letter has an accuracy of exactly 1/4."""
     questions = mcq.load_questions("demo:questions")[:5]
     prompts = mcq.make_prompts(questions, mcq.CYCLIC_ORDERS, "plain", model)
     logits = torch.zeros(20, prompts.tokens.shape[1], model.cfg.d_vocab)
@@ -383,7 +381,7 @@ def test_always_saying_one_letter_scores_chance_over_the_cyclic_orders(model: An
     assert right.view(5, 4).mean(1).tolist() == [unlearning.CHANCE] * 5
 
 
-def test_the_demo_model_knows_its_questions(model: Any, few_questions: str) -> None:
+def test_demo_model_knows_its_questions(model: Any, few_questions: str) -> None:
     known = mcq.known_questions(model, mcq.load_questions(few_questions)[::4], "plain", 64)
     assert known.all()
 
@@ -403,7 +401,7 @@ def test_the_demo_model_knows_its_questions(model: Any, few_questions: str) -> N
         ),
     ],
 )
-def test_a_malformed_question_is_named_by_its_line(tmp_path: Path, line: str, problem: str) -> None:
+def test_malformed_question_is_named_by_its_line(tmp_path: Path, line: str, problem: str) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text(f"\n{line}\n")
     with pytest.raises(ConfigError, match=rf"line 2 of .*{problem}"):
@@ -413,7 +411,7 @@ def test_a_malformed_question_is_named_by_its_line(tmp_path: Path, line: str, pr
 # ----------------------------------------------------------------- the driver
 
 
-def test_results_are_the_same_twice_and_finite(context: EvalContext, few_questions: str) -> None:
+def test_results_are_repeatable_and_finite(context: EvalContext, few_questions: str) -> None:
     settings = unlearning.Settings(questions=few_questions, **QUICK)
     first, second = (unlearning.run(context, settings) for _ in range(2))
     assert first == second
@@ -425,7 +423,7 @@ def test_results_are_the_same_twice_and_finite(context: EvalContext, few_questio
 
 
 @pytest.mark.saebench
-def test_the_score_is_kept_in_saebenchs_format(context: EvalContext, few_questions: str) -> None:
+def test_score_is_kept_in_saebench_format(context: EvalContext, few_questions: str) -> None:
     pytest.importorskip("sae_bench")
     from pydantic import TypeAdapter
     from sae_bench.evals.unlearning.eval_output import UnlearningEvalOutput
@@ -436,7 +434,7 @@ def test_the_score_is_kept_in_saebenchs_format(context: EvalContext, few_questio
     assert kept.eval_result_metrics.unlearning.unlearning_score == outcome.metrics["score"]
 
 
-def test_without_questions_the_losses_remain_and_the_reason_is_given(
+def test_no_questions_leaves_losses_and_a_reason(
     context: EvalContext,
 ) -> None:
     outcome = unlearning.run(context, unlearning.Settings(questions="none", **QUICK))
@@ -445,7 +443,7 @@ def test_without_questions_the_losses_remain_and_the_reason_is_given(
     assert "loss/forget_damage_at_0.10" in outcome.metrics
 
 
-def test_a_model_that_knows_too_little_gets_a_verdict(
+def test_model_that_knows_too_little_gets_a_verdict(
     context: EvalContext, few_questions: str, tmp_path: Path
 ) -> None:
     rows = [json.loads(line) for line in Path(few_questions).read_text().splitlines()]
@@ -465,7 +463,7 @@ def test_one_corpus_is_not_enough(context: EvalContext) -> None:
 
 @pytest.fixture
 def taken_for_gemma(model: Any, corpora: list[Any], few_questions: str, monkeypatch: Any) -> Any:
-    """The demo model under a name that SAEBench accepts, asked in its own words, on our text."""
+    """The demo model under a name that SAEBench accepts, with our prompts and our text."""
     pytest.importorskip("sae_bench")
     from sae_bench.evals.unlearning.utils import feature_activation, metrics
 
@@ -492,7 +490,7 @@ def taken_for_gemma(model: Any, corpora: list[Any], few_questions: str, monkeypa
     monkeypatch.setattr(
         feature_activation, "get_shuffled_forget_retain_tokens", lambda *_, **__: tokens
     )
-    # The header names the subject, which SAEBench's prompt function is not told.
+    # Our header names the subject. SAEBench's prompt function does not get the subject.
     monkeypatch.setattr(mcq, "HEADER", "")
     monkeypatch.setattr(model.cfg, "model_name", "gemma-2-2b-it")
     return model
@@ -500,7 +498,7 @@ def taken_for_gemma(model: Any, corpora: list[Any], few_questions: str, monkeypa
 
 @pytest.mark.saebench
 @pytest.mark.usefixtures("taken_for_gemma")
-def test_our_score_is_that_of_saebench_where_both_can_run(
+def test_score_equals_saebench_where_both_run(
     context: EvalContext, few_questions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = unlearning.Settings(questions=few_questions, template="plain", **QUICK)
