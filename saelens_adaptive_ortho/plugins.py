@@ -54,7 +54,7 @@ class Table(Generic[T]):
         names its package.
         """
         if self._every is None:
-            self._every = dict(self.own)
+            every = dict(self.own)
             for point in entry_points(group=self.group):
                 if point.name in self.own:
                     warnings.warn(
@@ -64,9 +64,10 @@ class Table(Generic[T]):
                     )
             for name in self.names()[len(self.own) :]:
                 try:
-                    self._every[name] = self.find("name", name)
+                    every[name] = self.find("name", name)
                 except ConfigError as error:
                     warnings.warn(f"Left out of {self.group}: {error}", stacklevel=2)
+            self._every = every
         return dict(self._every)
 
     def forget(self) -> None:
@@ -104,7 +105,7 @@ class Table(Generic[T]):
         remedy = "Repair or uninstall that package."
         try:
             found: Any = offers[0].load()
-        except Exception as error:  # importing a package can raise anything
+        except (Exception, SystemExit) as error:  # importing a package can raise anything
             why = f"{type(error).__name__}: {error}"
             raise reject(
                 field, name, f"the entry point {origins[0]} cannot be loaded ({why}). {remedy}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -158,7 +159,7 @@ def load_result(path: str | Path) -> Result:
     except OSError as error:
         raise ResultError(f"{path}: cannot be read ({error})") from error
     except ValueError as error:
-        _fail(path, f"is not complete JSON ({error})")
+        _fail(path, f"is not valid JSON ({error})")
     result = _parse(_decode(text, path), path)
     match = _FILE_NAME.match(path.name)
     if match is not None:
@@ -227,6 +228,11 @@ def load_results(run_dir: str | Path, variants: Sequence[str] | None = None) -> 
     run_dir = Path(run_dir)
     file = run_dir if run_dir.is_file() else run_dir / RESULTS_FILE
     results = read_results_file(file) if file.is_file() else _load_folder(results_dir(run_dir))
+    counts = Counter((result.variant, result.seed, result.eval) for result in results)
+    for identity, count in counts.items():
+        if count > 1:
+            where = file if file.is_file() else run_dir
+            raise ResultError(f"{where}: holds {count} results of {identity}; keep one of them")
     order = order_variants((result.variant for result in results), variants)
     return sorted(results, key=lambda r: (order.index(r.variant), r.seed, r.eval))
 
@@ -260,11 +266,14 @@ def _decode(text: str, where: Path | str) -> object:
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
-        _fail(where, f"is not complete JSON ({error})")
+        _fail(where, f"is not valid JSON ({error})")
 
 
 def _fail(path: Path | str, problem: str) -> NoReturn:
-    raise ResultError(f"{path}: {problem}; delete this file and rerun compare")
+    # Only a file with the name of a result was written by a run, and a run can write it again.
+    named = _FILE_NAME.match(Path(path).name) is not None
+    remedy = "delete this file and rerun compare" if named else "is it a file of results?"
+    raise ResultError(f"{path}: {problem}; {remedy}")
 
 
 def _is_number(value: object) -> bool:

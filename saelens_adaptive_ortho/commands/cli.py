@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -54,18 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     interruption.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == [sae_lens.COMMAND.name]:  # SAELens parses its options
-        return sae_lens.run(argv[1:])
-    args = parser().parse_args(argv)
+    host = argv[:1] == [sae_lens.COMMAND.name]  # SAELens parses its options
+    args = None if host else parser().parse_args(argv)
     try:
-        return run(args.command, args)
+        return sae_lens.run(argv[1:]) if args is None else run(args.command, args)
     except Explained as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         message = str(error) or "interrupted"
-        print(f"{PROG}: {message}. {args.command.resume}", file=sys.stderr)
+        print(f"{PROG}: {message}. {args.command.resume if args else ''}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

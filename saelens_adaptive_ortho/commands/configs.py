@@ -12,7 +12,7 @@ from pathlib import Path
 
 from saelens_adaptive_ortho.commands.options import Command
 from saelens_adaptive_ortho.errors import reject
-from saelens_adaptive_ortho.files import write_failures_named, write_text_atomic
+from saelens_adaptive_ortho.files import check_writable, write_failures_named, write_text_atomic
 from saelens_adaptive_ortho.settings import parse_yaml
 
 PACKAGE = Path(__file__).parents[1]
@@ -88,6 +88,7 @@ def copy_config(name: str, dest: str | Path = ".") -> list[Path]:
                 str(path),
                 "is there already and is not overwritten. Remove it, or choose another folder.",
             )
+    check_writable("DEST", dest)
     for path, text in texts.items():
         with write_failures_named(path, "Nothing was overwritten."):
             write_text_atomic(path, text)

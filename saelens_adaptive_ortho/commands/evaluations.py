@@ -10,8 +10,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from saelens_adaptive_ortho.commands.options import Command, field_help, paragraphs
-from saelens_adaptive_ortho.evaluations import Evaluation, runnable
-from saelens_adaptive_ortho.settings import check_one_of
+from saelens_adaptive_ortho.evaluations import Evaluation, find_runnable, runnable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +31,7 @@ def run(options: EvaluationsOptions) -> int:
         print("\n\n".join(_short(e) for e in known.values()))
         print("\n`adaptive-ortho evaluations NAME` says what its settings mean.")
         return 0
-    check_one_of("NAME", options.name, known)
-    print(_long(known[options.name]))
+    print(_long(find_runnable("NAME", options.name)))
     return 0
 
 

@@ -13,7 +13,7 @@ from sae_lens.registry import get_sae_training_class
 
 from saelens_adaptive_ortho.commands.configs import find_config
 from saelens_adaptive_ortho.errors import ConfigError, reject
-from saelens_adaptive_ortho.evaluations import runnable
+from saelens_adaptive_ortho.evaluations import find_runnable, runnable
 from saelens_adaptive_ortho.host.architectures import ARCHITECTURES, SAE_FIELDS, construct_sae
 from saelens_adaptive_ortho.settings import (
     apply_override,
@@ -245,8 +245,8 @@ def _check_evals(
         raise reject(where, evals, f"must list evaluations; known: {', '.join(known)}.")
     checked: dict[str, dict[str, Any]] = {}
     for name, settings in [(e, {}) for e in evals] if isinstance(evals, list) else evals.items():
-        check_one_of(where, name, known)
+        kind = find_runnable(where, name).settings
         settings = {} if settings is None else settings
-        parse(known[name].settings or NoSettings, settings, f"{prefix}{name}.")
+        parse(kind or NoSettings, settings, f"{prefix}{name}.")
         checked[name] = settings
     return checked

@@ -8,6 +8,7 @@ the entry-point group ``saelens_adaptive_ortho.evaluations``.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from saelens_adaptive_ortho.evaluations.absorption import ABSORPTION
 from saelens_adaptive_ortho.evaluations.contract import DOMAINS, Evaluation, Figure, Metric
@@ -21,6 +22,7 @@ from saelens_adaptive_ortho.evaluations.tpp import TPP
 from saelens_adaptive_ortho.evaluations.training import TRAINING
 from saelens_adaptive_ortho.evaluations.unlearning import UNLEARNING
 from saelens_adaptive_ortho.plugins import Table
+from saelens_adaptive_ortho.settings import check_one_of
 
 __all__ = [
     "BUILT_IN",
@@ -30,6 +32,7 @@ __all__ = [
     "Figure",
     "Metric",
     "evaluation",
+    "find_runnable",
     "every",
     "headline_keys",
     "in_order",
@@ -62,6 +65,19 @@ def every() -> dict[str, Evaluation]:
 def runnable() -> dict[str, Evaluation]:
     """The evaluations that judge a finished SAE."""
     return {name: e for name, e in every().items() if e.module}
+
+
+def find_runnable(field: str, name: Any) -> Evaluation:
+    """The evaluation of a finished SAE that the setting ``field`` names.
+
+    Raises:
+        ConfigError: there is none of that name, or the package that offers it cannot be used.
+    """
+    known = runnable()
+    if isinstance(name, str) and name not in {*known, *TABLE.own} and name in TABLE.names():
+        TABLE.find(field, name)  # raises, and says why
+    check_one_of(field, name, known)
+    return known[name]
 
 
 def evaluation(name: str) -> Evaluation:

@@ -9,14 +9,16 @@ field. A nested dataclass would come back as a dict.
 
 import json
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.host.switch_config import SwitchConfig, validate_switches
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.maths.penalties import PENALTIES, Penalty
 from saelens_adaptive_ortho.maths.penalties.contract import MEAN_COEFFICIENT
-from saelens_adaptive_ortho.settings import bounds, check_fields
+from saelens_adaptive_ortho.settings import bounds, check_fields, check_value
 
 __all__ = [
     "ConfigError",
@@ -129,6 +131,9 @@ def validate_ortho(cfg: Any) -> None:
     check_fields(cfg, OrthoConfig)
     if penalty is not None and cfg.d_sae < 2:
         raise reject("d_sae", cfg.d_sae, "orthogonality needs at least 2 latents.")
+    if hasattr(cfg, "k"):
+        # SAELens takes any k: 0 trains an SAE that never fires, one above d_sae fails at a step.
+        check_value("k", cfg.k, Annotated[float, Field(ge=1, le=cfg.d_sae)])
     if penalty is not None and penalty.needs_lists and cfg.ortho_neighbours > cfg.d_sae - 1:
         raise reject(
             "ortho_neighbours",

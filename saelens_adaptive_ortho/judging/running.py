@@ -73,12 +73,29 @@ def run_missing(
         say(f"Seed {context.seed}: evaluating {context.variant} ({name})")
         started = time.perf_counter()
         try:
-            outcome = run_evaluation(name, context, settings)
-        except Exception as error:  # the other evaluations still run; the report shows the reason
+            outcome = _storable(run_evaluation(name, context, settings))
+        # The other evaluations still run, and the report shows the reason. An evaluation of
+        # another package may even exit.
+        except (Exception, SystemExit) as error:
             outcome = str(error) if isinstance(error, EvaluationError) else repr(error)
             say(f"Seed {context.seed}: {name} of {context.variant} failed: {outcome}")
         seconds = time.perf_counter() - started
         write_outcome(root, name, context.variant, context.seed, outcome, seconds, fingerprint)
+
+
+def _storable(outcome: object) -> Outcome:
+    """The outcome, if a result file can hold it.
+
+    Raises:
+        EvaluationError: it is no :class:`Outcome`, or a value in it is not finite or not JSON.
+    """
+    if not isinstance(outcome, Outcome):
+        raise EvaluationError(f"run returned a {type(outcome).__name__}, not an Outcome")
+    try:
+        Result("", "", 0, metrics=outcome.metrics, details=outcome.details).to_json()
+    except (TypeError, ValueError, AttributeError) as error:
+        raise EvaluationError(f"run returned what a result cannot hold: {error}") from error
+    return outcome
 
 
 def _fingerprint(name: str, settings: dict[str, Any], context: EvalContext) -> str:

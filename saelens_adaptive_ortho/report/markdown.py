@@ -53,7 +53,10 @@ def update_tables(
     kinds = "|".join(map(re.escape, renderers))
     opening = re.compile(rf"^<!--[ \t]*(?P<kind>{kinds}):[ \t]*(?P<path>.+?)[ \t]*-->[ \t]*$")
     closing = re.compile(rf"^<!--[ \t]*/(?P<kind>{kinds})[ \t]*-->[ \t]*$")
-    old = markdown_path.read_text(encoding="utf-8")
+    try:
+        old = markdown_path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultError(f"{markdown_path}: cannot be read ({error})") from error
     lines: list[str] = []
     opened: re.Match[str] | None = None
     fence = ""

@@ -128,3 +128,11 @@ def test_installed_wheel_finds_configs(wheel: Path, tmp_path: Path) -> None:
     assert Path(module).is_relative_to(tmp_path / "site")
     assert len(copied) == 3
     assert (tmp_path / "here" / "gemma-2-2b_layer5.yaml").is_file()
+
+
+def test_copy_into_a_path_through_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["config", "copy", "demo", str(tmp_path / "file" / "x")]) == 2
+    assert "cannot be written" in capsys.readouterr().err

@@ -314,3 +314,19 @@ def test_unknown_evaluation_suggests_the_nearest(refused: Callable[..., str]) ->
     known = ", ".join(runnable())
     assert line.startswith(f"NAME='unlerning': must be one of {known}.")
     assert "Did you mean 'unlearning'?" in line
+
+
+def test_sae_lens_shows_a_bad_setting_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--architecture", "adaptive_ortho_batchtopk", "--ortho_alpha", "3", "--model_name", "x"]
+    assert main(["sae-lens", *argv]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("adaptive-ortho: error: ortho_alpha=3.0")
+
+
+@pytest.mark.parametrize("name", ["none.md", ".", "latin.md"])
+def test_tables_of_an_unreadable_file(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latin.md").write_bytes(b"\xff\xfe")
+    assert main(["tables", str(tmp_path / name)]) == 2
+    assert "cannot be read" in capsys.readouterr().err

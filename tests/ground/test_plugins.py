@@ -127,3 +127,10 @@ def test_name_offered_by_two_packages_is_refused(table: Table[Thing], install: I
     assert "offered more than once" in message
     assert "good = toys:GOOD of toys" in message
     assert "good = games:GOOD of games" in message
+
+
+def test_a_package_that_exits_at_import_is_left_out(install: Install) -> None:
+    install("exits", "raise SystemExit(3)\n", {"test_things": {"exits": "exits:THING"}})
+    table = Table(Thing, "test_things", [Thing("own")])
+    with pytest.warns(UserWarning, match="SystemExit: 3"):
+        assert set(table.every()) == {"own"}

@@ -67,8 +67,8 @@ def test_table_is_the_same_from_file_and_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ('{"eval": "core"', "not complete JSON"),
-        ('{"eval": NaN}', "not complete JSON"),
+        ('{"eval": "core"', "not valid JSON"),
+        ('{"eval": NaN}', "not valid JSON"),
         ("[]", "JSON object"),
         (json.dumps({**RESULTS[0].to_json(), "schema_version": 9}), "reads 1"),
         (json.dumps({**RESULTS[0].to_json(), "metrics": {"x": "many"}}), "metric 'x'"),
@@ -126,9 +126,9 @@ def test_not_finite(tmp_path: Path, bad: float) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda text: text[: len(text) // 2], "not complete JSON"),
+        (lambda text: text[: len(text) // 2], "not valid JSON"),
         (lambda text: text.replace('"schema_version": 1', '"schema_version": 9'), "reads 1"),
-        (lambda text: text.replace("0.5", "NaN"), "not complete JSON"),
+        (lambda text: text.replace("0.5", "NaN"), "not valid JSON"),
         (lambda text: text.replace("0.5", '"many"'), "pooled/mse"),
         (lambda text: text.replace('"ok"', '"fine"'), "status"),
         (lambda text: text.replace('"ok"', '"failed"'), "without a 'reason'"),
@@ -161,3 +161,18 @@ def test_file_name(tmp_path: Path) -> None:
     for variant in ("a/b", "a__seed1__x", ""):
         with pytest.raises(ValueError, match="no file name"):
             result_path(tmp_path, variant, 0, "core")
+
+
+def test_two_results_of_one_sae_name_the_file(tmp_path: Path) -> None:
+    result = Result("core", "baseline", 0, metrics={"x": 1.0})
+    file = write_results_file(tmp_path / "results.jsonl", [result])
+    file.write_text(file.read_text() * 2)
+    with pytest.raises(ResultError, match=r"results\.jsonl: holds 2 results of \('baseline', 0"):
+        load_results(tmp_path)
+
+
+def test_a_file_that_no_run_wrote_is_not_to_be_deleted(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# text")
+    with pytest.raises(ResultError, match="README.md:1: is not valid JSON") as caught:
+        load_results(tmp_path / "README.md")
+    assert "delete" not in str(caught.value)

@@ -98,7 +98,7 @@ def test_contradicting_settings_are_refused(
         {"ortho_coefficient": 0},
         {"ortho_neighbours": 63},
         {"ortho_mode": "fixed", "ortho_neighbours": 1000},
-        {"ortho_mode": "off", "d_sae": 1},
+        {"ortho_mode": "off", "d_sae": 1, "k": 1},
         {"ortho_statistics_decay": 1},
         {"ortho_curriculum_start": 0, "ortho_curriculum_steps": 1},
         {"ortho_fade_start_step": 0, "ortho_fade_end_step": 1},
@@ -120,3 +120,12 @@ def test_every_field_has_the_ortho_prefix() -> None:
     names = ortho_field_names()
     assert all(name.startswith("ortho_") for name in names)
     assert {"ortho_mode", "ortho_alpha", "ortho_seed"} <= set(names)
+
+
+@pytest.mark.parametrize("k", [0, -1, 65, float("nan"), "4", True])
+@pytest.mark.parametrize("name", ["topk", "batchtopk"])
+def test_k_outside_the_dictionary_is_refused(
+    build_cfg: Callable[..., Any], name: str, k: Any
+) -> None:
+    with pytest.raises(ConfigError, match=r"k=.*must be a number in \[1, 64\]"):
+        build_cfg(f"adaptive_ortho_{name}", k=k)

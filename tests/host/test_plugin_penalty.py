@@ -222,7 +222,7 @@ def test_plugin_works_in_yaml_cli_and_synthetic_runs(
     bad = NORMS | {"ortho_settings": {"power": 99}}
     with pytest.raises(ConfigError, match=r"^variants\.toy\.ortho_settings\.power=99: "):
         build_experiment(settings(variants={"toy": bad}))
-    flags = ["--architecture", TOPK, "--d_in", "16", "--d_sae", "64", "--ortho_mode", "toy_norms"]
+    flags = ["--architecture", TOPK, "--d_in", "16", "--d_sae", "128", "--ortho_mode", "toy_norms"]
     cfg = _parse_cfg_args([*flags, "--ortho_settings", '{"power": 3}']).sae
     assert (cfg.ortho_mode, cfg.ortho_settings) == ("toy_norms", {"power": 3})
     run = build_run("cluster", mode="toy_norms", settings={"ortho_settings": {"power": 3}})

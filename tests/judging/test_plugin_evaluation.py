@@ -19,7 +19,7 @@ from saelens_adaptive_ortho.commands.judge import EvalOptions
 from saelens_adaptive_ortho.commands.suite import run_suite
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.evaluations import BUILT_IN, GROUP, every, runnable
-from saelens_adaptive_ortho.judging.contract import EvalContext
+from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome
 from saelens_adaptive_ortho.judging.running import run_evaluation
 from saelens_adaptive_ortho.judging.subjects import named_subjects, workbench_for
 from saelens_adaptive_ortho.report.figures.dots import headline_figure
@@ -241,3 +241,30 @@ def test_missing_package_is_named(coherence: Callable[..., None], options: EvalO
     coherence(("    title=", '    needs=("package_x",),\n    title='))
     with pytest.raises(ConfigError, match="needs the package 'package_x': pip install package_x"):
         run_suite(options)
+
+
+@pytest.mark.usefixtures("coherence")
+@pytest.mark.parametrize(
+    ("returned", "reason"),
+    [
+        ("Outcome({'mean_cosine': float('nan')}, {})", "metric 'mean_cosine' is nan"),
+        ("Outcome({'mean_cosine': 'x'}, {})", "could not convert string to float"),
+        ("Outcome({}, {'x': object()})", "details.x has type object"),
+        ("{'mean_cosine': 1.0}", "run returned a dict, not an Outcome"),
+        ("exit(5)", "SystemExit(5)"),
+    ],
+)
+def test_unusable_outcome_fails_alone(
+    saes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returned: str, reason: str
+) -> None:
+    def run(*_: object) -> object:
+        return eval(returned, {"Outcome": Outcome})
+
+    monkeypatch.setattr("coherence_run.run", run)
+    options = ["--evals", "coherence,subspace", "--set", "subspace.n_contexts=8"]
+    assert main(["eval", saes[0], *options, "--out", str(tmp_path)]) == 1
+    found = {r.eval: r for r in load_results(tmp_path)}
+    assert found["subspace"].ok
+    assert not found["coherence"].ok
+    assert reason in (found["coherence"].reason or "")
+    assert (tmp_path / "report.html").is_file()

@@ -78,3 +78,18 @@ def test_frontier_with_holes() -> None:
     assert figure is not None
     assert len(figure.axes[0].lines) == 4
     assert frontier_figure(Section(summarise(results), results[2:], "unlearning")) is None
+
+
+def test_a_figure_that_fails_says_why_and_the_others_stay(
+    summary: Summary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise ZeroDivisionError("no axis")
+
+    results = every_result()
+    drawn = run_figures(summary, results)
+    monkeypatch.setattr("saelens_adaptive_ortho.report.figures.curves.training_figure", fail)
+    with pytest.warns(UserWarning, match="Figure training of training: ZeroDivisionError: no axis"):
+        figures = run_figures(summary, results)
+    assert set(figures) == {*drawn, "training"}
+    assert "no axis" in figures["training"].texts[0].get_text()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import io
 import re
+import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -17,7 +19,7 @@ from matplotlib.figure import Figure
 
 from saelens_adaptive_ortho.report.figures.dots import headline_figure
 from saelens_adaptive_ortho.report.figures.section import Section
-from saelens_adaptive_ortho.report.figures.style import STYLE
+from saelens_adaptive_ortho.report.figures.style import INK, STYLE, empty_figure
 from saelens_adaptive_ortho.report.statistics import Summary, summarise
 from saelens_adaptive_ortho.results import Result, load_results
 
@@ -25,12 +27,28 @@ Draw = Callable[[Section], Figure | None]
 
 
 def run_figures(summary: Summary, results: Sequence[Result]) -> dict[str, Figure]:
-    """Draw every figure for which there are results; keys are file name stems, in page order."""
+    """Draw every figure for which there are results; keys are file name stems, in page order.
+
+    A figure that cannot be drawn is a figure with the reason as text, so that the others are kept.
+    """
     figures: dict[str, Figure | None] = {"headline": headline_figure(summary)}
     for name, found in summary.evaluations.items():
         for shown in found.info.figures:
-            figures[shown.name] = _function(shown.draw)(Section(summary, results, name))
+            try:
+                figures[shown.name] = _function(shown.draw)(Section(summary, results, name))
+            except Exception as error:  # a figure of another package can raise anything
+                reason = f"{type(error).__name__}: {error}"
+                warnings.warn(f"Figure {shown.name} of {name}: {reason}", stacklevel=2)
+                figures[shown.name] = _reason_figure(shown.name, reason)
     return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def _reason_figure(name: str, reason: str) -> Figure:
+    """A figure that says why the figure ``name`` is absent."""
+    figure = empty_figure(6.4, 1.0)
+    text = textwrap.fill(f"The figure {name} could not be drawn ({reason}).", 80)
+    figure.text(0.02, 0.5, text, fontsize=9, color=INK, va="center", parse_math=False)
+    return figure
 
 
 def _function(draw: str) -> Draw:
