@@ -1,7 +1,7 @@
-"""Absorption: right where it is built in, the same whatever ran before, traceless, clear refusals.
+"""Absorption is measured correctly on a model with built-in absorption.
 
-The model knows first letters and nothing else: a word's activation is the direction of its
-letter, plus one of its own if the word is to be absorbed.
+The model knows first letters only. The activation of a word is the direction of its letter; a word
+that is absorbed also has a direction of its own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""TPP and SCR: right where the answer is known, the same whatever ran before, traceless, clear.
+"""TPP and SCR give the right scores on a model for which the answer is known.
 
-The model passes words on as they are: each has a direction of its own, fillers a small one.
+The activation of a word is the direction of that word. Filler words have a small activation.
 """
 
 from __future__ import annotations
