@@ -228,11 +228,7 @@ def load_results(run_dir: str | Path, variants: Sequence[str] | None = None) -> 
     run_dir = Path(run_dir)
     file = run_dir if run_dir.is_file() else run_dir / RESULTS_FILE
     results = read_results_file(file) if file.is_file() else _load_folder(results_dir(run_dir))
-    counts = Counter((result.variant, result.seed, result.eval) for result in results)
-    for identity, count in counts.items():
-        if count > 1:
-            where = file if file.is_file() else run_dir
-            raise ResultError(f"{where}: holds {count} results of {identity}; keep one of them")
+    refuse_doubles(results, file if file.is_file() else run_dir)
     order = order_variants((result.variant for result in results), variants)
     return sorted(results, key=lambda r: (order.index(r.variant), r.seed, r.eval))
 
@@ -245,6 +241,21 @@ def _load_folder(folder: Path) -> list[Result]:
     if not results:
         raise ResultError(f"{folder}: holds no results; run compare first")
     return results
+
+
+def refuse_doubles(results: Iterable[Result], where: object) -> None:
+    """Refuse two results of one variant, seed and evaluation.
+
+    Args:
+        where: what holds the results, for the error.
+
+    Raises:
+        ResultError: there are two or more.
+    """
+    counts = Counter((result.variant, result.seed, result.eval) for result in results)
+    for identity, count in counts.items():
+        if count > 1:
+            raise ResultError(f"{where}: holds {count} results of {identity}; keep one of them")
 
 
 def order_variants(names: Iterable[str], first: Sequence[str] | None = None) -> list[str]:

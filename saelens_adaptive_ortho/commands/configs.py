@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from saelens_adaptive_ortho.commands.options import Command
+from saelens_adaptive_ortho.commands.options import Command, NoOptions
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import check_writable, write_failures_named, write_text_atomic
 from saelens_adaptive_ortho.settings import parse_yaml
@@ -105,11 +105,6 @@ def _with_extended(path: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ListOptions:
-    """This command has no options."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class CopyOptions:
     """The config to copy, and the folder.
 
@@ -122,7 +117,7 @@ class CopyOptions:
     dest: Path = field(default=Path("."), metadata={"positional": "DEST"})
 
 
-def run_list(_: ListOptions) -> int:
+def run_list(_: NoOptions) -> int:
     """Print the name and the first line of each config."""
     described = described_configs()
     width = max(map(len, described))
@@ -142,7 +137,7 @@ COMMAND = Command(
     name="config",
     help="List the configs that ship with the package, or copy one with the files that it extends.",
     commands=(
-        Command("list", "Show the name and the first line of each.", ListOptions, run_list),
+        Command("list", "Show the name and the first line of each.", NoOptions, run_list),
         Command("copy", "Write NAME.yaml and the files that it extends.", CopyOptions, run_copy),
     ),
 )

@@ -51,6 +51,11 @@ class Command:
     commands: tuple[Command, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """The command has no options."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser with one-line errors that suggest the nearest option, and a lazy end of the help."""
 

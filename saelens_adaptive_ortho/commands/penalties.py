@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from saelens_adaptive_ortho.commands.options import Command
+from saelens_adaptive_ortho.commands.options import Command, NoOptions
 from saelens_adaptive_ortho.errors import ConfigError
 
 
-@dataclass(frozen=True, kw_only=True)
-class PenaltiesOptions:
-    """This command has no options."""
-
-
-def run(_: PenaltiesOptions) -> int:
+def run(_: NoOptions) -> int:
     """Print the tables of penalties and of affinities."""
     from saelens_adaptive_ortho.maths.affinity import AFFINITIES
     from saelens_adaptive_ortho.maths.penalties import PENALTIES
@@ -31,6 +24,6 @@ def run(_: PenaltiesOptions) -> int:
 COMMAND = Command(
     name="penalties",
     help="List penalties and affinities, including those of other installed packages.",
-    options=PenaltiesOptions,
+    options=NoOptions,
     run=run,
 )

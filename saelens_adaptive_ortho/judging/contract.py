@@ -116,11 +116,6 @@ class EvalContext:
         return self.bench.corpora
 
     @property
-    def has_domains(self) -> bool:
-        """Whether there is a forget and a retain corpus, in this order."""
-        return len(self.corpora) == 2
-
-    @property
     def release(self) -> str:
         """A name that is unique for each SAE of a run.
 

@@ -42,7 +42,7 @@ from saelens_adaptive_ortho.report.notes import (
     gaps_of,
     remarks_of,
 )
-from saelens_adaptive_ortho.results import Result, order_variants
+from saelens_adaptive_ortho.results import Result, order_variants, refuse_doubles
 
 MetricVerdict = Literal["better", "worse", "no difference at 95%", "too few seeds"]
 #: The verdict on several metrics together; "mixed" means better in some and worse in others.
@@ -232,7 +232,7 @@ def summarise(results: Sequence[Result], variants: Sequence[str] | None = None) 
     """
     if not results:
         raise ValueError("no results to summarise")
-    _refuse_doubles(results)
+    refuse_doubles(results, "the run")
     order = order_variants((result.variant for result in results), variants)
     references = [order[0]] + [name for name in order[1:] if name == "fixed"]
     seeds = sorted({result.seed for result in results})
@@ -257,15 +257,6 @@ def summarise(results: Sequence[Result], variants: Sequence[str] | None = None) 
         gap_groups=gap_groups(gaps, results),
         versions=_versions(results),
     )
-
-
-def _refuse_doubles(results: Sequence[Result]) -> None:
-    seen: set[tuple[str, int, str]] = set()
-    for result in results:
-        identity = (result.variant, result.seed, result.eval)
-        if identity in seen:
-            raise ValueError(f"two results for variant, seed and evaluation {identity}")
-        seen.add(identity)
 
 
 class _Measured(NamedTuple):
