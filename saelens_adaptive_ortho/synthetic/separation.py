@@ -44,7 +44,7 @@ from saelens_adaptive_ortho.synthetic.selectivity import (
 SERVES = 0.5
 STRENGTHS = (0.0, 1.0, 4.0)
 STEPS = 20
-FEWEST = 0.1
+FEWEST = 0.5
 RANDOM_SEED = 7_919_000_017  # not that of a world, whose first directions would be the same
 BUDGETS = torch.linspace(0, 1, 1001, dtype=torch.float64)
 
@@ -77,19 +77,20 @@ def separation_metrics(
     """
     samples = halves(pool)
     first, second = ([sae.encode(s.x) for s in half] for half in samples)
-    found = _measured(Dictionary(first, second, sae.W_dec.detach()), samples, pool, pairs)
+    found = measure(Dictionary(first, second, sae.W_dec.detach()), samples, pool, pairs)
     references = reference_dictionaries(samples, pool, pairs)
     return found, {
-        name: _measured(dictionary, samples, pool, pairs) for name, dictionary in references.items()
+        name: measure(dictionary, samples, pool, pairs) for name, dictionary in references.items()
     }
 
 
-def _measured(
+def measure(
     dictionary: Dictionary,
     samples: tuple[list[Sample], list[Sample]],
     pool: Pool,
     pairs: Int[Tensor, "n_pairs 2"],
 ) -> dict[str, float | None]:
+    """The metrics of one dictionary: :func:`separation_metrics` names them."""
     first, second = samples
     skill = detection(
         torch.cat([acts > 0 for acts in (*dictionary.first, *dictionary.second)]),
@@ -176,8 +177,8 @@ def selectivity_given_coverage(
       latent serves a forget and a retain feature. Random directions are near 0, too.
 
     Forget features that no latent serves do not count: missing them is no loss of selectivity. If
-    latents serve fewer than a tenth of the forget features, all forget features count, because a
-    mean over a few features is noise.
+    latents serve fewer than half of the forget features, all forget features count. Otherwise
+    random directions would be judged by the few features that they fit by chance.
 
     Returns:
         ``selectivity_given_coverage``: S. ``cost_at_half``: the smallest b with ``F(b) >= 1/2``,
@@ -212,7 +213,7 @@ def selectivity_given_coverage(
     curve = envelope(
         torch.tensor([costs], dtype=torch.float64),
         torch.tensor([gains], dtype=torch.float64),
-        torch.tensor(paths),
+        torch.tensor(paths, dtype=torch.int64),
         BUDGETS,
     )[0]
     enough = (curve >= 0.5).nonzero().flatten()
