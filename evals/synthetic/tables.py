@@ -274,6 +274,7 @@ def separation_table(runs: Sequence[Run]) -> str:
     of one run, because they depend only on the world and its samples.
     """
     names = (*SEPARATION_METRICS, "explained_variance")
+    decimals = {name: 1 if name.startswith(("merged", "split", "missed")) else 3 for name in names}
     titles = [*SEPARATION_METRICS.values(), METRICS["explained_variance"]]
     rows = []
     for base in bases_of(runs):
@@ -282,10 +283,10 @@ def separation_table(runs: Sequence[Run]) -> str:
             world = axis.replace("=", " ").replace(",", ", ")
             for method in methods_of(group):
                 found = pick(group, method=method)
-                cells = [number(spread(found, name).mean, 3) for name in names]
+                cells = [number(spread(found, name).mean, decimals[name]) for name in names]
                 rows.append([world, base, method, *cells, str(len(found))])
             for name, values in group[0]["domains"]["references"].items():
-                cells = [number(values.get(metric), 3) for metric in names]
+                cells = [number(values.get(metric), decimals[metric]) for metric in names]
                 rows.append([world, DASH, name, *cells, DASH])
     return markdown(["world", "SAE", "", *titles, "n"], rows, text_columns=3)
 
