@@ -21,7 +21,6 @@ from saelens_adaptive_ortho.report.statistics import (
     Difference,
     JointVerdict,
     Summary,
-    brief,
 )
 from saelens_adaptive_ortho.report.tables import (
     Level,
@@ -42,8 +41,7 @@ def render(template: str, **values: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for function in (tone, brief):
-        environment.filters[function.__name__] = function  # pyright: ignore[reportUnknownMemberType]
+    environment.filters["tone"] = tone  # pyright: ignore[reportUnknownMemberType]
     return environment.get_template(template).render(**values)
 
 
@@ -88,11 +86,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A paired difference with its verdict, effect size and bootstrap interval, as text."""
+    """A paired difference with its verdict, effect size and bootstrap interval, as text.
+
+    ``words`` is the verdict in words.
+    """
 
     mean: str
     interval: str = ""
     verdict: JointVerdict | None = None
+    words: str = ""
     dz: str = ""
     bootstrap: str = ""
 
@@ -160,7 +162,7 @@ def _cell(difference: Difference | None, section: bool) -> Cell:
         dz = f"dz {number(difference.dz, 1 if abs(difference.dz) >= 10 else 2)}"
     if section and difference.bootstrap95 is not None:
         _, bootstrap = estimate(difference.spread.mean or 0.0, difference.bootstrap95)
-    return Cell(mean, interval, difference.verdict, dz, bootstrap)
+    return Cell(mean, interval, difference.verdict, difference.words, dz, bootstrap)
 
 
 def _unbroken(label: str) -> str:
