@@ -153,7 +153,8 @@ def test_sentence() -> None:
     assert equal.text == (
         "adaptive against fixed, 3 seeds: inconclusive in 1 of 2 primary metrics "
         "(forget damage at retain damage ≤ 0.10 nats 0.00 [−0.50, +0.50]; equivalent: forget "
-        "damage at retain damage ≤ 0.05 nats 0.000 [−0.025, +0.025] within 0.3 nats); 4 not measured"
+        "damage at retain damage ≤ 0.05 nats 0.000 [−0.025, +0.025] within 0.3 nats); "
+        "4 not measured"
     )
     mixed = verdict(differing("unlearning", {DAMAGE[0]: CLEAR, ACCURACY[0]: CLEAR}))
     assert "mixed, better in 1 and worse in 1 of 2 primary metrics (better: " in mixed.text
