@@ -250,8 +250,9 @@ class Summary:
     """Statistics of a whole run.
 
     ``references`` are the variants that others are compared with: the first variant and, for the
-    focus, "fixed".
-    The keys of ``metrics`` are ``{eval}/{name}``. ``versions`` lists all versions of each library.
+    focus, "fixed". The keys of ``metrics`` are ``{eval}/{name}``. ``versions`` lists all versions
+    of each library. ``without_sae`` holds ceilings and floors that need no SAE, by name and key of
+    the metric: the means of ``details["references"][NAME][METRIC]`` over the results.
     """
 
     variants: Sequence[str]
@@ -262,6 +263,7 @@ class Summary:
     gaps: Sequence[Gap]
     gap_groups: Sequence[GapGroup]
     versions: Mapping[str, Sequence[str]]
+    without_sae: Mapping[str, Mapping[str, float]]
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -346,6 +348,7 @@ def summarise(results: Sequence[Result], variants: Sequence[str] | None = None) 
         gaps=gaps,
         gap_groups=gap_groups(gaps, results),
         versions=_versions(results),
+        without_sae=_without_sae(results),
     )
 
 
@@ -368,6 +371,23 @@ def _measured(results: Sequence[Result]) -> dict[str, _Measured]:
                 drawn = metric.replicates.setdefault(result.variant, {})
                 drawn[result.seed] = replicates[name]
     return found
+
+
+def _without_sae(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, list[float]]] = {}
+    for result in (result for result in results if result.ok):
+        references: Mapping[str, Mapping[str, float | None]] = (
+            result.details.get("references") or {}
+        )
+        for name, metrics in references.items():
+            values = found.setdefault(name, {})
+            for metric, value in metrics.items():
+                if value is not None:
+                    values.setdefault(f"{result.eval}/{metric}", []).append(value)
+    return {
+        name: {key: math.fsum(drawn) / len(drawn) for key, drawn in values.items()}
+        for name, values in found.items()
+    }
 
 
 def _versions(results: Sequence[Result]) -> dict[str, list[str]]:

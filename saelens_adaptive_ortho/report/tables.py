@@ -16,8 +16,10 @@ from saelens_adaptive_ortho.report.formatting import (
     MINUS,
     estimate,
     markdown,
+    number,
     plus_minus,
     spread_decimals,
+    value_decimals,
 )
 from saelens_adaptive_ortho.report.metrics import describe
 from saelens_adaptive_ortho.report.statistics import (
@@ -86,6 +88,22 @@ def metric_label(metric: MetricSummary, full: bool = True) -> str:
     info = metric.info
     unit = f" ({info.unit})" if info.unit and info.unit not in info.name else ""
     return f"{info.full_label if full else info.label}{unit} {info.arrow}".rstrip()
+
+
+def reference_rows(summary: Summary, keys: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return label and values of each metric that has references without an SAE, for ``keys``.
+
+    The values are in the order of ``summary.without_sae``; a missing one is a dash.
+    """
+    rows: list[tuple[str, list[str]]] = []
+    for key in keys:
+        found = [metrics.get(key) for metrics in summary.without_sae.values()]
+        known = [value for value in found if value is not None]
+        if known:
+            decimals = value_decimals(known, figures=3)
+            label = metric_label(summary.metrics[key])
+            rows.append((label, [number(value, decimals) for value in found]))
+    return rows
 
 
 def pair_title(pair: tuple[str, str]) -> str:
@@ -221,6 +239,7 @@ def markdown_table(summary: Summary, metrics: Sequence[str] | None = None) -> st
     head = ["metric", *summary.variants, *(pair_title(pair) for pair in summary.pairs)]
     rows = [_markdown_row(summary, key) for key in keys]
     lines = [markdown(head, rows, text_columns=1), ""] if keys else []
+    lines += _markdown_references(summary, keys)
     lines.append(_note(summary))
     if summary.gap_groups:
         lines += ["", "Failed or missing:", ""]
@@ -228,6 +247,14 @@ def markdown_table(summary: Summary, metrics: Sequence[str] | None = None) -> st
             reason = " ".join(gap.reason.split())
             lines.append(f"- {gap.kind}: {gap.eval}, {gap.saes}: {reason}")
     return "\n".join(lines) + "\n"
+
+
+def _markdown_references(summary: Summary, keys: Sequence[str]) -> list[str]:
+    rows = reference_rows(summary, [key for key in keys if key in summary.metrics])
+    if not rows:
+        return []
+    head = ["without an SAE", *summary.without_sae]
+    return [markdown(head, [[label, *cells] for label, cells in rows], text_columns=1), ""]
 
 
 def _markdown_row(summary: Summary, key: str) -> list[str]:
@@ -272,6 +299,7 @@ def short_table(summary: Summary) -> str:
     keys = essential_keys(summary.metrics)
     rows = [_short_row(summary, key) for key in keys]
     lines = [markdown(["metric", *summary.variants], rows, text_columns=1), ""] if keys else []
+    lines += _markdown_references(summary, keys)
     note = _note(summary)
     if summary.pairs:
         first = summary.variants[0]

@@ -264,9 +264,10 @@ def found_text(summary: Summary) -> str:
         for word in (BETTER, WORSE, EQUIVALENT)
         if (found := _pick(judged, word, full=True))
     ]
-    open_ = [finding.label for finding in _pick(judged, INCONCLUSIVE, full=True)]
-    rest = f"; not shown, because inconclusive: {', '.join(open_)}" if open_ else ""
-    return f"{over}: {'; '.join(shown) or 'nothing is shown'}{rest}."
+    unknown = [finding.label for finding in _pick(judged, INCONCLUSIVE, full=True)]
+    if unknown:
+        shown.append(f"inconclusive, so nothing is shown, in {', '.join(unknown)}")
+    return f"{over}: {'; '.join(shown)}."
 
 
 def _judged(summary: Summary, keys: Iterable[str], variant: str, reference: str) -> Judged:

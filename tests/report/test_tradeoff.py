@@ -16,7 +16,6 @@ from saelens_adaptive_ortho.report.figures.files import run_figures, save_plots
 from saelens_adaptive_ortho.report.figures.tradeoff import (
     COST,
     GAIN,
-    references_of,
     tradeoff_figure,
 )
 from saelens_adaptive_ortho.report.page.run import render_page
@@ -57,7 +56,7 @@ def results_of(
 
 
 def draw(results: Sequence[Result]) -> Figure:
-    figure = tradeoff_figure(summarise(results), results)
+    figure = tradeoff_figure(summarise(results))
     assert figure is not None
     return figure
 
@@ -107,7 +106,8 @@ def test_a_single_setting_is_no_series() -> None:
 
 def test_references_are_means_over_the_saes() -> None:
     results = results_of(FIVE, references=REFERENCES)
-    assert references_of(results, GAIN) == pytest.approx(REFERENCES)
+    means = {name: by_key[GAIN] for name, by_key in summarise(results).without_sae.items()}
+    assert means == pytest.approx(REFERENCES)
     figure = draw(results)
     dashed = [line.get_data() for line in figure.axes[0].lines if line.get_linestyle() == "--"]
     heights = [y[0] for x, y in dashed if tuple(x) == (0, 1)]
@@ -116,7 +116,8 @@ def test_references_are_means_over_the_saes() -> None:
     low, high = figure.axes[0].get_ylim()
     assert low < 1.5 < 8.9 < high
     nothing = [Result("unlearning", "x", 0, details={"references": {"a": {NAME: None}}})]
-    assert references_of(nothing, GAIN) == references_of(results_of(FIVE), GAIN) == {}
+    assert summarise(nothing).without_sae == {"a": {}}
+    assert summarise(results_of(FIVE)).without_sae == {}
 
 
 @pytest.mark.parametrize("variants", [FIVE, FIVE | SERIES], ids=["five", "series"])
@@ -154,9 +155,9 @@ def test_wide_intervals_do_not_set_the_axes() -> None:
 
 def test_without_both_metrics_there_is_no_figure() -> None:
     results = core("baseline", [0.5, 0.6])
-    assert tradeoff_figure(summarise(results), results) is None
+    assert tradeoff_figure(summarise(results)) is None
     apart = [*core("baseline", [0.5]), Result("unlearning", "adaptive", 0, metrics={NAME: 1.0})]
-    assert tradeoff_figure(summarise(apart), apart) is None
+    assert tradeoff_figure(summarise(apart)) is None
     one = results_of({"baseline": (0.9, 1.0)}, seeds=1)
     assert list(labels_of(draw(one))) == ["baseline"]
 
@@ -167,7 +168,7 @@ def test_other_metrics_can_be_drawn() -> None:
         for v in ("baseline", "adaptive")
         for s in range(3)
     ]
-    figure = tradeoff_figure(summarise(results), results, "core/pooled/mse", "core/pooled/l0")
+    figure = tradeoff_figure(summarise(results), "core/pooled/mse", "core/pooled/l0")
     assert figure is not None
     assert figure.axes[0].get_xlabel() == "reconstruction MSE, pooled (left is better)"
 

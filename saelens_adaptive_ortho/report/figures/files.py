@@ -33,7 +33,7 @@ def run_figures(summary: Summary, results: Sequence[Result]) -> dict[str, Figure
     A figure that cannot be drawn is a figure with the reason as text, so that the others are kept.
     """
     figures: dict[str, Figure | None] = {
-        "tradeoff": tradeoff_figure(summary, results),
+        "tradeoff": tradeoff_figure(summary),
         "headline": headline_figure(summary),
     }
     for name, found in summary.evaluations.items():

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -34,7 +34,6 @@ from saelens_adaptive_ortho.report.figures.style import (
 from saelens_adaptive_ortho.report.formatting import MINUS
 from saelens_adaptive_ortho.report.metrics import MetricInfo
 from saelens_adaptive_ortho.report.statistics import Spread, Summary
-from saelens_adaptive_ortho.results import Result
 
 COST = "core/pooled/explained_variance"
 GAIN = "unlearning/loss/forget_damage_at_0.10"
@@ -68,20 +67,16 @@ class _Point(NamedTuple):
         return float(x), float(y)
 
 
-def tradeoff_figure(
-    summary: Summary, results: Sequence[Result], cost: str = COST, gain: str = GAIN
-) -> Figure | None:
+def tradeoff_figure(summary: Summary, cost: str = COST, gain: str = GAIN) -> Figure | None:
     """Draw one metric against another: a small dot per SAE, mean and 95% intervals per variant.
 
     A line joins the variants of a *series*: those whose names share a prefix before ``=`` and a
     number, such as ``groups=0.3`` and ``groups=1``, in the order of the numbers. A dashed line is a
-    reference without an SAE: the mean of ``details["references"][NAME][METRIC]`` over the results
-    of the evaluation of ``gain``, where METRIC is the name of ``gain`` in that evaluation. A dotted
-    line is the mean cost of the first variant plus the margin of the metric.
+    reference without an SAE (`Summary.without_sae`). A dotted line is the mean cost of the first
+    variant plus the margin of the metric.
 
     Args:
         summary: statistics of the run.
-        results: results of the run.
         cost: key of the metric on the x axis (``{eval}/{name}``).
         gain: key of the metric on the y axis.
 
@@ -91,7 +86,9 @@ def tradeoff_figure(
     points = _points(summary, cost, gain)
     if not points:
         return None
-    references = references_of(results, gain)
+    references = {
+        name: metrics[gain] for name, metrics in summary.without_sae.items() if gain in metrics
+    }
     styles = _styles([point.variant for point in points])
     with matplotlib.rc_context(_STYLE):
         figure, (axes,) = panel_grid(1, _HEIGHT, width=_WIDTH)
@@ -115,21 +112,6 @@ def tradeoff_figure(
             labels += _draw_margin(axes, summary, summary.metrics[cost].info)
         place_labels(axes, labels, covered, references.values())
     return figure
-
-
-def references_of(results: Sequence[Result], key: str) -> dict[str, float]:
-    """Return the references of a metric by name: the mean of their values over the SAEs."""
-    eval, _, metric = key.partition("/")
-    found: dict[str, list[float]] = {}
-    for result in (result for result in results if result.ok and result.eval == eval):
-        references: Mapping[str, Mapping[str, float | None]] = (
-            result.details.get("references") or {}
-        )
-        for name, metrics in references.items():
-            value = metrics.get(metric)
-            if value is not None:
-                found.setdefault(name, []).append(value)
-    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def _points(summary: Summary, cost: str, gain: str) -> list[_Point]:

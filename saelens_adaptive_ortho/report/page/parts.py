@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from saelens_adaptive_ortho.evaluations import evaluation
 from saelens_adaptive_ortho.report.figures.files import figure_svg
-from saelens_adaptive_ortho.report.figures.style import variant_styles
+from saelens_adaptive_ortho.report.figures.style import MUTED, variant_styles
 from saelens_adaptive_ortho.report.formatting import DASH, estimate, number
 from saelens_adaptive_ortho.report.statistics import (
     BETTER,
@@ -28,6 +28,7 @@ from saelens_adaptive_ortho.report.tables import (
     levels,
     metric_label,
     pair_title,
+    reference_rows,
 )
 
 
@@ -137,6 +138,18 @@ def metric_table(
         columns=[Column(variant, styles[variant][0]) for variant in summary.variants],
         pairs=[pair_title(pair) for pair in summary.pairs],
         rows=[_row(summary, key, section, named) for key in keys],
+    )
+
+
+def reference_table(summary: Summary, keys: Sequence[str]) -> MetricTable:
+    """Return the table of ceilings and floors that need no SAE; without rows if there are none."""
+    return MetricTable(
+        columns=[Column(name, MUTED) for name in summary.without_sae],
+        pairs=[],
+        rows=[
+            Row(_unbroken(label), [Level(cell) for cell in cells])
+            for label, cells in reference_rows(summary, keys)
+        ],
     )
 
 

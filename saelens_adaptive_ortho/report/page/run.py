@@ -13,7 +13,13 @@ from saelens_adaptive_ortho.files import write_text_atomic
 from saelens_adaptive_ortho.report.figures.files import run_figures
 from saelens_adaptive_ortho.report.formatting import number
 from saelens_adaptive_ortho.report.notes import GapGroup
-from saelens_adaptive_ortho.report.page.parts import Drawing, MetricTable, metric_table, render
+from saelens_adaptive_ortho.report.page.parts import (
+    Drawing,
+    MetricTable,
+    metric_table,
+    reference_table,
+    render,
+)
 from saelens_adaptive_ortho.report.statistics import EvaluationSummary, Summary, summarise
 from saelens_adaptive_ortho.report.tables import pair_title, seeds_text
 from saelens_adaptive_ortho.report.verdicts import EvaluationVerdict, Verdicts, judge
@@ -92,6 +98,7 @@ def render_page(results: Sequence[Result], config: str | None = None, name: str 
         ],
         overview=overview,
         headline=metric_table(summary, summary.headline) if summary.headline else None,
+        references=reference_table(summary, summary.headline),
         one_seed=len(summary.seeds) == 1,
         config=None if config is None else config.rstrip(),
         versions=[(name, ", ".join(seen)) for name, seen in summary.versions.items()],
