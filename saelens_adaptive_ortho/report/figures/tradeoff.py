@@ -49,7 +49,7 @@ _STYLE: dict[Any, Any] = {
     "xtick.labelsize": 9,
     "ytick.labelsize": 9,
 }
-_WIDTH, _HEIGHT = 5.2, 4.4
+_WIDTH, _HEIGHT = 4.7, 4.0
 
 
 class _Point(NamedTuple):
