@@ -31,11 +31,13 @@ __all__ = [
     "Evaluation",
     "Figure",
     "Metric",
+    "essential_keys",
     "evaluation",
     "find_runnable",
     "every",
     "headline_keys",
     "in_order",
+    "primary_keys",
     "runnable",
 ]
 
@@ -94,6 +96,19 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def headline_keys(keys: Iterable[str]) -> list[str]:
     """The headline metrics among ``keys``, in the table's order."""
+    return _among(keys, (key for e in every().values() for key in e.keys(e.headline)))
+
+
+def essential_keys(keys: Iterable[str]) -> list[str]:
+    """The metrics of the short table among ``keys``, in the table's order."""
+    return _among(keys, (key for e in every().values() for key in e.keys(e.essential)))
+
+
+def primary_keys(keys: Iterable[str]) -> list[str]:
+    """The primary metrics among ``keys``, in the table's order."""
+    return _among(keys, (key for e in every().values() for key in e.keys(e.primary)))
+
+
+def _among(keys: Iterable[str], wanted: Iterable[str]) -> list[str]:
     present = set(keys)
-    wanted = [key for e in every().values() for key in e.keys(e.headline)]
     return [key for key in wanted if key in present]

@@ -32,11 +32,18 @@ class Metric(NamedTuple):
         label: name of the metric in tables.
         unit: unit of the metric; empty if it has none.
         direction: which values are better; None if neither direction is clearly better.
+        margin: largest difference between two variants that does not matter. Two variants are
+            called equivalent only if a test shows that they differ by less (see
+            ``report.statistics``). None: the metric never gives that verdict.
+        resolution: smallest step of a value. A mean over n questions has the step 1/n; then
+            ``resolution`` is the name of the metric that holds n. None: the value has no steps.
     """
 
     label: str
     unit: str = ""
     direction: Direction | None = None
+    margin: float | None = None
+    resolution: float | str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ class Evaluation:
         primary: metrics that the verdict judges, chosen before any result was seen.
         headline: metrics in the headline table.
         glance: metrics with a panel in the headline figure.
+        essential: metrics in the short table.
         short: text before a metric's label outside the section; empty if the label is clear alone.
         caveat: a warning to the reader, if the results themselves do not contain one.
         figures: figures of the section.
@@ -93,6 +101,7 @@ class Evaluation:
     primary: tuple[str, ...] = ()
     headline: tuple[str, ...] = ()
     glance: tuple[str, ...] = ()
+    essential: tuple[str, ...] = ()
     short: str = ""
     caveat: str = ""
     figures: tuple[Figure, ...] = ()
@@ -114,12 +123,19 @@ class Evaluation:
         return None
 
 
+#: A loss of accuracy that does not matter in probing.
+PROBING_MARGIN = 0.01
+#: The own data sets have 400 test texts, the published ones more.
+_PROBING_RESOLUTION = {"accuracy": 1 / 400}
+
+
 def probing_metrics() -> dict[str, Metric]:
     """The metrics of the two evaluations that use linear probes."""
     rows: dict[str, Metric] = {}
     for name, label in (("accuracy", "accuracy"), ("auc", "AUC"), ("f1", "F1")):
-        rows[f"sae_top_{{n}}_{name}"] = Metric(f"{label}, k = {{n}}", "", "higher")
-        rows[f"sae_{name}"] = Metric(f"{label}, all latents", "", "higher")
+        step = _PROBING_RESOLUTION.get(name)
+        for metric, words in ((f"sae_top_{{n}}_{name}", "k = {n}"), (f"sae_{name}", "all latents")):
+            rows[metric] = Metric(f"{label}, {words}", "", "higher", PROBING_MARGIN, step)
         # Baselines without an SAE have the same value for every variant.
         rows[f"llm_{name}"] = Metric(f"{label} of the residual stream")
         rows[f"llm_top_{{n}}_{name}"] = Metric(f"{label} of {{n}} raw dimensions")

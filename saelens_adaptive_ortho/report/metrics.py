@@ -25,7 +25,8 @@ class MetricInfo:
 
     ``qualifier`` names the corpus or group of the value; it is empty if there is none.
     ``direction`` is None if no direction is better. If the name contains a number, ``number`` is
-    that number and ``template`` is the name with ``{n}`` in its place.
+    that number and ``template`` is the name with ``{n}`` in its place. ``margin`` and
+    ``resolution`` are those of the :class:`~saelens_adaptive_ortho.evaluations.Metric`.
     """
 
     key: str
@@ -35,6 +36,8 @@ class MetricInfo:
     direction: Direction | None
     template: str = ""
     number: str = ""
+    margin: float | None = None
+    resolution: float | str | None = None
 
     @property
     def label(self) -> str:
@@ -51,6 +54,11 @@ class MetricInfo:
     def arrow(self) -> str:
         """``↑`` if higher is better, ``↓`` if lower is better, else an empty string."""
         return {"higher": "↑", "lower": "↓"}.get(self.direction or "", "")
+
+    @property
+    def margin_text(self) -> str:
+        """``0.3 nats``; an empty string without a margin."""
+        return "" if self.margin is None else f"{self.margin:g} {self.unit}".rstrip()
 
     def with_number(self, number: str) -> str:
         """Return the name with ``number`` in place of its number: ``score, 10 / 50 latents``."""
@@ -79,6 +87,8 @@ def describe(key: str) -> MetricInfo:
                 known.direction,
                 known.label if n else "",
                 n,
+                known.margin,
+                known.resolution,
             )
     name = " ".join(parts[1:] or parts).replace("_", " ")
     return MetricInfo(key, name, domain, "", None)
