@@ -98,9 +98,15 @@ def prepare(
         if len(corpora) > 1:
             forgets = name == mixture.FORGET
             share *= cfg.ortho_forget_fraction if forgets else 1 - cfg.ortho_forget_fraction
-        n_contexts = int(cfg.training_tokens * share / usable) + 1 if share else mixture.UNTRAINED
+        trained = int(cfg.training_tokens * share / usable) + 1
         found = tokenise_corpus(
-            corpus, name, model.tokenizer, how, n_contexts, cache_dir, cfg.corpus_field(name)
+            corpus,
+            name,
+            model.tokenizer,
+            how,
+            train_contexts=trained if share else mixture.TRAIN_CONTEXTS,
+            cache_dir=cache_dir,
+            where=cfg.corpus_field(name),
         )
         tokenised.append(replace(found, share=shares[name]))
     return Prepared(model, tokenised)
