@@ -11,7 +11,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from saelens_adaptive_ortho.evaluations.absorption import ABSORPTION
-from saelens_adaptive_ortho.evaluations.contract import DOMAINS, Evaluation, Figure, Metric
+from saelens_adaptive_ortho.evaluations.contract import (
+    DOMAINS,
+    Evaluation,
+    Figure,
+    Metric,
+    name_pattern,
+)
 from saelens_adaptive_ortho.evaluations.core import CORE
 from saelens_adaptive_ortho.evaluations.ravel import RAVEL
 from saelens_adaptive_ortho.evaluations.sae_probes import SAE_PROBES
@@ -110,5 +116,11 @@ def primary_keys(keys: Iterable[str]) -> list[str]:
 
 
 def _among(keys: Iterable[str], wanted: Iterable[str]) -> list[str]:
-    present = set(keys)
-    return [key for key in wanted if key in present]
+    present, listed = list(dict.fromkeys(keys)), list(wanted)
+    found: dict[str, None] = {}
+    for key in listed:
+        # A key without a placeholder comes in its own place.
+        pattern = name_pattern(key)
+        others = [k for k in present if k not in listed and pattern.fullmatch(k)]
+        found |= dict.fromkeys([key] if key in present else others)
+    return list(found)

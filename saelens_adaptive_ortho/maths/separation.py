@@ -49,9 +49,9 @@ def update_rates(
 def corpus_sharing(rates: Float[Tensor, "2 d_sae"], ratio: float = 3.0) -> Float[Tensor, " d_sae"]:
     """``s_i = min(1, ratio * min(p_iF, p_iR) / max(p_iF, p_iR))``, in [0, 1].
 
-    It says how far latent i may serve both corpora. ``p_iF`` and ``p_iR`` are the firing rates on forget and on retain rows. ``s_i`` is 0 for a
-    latent that fires on one corpus only. It is 1 for a latent whose rates differ by at most the
-    factor ``ratio``, and for a latent that never fires.
+    It says how far latent i may serve both corpora. ``p_iF`` and ``p_iR`` are the firing rates on
+    forget and on retain rows. ``s_i`` is 0 for a latent that fires on one corpus only. It is 1 for
+    a latent whose rates differ by at most the factor ``ratio``, and for one that never fires.
 
     Raises:
         ValueError: ``ratio`` below 1.
@@ -88,9 +88,10 @@ def separation_penalty(
 ) -> Float[Tensor, ""]:
     """``L_sep = 1/batch * sum_b sum_i w_bi a_bi^2``.
 
-    It charges activations on the corpus that a latent leans away from. ``w_bi`` is ``max(0, -l_i)`` on a forget row and ``max(0, l_i)`` on a retain row. The
-    activations ``a_bi`` belong to decoder rows of norm 1, so ``L_sep`` has the units of the squared
-    reconstruction error. The gradient ``2 w_bi a_bi / batch`` reaches only latents that fire.
+    It charges activations on the corpus that a latent leans away from. ``w_bi`` is
+    ``max(0, -l_i)`` on a forget row and ``max(0, l_i)`` on a retain row. The activations ``a_bi``
+    belong to decoder rows of norm 1, so ``L_sep`` has the units of the squared reconstruction
+    error. The gradient ``2 w_bi a_bi / batch`` reaches only latents that fire.
 
     Args:
         acts: activations after the selection of the architecture (top-k, threshold, ...).
