@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 OrthoOrdering = Literal["frequency", "symmetric"]
+OrthoSeparated = Literal["forget", "both"]
 OrthoWeighting = Literal["energy", "uniform"]
 
 
@@ -67,6 +68,8 @@ class OrthoConfig(SwitchConfig):
         ortho_separation: lambda_sep of the group half, ``lambda_sep * L_sep`` (see
             :mod:`saelens_adaptive_ortho.maths.separation`). It needs batches of two corpora. None
             means 1 in the mode ``adaptive`` and 0 in all others; with one corpus it is absent.
+        ortho_separated: ``forget`` charges latents that lean to the forget corpus for their
+            activations on retain rows; ``both`` also charges the others for theirs on forget rows.
         ortho_sharing_ratio: a latent may serve both corpora if its firing rates on them differ by
             at most this factor.
         ortho_affinity: ``s_ij`` from co-activation: ``unsuppressed`` (lift, if neither latent is
@@ -106,6 +109,7 @@ class OrthoConfig(SwitchConfig):
     ortho_fade_end_step: int | None = field(default=None, metadata=bounds(ge=0))
     ortho_alpha: float = field(default=1.0, metadata=bounds(ge=0, le=1))
     ortho_separation: float | None = field(default=None, metadata=bounds(ge=0))
+    ortho_separated: OrthoSeparated = "forget"
     ortho_sharing_ratio: float = field(default=3.0, metadata=bounds(ge=1))
     ortho_affinity: str = "unsuppressed"
     ortho_weighting: OrthoWeighting = "energy"
@@ -222,7 +226,7 @@ def without_defaults_added_later(sae: dict[str, Any]) -> dict[str, Any]:
     """
     absent = set() if sae["ortho_settings"] else {"ortho_settings"}
     if not (sae["ortho_forget_rows"] and separation_coefficient(SimpleNamespace(**sae))):
-        absent |= {"ortho_separation", "ortho_sharing_ratio"}
+        absent |= {"ortho_separation", "ortho_separated", "ortho_sharing_ratio"}
     return {k: v for k, v in sae.items() if k not in absent}
 
 

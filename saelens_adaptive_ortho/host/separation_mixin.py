@@ -70,32 +70,41 @@ class SeparationMixin(SwitchMixin):
     def _separation(self, step_input: TrainStepInput, acts: Tensor) -> Tensor:
         """``lambda_sep * L_sep`` on every n-th step, with n times the coefficient; else 0."""
         cfg, step = self.cfg, step_input.n_training_steps
-        every = cfg.ortho_statistics_every
-        if step % every:
-            return acts.new_zeros((), dtype=torch.float32)
-        acts = acts.to_dense() if acts.is_sparse else acts
-        acts = acts.reshape(-1, acts.shape[-1])
-        self._update_leaning(acts)
-        if not self._unit_rows():
-            acts = acts * self.W_dec.norm(dim=-1)
-        loss = separation.separation_penalty(acts, self.ortho_leaning, cfg.ortho_forget_rows)
+        every, loss = cfg.ortho_statistics_every, acts.new_zeros((), dtype=torch.float32)
+        if step % every == 0:
+            acts = acts.to_dense() if acts.is_sparse else acts
+            acts = acts.reshape(-1, acts.shape[-1])
+            self._need_retain_rows(acts)
+            self._count_corpora(acts)
+        if step % cfg.ortho_refresh_every == 0:
+            self._form_leanings()
+        if step % every == 0:
+            if not self._unit_rows():
+                acts = acts * self.W_dec.norm(dim=-1)
+            loss = separation.separation_penalty(
+                acts, self.ortho_leaning, cfg.ortho_forget_rows, cfg.ortho_separated == "both"
+            )
         return step_input.coefficients["separation"] * every * loss
 
     @torch.no_grad()
-    def _update_leaning(self, acts: Tensor) -> None:
-        """Count the firings of a batch, and form the leanings from all counts."""
-        cfg = self.cfg
-        self._need_retain_rows(acts)
-        counts = separation.update_rates(
-            CorpusRates(self.ortho_corpus_samples, self.ortho_corpus_fired),
-            acts,
-            cfg.ortho_forget_rows,
-            cfg.ortho_statistics_decay,
+    def _count_corpora(self, acts: Tensor) -> None:
+        self._corpus_rates = separation.update_rates(
+            self._corpus_rates, acts, self.cfg.ortho_forget_rows, self.cfg.ortho_statistics_decay
         )
-        self.ortho_corpus_samples, self.ortho_corpus_fired = counts
+
+    @torch.no_grad()
+    def _form_leanings(self) -> None:
         self.ortho_leaning = separation.leanings(
-            counts.rates(), cfg.ortho_alpha, cfg.ortho_sharing_ratio
+            self._corpus_rates.rates(), self.cfg.ortho_alpha, self.cfg.ortho_sharing_ratio
         )
+
+    @property
+    def _corpus_rates(self) -> CorpusRates:
+        return CorpusRates(self.ortho_corpus_samples, self.ortho_corpus_fired)
+
+    @_corpus_rates.setter
+    def _corpus_rates(self, counts: CorpusRates) -> None:
+        self.ortho_corpus_samples, self.ortho_corpus_fired = counts
 
     def _need_retain_rows(self, acts: Tensor) -> None:
         rows = self.cfg.ortho_forget_rows

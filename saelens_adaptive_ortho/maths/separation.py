@@ -85,50 +85,44 @@ def separation_penalty(
     acts: Float[Tensor, "batch d_sae"],
     leaning: Float[Tensor, " d_sae"],
     forget_rows: int,
+    both_sides: bool = False,
 ) -> Float[Tensor, ""]:
-    """``L_sep = 1/batch * sum_b sum_i w_bi a_bi^2``.
+    """``L_sep = 1/batch * sum_{b in retain rows} sum_i max(0, l_i) a_bi^2``.
 
-    It charges activations on the corpus that a latent leans away from. ``w_bi`` is
-    ``max(0, -l_i)`` on a forget row and ``max(0, l_i)`` on a retain row. The activations ``a_bi``
-    belong to decoder rows of norm 1, so ``L_sep`` has the units of the squared reconstruction
-    error. The gradient ``2 w_bi a_bi / batch`` reaches only latents that fire.
+    It charges latents that lean to the forget corpus for their activations on retain text. The
+    activations ``a_bi`` belong to decoder rows of norm 1, so ``L_sep`` has the units of the squared
+    reconstruction error. The gradient ``2 max(0, l_i) a_bi / batch`` reaches only firing latents.
 
     Args:
         acts: activations after the selection of the architecture (top-k, threshold, ...).
         leaning: ``l_i`` of :func:`leanings`.
         forget_rows: rows ``[0:forget_rows]`` come from the forget corpus, the rest from the retain
             corpus.
+        both_sides: also charge latents that lean to the retain corpus for their activations on
+            forget rows, with the weight ``max(0, -l_i)``.
     """
-    return _SquaresOfTheOther.apply(acts, leaning.to(acts.dtype), forget_rows)  # type: ignore[no-any-return]
+    to_forget, to_retain = leaning.clamp(min=0), leaning.clamp(max=0).neg()
+    loss = _WeightedSquares.apply(acts, to_forget, slice(forget_rows, None))
+    if both_sides:
+        loss = loss + _WeightedSquares.apply(acts, to_retain, slice(0, forget_rows))
+    return loss
 
 
-class _SquaresOfTheOther(torch.autograd.Function):
-    """The penalty with a gradient that reads and writes [batch, d_sae] once."""
+class _WeightedSquares(torch.autograd.Function):
+    """``1/batch * sum_{b in rows} sum_i w_i a_bi^2``. Its backward pass touches each entry once."""
 
     @staticmethod
-    def forward(ctx: Any, acts: Tensor, leaning: Tensor, forget_rows: int) -> Tensor:
-        ctx.save_for_backward(acts, leaning)
-        ctx.forget_rows = forget_rows
-        total = acts.new_zeros((), dtype=torch.promote_types(acts.dtype, torch.float32))
-        for part, weight in _parts(acts, leaning, forget_rows):
-            total += (part.to(total.dtype).square() @ weight.to(total.dtype)).sum()
-        return total / len(acts)
+    def forward(ctx: Any, acts: Tensor, weights: Tensor, rows: slice) -> Tensor:
+        ctx.save_for_backward(acts, weights)
+        ctx.rows = rows
+        chosen = acts[rows].to(torch.promote_types(acts.dtype, torch.float32))
+        return (chosen.square() @ weights.to(chosen.dtype)).sum() / len(acts)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        acts, leaning = ctx.saved_tensors
-        factor = 2 * gradient / len(acts)
-        parts = [
-            part * (weight * factor).to(acts.dtype)
-            for part, weight in _parts(acts, leaning, ctx.forget_rows)
-        ]
-        return torch.cat(parts), None, None
-
-
-def _parts(acts: Tensor, leaning: Tensor, forget_rows: int) -> list[tuple[Tensor, Tensor]]:
-    """Forget rows and retain rows, each with the weights of its latents."""
-    return [
-        (acts[:forget_rows], leaning.clamp(max=0).neg()),
-        (acts[forget_rows:], leaning.clamp(min=0)),
-    ]
+        acts, weights = ctx.saved_tensors
+        out = torch.zeros_like(acts)
+        factors = (weights * (2 * gradient / len(acts))).to(acts.dtype)
+        out[ctx.rows] = acts[ctx.rows] * factors
+        return out, None, None

@@ -57,22 +57,25 @@ def test_ratio_below_one_is_refused() -> None:
         corpus_sharing(RATES, 0.5)
 
 
+@pytest.mark.parametrize("both_sides", [False, True])
 @pytest.mark.parametrize("forget_rows", [1, 5, 11])
-def test_penalty_equals_the_written_sum(forget_rows: int) -> None:
+def test_penalty_equals_the_written_sum(forget_rows: int, both_sides: bool) -> None:
     acts, leaning = batch(), leanings(RATES, 0.5, 3.0)
     expected = 0.0
     for b in range(len(acts)):
         for i in range(acts.shape[1]):
             lean = float(leaning[i])
-            weight = max(0.0, -lean) if b < forget_rows else max(0.0, lean)
+            weight = max(0.0, -lean) * both_sides if b < forget_rows else max(0.0, lean)
             expected += weight * float(acts[b, i]) ** 2 / len(acts)
-    assert float(separation_penalty(acts, leaning, forget_rows)) == pytest.approx(expected)
+    assert float(separation_penalty(acts, leaning, forget_rows, both_sides)) == pytest.approx(
+        expected
+    )
 
 
 def test_gradient_is_exact_and_reaches_only_latents_that_fire() -> None:
     acts, leaning = batch().requires_grad_(), leanings(RATES, 0.5, 3.0).double()
-    assert torch.autograd.gradcheck(lambda a: separation_penalty(a, leaning, 5), (acts,))
-    (2.5 * separation_penalty(acts, leaning, 5)).backward()
+    assert torch.autograd.gradcheck(lambda a: separation_penalty(a, leaning, 5, True), (acts,))
+    (2.5 * separation_penalty(acts, leaning, 5, True)).backward()
     weight = torch.cat([(-leaning).clamp(min=0).expand(5, -1), leaning.clamp(min=0).expand(7, -1)])
     assert torch.allclose(acts.grad, 2.5 * 2 * weight * acts.detach() / 12)
     assert (acts.grad[acts == 0] == 0).all()
@@ -82,7 +85,7 @@ def test_latents_that_keep_to_their_corpus_pay_nothing() -> None:
     acts = batch()
     acts[:5, [4, 5]] = 0  # the latents that lean to retain are silent on forget rows
     acts[5:, [0, 1, 2]] = 0
-    assert float(separation_penalty(acts, leanings(RATES, 0.0), 5)) == 0
+    assert float(separation_penalty(acts, leanings(RATES, 0.0), 5, both_sides=True)) == 0
 
 
 def test_half_precision_keeps_the_sum_in_float32() -> None:
