@@ -24,12 +24,12 @@ from saelens_adaptive_ortho.results import (
     write_results_file,
 )
 
-#: Texts in the details of a result; tables and verdicts show them.
-WORDS = ("caveat", "source", "verdict", "mcq_reason")
+#: What tables, verdicts and the trade-off figure show of the details of a result.
+KEPT = ("caveat", "source", "verdict", "mcq_reason", "references")
 
 
 def compact_results(results: Sequence[Result]) -> list[Result]:
-    """Return the results with only what tables need: metrics, and the texts of the details.
+    """Return the results with only what tables need: metrics, and some of the details.
 
     For an alpha study, only the metrics of its table are kept, and results without any of them are
     left out.
@@ -42,8 +42,8 @@ def compact_results(results: Sequence[Result]) -> list[Result]:
             metrics = {n: v for n, v in metrics.items() if f"{result.eval}/{n}" in PANELS}
             if not metrics:
                 continue
-        words = {n: v for n, v in result.details.items() if n in WORDS and not study}
-        kept.append(dataclasses.replace(result, metrics=metrics, details=words))
+        details = {n: v for n, v in result.details.items() if n in KEPT and not study}
+        kept.append(dataclasses.replace(result, metrics=metrics, details=details))
     return kept
 
 

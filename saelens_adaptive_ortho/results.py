@@ -24,7 +24,7 @@ from saelens_adaptive_ortho.files import write_text_atomic
 SCHEMA_VERSION = 1
 
 #: Variants that always come first. The others follow in order of appearance.
-LEADING_VARIANTS = ("baseline", "fixed", "adaptive")
+LEADING_VARIANTS = ("baseline", "fixed", "directions", "groups", "adaptive")
 
 #: Name of the file with all results of a run, in a folder that replaces the run folder.
 RESULTS_FILE = "results.jsonl"
@@ -261,7 +261,7 @@ def refuse_doubles(results: Iterable[Result], where: object) -> None:
 def order_variants(names: Iterable[str], first: Sequence[str] | None = None) -> list[str]:
     """Return the distinct names in report order.
 
-    The names in ``first`` come first (default: baseline, fixed, adaptive). The others follow in
+    The names in ``first`` come first (by default :data:`LEADING_VARIANTS`). The others follow in
     order of appearance. The first returned name is the reference of every comparison.
     """
     distinct = list(dict.fromkeys(names))

@@ -36,10 +36,10 @@ from evals.synthetic.tables import ONE_WORLD, SEPARATION_METRICS
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import StorageError, check_writable, write_json
 from saelens_adaptive_ortho.host.config import (
+    DEFAULT_SEPARATION,
     OrthoOrdering,
     OrthoWeighting,
     ortho_coefficient,
-    ortho_field_names,
 )
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.synthetic.pool import load_pool
@@ -79,7 +79,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": {"mode": "off"},
     "fixed": {"mode": "fixed"},
     "directions": {"mode": "adaptive", "ortho_separation": 0.0},
-    "groups": {"mode": "off", "ortho_separation": 1.0},
+    "groups": {"mode": "off", "ortho_separation": DEFAULT_SEPARATION},
     "adaptive": {"mode": "adaptive"},
 }
 """Mode and SAE settings of each variant of the stage ``separation``."""
@@ -274,12 +274,6 @@ def separation_jobs(
                     run = build_run("domains", base, changed.pop("mode"), seed, changed)
                     jobs.append(Job(run, name, axis))
     return jobs
-
-
-def known_variants() -> list[str]:
-    """Return the variants whose settings exist in the installed version."""
-    known = {"mode", *ortho_field_names()}
-    return [name for name, settings in VARIANTS.items() if set(settings) <= known]
 
 
 def _label(changes: dict[str, Any]) -> str:
@@ -539,7 +533,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seeds", default=None, help="comma-separated; default: those of the stage"
     )
     parser.add_argument("--world-seeds", default=",".join(map(str, WORLD_SEEDS)), help="final only")
-    parser.add_argument("--variants", default=",".join(known_variants()), help="separation only")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="separation only")
     parser.add_argument("--fixed-coefficient", type=float, help="instead of the best one")
     parser.add_argument("--only", default="", help="run only jobs whose name contains this")
     parser.add_argument("--list", action="store_true", help="list the runs, run nothing")
@@ -566,7 +560,7 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
     for field, given, known in (
         ("--worlds", worlds, WORLDS),
         ("--bases", bases, BASES),
-        ("--variants", variants, known_variants()),
+        ("--variants", variants, VARIANTS),
     ):
         for name in given:
             if name not in known:

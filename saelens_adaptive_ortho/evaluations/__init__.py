@@ -11,7 +11,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from saelens_adaptive_ortho.evaluations.absorption import ABSORPTION
-from saelens_adaptive_ortho.evaluations.contract import DOMAINS, Evaluation, Figure, Metric
+from saelens_adaptive_ortho.evaluations.contract import (
+    DOMAINS,
+    Evaluation,
+    Figure,
+    Metric,
+    name_pattern,
+)
 from saelens_adaptive_ortho.evaluations.core import CORE
 from saelens_adaptive_ortho.evaluations.ravel import RAVEL
 from saelens_adaptive_ortho.evaluations.sae_probes import SAE_PROBES
@@ -31,11 +37,13 @@ __all__ = [
     "Evaluation",
     "Figure",
     "Metric",
+    "essential_keys",
     "evaluation",
     "find_runnable",
     "every",
     "headline_keys",
     "in_order",
+    "primary_keys",
     "runnable",
 ]
 
@@ -94,6 +102,25 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def headline_keys(keys: Iterable[str]) -> list[str]:
     """The headline metrics among ``keys``, in the table's order."""
-    present = set(keys)
-    wanted = [key for e in every().values() for key in e.keys(e.headline)]
-    return [key for key in wanted if key in present]
+    return _among(keys, (key for e in every().values() for key in e.keys(e.headline)))
+
+
+def essential_keys(keys: Iterable[str]) -> list[str]:
+    """The metrics of the short table among ``keys``, in the table's order."""
+    return _among(keys, (key for e in every().values() for key in e.keys(e.essential)))
+
+
+def primary_keys(keys: Iterable[str]) -> list[str]:
+    """The primary metrics among ``keys``, in the table's order."""
+    return _among(keys, (key for e in every().values() for key in e.keys(e.primary)))
+
+
+def _among(keys: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    present, listed = list(dict.fromkeys(keys)), list(wanted)
+    found: dict[str, None] = {}
+    for key in listed:
+        # A key without a placeholder comes in its own place.
+        pattern = name_pattern(key)
+        others = [k for k in present if k not in listed and pattern.fullmatch(k)]
+        found |= dict.fromkeys([key] if key in present else others)
+    return list(found)

@@ -7,8 +7,10 @@ is imported only then. So the report and the command line know every evaluation 
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal, NamedTuple
 
 Direction = Literal["higher", "lower"]
@@ -18,6 +20,7 @@ AUTO = "auto"  # a source of data that depends on the model
 SAE_BENCH = ("sae_bench",)
 EXTRAS = {"sae_bench": "'saelens-adaptive-ortho[bench]'"}  # what `pip install` needs
 DOMAINS = ("pooled", "forget", "retain")
+PLACEHOLDERS = {"n": r"\d+(?:\.\d+)?", "corpus": r"[A-Za-z0-9][A-Za-z0-9_-]*"}
 FIGURES = "saelens_adaptive_ortho.report.figures"
 ABLATION_CAVEAT = (
     "Read with care: “Are Sparse Autoencoder Benchmarks Reliable?” (arXiv 2605.18229) finds that "
@@ -32,11 +35,18 @@ class Metric(NamedTuple):
         label: name of the metric in tables.
         unit: unit of the metric; empty if it has none.
         direction: which values are better; None if neither direction is clearly better.
+        margin: largest difference between two variants that does not matter. Two variants are
+            called equivalent only if a test shows that they differ by less (see
+            ``report.statistics``). None: the metric never gives that verdict.
+        resolution: smallest step of a value. A mean over n questions has the step 1/n; then
+            ``resolution`` is the name of the metric that holds n. None: the value has no steps.
     """
 
     label: str
     unit: str = ""
     direction: Direction | None = None
+    margin: float | None = None
+    resolution: float | str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,11 +82,15 @@ class Evaluation:
             the training writes.
         version: raise it when the numbers change meaning; then old results are computed again.
         needs: packages that must be installed, such as those of an extra.
-        metrics: metrics by name. A name may be a prefix (``condition_number`` covers every group),
-            and ``{n}`` in a name stands for a number.
+        metrics: metrics by name. A name may be a prefix (``condition_number`` covers every group).
+            ``{n}`` in a name and in its label stands for a number, ``{corpus}`` for the name of a
+            corpus.
+        by_corpus: whether each metric is measured on every corpus. Then the names in result files
+            begin with a corpus or ``pooled/``, and those in ``metrics`` do not.
         primary: metrics that the verdict judges, chosen before any result was seen.
-        headline: metrics in the headline table.
+        headline: metrics in the headline table. ``{corpus}`` stands for every other corpus.
         glance: metrics with a panel in the headline figure.
+        essential: metrics in the short table.
         short: text before a metric's label outside the section; empty if the label is clear alone.
         caveat: a warning to the reader, if the results themselves do not contain one.
         figures: figures of the section.
@@ -90,9 +104,11 @@ class Evaluation:
     version: int = 1
     needs: tuple[str, ...] = ()
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    by_corpus: bool = False
     primary: tuple[str, ...] = ()
     headline: tuple[str, ...] = ()
     glance: tuple[str, ...] = ()
+    essential: tuple[str, ...] = ()
     short: str = ""
     caveat: str = ""
     figures: tuple[Figure, ...] = ()
@@ -114,12 +130,29 @@ class Evaluation:
         return None
 
 
+#: A loss of accuracy that does not matter in probing.
+PROBING_MARGIN = 0.01
+#: The own data sets have 400 test texts, the published ones more.
+_PROBING_RESOLUTION = {"accuracy": 1 / 400}
+
+
+@cache
+def name_pattern(name: str) -> re.Pattern[str]:
+    """A pattern of the names that a name with ``{n}`` or ``{corpus}`` stands for."""
+    pattern = re.escape(name)
+    for placeholder, values in PLACEHOLDERS.items():
+        escaped = re.escape(f"{{{placeholder}}}")
+        pattern = pattern.replace(escaped, f"(?P<{placeholder}>{values})", 1)
+    return re.compile(pattern)
+
+
 def probing_metrics() -> dict[str, Metric]:
     """The metrics of the two evaluations that use linear probes."""
     rows: dict[str, Metric] = {}
     for name, label in (("accuracy", "accuracy"), ("auc", "AUC"), ("f1", "F1")):
-        rows[f"sae_top_{{n}}_{name}"] = Metric(f"{label}, k = {{n}}", "", "higher")
-        rows[f"sae_{name}"] = Metric(f"{label}, all latents", "", "higher")
+        step = _PROBING_RESOLUTION.get(name)
+        for metric, words in ((f"sae_top_{{n}}_{name}", "k = {n}"), (f"sae_{name}", "all latents")):
+            rows[metric] = Metric(f"{label}, {words}", "", "higher", PROBING_MARGIN, step)
         # Baselines without an SAE have the same value for every variant.
         rows[f"llm_{name}"] = Metric(f"{label} of the residual stream")
         rows[f"llm_top_{{n}}_{name}"] = Metric(f"{label} of {{n}} raw dimensions")

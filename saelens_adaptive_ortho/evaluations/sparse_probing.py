@@ -62,6 +62,7 @@ SPARSE_PROBING = Evaluation(
     primary=PRIMARY,
     headline=PRIMARY,
     glance=("sae_top_5_accuracy",),
+    essential=("sae_top_1_accuracy",),
     short="sparse probing",
     figures=(
         Figure(

@@ -15,7 +15,7 @@ TRAINING = Evaluation(
         "tokens": Metric("training tokens", "tokens"),
         "steps": Metric("training steps", "steps"),
         "train_seconds": Metric("training time", "s", "lower"),
-        "dead_latents": Metric("dead latents", "latents", "lower"),
+        "dead_latents": Metric("dead latents", "latents", "lower", resolution=1.0),
         "final_mse_loss": Metric("final training MSE", "", "lower"),
         "final_ortho_loss": Metric("final orthogonality loss"),
         "captured_mean": Metric("neighbours captured, mean", "", "higher"),

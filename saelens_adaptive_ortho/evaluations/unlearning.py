@@ -13,6 +13,12 @@ PRIMARY = (
     *(f"mcq/forget_accuracy_at_{limit}" for limit in ("0.99", "0.95", "0.90")),
 )
 
+#: Nats. Differences between paired seeds have a standard deviation of about 0.3, so this is the
+#: smallest margin that eight seeds can decide.
+DAMAGE_MARGIN = 0.3
+#: Share of questions.
+ACCURACY_MARGIN = 0.05
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -70,19 +76,31 @@ UNLEARNING = Evaluation(
     version=3,
     metrics={
         "loss/forget_damage_at_{n}": Metric(
-            "forget damage at retain damage ≤ {n} nats", "nats", "higher"
+            "forget damage at retain damage ≤ {n} nats", "nats", "higher", DAMAGE_MARGIN
         ),
         "loss/forget_damage_at_{n}_halfwidth": Metric(
             "bootstrap half-width at retain damage ≤ {n} nats", "nats"
         ),
-        "loss/area": Metric("forget damage, mean over retain damage ≤ 0.20 nats", "nats", "higher"),
+        "loss/area": Metric(
+            "forget damage, mean over retain damage ≤ 0.20 nats", "nats", "higher", DAMAGE_MARGIN
+        ),
         "mcq/forget_accuracy_at_{n}": Metric(
-            "forget accuracy at retain accuracy ≥ {n}", "", "lower"
+            "forget accuracy at retain accuracy ≥ {n}",
+            "",
+            "lower",
+            ACCURACY_MARGIN,
+            "mcq/n_forget_questions",
         ),
         "mcq/forget_accuracy_at_{n}_halfwidth": Metric(
             "bootstrap half-width at retain accuracy ≥ {n}"
         ),
-        "mcq/area": Metric("forget accuracy, mean over retain accuracy ≥ 0.90", "", "lower"),
+        "mcq/area": Metric(
+            "forget accuracy, mean over retain accuracy ≥ 0.90",
+            "",
+            "lower",
+            ACCURACY_MARGIN,
+            "mcq/n_forget_questions",
+        ),
         "mcq/original_forget_accuracy": Metric("forget accuracy, model untouched"),
         "mcq/original_retain_accuracy": Metric("retain accuracy, model untouched"),
         "mcq/chance": Metric("accuracy by chance"),
@@ -93,6 +111,7 @@ UNLEARNING = Evaluation(
     primary=PRIMARY,
     headline=(*PRIMARY, "score"),
     glance=("loss/forget_damage_at_0.10", "mcq/forget_accuracy_at_0.95"),
+    essential=PRIMARY,
     short="unlearning",
     caveat="Read the frontier, not the published score, which is degenerate: single SAEs of "
     "one architecture span 0.0075 to 0.11.",

@@ -9,6 +9,7 @@ field. A nested dataclass would come back as a dict.
 
 import json
 from dataclasses import dataclass, field, fields
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -32,7 +33,12 @@ __all__ = [
 ]
 
 OrthoOrdering = Literal["frequency", "symmetric"]
+OrthoSeparated = Literal["forget", "both"]
 OrthoWeighting = Literal["energy", "uniform"]
+
+
+# lambda_sep of the mode ``adaptive``.
+DEFAULT_SEPARATION = 1.0
 
 
 @dataclass(kw_only=True)
@@ -59,6 +65,13 @@ class OrthoConfig(SwitchConfig):
         ortho_fade_start_step: step at which lambda starts to fall to 0; None means no fade-out.
         ortho_fade_end_step: step from which lambda is 0.
         ortho_alpha: controlled sharing in [0, 1]; pair weight ``1 - alpha * s_ij``.
+        ortho_separation: lambda_sep of the group half, ``lambda_sep * L_sep`` (see
+            :mod:`saelens_adaptive_ortho.maths.separation`). It needs batches of two corpora. None
+            means 1 in the mode ``adaptive`` and 0 in all others; with one corpus it is absent.
+        ortho_separated: ``forget`` charges latents that lean to the forget corpus for their
+            activations on retain rows; ``both`` also charges the others for theirs on forget rows.
+        ortho_sharing_ratio: a latent may serve both corpora if its firing rates on them differ by
+            at most this factor.
         ortho_affinity: ``s_ij`` from co-activation: ``unsuppressed`` (lift, if neither latent is
             weaker when the other fires too), ``lift``, ``overlap``, ``group`` (1 in the same
             co-activation group, else 0), or an affinity of an installed package.
@@ -95,6 +108,9 @@ class OrthoConfig(SwitchConfig):
     ortho_fade_start_step: int | None = field(default=None, metadata=bounds(ge=0))
     ortho_fade_end_step: int | None = field(default=None, metadata=bounds(ge=0))
     ortho_alpha: float = field(default=1.0, metadata=bounds(ge=0, le=1))
+    ortho_separation: float | None = field(default=None, metadata=bounds(ge=0))
+    ortho_separated: OrthoSeparated = "forget"
+    ortho_sharing_ratio: float = field(default=3.0, metadata=bounds(ge=1))
     ortho_affinity: str = "unsuppressed"
     ortho_weighting: OrthoWeighting = "energy"
     ortho_ordering: OrthoOrdering = "frequency"
@@ -195,13 +211,23 @@ def ortho_coefficient(cfg: Any) -> float:
     return MEAN_COEFFICIENT if penalty is None else penalty.coefficient(cfg)
 
 
+def separation_coefficient(cfg: Any) -> float:
+    """lambda_sep of an SAE config: its ``ortho_separation``, or the default of its mode."""
+    if cfg.ortho_separation is not None:
+        return cfg.ortho_separation
+    return DEFAULT_SEPARATION if cfg.ortho_mode == "adaptive" else 0.0
+
+
 def without_defaults_added_later(sae: dict[str, Any]) -> dict[str, Any]:
     """Fields of an SAE config by name, for a digest of settings.
 
-    Some fields were added after runs had been saved. Such a field is left out if it has its
-    default, so that the digests of the saved runs do not change.
+    Some fields were added after runs had been saved. Such a field is left out if it changes
+    nothing, so that the digests of the saved runs do not change.
     """
-    return {k: v for k, v in sae.items() if k != "ortho_settings" or v}
+    absent = set() if sae["ortho_settings"] else {"ortho_settings"}
+    if not (sae["ortho_forget_rows"] and separation_coefficient(SimpleNamespace(**sae))):
+        absent |= {"ortho_separation", "ortho_separated", "ortho_sharing_ratio"}
+    return {k: v for k, v in sae.items() if k not in absent}
 
 
 def ortho_field_names() -> list[str]:

@@ -13,9 +13,8 @@ import torch
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from torch import Tensor
 
-from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.host.config import ortho_coefficient, penalty_of
-from saelens_adaptive_ortho.host.switch_mixin import SwitchMixin
+from saelens_adaptive_ortho.host.separation_mixin import SeparationMixin
 from saelens_adaptive_ortho.maths import coactivation, grouping, neighbours, schedule
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.maths.coactivation import CoactivationState
@@ -30,7 +29,7 @@ CHECK_EVERY = 5
 CHECKED_LATENTS = 512
 
 
-class AdaptiveOrthoMixin(SwitchMixin):
+class AdaptiveOrthoMixin(SeparationMixin):
     """Adds ``lambda(t) * scale * L_ortho`` to a stock training SAE.
 
     The state is in persistent buffers of fixed shape named ``ortho_*``, so that SAELens's own
@@ -111,8 +110,6 @@ class AdaptiveOrthoMixin(SwitchMixin):
             hidden_pre=hidden_pre,
             sae_out=sae_out,
         )
-        if not isinstance(losses, dict):  # SAELens also allows a single tensor
-            losses = {"aux_loss": losses}
         loss, self._ortho_loss = self._ortho_loss, None
         return losses if loss is None else {**losses, "ortho_loss": loss}
 
@@ -244,13 +241,7 @@ class AdaptiveOrthoMixin(SwitchMixin):
 
     def _count(self, acts: Tensor, step: int) -> None:
         cfg = self.cfg
-        if cfg.ortho_forget_rows >= acts.shape[0]:
-            raise reject(
-                "ortho_forget_rows",
-                cfg.ortho_forget_rows,
-                f"a batch has only {acts.shape[0]} rows and needs some from the retain corpus. "
-                "Leave it 0 unless batches are domain-stratified (the project's runner sets it).",
-            )
+        self._need_retain_rows(acts)
         signs = coactivation.random_signs(
             acts.shape[0], cfg.ortho_sketch_size, cfg.ortho_seed, step
         )
@@ -263,10 +254,6 @@ class AdaptiveOrthoMixin(SwitchMixin):
             cfg.ortho_forget_rows,
             None if self._unit_rows() else self.W_dec.detach().float().norm(dim=-1),
         )
-
-    def _unit_rows(self) -> bool:
-        """Whether the activations already belong to decoder rows of norm 1."""
-        return getattr(self.cfg, "rescale_acts_by_decoder_norm", False)
 
     @torch.no_grad()
     def ortho_check(self, rows: Tensor) -> float:

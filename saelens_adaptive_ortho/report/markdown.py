@@ -6,7 +6,8 @@ A table stands between two markers, each on a line of its own::
     <!-- /results -->
 
 PATH is the folder or file with the results. The word before it names the renderer: ``results``
-makes the table and the verdicts of a comparison. A study can add renderers of its own.
+makes the table and the verdicts of a comparison. ``<!-- results: PATH short -->`` makes the short
+table and one sentence of what was found. A study can add renderers of its own.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from pathlib import Path
 
 from saelens_adaptive_ortho.files import write_text_atomic
 from saelens_adaptive_ortho.report.statistics import summarise
-from saelens_adaptive_ortho.report.tables import markdown_table, markdown_verdicts
+from saelens_adaptive_ortho.report.tables import markdown_table, markdown_verdicts, short_table
 from saelens_adaptive_ortho.results import Result, ResultError, load_results
 
 #: Makes the text between two markers from (root, PATH, position of the marker).
 Renderer = Callable[[Path, str, str], str]
+
+#: After the PATH of ``results``, this word asks for the short table.
+SHORT = " short"
 
 
 def update_tables(
@@ -90,8 +94,10 @@ def update_tables(
 
 
 def comparison(root: Path, path: str, where: str) -> str:
-    """Return the table and the verdicts of a comparison."""
-    summary = summarise(results_of(root, path, where))
+    """Return the table and the verdicts of a comparison; after ``PATH short`` the short table."""
+    summary = summarise(results_of(root, path.removesuffix(SHORT).rstrip(), where))
+    if path.endswith(SHORT):
+        return short_table(summary).rstrip()
     return f"{markdown_table(summary)}\n{markdown_verdicts(summary).rstrip()}"
 
 

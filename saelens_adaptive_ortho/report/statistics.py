@@ -1,4 +1,4 @@
-"""Statistics over seeds: spread of each variant, and paired differences between variants.
+"""Statistics over seeds: spread of each variant, paired differences, and verdicts on them.
 
 For one seed, all variants start from the same initial weights and see the same activations in
 the same order. The difference between two variants is therefore computed seed by seed, so that
@@ -11,26 +11,36 @@ Formulas, for n values x with mean m and sample standard deviation s (divisor n 
 * paired difference: the same interval of d = x(variant, seed) - x(reference, seed)
 * effect size (Cohen's dz): mean(d) / s(d)
 
-The intervals are per metric. They are not corrected for the number of metrics: among twenty
-metrics without any true difference, one interval is expected to exclude zero. The verdict on an
-evaluation (see `verdicts`) therefore uses only its few primary metrics. It gives their number, and
-how many of their differences remain after Bonferroni's correction for that number.
+The intervals take one metric at a time: among twenty metrics without any true difference, one
+interval is expected to exclude zero. The verdicts are corrected for that. A difference is
+
+* *better* or *worse* if its paired t-test is significant at 5% after Holm's correction over the
+  family of the metric (:func:`families`), for one pair of variants;
+* *equivalent* if two one-sided t-tests (:func:`equivalence_p`) show at 5% that it lies within the
+  margin of the metric. A metric without a margin never gives this verdict;
+* *inconclusive* in all other cases. It does not mean that there is no difference.
+
+A verdict needs three seeds (`MIN_SEEDS`). The standard deviation of the differences must exceed the
+resolution of the metric, because a smaller spread only says that the steps of the metric hide it.
+For "better" and "worse" the mean difference must exceed the resolution, too. A metric without a
+resolution needs a spread above zero.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
+from scipy.special import stdtr, stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
 from saelens_adaptive_ortho.evaluations import (
     Evaluation,
     evaluation,
     headline_keys,
     in_order,
+    primary_keys,
 )
 from saelens_adaptive_ortho.report.bootstrap import difference_interval
 from saelens_adaptive_ortho.report.metrics import MetricInfo, describe
@@ -44,31 +54,75 @@ from saelens_adaptive_ortho.report.notes import (
 )
 from saelens_adaptive_ortho.results import Result, order_variants, refuse_doubles
 
-MetricVerdict = Literal["better", "worse", "no difference at 95%", "too few seeds"]
+MetricVerdict = Literal["better", "worse", "equivalent", "inconclusive", "too few seeds"]
 #: The verdict on several metrics together; "mixed" means better in some and worse in others.
 JointVerdict = Literal[
-    "better", "worse", "no difference at 95%", "too few seeds", "mixed", "not measured"
+    "better", "worse", "equivalent", "inconclusive", "too few seeds", "mixed", "not measured"
 ]
 
 BETTER: Literal["better"] = "better"
 WORSE: Literal["worse"] = "worse"
-NO_DIFFERENCE: Literal["no difference at 95%"] = "no difference at 95%"
+EQUIVALENT: Literal["equivalent"] = "equivalent"
+INCONCLUSIVE: Literal["inconclusive"] = "inconclusive"
 TOO_FEW: Literal["too few seeds"] = "too few seeds"
 MIXED: Literal["mixed"] = "mixed"
 NOT_MEASURED: Literal["not measured"] = "not measured"
 
+#: A verdict needs this many paired seeds.
+MIN_SEEDS = 3
+#: Level of the tests.
+LEVEL = 0.05
 #: A difference below this share of the metric's size is rounding and counts as zero.
 _ROUNDING = 1e-12
-
-
-def brief(verdict: JointVerdict) -> str:
-    """Return the verdict without the level of 95%, for places that name the level elsewhere."""
-    return "no difference" if verdict == NO_DIFFERENCE else verdict
 
 
 def t_quantile(freedom: int, p: float) -> float:
     """Return quantile ``p`` of the t distribution with ``freedom`` degrees of freedom."""
     return float(stdtrit(freedom, p))
+
+
+def difference_p(mean: float, std: float, n: int) -> float:
+    """Two-sided p of the t-test that a mean is zero: ``2 T(-|mean| √n / std; n - 1)``.
+
+    ``T`` is the distribution function of Student's t. ``std`` must be positive.
+    """
+    return 2 * float(stdtr(n - 1, -abs(mean) * math.sqrt(n) / std))
+
+
+def equivalence_p(mean: float, std: float, n: int, margin: float) -> float:
+    """p of two one-sided t-tests (TOST) that a mean lies outside (-margin, margin).
+
+    ``T((|mean| - margin) √n / std; n - 1)``, the larger p of the two tests. It is at most 0.05 if
+    the 90% t-interval lies within the margin. ``std`` must be positive.
+    """
+    return float(stdtr(n - 1, (abs(mean) - margin) * math.sqrt(n) / std))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Return the p values after Holm's correction for their number m, in the given order.
+
+    The k-th smallest p (k from 1) becomes ``max_{j <= k} min(1, (m - j + 1) p_j)``. Rejecting all
+    that are at most 5% gives a false rejection among them in at most 5% of cases, however the tests
+    depend on each other.
+    """
+    corrected = [1.0] * len(p)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def families(keys: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the two families of metrics that Holm's correction is for, among ``keys``.
+
+    The first family is the headline and primary metrics with a better direction: those of the
+    headline table and of the verdicts. The second family is every metric with a better direction;
+    it is used for the metrics that are not in the first family.
+    """
+    directed = [key for key in keys if describe(key).direction is not None]
+    first = {*headline_keys(directed), *primary_keys(directed)}
+    return [key for key in directed if key in first], directed
 
 
 @dataclass(frozen=True)
@@ -108,30 +162,53 @@ class Spread:
 class Difference:
     """``variant`` minus ``reference``, paired over the seeds that both have.
 
-    ``dz`` is Cohen's effect size for paired values. It is None with fewer than two seeds, or if
-    all differences are equal. ``verdict`` is None for a metric without a direction.
-    ``bootstrap95`` is an interval over seeds and units; it is None if the evaluation stored no
-    replicates (see `bootstrap`).
+    Args:
+        variant: variant that is judged.
+        reference: variant that it is compared with.
+        spread: the differences by seed, with their mean and interval.
+        dz: Cohen's effect size for paired values; None with fewer than two seeds, or if all
+            differences are equal.
+        bootstrap95: interval over seeds and units (see `bootstrap`); None if the evaluation stored
+            no replicates.
+        p: p of the paired t-test; None for a metric without a direction or with too few seeds, 1 if
+            differences or their spread do not exceed the resolution of the metric.
+        p_equivalence: p of the two one-sided t-tests against the margin; None if there is no margin
+            or no sufficient spread.
+        margin: the margin as text; empty if the metric has none.
+        p_holm: ``p`` after Holm's correction.
+        family: number of metrics that Holm's correction is for.
+        verdict: the verdict; None for a metric without a direction.
     """
 
     variant: str
     reference: str
     spread: Spread
-    dz: float | None
-    verdict: MetricVerdict | None
+    dz: float | None = None
     bootstrap95: tuple[float, float] | None = None
+    p: float | None = None
+    p_equivalence: float | None = None
+    margin: str = ""
+    p_holm: float | None = None
+    family: int = 0
+    verdict: MetricVerdict | None = None
 
-    def remains(self, m: int) -> bool:
-        """Whether the difference is better or worse at 95% for ``m`` metrics together (Bonferroni).
+    @property
+    def equivalent(self) -> bool:
+        """Whether the difference is shown to lie within the margin.
 
-        This is so if the t-interval at level 1 - 0.05 / m excludes zero.
+        A difference can be better or worse and yet lie within the margin.
         """
-        spread = self.spread
-        if spread.ci95 is None or spread.mean is None or self.verdict not in (BETTER, WORSE):
-            return False
-        half = (spread.ci95[1] - spread.ci95[0]) / 2
-        wider = t_quantile(spread.n - 1, 1 - 0.025 / m) / t_quantile(spread.n - 1, 0.975)
-        return abs(spread.mean) > half * wider
+        return self.p_equivalence is not None and self.p_equivalence <= LEVEL
+
+    @property
+    def within(self) -> str:
+        """``within 0.004`` if the difference is shown to lie within the margin, else empty."""
+        return f"within {self.margin}" if self.equivalent else ""
+
+    @property
+    def words(self) -> str:
+        """The verdict in words: ``better``, ``equivalent within 0.004``; empty if there is none."""
+        return f"{self.verdict or ''} {self.within}".strip()
 
 
 @dataclass(frozen=True)
@@ -172,8 +249,10 @@ class EvaluationSummary:
 class Summary:
     """Statistics of a whole run.
 
-    ``references`` are the variants that others are compared with: the first variant and "fixed".
-    The keys of ``metrics`` are ``{eval}/{name}``. ``versions`` lists all versions of each library.
+    ``references`` are the variants that others are compared with: the first variant and, for the
+    focus, "fixed". The keys of ``metrics`` are ``{eval}/{name}``. ``versions`` lists all versions
+    of each library. ``without_sae`` holds ceilings and floors that need no SAE, by name and key of
+    the metric: the means of ``details["references"][NAME][METRIC]`` over the results.
     """
 
     variants: Sequence[str]
@@ -184,10 +263,14 @@ class Summary:
     gaps: Sequence[Gap]
     gap_groups: Sequence[GapGroup]
     versions: Mapping[str, Sequence[str]]
+    without_sae: Mapping[str, Mapping[str, float]]
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """The compared pairs (variant, reference), in column order."""
+        """The compared pairs (variant, reference), in column order.
+
+        Every variant is compared with the first variant, and `focus` also with "fixed".
+        """
         return _pairs(self.variants, self.references)
 
     @property
@@ -201,15 +284,21 @@ class Summary:
 
         None if there is only one variant.
         """
-        others = [name for name in self.variants if name != self.variants[0]]
-        if not others:
-            return None
-        return "adaptive" if "adaptive" in others else others[-1]
+        return _focus(self.variants)
 
     @property
     def focus_pairs(self) -> list[tuple[str, str]]:
         """The pairs in which `focus` is compared with a reference."""
         return [pair for pair in self.pairs if pair[0] == self.focus]
+
+    def family(self, pair: tuple[str, str]) -> int:
+        """Return for how many headline and primary metrics the verdicts on ``pair`` are corrected.
+
+        It is 0 if the pair has too few seeds for a verdict.
+        """
+        first, _ = families(self.metrics)
+        found = [self.metrics[key].difference(*pair) for key in first]
+        return max((d.family for d in found if d is not None), default=0)
 
     def failures(self, eval: str) -> list[GapGroup]:
         """Return the gap groups of the SAEs for which ``eval`` failed."""
@@ -219,9 +308,10 @@ class Summary:
 def summarise(results: Sequence[Result], variants: Sequence[str] | None = None) -> Summary:
     """Compute the statistics of a run.
 
-    Every variant is compared with the first variant (baseline) and with "fixed" if the run has
-    it. Differences are paired by seed, because the variants of one seed share initial weights and
-    activation stream. A seed that only one of the two variants has is left out of the pair.
+    Every variant is compared with the first variant (baseline), and the focus (adaptive) also with
+    "fixed" if the run has it. Differences are paired by seed, because the variants of one seed
+    share initial weights and activation stream. A seed that only one of the two variants has is
+    left out of the pair.
 
     Args:
         results: results as `load_results` returns them.
@@ -236,13 +326,15 @@ def summarise(results: Sequence[Result], variants: Sequence[str] | None = None) 
     order = order_variants((result.variant for result in results), variants)
     references = [order[0]] + [name for name in order[1:] if name == "fixed"]
     seeds = sorted({result.seed for result in results})
+    measured = _measured(results)
+    columns = [_judged(measured, *pair) for pair in _pairs(order, references)]
     metrics = {
         key: MetricSummary(
             describe(key),
-            {name: Spread.of(measured.values.get(name, {})) for name in order},
-            [_difference(key, measured, *pair) for pair in _pairs(order, references)],
+            {name: Spread.of(found.values.get(name, {})) for name in order},
+            [column[key] for column in columns],
         )
-        for key, measured in _measured(results).items()
+        for key, found in measured.items()
     }
     gaps = gaps_of(results, order, seeds)
     return Summary(
@@ -256,6 +348,7 @@ def summarise(results: Sequence[Result], variants: Sequence[str] | None = None) 
         gaps=gaps,
         gap_groups=gap_groups(gaps, results),
         versions=_versions(results),
+        without_sae=_without_sae(results),
     )
 
 
@@ -278,6 +371,23 @@ def _measured(results: Sequence[Result]) -> dict[str, _Measured]:
                 drawn = metric.replicates.setdefault(result.variant, {})
                 drawn[result.seed] = replicates[name]
     return found
+
+
+def _without_sae(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, list[float]]] = {}
+    for result in (result for result in results if result.ok):
+        references: Mapping[str, Mapping[str, float | None]] = (
+            result.details.get("references") or {}
+        )
+        for name, metrics in references.items():
+            values = found.setdefault(name, {})
+            for metric, value in metrics.items():
+                if value is not None:
+                    values.setdefault(f"{result.eval}/{metric}", []).append(value)
+    return {
+        name: {key: math.fsum(drawn) / len(drawn) for key, drawn in values.items()}
+        for name, values in found.items()
+    }
 
 
 def _versions(results: Sequence[Result]) -> dict[str, list[str]]:
@@ -310,17 +420,41 @@ def _evaluation(
 
 
 def _pairs(variants: Sequence[str], references: Sequence[str]) -> list[tuple[str, str]]:
-    return [
-        (variant, reference)
-        for index, reference in enumerate(references)
-        for variant in variants
-        # A reference is compared neither with itself nor with an earlier reference; the latter
-        # pair already exists the other way round.
-        if variant not in references[: index + 1]
+    first, *others = references
+    focus = _focus(variants)
+    return [(variant, first) for variant in variants if variant != first] + [
+        (focus, other) for other in others if focus not in (None, other)
     ]
 
 
-def _difference(key: str, measured: _Measured, variant: str, reference: str) -> Difference:
+def _focus(variants: Sequence[str]) -> str | None:
+    if len(variants) < 2:
+        return None
+    return "adaptive" if "adaptive" in variants[1:] else variants[-1]
+
+
+def _judged(
+    measured: Mapping[str, _Measured], variant: str, reference: str
+) -> dict[str, Difference]:
+    """Return the differences of one pair by metric, with their verdicts."""
+    found = {key: _difference(key, measured, variant, reference) for key in measured}
+    first, every = families(key for key, difference in found.items() if difference.p is not None)
+    # The first family is judged last: its metrics are in both families.
+    for family in (every, first):
+        corrected = holm([found[key].p or 0.0 for key in family])
+        for key, p in zip(family, corrected, strict=True):
+            found[key] = replace(found[key], p_holm=p, family=len(family))
+    return {
+        key: replace(difference, verdict=_verdict(difference, describe(key)))
+        for key, difference in found.items()
+    }
+
+
+def _difference(
+    key: str, every: Mapping[str, _Measured], variant: str, reference: str
+) -> Difference:
+    """Return the difference of one metric, with its p values and without a verdict."""
+    info, measured = describe(key), every[key]
     values = measured.values.get(variant, {})
     reference_values = measured.values.get(reference, {})
     common = sorted(set(values) & set(reference_values))
@@ -335,16 +469,40 @@ def _difference(key: str, measured: _Measured, variant: str, reference: str) -> 
     interval = difference_interval(
         measured.replicates.get(variant, {}), measured.replicates.get(reference, {})
     )
-    return Difference(variant, reference, spread, dz, _verdict(spread, describe(key)), interval)
+    p, p_equivalence = _p_values(spread, info, tolerance + _resolution(info, every, common))
+    return Difference(variant, reference, spread, dz, interval, p, p_equivalence, info.margin_text)
 
 
-def _verdict(spread: Spread, info: MetricInfo) -> MetricVerdict | None:
-    """Judge a paired difference: it counts if its 95% interval excludes zero."""
+def _p_values(
+    spread: Spread, info: MetricInfo, resolution: float
+) -> tuple[float | None, float | None]:
+    """Return p of the t-test and of the test of equivalence, as `Difference` has them."""
+    mean, std, n = spread.mean, spread.std, spread.n
+    if info.direction is None or n < MIN_SEEDS or mean is None or std is None:
+        return None, None
+    if std <= resolution:
+        return 1.0, None
+    p = difference_p(mean, std, n) if abs(mean) > resolution else 1.0
+    return p, None if info.margin is None else equivalence_p(mean, std, n, info.margin)
+
+
+def _resolution(info: MetricInfo, every: Mapping[str, _Measured], seeds: Sequence[int]) -> float:
+    """Return the smallest step of a metric; 0 if it has none or if it is not known."""
+    if not isinstance(info.resolution, str):
+        return info.resolution or 0.0
+    counts = every.get(f"{info.key.split('/')[0]}/{info.resolution}")
+    by_variant = counts.values.values() if counts else ()
+    found = [by_seed[seed] for by_seed in by_variant for seed in seeds if seed in by_seed]
+    return max((1 / count for count in found if count > 0), default=0.0)
+
+
+def _verdict(difference: Difference, info: MetricInfo) -> MetricVerdict | None:
+    """Judge a paired difference by its corrected p values."""
+    mean = difference.spread.mean
     if info.direction is None:
         return None
-    if spread.ci95 is None:
+    if mean is None or difference.p_holm is None:
         return TOO_FEW
-    low, high = spread.ci95
-    if low <= 0.0 <= high:
-        return NO_DIFFERENCE
-    return BETTER if (low > 0.0) == (info.direction == "higher") else WORSE
+    if difference.p_holm <= LEVEL:
+        return BETTER if (mean > 0) == (info.direction == "higher") else WORSE
+    return EQUIVALENT if difference.equivalent else INCONCLUSIVE

@@ -17,7 +17,7 @@ from saelens_adaptive_ortho.report.statistics import (
     Summary,
     summarise,
 )
-from saelens_adaptive_ortho.report.verdicts import EvaluationVerdict, judge
+from saelens_adaptive_ortho.report.verdicts import EvaluationVerdict, found_text, judge
 from saelens_adaptive_ortho.results import SCHEMA_VERSION, load_results, results_dir
 
 Json = dict[str, Any]
@@ -46,12 +46,14 @@ def summary_json(summary: Summary) -> Json:
         "references": list(summary.references),
         "seeds": list(summary.seeds),
         "verdict": verdicts.text,
+        "found": found_text(summary),
         "verdicts": [asdict(verdict) for verdict in verdicts.overall],
         "evaluations": {
             name: _evaluation(found, verdicts.evaluations.get(name, ()))
             for name, found in summary.evaluations.items()
         },
         "metrics": {key: _metric(metric) for key, metric in summary.metrics.items()},
+        "without_sae": {name: dict(found) for name, found in summary.without_sae.items()},
         "gaps": [asdict(gap) for gap in summary.gaps],
         "versions": {name: list(seen) for name, seen in summary.versions.items()},
     }
@@ -78,7 +80,7 @@ def _verdict(verdict: EvaluationVerdict) -> Json:
         "judged": verdict.judged,
         "absent": verdict.absent,
         "differing": verdict.differing,
-        "corrected": verdict.corrected,
+        "equivalent": verdict.equivalent,
         "text": verdict.text,
     }
 
@@ -110,6 +112,11 @@ def _difference(difference: Difference) -> Json:
         "reference": difference.reference,
         **_spread(difference.spread),
         "dz": difference.dz,
+        "p": difference.p,
+        "p_holm": difference.p_holm,
+        "family": difference.family,
+        "p_equivalence": difference.p_equivalence,
+        "margin": difference.margin or None,
         "verdict": difference.verdict,
         "bootstrap95": None if bootstrap is None else list(bootstrap),
     }

@@ -10,27 +10,31 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from saelens_adaptive_ortho.evaluations import essential_keys
 from saelens_adaptive_ortho.report.formatting import (
     DASH,
     MINUS,
     estimate,
     markdown,
+    number,
     plus_minus,
     spread_decimals,
+    value_decimals,
 )
 from saelens_adaptive_ortho.report.metrics import describe
 from saelens_adaptive_ortho.report.statistics import (
     BETTER,
+    EQUIVALENT,
     TOO_FEW,
     WORSE,
     Difference,
     MetricSummary,
     Summary,
 )
-from saelens_adaptive_ortho.report.verdicts import Verdicts, judge
+from saelens_adaptive_ortho.report.verdicts import Verdicts, found_text, judge, rules
 from saelens_adaptive_ortho.results import Result
 
-_VERDICT_STYLE = {BETTER: "bold green", WORSE: "bold red"}
+_VERDICT_STYLE = {BETTER: "bold green", WORSE: "bold red", EQUIVALENT: "bold", TOO_FEW: "dim"}
 
 
 class Level(NamedTuple):
@@ -86,6 +90,22 @@ def metric_label(metric: MetricSummary, full: bool = True) -> str:
     return f"{info.full_label if full else info.label}{unit} {info.arrow}".rstrip()
 
 
+def reference_rows(summary: Summary, keys: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return label and values of each metric that has references without an SAE, for ``keys``.
+
+    The values are in the order of ``summary.without_sae``; a missing one is a dash.
+    """
+    rows: list[tuple[str, list[str]]] = []
+    for key in keys:
+        found = [metrics.get(key) for metrics in summary.without_sae.values()]
+        known = [value for value in found if value is not None]
+        if known:
+            decimals = value_decimals(known, figures=3)
+            label = metric_label(summary.metrics[key])
+            rows.append((label, [number(value, decimals) for value in found]))
+    return rows
+
+
 def pair_title(pair: tuple[str, str]) -> str:
     """Return ``adaptive − baseline``."""
     return f" {MINUS} ".join(pair)
@@ -123,7 +143,7 @@ def terminal_table(summary: Summary) -> RenderableType:
         parts.append(_terminal_levels(summary))
     if summary.headline and summary.pairs:
         parts.append(_terminal_differences(summary))
-    parts.append(Text(verdicts.text))
+    parts.append(Text(f"{verdicts.text} {verdicts.rules}".rstrip()))
     lines = evaluation_lines(summary, verdicts)
     if lines:
         parts.append(_terminal_verdicts(lines))
@@ -150,7 +170,7 @@ def _terminal_levels(summary: Summary) -> Table:
 
 def _terminal_differences(summary: Summary) -> Table:
     table = Table(
-        title="Difference paired by seed [95% interval]: better or worse if zero is outside",
+        title="Difference paired by seed [95% interval of this metric alone] and verdict",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
@@ -167,7 +187,7 @@ def _terminal_differences(summary: Summary) -> Table:
 
 def _terminal_verdicts(lines: Sequence[tuple[str, Sequence[str]]]) -> Table:
     table = Table(
-        title="By evaluation (“if corrected”: Bonferroni, for the number of primary metrics)",
+        title="By evaluation",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_header=False,
@@ -196,10 +216,8 @@ def _terminal_gaps(summary: Summary) -> Table:
 def _terminal_cell(difference: Difference | None) -> Text:
     mean, interval = difference_texts(difference)
     text = Text(mean)
-    if difference is not None and difference.verdict in _VERDICT_STYLE:
-        text.append(f" {difference.verdict}", style=_VERDICT_STYLE[difference.verdict])
-    elif difference is not None and difference.verdict == TOO_FEW and mean != DASH:
-        text.append(f" {TOO_FEW}", style="dim")
+    if difference is not None and difference.verdict is not None and mean != DASH:
+        text.append(f" {difference.words}", style=_VERDICT_STYLE.get(difference.verdict, ""))
     if interval:
         text.append(f"\n{interval}", style="dim")
     return text
@@ -221,6 +239,7 @@ def markdown_table(summary: Summary, metrics: Sequence[str] | None = None) -> st
     head = ["metric", *summary.variants, *(pair_title(pair) for pair in summary.pairs)]
     rows = [_markdown_row(summary, key) for key in keys]
     lines = [markdown(head, rows, text_columns=1), ""] if keys else []
+    lines += _markdown_references(summary, keys)
     lines.append(_note(summary))
     if summary.gap_groups:
         lines += ["", "Failed or missing:", ""]
@@ -228,6 +247,14 @@ def markdown_table(summary: Summary, metrics: Sequence[str] | None = None) -> st
             reason = " ".join(gap.reason.split())
             lines.append(f"- {gap.kind}: {gap.eval}, {gap.saes}: {reason}")
     return "\n".join(lines) + "\n"
+
+
+def _markdown_references(summary: Summary, keys: Sequence[str]) -> list[str]:
+    rows = reference_rows(summary, [key for key in keys if key in summary.metrics])
+    if not rows:
+        return []
+    head = ["without an SAE", *summary.without_sae]
+    return [markdown(head, [[label, *cells] for label, cells in rows], text_columns=1), ""]
 
 
 def _markdown_row(summary: Summary, key: str) -> list[str]:
@@ -245,11 +272,11 @@ def _markdown_row(summary: Summary, key: str) -> list[str]:
 def _markdown_cell(difference: Difference | None) -> str:
     mean, interval = difference_texts(difference)
     text = f"{mean} {interval}".rstrip()
-    if difference is None or difference.verdict is None:
+    if difference is None or difference.verdict is None or text == DASH:
         return text
     if difference.verdict in (BETTER, WORSE):
-        return f"{text} **{difference.verdict}**"
-    return text if text == DASH else f"{text} ({difference.verdict})"
+        return f"{text} **{difference.verdict}** {difference.within}".rstrip()
+    return f"{text} {difference.words}"
 
 
 def markdown_verdicts(summary: Summary) -> str:
@@ -260,19 +287,43 @@ def markdown_verdicts(summary: Summary) -> str:
         f"- **{title}**: " + "; ".join(" ".join(text.split()) for text in texts) + "."
         for title, texts in evaluation_lines(summary, verdicts)
     ]
-    head = "By evaluation (“if corrected”: Bonferroni, for the number of primary metrics):"
-    return f"{text}\n{head}\n\n" + "\n".join(lines) + "\n" if lines else text
+    return f"{text}\nBy evaluation:\n\n" + "\n".join(lines) + "\n" if lines else text
+
+
+def short_table(summary: Summary) -> str:
+    """Return a markdown table of the essential metrics, a sentence of what was found, and a note.
+
+    The table has a column per variant. The columns after the first one also hold the difference
+    from the first variant, with its interval and verdict.
+    """
+    keys = essential_keys(summary.metrics)
+    rows = [_short_row(summary, key) for key in keys]
+    lines = [markdown(["metric", *summary.variants], rows, text_columns=1), ""] if keys else []
+    lines += _markdown_references(summary, keys)
+    note = _note(summary)
+    if summary.pairs:
+        first = summary.variants[0]
+        note += f" Below the value of a variant: its difference from {first}."
+    return "\n".join([*lines, f"**Found.** {found_text(summary)}", "", note]) + "\n"
+
+
+def _short_row(summary: Summary, key: str) -> list[str]:
+    metric = summary.metrics[key]
+    found = levels(metric, len(summary.seeds))
+    cells = [found[variant].text for variant in summary.variants]
+    for place, variant in enumerate(summary.variants):
+        difference = _markdown_cell(metric.difference(variant, summary.variants[0]))
+        if place and difference != DASH:
+            cells[place] += f"<br>{difference}"
+    return [metric_label(metric), *cells]
 
 
 def _note(summary: Summary) -> str:
     note = f"Mean ± sample standard deviation over {seeds_text(summary)}; ↑ higher is better, "
     note += "↓ lower is better."
     if summary.pairs:
-        note += (
-            " Differences are paired by seed, with 95% t-intervals, one metric at a time (not "
-            "corrected for the number of metrics)."
-        )
-    return note
+        note += f" Differences are paired by seed, with 95% t-intervals. {rules(summary)}"
+    return note.rstrip()
 
 
 def analysis_table(results: Sequence[Result]) -> Table:

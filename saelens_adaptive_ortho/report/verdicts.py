@@ -11,13 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from saelens_adaptive_ortho.evaluations import evaluation
+from saelens_adaptive_ortho.evaluations import evaluation, primary_keys
 from saelens_adaptive_ortho.report.formatting import estimate, number, value_decimals
 from saelens_adaptive_ortho.report.metrics import MetricInfo
 from saelens_adaptive_ortho.report.statistics import (
     BETTER,
+    EQUIVALENT,
+    INCONCLUSIVE,
+    MIN_SEEDS,
     MIXED,
-    NO_DIFFERENCE,
     NOT_MEASURED,
     TOO_FEW,
     WORSE,
@@ -32,9 +34,17 @@ CAVEAT = (
     "show that the knowledge itself is separated."
 )
 CAVEAT_WITH_UNLEARNING = (
-    "Knowledge is judged by the primary metrics of unlearning; “if corrected” is Bonferroni's "
-    "correction for their number. Angles and cosines describe the geometry of decoder directions, "
-    "which is not knowledge."
+    "Knowledge is judged by the primary metrics of unlearning. Angles and cosines describe the "
+    "geometry of decoder directions, which is not knowledge."
+)
+#: What the words of a verdict mean; ``{family}`` is a number of metrics.
+RULES = (
+    "Better and worse: significant at 5% after Holm's correction over the {family} headline and "
+    "primary metrics with a better direction, for one pair of variants; at least {seeds} seeds, "
+    "and a spread between them above the metric's resolution. Equivalent: shown to differ by less "
+    "than the given margin (two one-sided t-tests at 5%: the 90% interval lies within the margin). "
+    "Inconclusive: none of these is shown, which is no evidence of equality. The 95% intervals "
+    "take one metric at a time and are not corrected."
 )
 
 #: Labels in the verdicts. The principal angle is between forget and retain, the cosine is taken
@@ -49,15 +59,19 @@ Judged = Sequence[tuple[MetricInfo, Difference]]
 
 
 class Estimate(NamedTuple):
-    """A mean difference and its interval as text; with one seed, the interval is empty."""
+    """A mean difference and its interval as text; with one seed, the interval is empty.
+
+    ``within`` names the margin if the difference is shown to lie within it.
+    """
 
     mean: str
     interval: str
+    within: str = ""
 
     @property
     def text(self) -> str:
-        """``+11.6° [+8.1°, +15.2°]``."""
-        return f"{self.mean} {self.interval}".rstrip()
+        """``+11.6° [+8.1°, +15.2°]``, or ``+0.001 [-0.001, +0.002] within 0.004``."""
+        return " ".join(part for part in self if part)
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,14 @@ class Finding:
         """``a +1 [..]``, or ``c at 5 / 10: +1 [..] / +2 [..]``."""
         values = " / ".join(estimate.text for estimate in self.estimates)
         return f"{self.label}{self.colon} {values}"
+
+    @property
+    def brief(self) -> str:
+        """The means without intervals: ``c at 5 / 10 (+1 / +2)``."""
+        means = " / ".join(estimate.mean for estimate in self.estimates)
+        within = {estimate.within for estimate in self.estimates}
+        note = f" {within.pop()}" if len(within) == 1 else ""
+        return f"{self.label} ({means}{note})".replace(" )", ")")
 
 
 @dataclass(frozen=True)
@@ -103,7 +125,7 @@ class EvaluationVerdict:
         judged: number of primary metrics that were measured.
         absent: number of primary metrics that were not measured.
         differing: number of primary metrics that are better or worse.
-        corrected: number of these that remain at 95% for all of ``judged`` together (Bonferroni).
+        equivalent: number of primary metrics that are equivalent.
         counts: text after the verdict that says in how many metrics it holds.
         findings: the numbers that the verdict rests on.
         reasons: why nothing was measured.
@@ -116,7 +138,7 @@ class EvaluationVerdict:
     judged: int
     absent: int
     differing: int
-    corrected: int
+    equivalent: int
     counts: str
     findings: Sequence[Findings]
     reasons: Sequence[str]
@@ -162,12 +184,14 @@ class Verdicts:
 
     ``evaluations`` holds one verdict per pair for each evaluation with primary metrics.
     ``overall`` holds one verdict per pair. ``focus`` is the variant that the run asks about.
+    ``rules`` says what the words of the verdicts mean; it is empty with one variant.
     """
 
     first: str
     focus: str | None
     evaluations: Mapping[str, Sequence[EvaluationVerdict]]
     overall: Sequence[OverallVerdict]
+    rules: str
 
     def of(self, eval: str, pair: tuple[str, str]) -> EvaluationVerdict | None:
         """Return the verdict of an evaluation on a pair, or None if there is none."""
@@ -208,7 +232,42 @@ def judge(summary: Summary) -> Verdicts:
             if found.info.primary
         },
         overall=[_overall(summary, *pair) for pair in summary.pairs],
+        rules=rules(summary),
     )
+
+
+def rules(summary: Summary) -> str:
+    """Return what the verdicts of a run mean; empty with one variant."""
+    sizes = sorted({size for pair in summary.pairs if (size := summary.family(pair))})
+    if not sizes:
+        return f"A verdict needs at least {MIN_SEEDS} seeds." if summary.pairs else ""
+    return RULES.format(family=_range(sizes), seeds=MIN_SEEDS)
+
+
+def found_text(summary: Summary) -> str:
+    """Return a sentence on what is shown about the focus against the first variant, and what not.
+
+    It is about the primary metrics of all evaluations, and gives mean differences.
+    """
+    focus, first = summary.focus, summary.variants[0]
+    if focus is None:
+        return f"Only {first} has results, so there is nothing to compare."
+    judged = _judged(summary, primary_keys(summary.metrics), focus, first)
+    pair = f"{focus} against {first}"
+    if not judged:
+        return f"No primary metric was measured for {pair}."
+    over = f"{pair} over {_seeds([judged], 'paired seed')}"
+    if joint(judged) == TOO_FEW:
+        return f"{over}: too few seeds for a verdict on {_plural(len(judged), 'primary metric')}."
+    shown = [
+        f"{word} in {', '.join(finding.brief for finding in found)}"
+        for word in (BETTER, WORSE, EQUIVALENT)
+        if (found := _pick(judged, word, full=True))
+    ]
+    unknown = [finding.label for finding in _pick(judged, INCONCLUSIVE, full=True)]
+    if unknown:
+        shown.append(f"inconclusive, so nothing is shown, in {', '.join(unknown)}")
+    return f"{over}: {'; '.join(shown)}."
 
 
 def _judged(summary: Summary, keys: Iterable[str], variant: str, reference: str) -> Judged:
@@ -226,11 +285,12 @@ def joint(judged: Judged) -> JointVerdict:
     """Return the verdict of several metrics together.
 
     "Better" means better in at least one metric and worse in none; "worse" is the opposite.
+    "Equivalent" means equivalent in all.
     """
     kinds = {difference.verdict for _, difference in judged}
     if {BETTER, WORSE} <= kinds:
         return MIXED
-    order: tuple[JointVerdict, ...] = (BETTER, WORSE, NO_DIFFERENCE, TOO_FEW)
+    order: tuple[JointVerdict, ...] = (BETTER, WORSE, INCONCLUSIVE, TOO_FEW, EQUIVALENT)
     for kind in order:
         if kind in kinds:
             return kind
@@ -245,7 +305,6 @@ def _evaluation_verdict(
     judged = _judged(summary, info.keys(info.primary), variant, reference)
     verdict, m = joint(judged), len(judged)
     n: Counter[MetricVerdict | None] = Counter(difference.verdict for _, difference in judged)
-    corrected = sum(difference.remains(m) for _, difference in judged)
     failures = summary.failures(eval) if verdict == NOT_MEASURED else []
     return EvaluationVerdict(
         variant=variant,
@@ -255,32 +314,23 @@ def _evaluation_verdict(
         judged=m,
         absent=len(info.primary) - m,
         differing=n[BETTER] + n[WORSE],
-        corrected=corrected,
-        counts=_counts(verdict, n, m, corrected),
+        equivalent=n[EQUIVALENT],
+        counts=_counts(verdict, n, m),
         findings=_findings(verdict, judged),
         reasons=[gap.reason for gap in failures],
     )
 
 
-def _counts(
-    verdict: JointVerdict, n: Mapping[MetricVerdict | None, int], m: int, corrected: int
-) -> str:
-    """Return the text after the verdict.
-
-    Example: `` at 95% in 1 of 2 primary metrics, 1 if corrected for 2``.
-    """
+def _counts(verdict: JointVerdict, n: Mapping[MetricVerdict | None, int], m: int) -> str:
+    """Return the text after the verdict, such as `` in 1 of 2 primary metrics``."""
     metrics = _plural(m, "primary metric")
-    some = f"of {metrics}, {corrected} if corrected for {m}"
     if verdict == MIXED:
-        return f" at 95%, better in {n[BETTER]} and worse in {n[WORSE]} {some}"
+        return f", better in {n[BETTER]} and worse in {n[WORSE]} of {metrics}"
     if verdict == TOO_FEW:
         return f" for a verdict on {metrics}"
-    if verdict == NO_DIFFERENCE:
-        alike = f"{n[NO_DIFFERENCE]} of " if n[NO_DIFFERENCE] < m else ""
-        return f" in {alike}{metrics}" if m > 1 else ""
-    if verdict == NOT_MEASURED:
+    if verdict == NOT_MEASURED or m == 1:
         return ""
-    return f" at 95% in {n[verdict]} {some}" if m > 1 else " at 95%"
+    return f" in {metrics}" if n[verdict] == m else f" in {n[verdict]} of {metrics}"
 
 
 def _findings(verdict: JointVerdict, judged: Judged) -> list[Findings]:
@@ -291,7 +341,10 @@ def _findings(verdict: JointVerdict, judged: Judged) -> list[Findings]:
             Findings("better: ", _pick(judged, BETTER)),
             Findings("worse: ", _pick(judged, WORSE)),
         ]
-    return [Findings("", _pick(judged, verdict))]
+    found = [Findings("", _pick(judged, verdict))]
+    if verdict == INCONCLUSIVE and (equivalent := _pick(judged, EQUIVALENT)):
+        found.append(Findings("equivalent: ", equivalent))
+    return found
 
 
 def _overall(summary: Summary, variant: str, reference: str) -> OverallVerdict:
@@ -335,19 +388,20 @@ def _separation(judged: Judged, subject: str, what: str, source: str) -> str:
     n = sum(difference.verdict == verdict for _, difference in judged)
     many = m > 2  # too many numbers for a sentence; the verdict on the evaluation gives them
     numbers = _finding_text(judged, verdict)
-    if verdict == NO_DIFFERENCE:
-        where = f" in {n} of {m} {source} metrics" if many else f": {numbers}"
-        return f"{subject} shows no difference at 95% in how far it separates {what}{where}"
+    if verdict == EQUIVALENT:
+        where = f"in {m} {source} metrics" if many else f"in {numbers}"
+        return f"{subject} is equivalent {where}, which measure how far it separates {what}"
+    if verdict == INCONCLUSIVE:
+        where = f"in {n} of {m} {source} metrics" if many else f"in {numbers}"
+        return f"it is not shown that {subject} separates {what} better or worse: {verdict} {where}"
     if verdict == TOO_FEW:
         where = f" by {m} {source} metrics" if many else f": {numbers}"
         return f"there are too few seeds to say whether {subject} separates {what} better{where}"
     text = f"{subject} separates {what} {verdict}"
     if many:
-        corrected = sum(difference.remains(m) for _, difference in judged)
-        where = f" in {n} of {m} {source} metrics, {corrected} if corrected for {m}"
-        return f"{text}{where}: {numbers}"
-    same = _finding_text(judged, NO_DIFFERENCE)
-    rest = f"; no difference is shown at 95% in {same}" if same else ""
+        return f"{text} in {n} of {m} {source} metrics: {numbers}"
+    others = ((kind, _finding_text(judged, kind)) for kind in (EQUIVALENT, INCONCLUSIVE))
+    rest = "".join(f"; {kind} in {found}" for kind, found in others if found)
     return f"{text}: {numbers}{rest}"
 
 
@@ -355,21 +409,24 @@ def _cost(judged: Judged) -> str:
     """Return sentences on the cost in reconstruction."""
     if not judged:
         return "The cost in reconstruction is not known, for lack of core results."
-    better, worse, few = (_finding_text(judged, kind) for kind in (BETTER, WORSE, TOO_FEW))
-    same = [(info, d) for info, d in judged if d.verdict == NO_DIFFERENCE]
+    better, worse, equivalent, few = (
+        _finding_text(judged, kind) for kind in (BETTER, WORSE, EQUIVALENT, TOO_FEW)
+    )
+    unknown = [(info, d) for info, d in judged if d.verdict == INCONCLUSIVE]
     sentences: list[str] = []
     if worse:
         sentences.append(f"It costs reconstruction: {worse}.")
     if better:
         sentences.append(f"Reconstruction is better in {better}.")
-    if same:
-        # "No difference" does not prove equality. The bound is the largest loss still possible.
-        names = " or ".join(_short_label(info) for info, _ in same)
-        losses = [_largest_loss(difference) for _, difference in same]
+    if equivalent:
+        sentences.append(f"Reconstruction is equivalent in {equivalent}.")
+    if unknown:
+        names = " or ".join(_short_label(info) for info, _ in unknown)
+        losses = [_largest_loss(difference) for _, difference in unknown]
         bounds = " and ".join(number(loss, value_decimals([loss], 2)) for loss in losses)
         sentences.append(
-            f"No change at 95% is shown in {names}, where the interval leaves room for a loss of "
-            f"up to {bounds}."
+            f"Neither a change nor equivalence is shown in {names}, where the interval leaves room "
+            f"for a loss of up to {bounds}."
         )
     if few:
         sentences.append(f"There are too few seeds to judge the cost in reconstruction: {few}.")
@@ -382,10 +439,11 @@ def _largest_loss(difference: Difference) -> float:
     return max(0.0, -difference.spread.ci95[0])
 
 
-def _pick(judged: Judged, verdict: JointVerdict) -> list[Finding]:
+def _pick(judged: Judged, verdict: JointVerdict, full: bool = False) -> list[Finding]:
     """Return the differences with this verdict.
 
-    Metrics whose names differ only in a number become one finding.
+    Metrics whose names differ only in a number become one finding. With ``full``, a label names
+    its evaluation.
     """
     groups: dict[str, list[tuple[MetricInfo, Difference]]] = {}
     for info, difference in judged:
@@ -394,12 +452,13 @@ def _pick(judged: Judged, verdict: JointVerdict) -> list[Finding]:
     findings: list[Finding] = []
     for group in groups.values():
         first = group[0][0]
+        source = first.full_label.removesuffix(first.label) if full else ""
         estimates = [_estimate(info, difference) for info, difference in group]
         if len(group) == 1:
-            findings.append(Finding(_short_label(first), estimates))
+            findings.append(Finding(source + _short_label(first), estimates))
         else:
             label = first.with_number(" / ".join(info.number for info, _ in group))
-            findings.append(Finding(label, estimates, ":"))
+            findings.append(Finding(source + label, estimates, ":"))
     return findings
 
 
@@ -414,7 +473,8 @@ def _joined(findings: Sequence[Finding]) -> str:
 def _estimate(info: MetricInfo, difference: Difference) -> Estimate:
     assert difference.spread.mean is not None
     unit = info.unit if info.unit == "°" else ""
-    return Estimate(*estimate(difference.spread.mean, difference.spread.ci95, unit))
+    mean, interval = estimate(difference.spread.mean, difference.spread.ci95, unit)
+    return Estimate(mean, interval, difference.within)
 
 
 def _short_label(info: MetricInfo) -> str:
@@ -428,8 +488,12 @@ def _seeds(judged: Sequence[Judged], noun: str) -> str:
     counts = sorted({difference.spread.n for found in judged for _, difference in found})
     if not counts:
         return ""
-    least = f"{counts[0]} to " if counts[0] < counts[-1] else ""
-    return f"{least}{_plural(counts[-1], noun)}"
+    return f"{_range(counts)} {noun}{'' if counts[-1] == 1 else 's'}"
+
+
+def _range(numbers: Sequence[int]) -> str:
+    """Return ``3``, or ``2 to 3``, for numbers in rising order."""
+    return f"{numbers[0]} to {numbers[-1]}" if numbers[0] < numbers[-1] else f"{numbers[-1]}"
 
 
 def _plural(n: int, noun: str) -> str:

@@ -12,17 +12,26 @@ from typing import Any
 import pytest
 import torch
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
-from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig, TrainStepInput
+from sae_lens.saes.sae import (
+    TrainCoefficientConfig,
+    TrainingSAE,
+    TrainingSAEConfig,
+    TrainStepInput,
+)
 from torch import Tensor
 
 import saelens_adaptive_ortho
 from saelens_adaptive_ortho import ARCHITECTURES, register
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.host import architectures
-from saelens_adaptive_ortho.host.config import ortho_field_names
+from saelens_adaptive_ortho.host.config import (
+    DEFAULT_SEPARATION,
+    ortho_field_names,
+    separation_coefficient,
+)
 from saelens_adaptive_ortho.host.penalty_mixin import CHECK_EVERY, AdaptiveOrthoMixin
 from saelens_adaptive_ortho.host.sparse_mixin import SparseStepMixin
-from saelens_adaptive_ortho.maths import coactivation
+from saelens_adaptive_ortho.maths import coactivation, separation
 from saelens_adaptive_ortho.maths.directions import decoder_directions
 from saelens_adaptive_ortho.maths.geometry import mean_max_cosine
 from saelens_adaptive_ortho.maths.neighbours import top_similar
@@ -146,7 +155,13 @@ def stock_run(
         {"ortho_mode": "off"},
         {"ortho_mode": "gram", "ortho_coefficient": 0.0},
         {"ortho_mode": "fixed", "ortho_coefficient": 0.0},
-        {"ortho_mode": "adaptive", "ortho_coefficient": 0.0, "ortho_forget_rows": 8},
+        {
+            "ortho_mode": "adaptive",
+            "ortho_coefficient": 0.0,
+            "ortho_separation": 0.0,
+            "ortho_forget_rows": 8,
+        },
+        {"ortho_mode": "off", "ortho_separation": 1.0},  # without a forget corpus it is absent
     ],
     ids=lambda fields: "-".join(str(value) for value in fields.values()),
 )
@@ -197,6 +212,98 @@ def test_penalty_lowers_cosines_and_keeps_global_rng(
     assert all(output.loss.isfinite() for output in outputs)
     assert torch.equal(torch.get_rng_state(), rng_state)
     assert mean_max_cosine(ours.W_dec.detach()) < mean_max_cosine(stock.W_dec.detach()) - 0.01
+
+
+# -------------------------------------------------------------- separation
+
+
+def two_corpora(batches: Tensor, rows: int = 8) -> Tensor:
+    """Batches whose forget rows have features of their own."""
+    moved = batches.clone()
+    moved[:, :rows] = batches[:, :rows].flip(-1) + 0.5
+    return moved
+
+
+@every_architecture
+def test_separation_is_part_of_the_loss(build_sae: Build, make_batches: Build, name: str) -> None:
+    batch = two_corpora(make_batches(1))[0]
+    stock = build_sae(stock_name(name))
+    fields = {"ortho_mode": "off", "ortho_separation": 0.7, "ortho_alpha": 0.0}
+    ours = build_sae(name, ortho_forget_rows=8, **fields)
+    plain = stock.training_forward_pass(step_input(stock, batch))
+    output = ours.training_forward_pass(step_input(ours, batch))
+    acts = plain.feature_acts
+    rates = torch.stack([(acts[:8] > 0).float().mean(0), (acts[8:] > 0).float().mean(0)])
+    leaning = separation.leanings(rates, ours.cfg.ortho_alpha, ours.cfg.ortho_sharing_ratio)
+    torch.testing.assert_close(ours.ortho_leaning, leaning)
+    if not ours.cfg.to_dict().get("rescale_acts_by_decoder_norm"):
+        acts = acts * stock.W_dec.norm(dim=-1)
+    expected = 0.7 * 4 * separation.separation_penalty(acts, leaning, 8)  # every 4th step
+    assert expected > 0
+    torch.testing.assert_close(output.losses["separation_loss"], expected)
+    torch.testing.assert_close(output.loss, plain.loss + expected)
+
+
+@every_architecture
+def test_separation_silences_forget_latents_on_retain_rows(
+    build_sae: Build, make_trainer: Build, make_batches: Build, train: Build, name: str
+) -> None:
+    def crossing(strength: float) -> float:
+        """Squared activations of the first 16 latents on retain rows, after training."""
+        fields = {"ortho_statistics_every": 1, "ortho_refresh_every": 1000}
+        sae = build_sae(
+            name, ortho_mode="off", ortho_separation=strength, ortho_forget_rows=8, **fields
+        )
+        if strength:
+            sae.ortho_leaning[:16] = 1.0
+        trainer, state = make_trainer(sae), torch.get_rng_state()
+        trainer.n_training_steps = 1  # leanings are formed again at step 1000 only
+        outputs = train(trainer, two_corpora(make_batches(60)))
+        assert torch.equal(torch.get_rng_state(), state)
+        acts = torch.stack([o.feature_acts.detach() for o in outputs[-12:]])
+        return float(acts[:, 8:, :16].square().mean())
+
+    assert crossing(3.0) < 0.2 * crossing(0.0)
+
+
+def test_separation_acts_on_every_nth_step_only(build_sae: Build, make_batches: Build) -> None:
+    sae = build_sae(
+        "adaptive_ortho_topk",
+        ortho_mode="off",
+        ortho_separation=1.0,
+        ortho_alpha=0.0,
+        ortho_forget_rows=8,
+        ortho_statistics_every=3,
+    )
+    batch = two_corpora(make_batches(1))[0]
+    found = [
+        float(sae.training_forward_pass(step_input(sae, batch, step)).losses["separation_loss"])
+        for step in range(7)
+    ]
+    assert [loss > 0 for loss in found] == [True, False, False, True, False, False, True]
+
+
+def test_separation_warms_up(build_sae: Build) -> None:
+    sae = build_sae(
+        "adaptive_ortho_topk", ortho_separation=2.0, ortho_forget_rows=8, ortho_warm_up_steps=5
+    )
+    assert sae.get_coefficients()["separation"] == TrainCoefficientConfig(2.0, 5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"ortho_mode": "adaptive"}, DEFAULT_SEPARATION),
+        ({"ortho_mode": "fixed"}, 0.0),
+        ({"ortho_mode": "off"}, 0.0),
+        ({"ortho_mode": "off", "ortho_separation": 0.3}, 0.3),
+        ({"ortho_mode": "adaptive", "ortho_separation": 0.0}, 0.0),
+    ],
+)
+def test_default_separation_belongs_to_the_mode_adaptive(
+    build_cfg: Build, fields: dict[str, Any], expected: float
+) -> None:
+    assert separation_coefficient(build_cfg("adaptive_ortho_topk", **fields)) == expected
 
 
 # --------------------------------------------------------------- gradients

@@ -31,7 +31,13 @@ INFERENCE_CLASS = {
 WEIGHTS = "sae_weights.safetensors"
 
 every_architecture = pytest.mark.parametrize("name", list(ARCHITECTURES))
-every_mode = pytest.mark.parametrize("mode", ["off", *PENALTIES.own])
+every_mode = pytest.mark.parametrize("mode", ["off", "groups", *PENALTIES.own])
+
+
+def mode_fields(mode: str) -> dict[str, Any]:
+    """The fields of a mode; ``groups`` has the penalty on activations alone."""
+    groups = {"ortho_mode": "off", "ortho_separation": 1.0}
+    return groups if mode == "groups" else {"ortho_mode": mode}
 
 
 def assert_same_state(one: Any, two: Any, prefix: str = "") -> None:
@@ -62,7 +68,7 @@ def trained(build_sae: Build, make_trainer: Build, make_batches: Build, train: B
 def test_checkpoint_restores_buffers_exactly(
     trained: Build, tmp_path: Path, name: str, mode: str, dtype: str
 ) -> None:
-    sae = trained(name, ortho_mode=mode, dtype=dtype, ortho_forget_rows=8)
+    sae = trained(name, **mode_fields(mode), dtype=dtype, ortho_forget_rows=8)
     if mode == "adaptive":
         sae.ortho_samples += 1001  # 1000 in bf16
         sae.ortho_group_ids[0] = 65_537  # 65536 in bf16
@@ -120,7 +126,7 @@ def test_resumed_training_equals_uninterrupted(
     name: str,
     mode: str,
 ) -> None:
-    fields = {"ortho_mode": mode, "ortho_forget_rows": 8, "ortho_warm_up_steps": 9}
+    fields = {**mode_fields(mode), "ortho_forget_rows": 8, "ortho_warm_up_steps": 9}
     fields |= {"ortho_refresh_every": 4, "ortho_statistics_every": 2}
     batches, stop = make_batches(12), 7
     whole = build_sae(name, **fields)
@@ -163,7 +169,8 @@ def test_export_equals_stock_export(
     name: str,
     mode: str,
 ) -> None:
-    sae, x = trained(name, ortho_mode=mode), make_batches(1)[0]
+    fields = {**mode_fields(mode), "ortho_forget_rows": 8}
+    sae, x = trained(name, **fields), make_batches(1)[0]
     expected = reconstruct_with_threshold(sae, x)
     twin = build_sae(name.removeprefix(PREFIX), seed=1)
     twin.load_state_dict({k: v for k, v in sae.state_dict().items() if not k.startswith("ortho_")})
@@ -177,7 +184,7 @@ def test_export_equals_stock_export(
     assert type(loaded).__name__ == INFERENCE_CLASS[name]
     assert type(loaded).__module__.startswith("sae_lens.")
     assert loaded.cfg.metadata.training_architecture == name
-    assert loaded.cfg.metadata.training_architecture_details["ortho_mode"] == mode
+    assert loaded.cfg.metadata.training_architecture_details["ortho_mode"] == fields["ortho_mode"]
     with torch.no_grad():
         torch.testing.assert_close(loaded(x), expected, rtol=1e-5, atol=1e-5)
 

@@ -33,6 +33,7 @@ def test_every_figure(summary: Summary) -> None:
     figures = run_figures(summary, every_result())
     others = {f.name for info in BUILT_IN if info.name not in BY_HAND for f in info.figures}
     assert set(figures) - others == {
+        "tradeoff",
         "headline",
         "reconstruction",
         "unlearning",

@@ -37,10 +37,28 @@ def test_update_is_idempotent(tmp_path: Path) -> None:
     assert readme.read_text() == after
 
 
+def test_short_form(tmp_path: Path) -> None:
+    full_run(tmp_path / "a short run")
+    readme = tmp_path / "README.md"
+    text = "<!-- results: a short run short -->\n<!-- /results -->\n"
+    text += "<!-- results: a short run -->\n<!-- /results -->\n"
+    readme.write_text(text)
+    assert update_tables(readme) is True
+    short, full = readme.read_text().split("<!-- results: a short run -->")
+    assert "| explained variance, pooled ↑ |" in short
+    assert "**Found.** adaptive against baseline over 3 paired seeds: " in short
+    assert "mean principal angle (°)" not in short
+    assert "**Verdict.**" not in short
+    assert "mean principal angle (°)" in full
+    assert "**Verdict.**" in full
+    assert update_tables(readme, check=True) is False
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("<!-- results: gone -->\n<!-- /results -->\n", "results folder gone does not exist"),
+        ("<!-- results: gone short -->\n<!-- /results -->\n", "results folder gone does not"),
         ("<!-- results: run -->\n", "no <!-- /results -->"),
         ("<!-- results: run -->\n<!-- results: run -->\n<!-- /results -->\n", "marker inside"),
     ],

@@ -28,7 +28,7 @@ def test_paired_interval() -> None:
     assert difference.spread.std == pytest.approx(1.0)
     assert difference.spread.ci95 == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-5)
     assert difference.dz == pytest.approx(2.0)
-    assert difference.verdict == "no difference at 95%"
+    assert difference.verdict == "inconclusive"
 
 
 def test_spread() -> None:
@@ -58,7 +58,7 @@ def test_pairing_finds_hidden_difference() -> None:
         ("explained_variance", -0.5, "worse"),
         ("mse", +0.5, "worse"),
         ("mse", -0.5, "better"),
-        ("explained_variance", 0.0, "no difference at 95%"),
+        ("explained_variance", 0.0, "inconclusive"),
         ("l0", +0.5, None),
         ("never_heard_of", +0.5, None),
     ],
@@ -94,7 +94,7 @@ def test_rounding_counts_as_zero() -> None:
     )
     assert difference is not None
     assert difference.spread.ci95 == (0.0, 0.0)
-    assert difference.verdict == "no difference at 95%"
+    assert difference.verdict == "inconclusive"
     assert difference.dz is None
 
 
@@ -117,8 +117,15 @@ def test_pairs() -> None:
         ("adaptive", "baseline"),
         ("odd", "baseline"),
         ("adaptive", "fixed"),
-        ("odd", "fixed"),
     ]
+    five = ("adaptive", "groups", "directions", "fixed", "baseline")
+    summary = summarise([r for v in five for r in core(v, [0.1, 0.2])])
+    assert summary.variants == ["baseline", "fixed", "directions", "groups", "adaptive"]
+    assert summary.pairs == [
+        *((v, "baseline") for v in ("fixed", "directions", "groups", "adaptive")),
+        ("adaptive", "fixed"),
+    ]
+    assert summarise(core("x", [0.1])).pairs == []
     assert order_variants(["b", "a", "b"]) == ["b", "a"]
 
 

@@ -17,6 +17,7 @@ from tests.report.runs import (
     ACCURACY,
     CLEAR,
     DAMAGE,
+    SMALL,
     UNCLEAR,
     core,
     differing,
@@ -74,7 +75,9 @@ def test_worse_mixed_and_undecided() -> None:
     none = [0.0, 0.0, 0.0]
     assert "directions worse" in verdict_of([-10, -9, -8.5], [0.1, 0.11, 0.12], none)
     assert "mixed evidence" in verdict_of([10, 11.1, 12], [0.1, 0.11, 0.12], none)
-    assert "shows no difference at 95%" in verdict_of([0, 1, 2], none, none)
+    text = verdict_of([0, 1, 2], [0.0, 0.001, -0.001], none)
+    assert "not shown that adaptive separates decoder directions better or worse: inconc" in text
+    assert "no difference" not in text
 
 
 def test_not_measured() -> None:
@@ -98,12 +101,27 @@ def test_not_measured() -> None:
         ({ACCURACY[0]: CLEAR}, "worse"),
         ({ACCURACY[0]: [-d for d in CLEAR]}, "better"),
         ({DAMAGE[0]: CLEAR, ACCURACY[0]: CLEAR}, "mixed"),
-        ({DAMAGE[0]: UNCLEAR, ACCURACY[0]: UNCLEAR}, "no difference at 95%"),
+        ({DAMAGE[0]: UNCLEAR, ACCURACY[0]: UNCLEAR}, "inconclusive"),
+        ({DAMAGE[0]: SMALL, ACCURACY[0]: SMALL}, "equivalent"),
+        ({DAMAGE[0]: SMALL, ACCURACY[0]: UNCLEAR}, "inconclusive"),
+        ({DAMAGE[0]: SMALL, ACCURACY[0]: CLEAR}, "worse"),
         ({DAMAGE[0]: [0.3]}, "too few seeds"),
         # The published score is not a primary metric.
         ({"score": CLEAR}, "not measured"),
     ],
-    ids=["better", "worse", "lower", "lower better", "mixed", "none", "few", "secondary"],
+    ids=[
+        "better",
+        "worse",
+        "lower",
+        "lower better",
+        "mixed",
+        "none",
+        "equivalent",
+        "part",
+        "with equivalent",
+        "few",
+        "secondary",
+    ],
 )
 def test_primary_metrics_decide(shifts: Mapping[str, Sequence[float]], expected: str) -> None:
     found = verdict(differing("unlearning", shifts))
@@ -117,32 +135,43 @@ def test_sentence() -> None:
     assert (found.judged, found.absent, found.differing) == (2, 4, 1)
     # Half width 0.01 · 4.302653 / √3 = 0.0248.
     assert found.text == (
-        "adaptive against fixed, 3 seeds: better at 95% in 1 of 2 primary metrics, 1 if corrected "
-        "for 2 (forget damage at retain damage ≤ 0.10 nats +0.310 [+0.285, +0.335]); 4 not measured"
+        "adaptive against fixed, 3 seeds: better in 1 of 2 primary metrics "
+        "(forget damage at retain damage ≤ 0.10 nats +0.310 [+0.285, +0.335]); 4 not measured"
     )
     same = verdict(differing("tpp", {"threshold_10": UNCLEAR, "threshold_50": UNCLEAR}))
-    # Half width 0.1 · 4.302653 / √3 = 0.248.
+    # Half width 0.2 · 4.302653 / √3 = 0.497.
     assert same.text == (
-        "adaptive against fixed, 3 seeds: no difference at 95% in 2 primary metrics "
-        "(score, 10 / 50 latents ablated: 0.00 [−0.25, +0.25] / 0.00 [−0.25, +0.25])"
+        "adaptive against fixed, 3 seeds: inconclusive in 2 primary metrics "
+        "(score, 10 / 50 latents ablated: 0.00 [−0.50, +0.50] / 0.00 [−0.50, +0.50])"
     )
     one = verdict(differing("absorption", {"full_absorption": CLEAR}))
     assert one.text == (
-        "adaptive against fixed, 3 seeds: worse at 95% (full absorption rate +0.310 "
-        "[+0.285, +0.335])"
+        "adaptive against fixed, 3 seeds: worse (full absorption rate +0.310 [+0.285, +0.335])"
+    )
+    equal = verdict(differing("unlearning", {DAMAGE[0]: SMALL, DAMAGE[1]: UNCLEAR}))
+    # Half width 0.01 · 4.302653 / √3 = 0.0248.
+    assert equal.text == (
+        "adaptive against fixed, 3 seeds: inconclusive in 1 of 2 primary metrics "
+        "(forget damage at retain damage ≤ 0.10 nats 0.00 [−0.50, +0.50]; equivalent: forget "
+        "damage at retain damage ≤ 0.05 nats 0.000 [−0.025, +0.025] within 0.3 nats); "
+        "4 not measured"
     )
     mixed = verdict(differing("unlearning", {DAMAGE[0]: CLEAR, ACCURACY[0]: CLEAR}))
-    assert "mixed at 95%, better in 1 and worse in 1 of 2 primary metrics, 2 if" in mixed.text
+    assert "mixed, better in 1 and worse in 1 of 2 primary metrics (better: " in mixed.text
 
 
 def test_correction() -> None:
-    # Mean 0.1, deviation 0.03: |t| = 5.8 with 2 degrees of freedom. This is above 4.30 (one
-    # metric) and below 10.9 (six metrics).
-    barely = (0.07, 0.10, 0.13)
+    # Mean 1, deviation 0.3: |t| = 5.8 with 2 degrees of freedom. This is above 4.30 (one metric)
+    # and below 10.9 (six metrics).
+    barely = (0.7, 1.0, 1.3)
+    alone = verdict(differing("unlearning", {DAMAGE[0]: barely}))
+    assert (alone.verdict, alone.differing) == ("better", 1)
     rest: dict[str, Sequence[float]] = dict.fromkeys([*DAMAGE[1:], *ACCURACY], UNCLEAR)
     found = verdict(differing("unlearning", {DAMAGE[0]: barely} | rest))
-    assert (found.verdict, found.differing, found.corrected) == ("better", 1, 0)
-    assert "better at 95% in 1 of 6 primary metrics, 0 if corrected for 6 (" in found.text
+    assert (found.verdict, found.differing, found.equivalent) == ("inconclusive", 0, 0)
+    # CLEAR has |t| = 54. Beside it, the second of two needs p = 5% (Bonferroni: 2.5%); it has 2.9%.
+    found = verdict(differing("unlearning", {DAMAGE[0]: CLEAR, DAMAGE[1]: barely}))
+    assert (found.verdict, found.differing) == ("better", 2)
 
 
 def test_every_pair_gets_a_verdict(summary: Summary) -> None:
@@ -175,9 +204,12 @@ def test_knowledge_and_geometry() -> None:
     assert "on their own they do not show" not in both.text
     six: dict[str, Sequence[float]] = dict.fromkeys([*DAMAGE, *ACCURACY], UNCLEAR)
     none = judge(summarise([*geometry, *differing("unlearning", six)]))
-    assert "no difference at 95% in how far it separates knowledge in 6 of 6 unlear" in none.text
+    assert "better or worse: inconclusive in 6 of 6 unlearning metrics" in none.text
     some = judge(summarise([*geometry, *differing("unlearning", six | {DAMAGE[0]: CLEAR})]))
-    assert "separates knowledge better in 1 of 6 unlearning metrics, 1 if corr" in some.text
+    assert "adaptive separates knowledge better in 1 of 6 unlearning metrics: forget" in some.text
+    equal = judge(summarise([*geometry, *differing("unlearning", dict.fromkeys(DAMAGE, SMALL))]))
+    assert "adaptive is equivalent in 3 unlearning metrics, which measure" in equal.text
+    assert equal.overall[0].knowledge == "equivalent"
     useless = judge(summarise([*geometry, *failed("unlearning", "no questions")]))
     assert "on their own they do not show that the knowledge" in useless.text
 

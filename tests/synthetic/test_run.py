@@ -11,6 +11,7 @@ import torch
 
 from evals.synthetic import figures, sweep, tables
 from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.host.config import separation_coefficient
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.synthetic import run as runs
 from saelens_adaptive_ortho.synthetic.pool import Batches, load_pool
@@ -249,20 +250,25 @@ def test_stages_hold_the_expected_runs() -> None:
     assert {j.run.world.hidden_dim for j in given} == {64}  # type: ignore[attr-defined]
 
 
-def test_separation_stage_has_the_known_variants_in_every_world() -> None:
-    variants = sweep.known_variants()
-    assert {"baseline", "fixed", "adaptive"} <= set(variants)
+def test_separation_stage_has_every_variant_in_every_world() -> None:
+    variants = ("baseline", "fixed", "directions", "groups", "adaptive")
+    assert tuple(sweep.VARIANTS) == variants
     small = {"train": {"batch_size": 64, "forget_share": 0.25}, "world": {"hidden_dim": 64}}
     found = sweep.separation_jobs(["batchtopk"], variants, [0, 1], small)
     assert len({j.name for j in found}) == len(found) == 4 * 2 * len(variants)
     assert {j.run.sae.ortho_forget_rows for j in found} == {16}
     assert {j.run.world.hidden_dim for j in found} == {64}  # type: ignore[attr-defined]
     assert {j.run.world.pairs for j in found} == {48}  # type: ignore[attr-defined]
-    modes = {"baseline": "off", "fixed": "fixed", "adaptive": "adaptive"}
-    assert all(j.run.mode == modes.get(j.method, j.run.mode) for j in found)
-    for name in set(sweep.VARIANTS) - set(variants):
-        with pytest.raises(ConfigError, match="unknown key"):
-            sweep.separation_jobs(["batchtopk"], [name])
+    halves = {
+        j.method: (j.run.mode == "adaptive", separation_coefficient(j.run.sae) > 0) for j in found
+    }
+    assert halves == {
+        "baseline": (False, False),
+        "fixed": (False, False),
+        "directions": (True, False),
+        "groups": (False, True),
+        "adaptive": (True, True),
+    }
 
 
 def test_best_coefficient_of_the_coarse_stage() -> None:

@@ -36,7 +36,6 @@ from saelens_adaptive_ortho.report.statistics import (
     MetricSummary,
     Spread,
     Summary,
-    brief,
 )
 
 
@@ -316,7 +315,7 @@ def _verdict_note(axes: Axes, summary: Summary, metric: MetricSummary) -> None:
     axes.text(
         1,
         1.0,
-        f"{focus}: {brief(difference.verdict)}",
+        f"{focus}: {difference.verdict}",
         transform=axes.transAxes,
         fontsize=7.8,
         color={BETTER: GOOD, WORSE: BAD}.get(difference.verdict, MUTED),

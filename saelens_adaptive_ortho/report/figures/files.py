@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from saelens_adaptive_ortho.report.figures.dots import headline_figure
 from saelens_adaptive_ortho.report.figures.section import Section
 from saelens_adaptive_ortho.report.figures.style import INK, STYLE, empty_figure
+from saelens_adaptive_ortho.report.figures.tradeoff import tradeoff_figure
 from saelens_adaptive_ortho.report.statistics import Summary, summarise
 from saelens_adaptive_ortho.results import Result, load_results
 
@@ -31,7 +32,10 @@ def run_figures(summary: Summary, results: Sequence[Result]) -> dict[str, Figure
 
     A figure that cannot be drawn is a figure with the reason as text, so that the others are kept.
     """
-    figures: dict[str, Figure | None] = {"headline": headline_figure(summary)}
+    figures: dict[str, Figure | None] = {
+        "tradeoff": tradeoff_figure(summary),
+        "headline": headline_figure(summary),
+    }
     for name, found in summary.evaluations.items():
         for shown in found.info.figures:
             try:

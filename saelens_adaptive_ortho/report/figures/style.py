@@ -27,7 +27,7 @@ Style = tuple[str, str]  # colour, marker
 #: has a marker of its own.
 PALETTE = ("#5F6B7A", "#E07B00", "#0072B2", "#009E73", "#CC79A7", "#A0522D", "#56B4E9")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-_FIXED_STYLE = {"baseline": 0, "fixed": 1, "adaptive": 2}
+_FIXED_STYLE = {"baseline": 0, "fixed": 1, "adaptive": 2, "groups": 3, "directions": 4}
 
 INK, MUTED, RULE = "#1F2933", "#66727F", "#E3E8EE"
 GOOD, BAD = "#00704F", "#B3261E"
@@ -71,7 +71,7 @@ STYLE: dict[Any, Any] = {
 
 
 def variant_styles(variants: Sequence[str]) -> dict[str, Style]:
-    """Return colour and marker per variant; baseline, fixed and adaptive always have the same."""
+    """Return colour and marker per variant; those of the usual variants never change."""
     taken = {_FIXED_STYLE[name] for name in variants if name in _FIXED_STYLE}
     free = [index for index in range(len(PALETTE)) if index not in taken]
     styles: dict[str, Style] = {}

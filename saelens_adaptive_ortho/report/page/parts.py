@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from saelens_adaptive_ortho.evaluations import evaluation
 from saelens_adaptive_ortho.report.figures.files import figure_svg
-from saelens_adaptive_ortho.report.figures.style import variant_styles
+from saelens_adaptive_ortho.report.figures.style import MUTED, variant_styles
 from saelens_adaptive_ortho.report.formatting import DASH, estimate, number
 from saelens_adaptive_ortho.report.statistics import (
     BETTER,
@@ -21,7 +21,6 @@ from saelens_adaptive_ortho.report.statistics import (
     Difference,
     JointVerdict,
     Summary,
-    brief,
 )
 from saelens_adaptive_ortho.report.tables import (
     Level,
@@ -29,6 +28,7 @@ from saelens_adaptive_ortho.report.tables import (
     levels,
     metric_label,
     pair_title,
+    reference_rows,
 )
 
 
@@ -42,8 +42,7 @@ def render(template: str, **values: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for function in (tone, brief):
-        environment.filters[function.__name__] = function  # pyright: ignore[reportUnknownMemberType]
+    environment.filters["tone"] = tone  # pyright: ignore[reportUnknownMemberType]
     return environment.get_template(template).render(**values)
 
 
@@ -88,11 +87,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A paired difference with its verdict, effect size and bootstrap interval, as text."""
+    """A paired difference with its verdict, effect size and bootstrap interval, as text.
+
+    ``words`` is the verdict in words.
+    """
 
     mean: str
     interval: str = ""
     verdict: JointVerdict | None = None
+    words: str = ""
     dz: str = ""
     bootstrap: str = ""
 
@@ -138,6 +141,18 @@ def metric_table(
     )
 
 
+def reference_table(summary: Summary, keys: Sequence[str]) -> MetricTable:
+    """Return the table of ceilings and floors that need no SAE; without rows if there are none."""
+    return MetricTable(
+        columns=[Column(name, MUTED) for name in summary.without_sae],
+        pairs=[],
+        rows=[
+            Row(_unbroken(label), [Level(cell) for cell in cells])
+            for label, cells in reference_rows(summary, keys)
+        ],
+    )
+
+
 def _row(summary: Summary, key: str, section: bool, named: bool) -> Row:
     metric = summary.metrics[key]
     info = evaluation(key.split("/")[0])
@@ -160,7 +175,7 @@ def _cell(difference: Difference | None, section: bool) -> Cell:
         dz = f"dz {number(difference.dz, 1 if abs(difference.dz) >= 10 else 2)}"
     if section and difference.bootstrap95 is not None:
         _, bootstrap = estimate(difference.spread.mean or 0.0, difference.bootstrap95)
-    return Cell(mean, interval, difference.verdict, dz, bootstrap)
+    return Cell(mean, interval, difference.verdict, difference.words, dz, bootstrap)
 
 
 def _unbroken(label: str) -> str:

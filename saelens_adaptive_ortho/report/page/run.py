@@ -8,12 +8,18 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from saelens_adaptive_ortho.evaluations import Evaluation
+from saelens_adaptive_ortho.evaluations import Evaluation, headline_keys
 from saelens_adaptive_ortho.files import write_text_atomic
 from saelens_adaptive_ortho.report.figures.files import run_figures
 from saelens_adaptive_ortho.report.formatting import number
 from saelens_adaptive_ortho.report.notes import GapGroup
-from saelens_adaptive_ortho.report.page.parts import Drawing, MetricTable, metric_table, render
+from saelens_adaptive_ortho.report.page.parts import (
+    Drawing,
+    MetricTable,
+    metric_table,
+    reference_table,
+    render,
+)
 from saelens_adaptive_ortho.report.statistics import EvaluationSummary, Summary, summarise
 from saelens_adaptive_ortho.report.tables import pair_title, seeds_text
 from saelens_adaptive_ortho.report.verdicts import EvaluationVerdict, Verdicts, judge
@@ -22,6 +28,14 @@ from saelens_adaptive_ortho.results import Result, load_results
 QUESTION = (
     "Does adaptive orthogonality separate knowledge, the forget corpus from the retain corpus, "
     "at no cost in reconstruction?"
+)
+
+TRADEOFF_CAPTION = (
+    "What is gained against what it costs: a small dot is one SAE, a large marker the mean of a "
+    "variant, with 95% intervals of both means. The variants of one seed share initial weights and "
+    "activations, so the paired differences in the tables can be clear where intervals overlap. "
+    "Lines join the settings of one series. Dashed: references without an SAE. Dotted: the cost of "
+    "the first variant plus the margin within which two variants count as equivalent."
 )
 
 HEADLINE_CAPTION = (
@@ -59,9 +73,14 @@ def render_page(results: Sequence[Result], config: str | None = None, name: str 
     verdicts = judge(summary)
     figures = run_figures(summary, results)
     pairs = sorted(summary.pairs, key=lambda pair: pair[0] != summary.focus)
-    glance = None
-    if "headline" in figures:
-        glance = Drawing.of(figures["headline"], "headline", "At a glance", HEADLINE_CAPTION)
+    overview = [
+        Drawing.of(figures[name], name, heading, caption)
+        for name, heading, caption in (
+            ("tradeoff", "Gain and cost", TRADEOFF_CAPTION),
+            ("headline", "At a glance", HEADLINE_CAPTION),
+        )
+        if name in figures
+    ]
     return render(
         "run.html.j2",
         title=f"{name}: adaptive orthogonality in sparse autoencoders",
@@ -77,8 +96,9 @@ def render_page(results: Sequence[Result], config: str | None = None, name: str 
         failures=[
             (summary.evaluations[gap.eval].info.title, _gap(gap)) for gap in summary.gap_groups
         ],
-        glance=glance,
+        overview=overview,
         headline=metric_table(summary, summary.headline) if summary.headline else None,
+        references=reference_table(summary, summary.headline),
         one_seed=len(summary.seeds) == 1,
         config=None if config is None else config.rstrip(),
         versions=[(name, ", ".join(seen)) for name, seen in summary.versions.items()],
@@ -127,7 +147,7 @@ def _section(
 ) -> Section:
     info = found.info
     outcomes = [verdicts.of(info.name, pair) for pair in pairs]
-    first = {*info.keys(info.primary), *info.keys(info.headline)}
+    first = {*info.keys(info.primary), *headline_keys(found.keys)}
     shown = [key for key in found.keys if key in first] or list(found.keys)
     folded = [key for key in found.keys if key not in shown]
     return Section(

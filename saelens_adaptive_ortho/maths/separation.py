@@ -1,0 +1,128 @@
+"""The group half of controlled sharing: a latent of one corpus stays silent on the other.
+
+The penalty on decoder directions decides how far two *latents* may share a direction. The penalty
+here decides how far one *latent* may serve both corpora. Both have the weight
+
+    w = 1 - alpha * s,
+
+where ``s`` in [0, 1] is measured from firings: how far the pair, or the latent, has reason to
+share. For a latent, ``s_i`` is the evenness of its firing rates; see :func:`corpus_sharing`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class CorpusRates(NamedTuple):
+    """Exponentially decayed counts of firings on each corpus (entry 0 forget, entry 1 retain).
+
+    Attributes:
+        samples: rows seen.
+        fired: firings of each latent.
+    """
+
+    samples: Float[Tensor, " 2"]
+    fired: Float[Tensor, "2 d_sae"]
+
+    def rates(self) -> Float[Tensor, "2 d_sae"]:
+        """``P(i | corpus)``; zeros before the first batch."""
+        return self.fired / self.samples.clamp(min=1e-8).unsqueeze(1)
+
+
+@torch.no_grad()
+def update_rates(
+    counts: CorpusRates, acts: Float[Tensor, "batch d_sae"], forget_rows: int, decay: float
+) -> CorpusRates:
+    """Add the firings of one batch. Rows ``[0:forget_rows]`` come from the forget corpus."""
+    n = acts.shape[0]
+    samples = torch.tensor([forget_rows, n - forget_rows], device=acts.device)
+    fired = torch.stack([(part > 0).sum(0) for part in (acts[:forget_rows], acts[forget_rows:])])
+    return CorpusRates(counts.samples * decay + samples, counts.fired * decay + fired)
+
+
+def corpus_sharing(rates: Float[Tensor, "2 d_sae"], ratio: float = 3.0) -> Float[Tensor, " d_sae"]:
+    """``s_i = min(1, ratio * min(p_iF, p_iR) / max(p_iF, p_iR))``, in [0, 1].
+
+    It says how far latent i may serve both corpora. ``p_iF`` and ``p_iR`` are the firing rates on
+    forget and on retain rows. ``s_i`` is 0 for a latent that fires on one corpus only. It is 1 for
+    a latent whose rates differ by at most the factor ``ratio``, and for one that never fires.
+
+    Raises:
+        ValueError: ``ratio`` below 1.
+    """
+    if ratio < 1:
+        raise ValueError(f"ratio must be at least 1, got {ratio}.")
+    low, high = rates.min(0).values, rates.max(0).values
+    return torch.where(high > 0, ratio * low / high, 1.0).clamp(max=1.0)
+
+
+def leanings(
+    rates: Float[Tensor, "2 d_sae"], alpha: float, ratio: float = 3.0
+) -> Float[Tensor, " d_sae"]:
+    """``l_i = sign(p_iF - p_iR) * (1 - alpha * s_i)``, in [-1, 1].
+
+    The sign says which corpus a latent leans to: positive to forget, negative to retain. The
+    magnitude is the weight of its penalty. With ``alpha = 0``, every latent that leans to one side
+    has the full weight. With ``alpha = 1``, only a latent whose rates differ by more than the
+    factor ``ratio`` has a weight, and the full weight needs a latent of one corpus alone. A latent
+    with equal rates leans to no side.
+
+    Raises:
+        ValueError: alpha outside [0, 1], or ``ratio`` below 1.
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha}.")
+    return (rates[0] - rates[1]).sign() * (1.0 - alpha * corpus_sharing(rates, ratio))
+
+
+def separation_penalty(
+    acts: Float[Tensor, "batch d_sae"],
+    leaning: Float[Tensor, " d_sae"],
+    forget_rows: int,
+    both_sides: bool = False,
+) -> Float[Tensor, ""]:
+    """``L_sep = 1/batch * sum_{b in retain rows} sum_i max(0, l_i) a_bi^2``.
+
+    It charges latents that lean to the forget corpus for their activations on retain text. The
+    activations ``a_bi`` belong to decoder rows of norm 1, so ``L_sep`` has the units of the squared
+    reconstruction error. The gradient ``2 max(0, l_i) a_bi / batch`` reaches only firing latents.
+
+    Args:
+        acts: activations after the selection of the architecture (top-k, threshold, ...).
+        leaning: ``l_i`` of :func:`leanings`.
+        forget_rows: rows ``[0:forget_rows]`` come from the forget corpus, the rest from the retain
+            corpus.
+        both_sides: also charge latents that lean to the retain corpus for their activations on
+            forget rows, with the weight ``max(0, -l_i)``.
+    """
+    to_forget, to_retain = leaning.clamp(min=0), leaning.clamp(max=0).neg()
+    loss = _WeightedSquares.apply(acts, to_forget, slice(forget_rows, None))
+    if both_sides:
+        loss = loss + _WeightedSquares.apply(acts, to_retain, slice(0, forget_rows))
+    return loss
+
+
+class _WeightedSquares(torch.autograd.Function):
+    """``1/batch * sum_{b in rows} sum_i w_i a_bi^2``. Its backward pass touches each entry once."""
+
+    @staticmethod
+    def forward(ctx: Any, acts: Tensor, weights: Tensor, rows: slice) -> Tensor:
+        ctx.save_for_backward(acts, weights)
+        ctx.rows = rows
+        chosen = acts[rows].to(torch.promote_types(acts.dtype, torch.float32))
+        return (chosen.square() @ weights.to(chosen.dtype)).sum() / len(acts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        acts, weights = ctx.saved_tensors
+        out = torch.zeros_like(acts)
+        factors = (weights * (2 * gradient / len(acts))).to(acts.dtype)
+        out[ctx.rows] = acts[ctx.rows] * factors
+        return out, None, None

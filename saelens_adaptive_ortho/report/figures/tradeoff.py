@@ -1,0 +1,242 @@
+"""Draw what is gained against what it costs: two metrics, a point per SAE."""
+
+# matplotlib leaves its keyword arguments untyped.
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from saelens_adaptive_ortho.report.figures.labels import (
+    Label,
+    along,
+    around,
+    beside,
+    place_labels,
+)
+from saelens_adaptive_ortho.report.figures.style import (
+    INK,
+    MUTED,
+    STYLE,
+    Style,
+    panel_grid,
+    side_note,
+    variant_styles,
+)
+from saelens_adaptive_ortho.report.formatting import MINUS
+from saelens_adaptive_ortho.report.metrics import MetricInfo
+from saelens_adaptive_ortho.report.statistics import Spread, Summary
+
+COST = "core/pooled/explained_variance"
+GAIN = "unlearning/loss/forget_damage_at_0.10"
+
+#: A variant of a series: ``groups=0.3``.
+_SERIES = re.compile(r"(?P<name>.+)=(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.I)
+# A page on a phone shrinks the figure, so it is narrow and its text is large.
+_STYLE: dict[Any, Any] = {
+    **STYLE,
+    "font.size": 9.5,
+    "axes.titlesize": 11,
+    "axes.labelsize": 9.5,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+}
+_WIDTH, _HEIGHT = 4.7, 4.0
+
+
+class _Point(NamedTuple):
+    """A variant: the means of both metrics, their 95% intervals, and the values of its SAEs."""
+
+    variant: str
+    x: Spread
+    y: Spread
+    saes: Sequence[tuple[float, float]]
+
+    @property
+    def mean(self) -> tuple[float, float]:
+        """The means of both metrics over the SAEs that have both."""
+        x, y = np.mean(self.saes, axis=0)
+        return float(x), float(y)
+
+
+def tradeoff_figure(summary: Summary, cost: str = COST, gain: str = GAIN) -> Figure | None:
+    """Draw one metric against another: a small dot per SAE, mean and 95% intervals per variant.
+
+    A line joins the variants of a *series*: those whose names share a prefix before ``=`` and a
+    number, such as ``groups=0.3`` and ``groups=1``, in the order of the numbers. A dashed line is a
+    reference without an SAE (`Summary.without_sae`). A dotted line is the mean cost of the first
+    variant plus the margin of the metric.
+
+    Args:
+        summary: statistics of the run.
+        cost: key of the metric on the x axis (``{eval}/{name}``).
+        gain: key of the metric on the y axis.
+
+    Returns:
+        The figure, or None if no SAE has both metrics.
+    """
+    points = _points(summary, cost, gain)
+    if not points:
+        return None
+    references = {
+        name: metrics[gain] for name, metrics in summary.without_sae.items() if gain in metrics
+    }
+    styles = _styles([point.variant for point in points])
+    with matplotlib.rc_context(_STYLE):
+        figure, (axes,) = panel_grid(1, _HEIGHT, width=_WIDTH)
+        _set_limits(axes, points, list(references.values()))
+        for point in points:
+            _draw_point(axes, point, styles[point.variant])
+        covered = [xy for point in points for xy in (*point.saes, point.mean)]
+        for series in _series(points):
+            x, y = zip(*(point.mean for point in series), strict=True)
+            axes.plot(x, y, color=styles[series[0].variant][0], lw=1.4, alpha=0.8, zorder=2)
+            covered += _between(list(zip(x, y, strict=True)))
+        for level in references.values():
+            axes.axhline(level, color=MUTED, lw=1.1, ls=(0, (5, 3)), zorder=1)
+        _write_words(axes, summary, cost, gain, dashed=bool(references))
+        labels = [
+            Label(text, styles[point.variant][0], around(*point.mean), bold=True)
+            for point, text in zip(points, _names(points), strict=True)
+        ]
+        labels += [Label(name, MUTED, along(axes, level)) for name, level in references.items()]
+        if len(points) > 1:
+            labels += _draw_margin(axes, summary, summary.metrics[cost].info)
+        place_labels(axes, labels, covered, references.values())
+    return figure
+
+
+def _points(summary: Summary, cost: str, gain: str) -> list[_Point]:
+    if not {cost, gain} <= set(summary.metrics):
+        return []
+    points: list[_Point] = []
+    for variant in summary.variants:
+        x, y = (summary.metrics[key].variants[variant] for key in (cost, gain))
+        saes = [(x.by_seed[seed], y.by_seed[seed]) for seed in x.by_seed if seed in y.by_seed]
+        if saes:
+            points.append(_Point(variant, x, y, saes))
+    return points
+
+
+def _split(variant: str) -> tuple[str, float | None]:
+    """Return the name of the series and the number of a variant; the number is None without one."""
+    match = _SERIES.fullmatch(variant)
+    return (match["name"], float(match["number"])) if match else (variant, None)
+
+
+def _series(points: Sequence[_Point]) -> list[list[_Point]]:
+    """Return the series with two variants or more, each in the order of its numbers."""
+    found: dict[str, list[tuple[float, _Point]]] = {}
+    for point in points:
+        name, number = _split(point.variant)
+        if number is not None:
+            found.setdefault(name, []).append((number, point))
+    return [
+        [point for _, point in sorted(members, key=lambda member: member[0])]
+        for members in found.values()
+        if len(members) > 1
+    ]
+
+
+def _names(points: Sequence[_Point]) -> list[str]:
+    """Return the labels of the variants; within a series only the last one has its full name."""
+    short = {p.variant: p.variant.split("=")[-1] for s in _series(points) for p in s[:-1]}
+    return [short.get(point.variant, point.variant) for point in points]
+
+
+def _styles(variants: Sequence[str]) -> dict[str, Style]:
+    """Return colour and marker per variant; a series has one."""
+    by_name = variant_styles(list(dict.fromkeys(_split(variant)[0] for variant in variants)))
+    return {variant: by_name[_split(variant)[0]] for variant in variants}
+
+
+def _set_limits(axes: Axes, points: Sequence[_Point], levels: Sequence[float]) -> None:
+    """Show all values and references, and at most one span of the intervals beside them.
+
+    With few seeds an interval can be much wider than the spread of the values.
+    """
+    for axis, spreads in enumerate(([p.x for p in points], [p.y for p in points])):
+        values = [sae[axis] for point in points for sae in point.saes]
+        bounds = [bound for spread in spreads if spread.ci95 for bound in spread.ci95]
+        low, high = min(values), max(values)
+        span = (high - low) or abs(high) * 0.1 or 1.0
+        low = max(min([low, *bounds]), low - 0.5 * span)
+        high = min(max([high, *bounds]), high + 0.5 * span)
+        if axis:
+            low, high = min([low, *levels]), max([high, *levels])
+        margin = 0.09 * ((high - low) or span)
+        (axes.set_ylim if axis else axes.set_xlim)(low - margin, high + margin)
+
+
+def _draw_point(axes: Axes, point: _Point, style: Style) -> None:
+    colour, marker = style
+    x, y = point.mean
+    bar: dict[str, Any] = {"color": colour, "lw": 2.2, "alpha": 0.4, "solid_capstyle": "butt"}
+    if point.x.ci95 is not None:
+        axes.plot(point.x.ci95, [y, y], zorder=3, **bar)
+    if point.y.ci95 is not None:
+        axes.plot([x, x], point.y.ci95, zorder=3, **bar)
+    if len(point.saes) > 1:
+        xs, ys = zip(*point.saes, strict=True)
+        axes.scatter(xs, ys, s=11, color=colour, alpha=0.6, lw=0, zorder=3)
+    axes.plot(
+        [x], [y], marker=marker, color=colour, markersize=8.5, markeredgecolor="white", zorder=5
+    )
+
+
+def _between(corners: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return points on the lines between neighbouring corners."""
+    return [
+        (a[0] + t * (b[0] - a[0]), a[1] + t * (b[1] - a[1]))
+        for a, b in zip(corners, corners[1:], strict=False)
+        for t in (0.2, 0.4, 0.6, 0.8)
+    ]
+
+
+def _draw_margin(axes: Axes, summary: Summary, info: MetricInfo) -> list[Label]:
+    """Draw a line where the cost is that of the first variant plus the margin; return its label."""
+    first = summary.variants[0]
+    mean = summary.metrics[info.key].variants[first].mean
+    if mean is None or info.margin is None or info.direction is None:
+        return []
+    sign = -1 if info.direction == "higher" else 1
+    x = mean + sign * info.margin
+    left, right = axes.get_xlim()
+    if not left < x < right:
+        return []
+    axes.axvline(x, color=MUTED, lw=1.1, ls=(0, (1, 2)), zorder=1)
+    return [
+        Label(f"{first} {MINUS if sign < 0 else '+'} {info.margin_text}", MUTED, beside(axes, x))
+    ]
+
+
+def _write_words(axes: Axes, summary: Summary, cost: str, gain: str, dashed: bool) -> None:
+    x, y = summary.metrics[cost].info, summary.metrics[gain].info
+    n = len(summary.seeds)
+    notes = [{"higher": "up is better", "lower": "down is better"}.get(y.direction or "", "")]
+    notes += [f"small dots: {n} seeds", "bars: 95% intervals"] if n > 1 else []
+    notes += ["dashed: no SAE"] if dashed else []
+    axes.set_title(_capital(_axis(y)), pad=18)
+    side_note(axes, " · ".join(note for note in notes if note), 1.01)
+    better = {"higher": " (right is better)", "lower": " (left is better)"}
+    axes.set_xlabel(_axis(x) + better.get(x.direction or "", ""))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.ticklabel_format(useOffset=False)
+    axes.tick_params(labelcolor=INK)
+
+
+def _axis(info: MetricInfo) -> str:
+    unit = f" ({info.unit})" if info.unit and info.unit not in info.name else ""
+    return f"{info.label}{unit}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
