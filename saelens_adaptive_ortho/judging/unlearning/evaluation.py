@@ -263,7 +263,7 @@ def _settings_near_frontier(
     by_path = {p: numbers == p for p in numbers.unique().tolist()}
     reached = torch.cat(
         [
-            frontiers.envelope(cost[None, o], gain[None, o], numbers[o], limits)
+            frontiers.envelope(cost[None, o], gain[None, o], numbers[o], limits)[0]
             for o in by_path.values()
         ]
     )
