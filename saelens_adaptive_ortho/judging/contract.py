@@ -19,6 +19,7 @@ from sae_lens.saes.sae import SAE
 from torch import Tensor
 from transformer_lens import HookedRootModule
 
+from saelens_adaptive_ortho.text import mixture
 from saelens_adaptive_ortho.text.corpora import CorpusConfig, TokenisedCorpus
 from saelens_adaptive_ortho.text.models import load_language_model
 
@@ -46,7 +47,8 @@ class Workbench:
     Args:
         model: model with hook points and unprocessed weights.
         model_name: a hub name, a directory, or ``demo:model``.
-        corpora: the tokenised corpora: forget and retain, or a single one, or none.
+        corpora: the tokenised corpora: forget, retain, the named retain corpora and forget_test,
+            in this order; or a single one, or none.
         texts: source of the text of each corpus, by domain.
         context_size: tokens in a context of ``corpora``.
         prepend_bos: whether the contexts of ``corpora`` begin with BOS.
@@ -113,7 +115,41 @@ class EvalContext:
 
     @property
     def corpora(self) -> list[TokenisedCorpus]:
+        """All corpora: forget, retain, the named retain corpora, forget_test; or a single one."""
         return self.bench.corpora
+
+    @property
+    def trained(self) -> list[TokenisedCorpus]:
+        """The corpora that the SAE counts as trained on: those with a share above 0."""
+        return [c for c in self.corpora if c.share > 0]
+
+    @property
+    def forget(self) -> TokenisedCorpus:
+        """The forget corpus.
+
+        Raises:
+            EvaluationError: there is no forget and retain corpus.
+        """
+        return self.need_corpora(2)[0]
+
+    @property
+    def retain(self) -> TokenisedCorpus:
+        """The retain corpus, without the named retain corpora.
+
+        Raises:
+            EvaluationError: there is no forget and retain corpus.
+        """
+        return self.need_corpora(2)[1]
+
+    @property
+    def named_retain(self) -> list[TokenisedCorpus]:
+        """The named retain corpora, those with share 0 included, in the order of the config."""
+        return [c for c in self.corpora if c.domain not in mixture.RESERVED]
+
+    @property
+    def forget_test(self) -> TokenisedCorpus | None:
+        """The second forget text, which nothing is trained on or chosen by; None without one."""
+        return next((c for c in self.corpora if c.domain == mixture.FORGET_TEST), None)
 
     @property
     def release(self) -> str:
@@ -139,7 +175,10 @@ class EvalContext:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def need_corpora(self, n: int) -> list[TokenisedCorpus]:
-        """The corpora, after a check that there are at least ``n``.
+        """All corpora, after a check that there are at least ``n`` (1 or 2).
+
+        With two or more corpora, the first one is forget and the second one is retain. Named retain
+        corpora and forget_test follow; they exist only beside these two.
 
         Raises:
             EvaluationError: there are fewer than ``n``.

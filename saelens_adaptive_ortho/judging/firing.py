@@ -32,6 +32,7 @@ from transformer_lens import HookedRootModule
 from saelens_adaptive_ortho.maths import coactivation, similar_pairs
 from saelens_adaptive_ortho.maths.similar_pairs import PairCounts
 from saelens_adaptive_ortho.text import models
+from saelens_adaptive_ortho.text.corpora import TokenisedCorpus
 
 SKETCH_SIZE = 256
 
@@ -203,6 +204,22 @@ class Firings:
     def scales(self) -> Float[Tensor, "n_corpora d_sae"]:
         """Mean activation of each latent where it fires; zero if it never fires."""
         return self.total / self.fired.clamp(min=1)
+
+
+def two_sides(
+    rates: Float[Tensor, "n_corpora d_sae"], corpora: Sequence[TokenisedCorpus]
+) -> Float[Tensor, "2 d_sae"]:
+    """Firing rates on the forget corpus, and ``sum_c share_c rate_c`` on the retain side.
+
+    The retain side is retain and the named retain corpora, mixed by their shares as in training. A
+    corpus with share 0 changes nothing.
+
+    Args:
+        rates: firing rates on each corpus.
+        corpora: the corpora of ``rates``: forget first, then those of the retain side.
+    """
+    shares = torch.tensor([c.share for c in corpora[1:]], dtype=rates.dtype, device=rates.device)
+    return torch.stack([rates[0], (shares[:, None] * rates[1:]).sum(0)])
 
 
 class Halves:

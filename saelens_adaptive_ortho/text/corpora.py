@@ -54,6 +54,8 @@ class CorpusConfig:
         text_field: column that holds the text.
         max_documents: largest number of documents to read.
         revision: branch, tag or commit of a hub data set.
+        share: share of the retain rows of every training batch that come from this corpus, in
+            [0, 1). Only named retain corpora have it; see :mod:`~saelens_adaptive_ortho.text.mixture`.
     """
 
     path: Annotated[str, Field(min_length=1)]
@@ -62,6 +64,7 @@ class CorpusConfig:
     text_field: str = "text"
     max_documents: PositiveInt | None = None
     revision: str | None = None
+    share: Annotated[float, Field(ge=0, lt=1)] | None = None
 
     @classmethod
     def from_dict(cls, where: str, value: object) -> CorpusConfig:
@@ -224,12 +227,24 @@ def _explain_read_failure(
 
 @dataclass(frozen=True)
 class TokenisedCorpus:
-    """Contexts of one corpus. Whole documents are held out, so the two parts share no document."""
+    """Contexts of one corpus. Whole documents are held out, so the two parts share no document.
+
+    Attributes:
+        domain: name of the corpus: ``forget``, ``retain``, the name of a named retain corpus,
+            ``forget_test``, or ``corpus`` if there is only one.
+        train: contexts to train on, and to choose latents and settings by.
+        held_out: contexts to measure on.
+        fingerprint: digest of everything that determines the contexts.
+        share: share of the corpus in the training rows of its side. It is 1 for forget and for a
+            single corpus, and 0 for a corpus that is only evaluated. The shares of retain and the
+            named retain corpora add up to 1.
+    """
 
     domain: str
     train: Int[Tensor, "n_train context"]
     held_out: Int[Tensor, "n_held_out context"]
     fingerprint: str
+    share: float = 1.0
 
 
 class Tokenisation(NamedTuple):
@@ -345,7 +360,8 @@ def _pack(
 def _cache_key(corpus: CorpusConfig, tokenizer: Any, how: Tokenisation, train_contexts: int) -> str:
     """Digest of everything that determines a tokenised corpus, including local file contents."""
     digest = hashlib.sha256()
-    for part in (asdict(corpus), how._asdict(), train_contexts):
+    source = {k: v for k, v in asdict(corpus).items() if k != "share"}  # shares choose no text
+    for part in (source, how._asdict(), train_contexts):
         digest.update(json.dumps(part, sort_keys=True).encode())
     digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
     for file in local_files(corpus.path) or []:
