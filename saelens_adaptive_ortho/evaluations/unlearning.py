@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -32,6 +33,15 @@ class Settings:
             activation.
         specificities: a latent also qualifies if it fires this many times as often on the forget
             corpus as on the retain corpus.
+        selection: rule that ranks latents: ``rate`` (firing rate on forget), ``coverage`` (each
+            next latent covers most forget tokens that no earlier one covers, less retain tokens),
+            or ``dsg`` (ratio of squared activations, Dynamic SAE Guardrails).
+        gate: where a clamp acts: ``token`` (wherever a latent fires), or ``sequence`` (also only
+            in contexts where the chosen latents fire on a larger share of the tokens than in 95% of
+            the retain training contexts; the prompt of a question is one context).
+        ranks: numbers of directions to remove in the bounded frontier.
+        references: whether to measure ceilings and floors: contrastive PCA, difference of means,
+            LEACE, a detector of the corpus, random latents.
         n_select_contexts: training contexts per corpus for measuring firing rates.
         n_choose_contexts: training contexts per corpus for choosing settings of the frontier.
         n_contexts: held-out contexts per corpus for measuring the loss frontier.
@@ -48,6 +58,10 @@ class Settings:
     counts: list[PositiveInt] = field(default_factory=lambda: [5, 10, 20, 40])
     strengths: list[NonNegativeFloat] = field(default_factory=lambda: [2.0, 8.0, 32.0])
     specificities: list[PositiveFloat] = field(default_factory=lambda: [9.0, 3.0])
+    selection: Literal["rate", "coverage", "dsg"] = "rate"
+    gate: Literal["token", "sequence"] = "token"
+    ranks: list[PositiveInt] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 48])
+    references: bool = True
     n_select_contexts: PositiveInt = 256
     n_choose_contexts: PositiveInt = 32
     n_contexts: PositiveInt = 2048
@@ -67,7 +81,7 @@ UNLEARNING = Evaluation(
     ),
     settings=Settings,
     module="saelens_adaptive_ortho.judging.unlearning.evaluation",
-    version=3,
+    version=4,
     metrics={
         "loss/forget_damage_at_{n}": Metric(
             "forget damage at retain damage ≤ {n} nats", "nats", "higher"

@@ -1,7 +1,7 @@
 """Directions of one corpus and not of another: projectors, contrastive PCA, LEACE, a detector.
 
-A *basis* holds orthonormal directions, one in each row. The projector onto its first r directions is
-``P = B[:r].T @ B[:r]``. All functions compute in float64 on the CPU, because eigenvectors of
+A *basis* holds orthonormal directions, one in each row. The projector onto its first r directions
+is ``P = B[:r].T @ B[:r]``. All functions compute in float64 on the CPU, because eigenvectors of
 covariances with a few very large directions are inaccurate in float32.
 """
 
@@ -124,9 +124,7 @@ class Erasure(NamedTuple):
         return x - strength * ((x - centre) @ self.into) @ self.back
 
 
-def leace(
-    difference: Float[Tensor, " d_in"], covariance: Float[Tensor, "d_in d_in"]
-) -> Erasure:
+def leace(difference: Float[Tensor, " d_in"], covariance: Float[Tensor, "d_in d_in"]) -> Erasure:
     """LEACE for two classes: ``P = d d^T C^+ / (d^T C^+ d)``, an oblique projector of rank 1.
 
     After erasure at strength 1 both classes have the same mean, so no linear classifier beats a
@@ -161,8 +159,8 @@ def logistic_detector(
 ) -> Detector:
     """Logistic regression on standardised activations.
 
-    It minimises ``sum_t w_t log(1 + exp(-y_t score(x_t))) + penalty / 2 |v|^2`` with L-BFGS, where v
-    is the weight of the standardised activations.
+    It minimises ``sum_t w_t log(1 + exp(-y_t score(x_t))) + penalty / 2 |v|^2`` with L-BFGS. The
+    weight of the standardised activations is v.
 
     Args:
         x: activations of tokens of both corpora.

@@ -8,7 +8,8 @@ largest gain on any path at a cost of at most ``b``:
     F(b) = max { gain(p, s) : cost(p, s) <= b },  F(b) >= 0 (no intervention)
 
 The point on a path where the largest gain is reached lies between two measured settings
-(:class:`Points`). Any other quantity, such as the damage on a third text, is read at the same point.
+(:class:`Points`). Any other quantity, such as the damage on a third text, is read at the same
+point.
 :func:`cheapest` asks the converse: the smallest cost of a given gain.
 
 Cost and gain are means over units (passages or questions). The bootstrap resamples the units. It

@@ -1,9 +1,10 @@
 """Interventions at an SAE's hook, and a model's results under many of them.
 
-A :class:`Clamp` edits latents. The method is that of "Applying Sparse Autoencoders to Unlearn Knowledge in Language Models"
-(Farrell et al. 2024, arXiv 2410.19278), as SAEBench implements it. It selects latents that fire on
-the forget corpus and rarely on the retain corpus. Wherever such a latent is active, it is set to a
-negative value. A :class:`Projection` and a :class:`Push` edit the activations themselves.
+A :class:`Clamp` edits latents. The method is that of "Applying Sparse Autoencoders to Unlearn
+Knowledge in Language Models" (Farrell et al. 2024, arXiv 2410.19278), as SAEBench implements it. It
+selects latents that fire on the forget corpus and rarely on the retain corpus. Wherever such a
+latent is active, it is set to a negative value. A :class:`Projection` and a :class:`Push` edit the
+activations themselves.
 """
 
 from __future__ import annotations

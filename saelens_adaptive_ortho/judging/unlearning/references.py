@@ -1,0 +1,205 @@
+"""Ceilings and floors: what other directions reach on the same texts, at the same budgets.
+
+The ceilings use no SAE. They are measured once for each model, hook, corpora and settings, and the
+cache keeps them. Means and covariances are of training text; the retain side is mixed by shares.
+
+- ``contrastive PCA`` (bounded): the leading eigenvectors of ``C_F - 2 C_R``, both about the mean of
+  the retain side.
+- ``difference of means`` (bounded): the direction between the two means.
+- ``difference of means, pushed``: the same at any strength, at every token.
+- ``LEACE`` (bounded): the closed form for two classes.
+- ``detector`` (gated): where a logistic detector of the forget corpus fires, the activation is
+  pushed back along the difference of means, or along the detector's direction by the same distance
+  in its score. Thresholds are those that forget tokens pass 3, 10, ... times as often.
+
+The floor is per SAE: ``random latents`` (gated), as many as the chosen ones, drawn at random among
+those that fire at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from sae_lens.saes.sae import SAE
+from torch import Tensor
+
+from saelens_adaptive_ortho.evaluations.contract import SEED
+from saelens_adaptive_ortho.evaluations.unlearning import Settings
+from saelens_adaptive_ortho.files import write_json
+from saelens_adaptive_ortho.judging.contract import EvalContext
+from saelens_adaptive_ortho.judging.firing import Batch
+from saelens_adaptive_ortho.judging.unlearning.clamps import Intervention, Push
+from saelens_adaptive_ortho.judging.unlearning.families import (
+    BOUNDED_STRENGTHS,
+    Family,
+    erasures,
+    gated,
+    projections,
+)
+from saelens_adaptive_ortho.judging.unlearning.losses import Readings
+from saelens_adaptive_ortho.judging.unlearning.selection import (
+    Selection,
+    Statistics,
+    alive_in_random_order,
+    paths_of,
+)
+from saelens_adaptive_ortho.maths.erasure import (
+    Erasure,
+    contrastive_directions,
+    leace,
+    logistic_detector,
+    lowest_threshold,
+)
+
+RANDOM = "random latents"
+PUSHES = (1.0, 2.0, 4.0, 8.0)  # multiples of the distance to the retain side's mean
+DETECTOR_PUSHES = (0.5, 2.0, 8.0)  # multiples of the difference of means
+DETECTOR_RATIOS = (3.0, 10.0, 30.0, 100.0, 300.0)
+DETECTOR_TOKENS = 16_384  # of each side
+# Whether a reference stands beside the bounded frontier or beside the gated one.
+FRONTIER_OF = {
+    "contrastive PCA": "bounded",
+    "difference of means": "bounded",
+    "difference of means, pushed": "loss",
+    "LEACE": "bounded",
+    "detector": "loss",
+    RANDOM: "loss",
+}
+
+
+class Tokens:
+    """Activations of some tokens of each corpus, for the detector.
+
+    Each context gives every n-th of its tokens, so that a corpus gives about
+    ``DETECTOR_TOKENS`` in all.
+    """
+
+    def __init__(self, n_tokens: list[int]) -> None:
+        self.every = [max(1, n // DETECTOR_TOKENS) for n in n_tokens]
+        self.kept: list[list[Tensor]] = [[] for _ in n_tokens]
+
+    def update(self, batch: Batch) -> None:
+        kept = batch.x[:: self.every[batch.corpus]].float().cpu()
+        self.kept[batch.corpus].append(kept)
+
+    def result(self) -> list[Float[Tensor, "n d_in"]]:
+        return [torch.cat(k) for k in self.kept]
+
+
+def ceilings(
+    found: Statistics,
+    tokens: list[Float[Tensor, "n d_in"]],
+    shares: list[float],
+    settings: Settings,
+) -> dict[str, Family]:
+    """The families of the ceilings.
+
+    Args:
+        found: moments of both sides.
+        tokens: activations of some tokens of forget, and of each corpus of the retain side.
+        shares: share of each of these corpora in its side.
+        settings: settings of the evaluation.
+    """
+    centre = found.retain.mean
+    difference = found.forget.mean - centre
+    mean_direction = Erasure.onto((difference / difference.norm())[None])
+    spread = (found.forget.about(centre) + found.retain.covariance) / 2
+    eigenvectors = contrastive_directions(found.forget.about(centre), found.retain.covariance)
+    return {
+        "contrastive PCA": projections([eigenvectors], settings.ranks, centre),
+        "difference of means": erasures([mean_direction], centre, BOUNDED_STRENGTHS, 1.0),
+        "difference of means, pushed": erasures([mean_direction], centre, PUSHES, max(PUSHES)),
+        "LEACE": erasures([leace(difference, spread)], centre, BOUNDED_STRENGTHS, 1.0),
+        "detector": detector_family(difference, tokens, shares),
+    }
+
+
+def detector_family(
+    difference: Float[Tensor, " d_in"], tokens: list[Float[Tensor, "n d_in"]], shares: list[float]
+) -> Family:
+    """Where a detector fires, push along the difference of means or along its own direction."""
+    x = torch.cat(tokens).double()
+    is_forget = torch.zeros(len(x), dtype=torch.bool)
+    is_forget[: len(tokens[0])] = True
+    weights = torch.cat(
+        [torch.full((len(t),), s / len(t)) for t, s in zip(tokens, shares, strict=True)]
+    )
+    detector = logistic_detector(x, is_forget, weights.double() / 2)
+    scores = detector.score(x)
+    w = detector.weight
+    own = w * (w @ difference) / (w @ w)
+    levels = {
+        t
+        for ratio in DETECTOR_RATIOS
+        if (
+            t := lowest_threshold(scores[is_forget], scores[~is_forget], weights[~is_forget], ratio)
+        )
+        is not None
+    }
+
+    def path(threshold: float, step: Tensor) -> Callable[[float], Intervention]:
+        return lambda strength: Push(detector, threshold, step, strength)
+
+    paths = [path(t, step) for t in sorted(levels) for step in (difference, own)]
+    return Family(paths, DETECTOR_PUSHES)
+
+
+def floor(selection: Selection, settings: Settings) -> Family:
+    """Random latents: the order is drawn anew for each SAE, from a fixed seed."""
+    order = alive_in_random_order(selection.statistics, SEED)
+    return gated(selection, paths_of([order], settings.counts), settings.strengths)
+
+
+def as_json(name: str, readings: Readings) -> dict[str, Any]:
+    """What a result keeps of a reference."""
+    frontier = FRONTIER_OF[name]
+    return {
+        "metrics": {f"{frontier}/{key}": value for key, value in readings.metrics.items()},
+        "frontier": {key: readings.frontier[key] for key in ("x", "y")},
+    }
+
+
+def details(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The metrics of each reference, and its frontier beside the one it belongs to."""
+    curves: dict[str, dict[str, Any]] = {}
+    for name, reference in found.items():
+        curves.setdefault(FRONTIER_OF[name], {})[name] = reference["frontier"]
+    return {
+        "references": {name: reference["metrics"] for name, reference in found.items()},
+        "reference_frontiers": curves,
+    }
+
+
+class Cache:
+    """The ceilings of a model, hook, corpora and settings, in the workbench's cache."""
+
+    def __init__(self, context: EvalContext, sae: SAE[Any], settings: Settings) -> None:
+        bench, metadata = context.bench, sae.cfg.metadata
+        window = list(metadata.seqpos_slice) if metadata.seqpos_slice is not None else None
+        ignored = {"questions", "template", "counts", "selection", "gate", "specificities"}
+        parts = [
+            bench.model_digest,
+            settings.model_name,
+            [metadata.hook_name, metadata.hook_head_index, metadata.prepend_bos, window],
+            metadata.exclude_special_tokens,
+            [[c.domain, c.fingerprint, c.share] for c in context.corpora],
+            bench.context_size,
+            bench.dtype,
+            {k: v for k, v in vars(settings).items() if k not in ignored},
+        ]
+        text = json.dumps(parts, sort_keys=True, default=str)
+        name = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.file = bench.cache / "unlearning" / f"ceilings-{name}.json"
+
+    def read(self) -> dict[str, dict[str, Any]] | None:
+        """The ceilings; None if they were not measured yet."""
+        return json.loads(self.file.read_text()) if self.file.is_file() else None
+
+    def write(self, found: dict[str, dict[str, Any]]) -> None:
+        """Keep the ceilings."""
+        write_json(self.file, found)
