@@ -63,7 +63,8 @@ def overhead(sae: str, repeats: int) -> dict[str, float]:
         context = EvalContext(bench, subject.load, subject.variant, subject.seed, out / "raw")
         settings = core.Settings()
         size = settings.batch_size_prompts
-        parts = core.whole_batches(core.held_out_contexts(context, settings), size)
+        parts = core.held_out_contexts(context, settings)
+        parts = core.whole_batches(parts, size, core.shares_of(context))
 
         def driver() -> None:
             run_evaluation("core", context, {})

@@ -23,16 +23,26 @@ def run(options: CheckOptions) -> int:
     """Read the config, and open the corpora and the model that it names."""
     from saelens_adaptive_ortho.commands.experiment import load_experiment
     from saelens_adaptive_ortho.training import runner
+    from saelens_adaptive_ortho.training.store import StratifiedActivationsStore, rows_per_batch
 
     experiment = load_experiment(options.config, options.set)
     if options.offline:
         say(f"{options.config}: settings are valid (corpora and model were not opened).")
         return 0
-    prepared = runner.prepare(experiment.runner)
+    cfg = experiment.runner
+    prepared = runner.prepare(cfg)
+    store = StratifiedActivationsStore.build(prepared.model, cfg, prepared.corpora, cfg.seed)
+    epochs = store.epochs(-(-cfg.training_tokens // cfg.train_batch_size_tokens))
+    rows = dict(zip(epochs, rows_per_batch(cfg), strict=True))
     for corpus in prepared.corpora:
+        name = corpus.domain
+        use = "only evaluated"
+        if name in rows:
+            use = f"{rows[name]} rows of each batch, {epochs[name]:.3g} epochs"
         say(
-            f"{corpus.domain}: {len(corpus.train)} training and {len(corpus.held_out)} held-out "
-            f"contexts of {experiment.runner.context_size} tokens"
+            f"{name}: {len(corpus.train)} training and {len(corpus.held_out)} held-out contexts of "
+            f"{cfg.context_size} tokens ({corpus.train.numel():,} and {corpus.held_out.numel():,} "
+            f"tokens); {use}"
         )
     say(f"{options.config}: ready to run.")
     return 0

@@ -11,7 +11,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from saelens_adaptive_ortho.evaluations.absorption import ABSORPTION
-from saelens_adaptive_ortho.evaluations.contract import DOMAINS, Evaluation, Figure, Metric
+from saelens_adaptive_ortho.evaluations.contract import (
+    DOMAINS,
+    Evaluation,
+    Figure,
+    Metric,
+    name_pattern,
+)
 from saelens_adaptive_ortho.evaluations.core import CORE
 from saelens_adaptive_ortho.evaluations.ravel import RAVEL
 from saelens_adaptive_ortho.evaluations.sae_probes import SAE_PROBES
@@ -94,6 +100,12 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 def headline_keys(keys: Iterable[str]) -> list[str]:
     """The headline metrics among ``keys``, in the table's order."""
-    present = set(keys)
+    present = list(dict.fromkeys(keys))
     wanted = [key for e in every().values() for key in e.keys(e.headline)]
-    return [key for key in wanted if key in present]
+    found: dict[str, None] = {}
+    for key in wanted:
+        # A key without a placeholder comes in its own place.
+        pattern = name_pattern(key)
+        others = [k for k in present if k not in wanted and pattern.fullmatch(k)]
+        found |= dict.fromkeys([key] if key in present else others)
+    return list(found)

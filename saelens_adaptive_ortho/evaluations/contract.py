@@ -7,8 +7,10 @@ is imported only then. So the report and the command line know every evaluation 
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal, NamedTuple
 
 Direction = Literal["higher", "lower"]
@@ -18,6 +20,7 @@ AUTO = "auto"  # a source of data that depends on the model
 SAE_BENCH = ("sae_bench",)
 EXTRAS = {"sae_bench": "'saelens-adaptive-ortho[bench]'"}  # what `pip install` needs
 DOMAINS = ("pooled", "forget", "retain")
+PLACEHOLDERS = {"n": r"\d+(?:\.\d+)?", "corpus": r"[A-Za-z0-9][A-Za-z0-9_-]*"}
 FIGURES = "saelens_adaptive_ortho.report.figures"
 ABLATION_CAVEAT = (
     "Read with care: “Are Sparse Autoencoder Benchmarks Reliable?” (arXiv 2605.18229) finds that "
@@ -72,10 +75,13 @@ class Evaluation:
             the training writes.
         version: raise it when the numbers change meaning; then old results are computed again.
         needs: packages that must be installed, such as those of an extra.
-        metrics: metrics by name. A name may be a prefix (``condition_number`` covers every group),
-            and ``{n}`` in a name stands for a number.
+        metrics: metrics by name. A name may be a prefix (``condition_number`` covers every group).
+            ``{n}`` in a name and in its label stands for a number, ``{corpus}`` for the name of a
+            corpus.
+        by_corpus: whether each metric is measured on every corpus. Then the names in result files
+            begin with a corpus or ``pooled/``, and those in ``metrics`` do not.
         primary: metrics that the verdict judges, chosen before any result was seen.
-        headline: metrics in the headline table.
+        headline: metrics in the headline table. ``{corpus}`` stands for every other corpus.
         glance: metrics with a panel in the headline figure.
         short: text before a metric's label outside the section; empty if the label is clear alone.
         caveat: a warning to the reader, if the results themselves do not contain one.
@@ -90,6 +96,7 @@ class Evaluation:
     version: int = 1
     needs: tuple[str, ...] = ()
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    by_corpus: bool = False
     primary: tuple[str, ...] = ()
     headline: tuple[str, ...] = ()
     glance: tuple[str, ...] = ()
@@ -112,6 +119,16 @@ class Evaluation:
                 source = EXTRAS.get(package, package)
                 return f"needs the package {package!r}: pip install {source}"
         return None
+
+
+@cache
+def name_pattern(name: str) -> re.Pattern[str]:
+    """A pattern of the names that a name with ``{n}`` or ``{corpus}`` stands for."""
+    pattern = re.escape(name)
+    for placeholder, values in PLACEHOLDERS.items():
+        escaped = re.escape(f"{{{placeholder}}}")
+        pattern = pattern.replace(escaped, f"(?P<{placeholder}>{values})", 1)
+    return re.compile(pattern)
 
 
 def probing_metrics() -> dict[str, Metric]:

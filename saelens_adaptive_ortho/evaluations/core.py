@@ -64,9 +64,14 @@ CORE = Evaluation(
         "average_max_decoder_cosine_sim": Metric("mean max decoder cosine", "", "lower"),
         "average_max_encoder_cosine_sim": Metric("mean max encoder cosine", "", "lower"),
     },
+    by_corpus=True,
     primary=PRIMARY,
     headline=(
-        *(f"{d}/{name}" for name in ("explained_variance", "ce_loss_score") for d in DOMAINS),
+        *(
+            f"{corpus}/{name}"
+            for name in ("explained_variance", "ce_loss_score")
+            for corpus in (*DOMAINS, "{corpus}")
+        ),
         "pooled/l0",
         "pooled/frac_alive",
     ),

@@ -208,16 +208,18 @@ class Firings:
 
 def two_sides(
     rates: Float[Tensor, "n_corpora d_sae"], corpora: Sequence[TokenisedCorpus]
-) -> Float[Tensor, "2 d_sae"]:
-    """Firing rates on the forget corpus, and ``sum_c share_c rate_c`` on the retain side.
+) -> Float[Tensor, "n_sides d_sae"]:
+    """Firing rates on the forget corpus, and ``sum_c share_c rate_c`` over the retain corpora c.
 
-    The retain side is retain and the named retain corpora, mixed by their shares as in training. A
-    corpus with share 0 changes nothing.
+    These are retain and the named retain corpora, mixed by their shares as in training. A corpus
+    with share 0 changes nothing. A single corpus has one side.
 
     Args:
         rates: firing rates on each corpus.
         corpora: the corpora of ``rates``: forget first, then those of the retain side.
     """
+    if len(corpora) == 1:
+        return rates
     shares = torch.tensor([c.share for c in corpora[1:]], dtype=rates.dtype, device=rates.device)
     return torch.stack([rates[0], (shares[:, None] * rates[1:]).sum(0)])
 

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from saelens_adaptive_ortho.evaluations.subspace import Settings
 from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome
-from saelens_adaptive_ortho.judging.firing import Firings, Sketches, accumulate, passes
+from saelens_adaptive_ortho.judging.firing import (
+    Firings,
+    Sketches,
+    accumulate,
+    passes,
+    two_sides,
+)
 from saelens_adaptive_ortho.maths import geometry, grouping
 from saelens_adaptive_ortho.maths.directions import decoder_directions
 from saelens_adaptive_ortho.maths.grouping import DOMAIN_NAMES, FORGET, RETAIN
@@ -23,9 +29,12 @@ GROUP_THRESHOLD = 0.5
 def run(context: EvalContext, settings: Settings) -> Outcome:
     """Condition numbers, effective ranks and principal angles of an exported SAE's groups.
 
-    One pass over training text finds the groups, in the same way for every variant.
+    One pass over training text finds the groups, in the same way for every variant. The forget
+    corpus stands against retain and the named retain corpora, mixed by their shares. Corpora that
+    are only evaluated take no part.
     """
-    corpora = context.need_corpora(1)
+    context.need_corpora(1)
+    corpora = context.trained
     sae = context.load()
     firings, sketches = Firings(sae, len(corpora)), Sketches(sae, len(corpora))
     contexts = [c.train[: settings.n_contexts] for c in corpora]
@@ -34,21 +43,26 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
         firings,
         sketches,
     )
-    domains = [c.domain for c in corpora]
-    return describe(sae, domains, firings.rates(), sketches.result(), settings)
+    sides = [c.domain for c in corpora[:2]]
+    rates = two_sides(firings.rates(), corpora)
+    return describe(sae, sides, rates, sketches.result(), settings)
 
 
 def describe(
     sae: SAE[Any],
-    domains: list[str],
-    rates: Float[Tensor, "n_corpora d_sae"],
+    sides: list[str],
+    rates: Float[Tensor, "n_sides d_sae"],
     sketches: Float[Tensor, "d_sae r"],
     settings: Settings,
 ) -> Outcome:
     """The geometry of an SAE's groups of latents.
 
-    There are co-activation groups. With two corpora, there are also forget, retain and shared
-    groups, by firing rate.
+    There are co-activation groups. With a forget and a retain side, there are also forget, retain
+    and shared groups, by firing rate.
+
+    Args:
+        sides: ``forget`` and ``retain``, or the name of a single corpus.
+        rates: firing rates on each side, of :func:`.firing.two_sides`.
     """
     directions = decoder_directions(sae.W_dec.detach().double()).cpu()
     metrics: dict[str, float | None] = {"mean_max_cosine": geometry.mean_max_cosine(directions)}
@@ -61,10 +75,10 @@ def describe(
     _describe_coactivation(metrics, details, directions, group_ids)
     alive = rates.sum(0).cpu() > 0
     _describe_group(metrics, details, "all", directions[alive])
-    if len(domains) == 2:
+    if len(sides) == 2:
         ids = grouping.domain_groups(rates, settings.domain_ratio).cpu()
         _describe_domains(metrics, details, directions, ids, settings.energy)
-        details["firing_rates"] = rounded_rates(domains, rates)
+        details["firing_rates"] = rounded_rates(sides, rates)
     return Outcome(metrics, details)
 
 

@@ -26,9 +26,14 @@ class JudgingOptions:
         out: folder for all output files.
         model: language model, as a hub name or a directory; by default the model of the SAEs.
         forget: text of the forget corpus: a file, a directory, or a hub data set as id or
-            id:configuration; by default the corpus of the SAEs' training.
-        retain: text of the retain corpus, in the same form as --forget. With only one of the two
-            corpora, metrics that compare corpora are left out.
+            id:configuration; by default the corpora are those of the SAEs' training.
+        retain: text of the retain corpus, in the same form as --forget. NAME=CORPUS adds a named
+            retain corpus, which is reported by itself. With only one of the two corpora, metrics
+            that compare corpora are left out.
+        retain_share: share of a named retain corpus in the retain text by which evaluations choose
+            latents, e.g. near=0.2; without it, nothing is chosen by the corpus.
+        forget_test: second forget text, in the same form as --forget, on which evaluations only
+            read the damage.
         context_size: tokens in a context; by default the context size of the SAEs.
         device: device of the model and the SAEs.
         dtype: dtype of the model and the SAEs.
@@ -38,7 +43,9 @@ class JudgingOptions:
     out: Path = field(metadata={"metavar": "FOLDER"})
     model: str | None = None
     forget: str | None = field(default=None, metadata={"metavar": "CORPUS"})
-    retain: str | None = field(default=None, metadata={"metavar": "CORPUS"})
+    retain: list[str] = field(default_factory=list, metadata={"metavar": "[NAME=]CORPUS"})
+    retain_share: list[str] = field(default_factory=list, metadata={"metavar": "NAME=SHARE"})
+    forget_test: str | None = field(default=None, metadata={"metavar": "CORPUS"})
     context_size: PositiveInt | None = None
     device: str = "cpu"
     dtype: str = "float32"

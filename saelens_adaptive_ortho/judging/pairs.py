@@ -21,6 +21,7 @@ from saelens_adaptive_ortho.judging.firing import (
     accumulate,
     as_trained,
     passes,
+    two_sides,
 )
 from saelens_adaptive_ortho.maths import grouping, similar_pairs
 from saelens_adaptive_ortho.maths.directions import decoder_directions
@@ -72,15 +73,18 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
 
     Domain churn is the share of latents that are in one group by the first half of the text and in
     another group by the second half. It counts the latents that are active in both halves.
+    Corpora that are only evaluated take no part.
     """
-    corpora = context.need_corpora(1)
+    context.need_corpora(1)
+    corpora = context.trained
     sae = context.load()
     domains = [c.domain for c in corpora]
     directions = decoder_directions(sae.W_dec.detach()).to(sae.device)
     pairs = similar_pairs.similar_pairs(directions, settings.min_cosine)
     contexts = [as_trained(sae, context.model, c.train[: settings.n_contexts]) for c in corpora]
     seen = survey(context, sae, contexts, pairs, settings)
-    metrics, details = geometry.describe(sae, domains, seen.rates, seen.sketches, settings)
+    rates = two_sides(seen.rates, corpora)
+    metrics, details = geometry.describe(sae, domains[:2], rates, seen.sketches, settings)
     kept = similar_pairs.absorption_candidates(seen.counts, pairs, settings.max_lift)
     lift = similar_pairs.lifts(seen.counts, pairs.indices)
     metrics |= {
@@ -114,8 +118,11 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
         {**c._asdict(), "texts": {"frequent": texts(c.frequent), "rare": texts(c.rare)}}
         for c in kept[: settings.n_candidates]
     ]
-    if len(domains) == 2:
-        first, second = (grouping.domain_groups(h, settings.domain_ratio) for h in seen.halves)
+    if len(domains) > 1:
+        first, second = (
+            grouping.domain_groups(two_sides(half, corpora), settings.domain_ratio)
+            for half in seen.halves
+        )
         alive = (first != grouping.INACTIVE) & (second != grouping.INACTIVE)
         moved = (first != second) & alive
         metrics["domain_churn"] = float(moved.sum() / alive.sum().clamp(min=1))

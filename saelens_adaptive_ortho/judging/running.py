@@ -18,6 +18,8 @@ from saelens_adaptive_ortho.evaluations.contract import SEED
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.results import Result, load_result, result_path, versions, write_result
 from saelens_adaptive_ortho.rng import state_kept
+from saelens_adaptive_ortho.text.corpora import DOMAINS
+from saelens_adaptive_ortho.text.mixture import ONLY
 
 
 def run_evaluation(name: str, context: EvalContext, settings: dict[str, Any]) -> Outcome:
@@ -103,6 +105,11 @@ def _fingerprint(name: str, settings: dict[str, Any], context: EvalContext) -> s
     chosen = runnable()[name]
     values = dataclasses.asdict(complete(chosen, settings)) if chosen.settings else {}
     texts = [Path(v).expanduser() for v in values.values() if isinstance(v, str) and v]
+    # A corpus beside forget and retain counts with its name and its share.
+    corpora = [
+        c.fingerprint if c.domain in (*DOMAINS, ONLY) else [c.domain, c.share, c.fingerprint]
+        for c in bench.corpora
+    ]
     parts = [
         name,
         chosen.version,
@@ -111,7 +118,7 @@ def _fingerprint(name: str, settings: dict[str, Any], context: EvalContext) -> s
         [hashlib.sha256(t.read_bytes()).hexdigest() for t in texts if t.is_file()],
         context.sae_digest,
         bench.model_digest,
-        [c.fingerprint for c in bench.corpora],
+        corpora,
         bench.context_size,
         bench.dtype,
     ]

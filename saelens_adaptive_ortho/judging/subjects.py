@@ -8,10 +8,11 @@ one model and one text.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,16 @@ from sae_lens.saes.sae import SAE
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.judging.contract import Workbench
 from saelens_adaptive_ortho.judging.options import JudgingOptions
-from saelens_adaptive_ortho.text import hub, models
+from saelens_adaptive_ortho.text import hub, mixture, models
 from saelens_adaptive_ortho.text.corpora import (
-    DOMAINS,
     CorpusConfig,
     Tokenisation,
     local_files,
     tokenise_corpus,
 )
+from saelens_adaptive_ortho.text.mixture import FORGET, FORGET_TEST, RETAIN
 
 SEED_FOLDER = re.compile(r"seed(\d+)")
-TRAIN_CONTEXTS = 1024  # per corpus; some evaluations select latents on training text
 
 
 @dataclass(frozen=True)
@@ -136,27 +136,92 @@ def named_subjects(saes: Sequence[str]) -> list[Subject]:
     return subjects
 
 
-def given_corpora(options: JudgingOptions) -> dict[str, CorpusConfig] | None:
-    """The corpora of --forget and --retain, by domain. A single corpus has the domain ``corpus``.
+def given_corpora(options: JudgingOptions) -> dict[str, CorpusConfig]:
+    """The corpora of --forget, --retain and --forget-test, by name.
+
+    A named retain corpus has share 0, so nothing is chosen by it unless --retain-share says so.
 
     Raises:
-        ConfigError: a file does not exist.
+        ConfigError: a file does not exist, or a corpus is given twice.
     """
+    texts = [(FORGET, options.forget), *map(_named, options.retain)]
     given: dict[str, CorpusConfig] = {}
-    for domain in DOMAINS:
-        text = getattr(options, domain)
+    for name, text in [*texts, (FORGET_TEST, options.forget_test)]:
         if text is None:
             continue
-        flag = f"--{domain}"
-        given[domain] = CorpusConfig.parse(flag, text)
+        flag = _flag(name)
+        if name in given:
+            raise reject(flag, text, "is given twice; a further corpus is --retain NAME=CORPUS.")
         with _named_by_flag(flag):
+            corpus = CorpusConfig.parse(flag, text)
+            given[name] = corpus if name in mixture.ROLES else replace(corpus, share=0.0)
             try:
-                local_files(given[domain].path)
+                local_files(corpus.path)
             except ConfigError as error:
                 raise ConfigError(f"{flag}.{error}") from None
-    if len(given) == 1:
-        return {"corpus": next(iter(given.values()))}
-    return given or None
+    return given
+
+
+def _named(text: str) -> tuple[str, str]:
+    """The name and the corpus of ``[NAME=]CORPUS``; a path may contain ``=``.
+
+    Raises:
+        ConfigError: the name is one that another option gives.
+    """
+    name, sep, rest = text.partition("=")
+    if not sep or "/" in name or Path(text).expanduser().exists():
+        return RETAIN, text
+    if name in mixture.ROLES:
+        raise reject("--retain", text, f"{name} is no name for a retain corpus; use {_flag(name)}.")
+    return name, rest
+
+
+def _flag(name: str) -> str:
+    """The option that gives a corpus."""
+    flags = {FORGET: "--forget", RETAIN: "--retain", FORGET_TEST: "--forget-test"}
+    return flags.get(name, f"--retain {name}")
+
+
+def chosen_corpora(
+    options: JudgingOptions, records: dict[str, dict[str, Any]]
+) -> dict[str, CorpusConfig]:
+    """The corpora of the options and of the SAEs' training, in order.
+
+    A forget or retain corpus of the options replaces all corpora of the training. Other corpora of
+    the options join them.
+
+    Raises:
+        ConfigError: an option cannot work, or the SAEs were trained on different corpora.
+    """
+    given = given_corpora(options)
+    recorded = {} if FORGET in given or RETAIN in given else _recorded_corpora(records)
+    corpora = {**recorded, **given}
+    for text in options.retain_share:
+        name, share = _share(text)
+        named = [n for n in corpora if n not in mixture.ROLES]
+        if name not in named:
+            known = f"there are {', '.join(named)}" if named else "give --retain NAME=CORPUS"
+            raise reject("--retain-share", text, f"{name} is no named retain corpus; {known}.")
+        corpora[name] = replace(CorpusConfig.from_dict(_flag(name), corpora[name]), share=share)
+    if not corpora:
+        return {}
+    try:
+        return mixture.arrange(corpora, _flag)
+    except ConfigError as error:
+        message = re.sub(r"^--retain (\S+)\.share=", r"--retain-share \1=", str(error))
+        raise ConfigError(message) from error
+
+
+def _share(text: str) -> tuple[str, float]:
+    name, _, share = text.partition("=")
+    try:
+        number = float(share)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < 1:
+        rule = "must read NAME=SHARE with a share in [0, 1), such as near=0.2."
+        raise reject("--retain-share", text, rule)
+    return name, number
 
 
 def check_device_and_dtype(options: JudgingOptions) -> None:
@@ -195,15 +260,13 @@ def workbench_for(subjects: list[Subject], options: JudgingOptions) -> Workbench
         ConfigError: an option cannot work.
     """
     check_device_and_dtype(options)
-    corpora = given_corpora(options)
-    loaded = {s.source: s.load() for s in subjects}
     records = {s.source: s.record() for s in subjects}
+    corpora = chosen_corpora(options, records)
+    loaded = {s.source: s.load() for s in subjects}
     names = {source: options.model or sae.cfg.metadata.model_name for source, sae in loaded.items()}
     model_name = _shared_value(names, "--model")
     if not model_name:
         raise reject("--model", None, "the SAEs do not say what model they are for.")
-    if corpora is None:
-        corpora = _recorded_corpora(records)
     record = next((r for r in records.values() if r), {})
     sizes = {
         source: options.context_size or sae.cfg.metadata.context_size
@@ -235,14 +298,16 @@ def workbench_for(subjects: list[Subject], options: JudgingOptions) -> Workbench
         record.get("ortho_holdout_contexts", 512),
     )
     cache = options.out.resolve() / "cache"
+    shares = mixture.shares(corpora)
     tokenised = []
-    for domain, corpus in corpora.items():
-        lone = "retain" if options.forget is None and options.retain else "forget"
-        flag = f"--{lone if domain == 'corpus' else domain}"
+    for name, corpus in corpora.items():
+        lone = FORGET if options.forget or not options.retain else RETAIN
+        flag = _flag(lone if name == mixture.ONLY else name)
         with _named_by_flag(flag):
-            tokenised.append(
-                tokenise_corpus(corpus, domain, model.tokenizer, how, TRAIN_CONTEXTS, cache, flag)
+            found = tokenise_corpus(
+                corpus, name, model.tokenizer, how, mixture.TRAIN_CONTEXTS, cache, flag
             )
+        tokenised.append(replace(found, share=shares[name]))
     return Workbench(
         model=model,
         model_name=model_name,
@@ -274,11 +339,7 @@ def _shared_value(values: dict[str, Any], option: str) -> Any:
     return first[1]
 
 
-def _recorded_corpora(records: dict[str, dict[str, Any]]) -> dict[str, CorpusConfig]:
+def _recorded_corpora(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The corpora of the SAEs' training, from their runner configs; empty if no config has them."""
     recorded = {s: r["ortho_corpora"] for s, r in records.items() if r.get("ortho_corpora")}
-    if not recorded:
-        return {}
-    corpora = _shared_value(recorded, "--forget and --retain")
-    parsed = {d: CorpusConfig.from_dict(f"--{d}", corpora[d]) for d in corpora}
-    return parsed if len(parsed) == 2 else {"corpus": next(iter(parsed.values()))}
+    return _shared_value(recorded, "--forget and --retain") if recorded else {}

@@ -2,19 +2,21 @@
 
 The key of a metric is ``{eval}/{name}``, for example ``core/pooled/explained_variance`` or
 ``subspace/principal_angle/mean_deg``. `describe` removes the corpus (``pooled``, ``forget``,
-``retain``) from the name and looks it up among the metrics of the evaluation. If the name is not
-there, it tries shorter and shorter prefixes, so that ``condition_number`` covers every group. A
-number after an underscore is looked up as ``{n}`` and put into the label. An unknown key is shown
-under its own name and has no direction.
+``retain``, or any corpus if the evaluation is ``by_corpus``) from the name and looks it up among
+the metrics of the evaluation. If the name is not there, it tries shorter and shorter prefixes, so
+that ``condition_number`` covers every group. A number after an underscore is looked up as ``{n}``,
+the name of a corpus as ``{corpus}``, and both are put into the label. An unknown key is shown under
+its own name and has no direction.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from saelens_adaptive_ortho.evaluations import DOMAINS, evaluation
-from saelens_adaptive_ortho.evaluations.contract import Direction
+from saelens_adaptive_ortho.evaluations.contract import Direction, Metric, name_pattern
 
 _NUMBER = re.compile(r"(?<=_)\d+(?:\.\d+)?(?=[_/]|$)")
 
@@ -60,16 +62,14 @@ class MetricInfo:
 def describe(key: str) -> MetricInfo:
     """Return label, unit and direction of ``key`` (``{eval}/{name}``)."""
     parts = key.split("/")
-    metrics = evaluation(parts[0]).metrics
+    info = evaluation(parts[0])
     domain = ""
-    if len(parts) > 2 and parts[1] in DOMAINS:
+    if len(parts) > 2 and (info.by_corpus or parts[1] in DOMAINS):
         domain = parts.pop(1)
     for length in range(len(parts), 1, -1):
-        prefix = "/".join(parts[1:length])
-        numbers = _NUMBER.findall(prefix)
-        known = metrics.get(prefix) or metrics.get(_NUMBER.sub("{n}", prefix))
+        known, n = _known(info.metrics, "/".join(parts[1:length]))
         if known is not None:
-            n = numbers[0] if "{n}" in known.label else ""
+            n = n if "{n}" in known.label else ""
             qualifier = ", ".join(part for part in (domain, *parts[length:]) if part)
             return MetricInfo(
                 key,
@@ -82,3 +82,20 @@ def describe(key: str) -> MetricInfo:
             )
     name = " ".join(parts[1:] or parts).replace("_", " ")
     return MetricInfo(key, name, domain, "", None)
+
+
+def _known(metrics: Mapping[str, Metric], name: str) -> tuple[Metric | None, str]:
+    """The metric of this name, and the number in the name.
+
+    In the label of the metric, the name of a corpus replaces ``{corpus}``.
+    """
+    numbers = _NUMBER.findall(name)
+    for template in (name, _NUMBER.sub("{n}", name)):
+        if template in metrics:
+            return metrics[template], numbers[0] if numbers else ""
+    for template, metric in metrics.items():
+        match = name_pattern(template).fullmatch(name) if "{corpus}" in template else None
+        if match is not None:
+            named = metric._replace(label=metric.label.replace("{corpus}", match["corpus"]))
+            return named, match.groupdict().get("n") or ""
+    return None, ""

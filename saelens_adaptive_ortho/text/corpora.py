@@ -54,8 +54,8 @@ class CorpusConfig:
         text_field: column that holds the text.
         max_documents: largest number of documents to read.
         revision: branch, tag or commit of a hub data set.
-        share: share of the retain rows of every training batch that come from this corpus, in
-            [0, 1). Only named retain corpora have it; see :mod:`~saelens_adaptive_ortho.text.mixture`.
+        share: share of the retain rows of every training batch that come from this corpus. Only
+            named retain corpora have it (:mod:`~saelens_adaptive_ortho.text.mixture`).
     """
 
     path: Annotated[str, Field(min_length=1)]

@@ -1,9 +1,9 @@
 """Several corpora: their names, and the share of the retain rows that each one gets.
 
-``forget`` and ``retain`` are the two sides. Any other name is a *named retain corpus*. Its ``share``
-is the share of the retain rows of every training batch that come from it; ``retain`` gets the rest.
-With share 0 a corpus is never trained on and only evaluated. ``forget_test`` is a second forget
-text. It is never trained on; evaluations read the damage on it.
+``forget`` and ``retain`` are the two sides. Any other name is a *named retain corpus*. Its
+``share`` is the share of the retain rows of every training batch that come from it; ``retain`` gets
+the rest. With share 0 a corpus is never trained on and only evaluated. ``forget_test`` is a second
+forget text. It is never trained on; evaluations read the damage on it.
 """
 
 from __future__ import annotations
@@ -22,49 +22,54 @@ ROLES = (FORGET, RETAIN, FORGET_TEST)
 # Results use these words for other things than a corpus.
 RESERVED = (*ROLES, ONLY, "all", "inactive", "pooled", "shared")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+TRAIN_CONTEXTS = 1024  # contexts of the training part of a corpus that is only evaluated
 MISSPELT = 0.8  # a name this similar to a missing role is a spelling mistake
 
 
-def arrange(
-    corpora: Mapping[str, CorpusConfig], where: Callable[[str], str]
-) -> dict[str, CorpusConfig]:
+def arrange(given: Mapping[str, object], where: Callable[[str], str]) -> dict[str, CorpusConfig]:
     """The corpora in the order forget, retain, named retain corpora, forget_test.
 
     The named ones keep their order. A single corpus, whether given as forget or as retain, gets
     the name ``corpus``.
 
     Args:
-        corpora: the corpora by name.
+        given: paths, mappings of fields, or configs of the corpora, by name.
         where: function that gives the name of a corpus's setting, for errors.
 
     Raises:
         ConfigError: a name is misspelt or reserved, a named corpus or ``forget_test`` lacks forget
             or retain, or a share is missing, out of place, or leaves nothing to retain.
     """
-    named = [name for name in corpora if name not in ROLES]
+    named = [name for name in given if name not in ROLES]
+    test = [FORGET_TEST] if FORGET_TEST in given else []
     for name in named:
-        _check_name(name, corpora, where)
-    missing = [role for role in DOMAINS if role not in corpora]
-    for name in [*named, *(r for r in (FORGET_TEST,) if r in corpora)]:
-        if missing:
-            raise reject(
-                where(name),
-                corpora[name].path,
-                f"needs both a forget and a retain corpus; give {where(missing[0])}.",
-            )
+        _check_name(name, given, where)
+    missing = [side for side in DOMAINS if side not in given]
+    if missing and (named or test):
+        first = (named + test)[0]
+        raise reject(
+            where(first),
+            given[first],
+            f"needs both a forget and a retain corpus; give {where(missing[0])}.",
+        )
+    corpora = {
+        name: CorpusConfig.from_dict(where(name), given[name])
+        for name in (*DOMAINS, *named, *test)
+        if name in given
+    }
     for name, corpus in corpora.items():
         _check_share(name, corpus, where)
     if len(corpora) == 1:
         return {ONLY: next(iter(corpora.values()))}
-    ordered = {name: corpora[name] for name in (*DOMAINS, *named)}
-    if shares(ordered)[RETAIN] <= 0:
-        given = {name: corpora[name].share for name in named}
+    if shares(corpora)[RETAIN] <= 0:
+        last = named[-1]
         raise reject(
-            " + ".join(f"{where(name)}.share" for name in named),
-            given,
-            f"nothing is left for {where(RETAIN)}; the shares must add up to less than 1.",
+            f"{where(last)}.share",
+            corpora[last].share,
+            f"leaves nothing for {where(RETAIN)}: the shares of {', '.join(named)} must add up to "
+            "less than 1.",
         )
-    return ordered | {r: corpora[r] for r in (FORGET_TEST,) if r in corpora}
+    return corpora
 
 
 def shares(corpora: Mapping[str, CorpusConfig]) -> dict[str, float]:
@@ -79,28 +84,26 @@ def shares(corpora: Mapping[str, CorpusConfig]) -> dict[str, float]:
     return {name: given[name] if name in given else fixed[name] for name in corpora}
 
 
-def _check_name(
-    name: str, corpora: Mapping[str, CorpusConfig], where: Callable[[str], str]
-) -> None:
-    missing = [role for role in ROLES if role not in corpora]
-    near = difflib.get_close_matches(name.lower(), missing, n=1, cutoff=MISSPELT)
+def trained(corpora: Mapping[str, CorpusConfig]) -> dict[str, CorpusConfig]:
+    """The corpora that are trained on."""
+    share = shares(corpora)
+    return {name: corpus for name, corpus in corpora.items() if share[name] > 0}
+
+
+def _check_name(name: str, given: Mapping[str, object], where: Callable[[str], str]) -> None:
+    value = given[name]
+    has_share = isinstance(value, CorpusConfig) or (isinstance(value, dict) and "share" in value)
+    # With a share it is a named corpus on purpose, unless the role itself is missing.
+    roles = [role for role in ROLES if role not in given or not has_share]
+    near = difflib.get_close_matches(name.lower(), roles, n=1, cutoff=MISSPELT)
     if near:
-        raise reject(
-            where(name), corpora[name].path, f"unknown key. Did you mean {where(near[0])}?"
-        )
+        raise reject(where(name), value, f"unknown key. Did you mean {where(near[0])}?")
     if not NAME.fullmatch(name):
-        raise reject(
-            where(name),
-            corpora[name].path,
-            "the name of a corpus has letters, digits, - and _ only, and begins with a letter or "
-            "digit.",
-        )
+        rule = "the name of a corpus has letters, digits, - and _ only, no - or _ at its start."
+        raise reject(where(name), value, rule)
     if name.lower() in RESERVED:
-        raise reject(
-            where(name),
-            corpora[name].path,
-            f"the name {name!r} has a meaning of its own in results; choose another one.",
-        )
+        rule = f"{name!r} has a meaning of its own in results; choose another name."
+        raise reject(where(name), value, rule)
 
 
 def _check_share(name: str, corpus: CorpusConfig, where: Callable[[str], str]) -> None:

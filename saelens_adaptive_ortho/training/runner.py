@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import atomic_directory, check_writable, write_json
-from saelens_adaptive_ortho.text import models
+from saelens_adaptive_ortho.text import mixture, models
 from saelens_adaptive_ortho.text.corpora import (
     Tokenisation,
     TokenisedCorpus,
@@ -90,21 +91,24 @@ def prepare(
     )
     usable = len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
     corpora = cfg.corpora()
-    shares = (
-        [cfg.ortho_forget_fraction, 1 - cfg.ortho_forget_fraction] if len(corpora) == 2 else [1.0]
-    )
-    tokenised = [
-        tokenise_corpus(
+    shares = mixture.shares(corpora)
+    tokenised = []
+    for name, corpus in corpora.items():
+        share = shares[name]
+        if len(corpora) > 1:
+            forgets = name == mixture.FORGET
+            share *= cfg.ortho_forget_fraction if forgets else 1 - cfg.ortho_forget_fraction
+        trained = int(cfg.training_tokens * share / usable) + 1
+        found = tokenise_corpus(
             corpus,
-            domain,
+            name,
             model.tokenizer,
             how,
-            train_contexts=int(cfg.training_tokens * share / usable) + 1,
+            train_contexts=trained if share else mixture.TRAIN_CONTEXTS,
             cache_dir=cache_dir,
-            where=cfg.corpus_field(domain),
+            where=cfg.corpus_field(name),
         )
-        for (domain, corpus), share in zip(corpora.items(), shares, strict=True)
-    ]
+        tokenised.append(replace(found, share=shares[name]))
     return Prepared(model, tokenised)
 
 
@@ -116,7 +120,9 @@ def build_sae(cfg: AdaptiveOrthoRunnerConfig) -> TrainingSAE[Any]:
         torch.manual_seed(cfg.seed)
         sae = get_sae_training_class(sae_cfg.architecture())[0](sae_cfg)
     metadata = sae.cfg.metadata
-    metadata.dataset_path = cfg.dataset_path or {k: v.path for k, v in cfg.corpora().items()}
+    metadata.dataset_path = cfg.dataset_path or {
+        name: corpus.path for name, corpus in mixture.trained(cfg.corpora()).items()
+    }
     for name in (
         "hook_name",
         "model_class_name",

@@ -1,4 +1,4 @@
-"""The runner's configuration: SAELens's configuration with a forget and a retain corpus."""
+"""The runner's configuration: SAELens's configuration with a forget and retain corpora."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from sae_lens.registry import get_sae_training_class
 
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.host.config import without_defaults_added_later
-from saelens_adaptive_ortho.settings import check_values, reject_unknown
-from saelens_adaptive_ortho.text.corpora import DOMAINS, CorpusConfig, TokenisedCorpus
+from saelens_adaptive_ortho.settings import check_values
+from saelens_adaptive_ortho.text import mixture
+from saelens_adaptive_ortho.text.corpora import CorpusConfig, TokenisedCorpus
 from saelens_adaptive_ortho.training import store
 
 # Fields for output, logging and devices. They do not change what is learned.
@@ -66,15 +67,17 @@ UNSUPPORTED: dict[str, tuple[Any, str]] = {
 
 @dataclass
 class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
-    """SAELens's runner config with fields for the two corpora.
+    """SAELens's runner config with fields for the corpora.
 
     Some defaults differ from SAELens's: nothing is logged to W&B, remote code is never run, text is
     tokenised here, and the norm is estimated on 20 batches (not 1,000).
 
     Args:
         ortho_corpora: ``forget`` and ``retain`` (or only ``retain``), each a path or a mapping of
-            :class:`~saelens_adaptive_ortho.text.corpora.CorpusConfig` fields. If it is empty, there
-            is one corpus, ``dataset_path``, and there are no domains.
+            :class:`~saelens_adaptive_ortho.text.corpora.CorpusConfig` fields. Beside both there may
+            be ``forget_test`` and named retain corpora with a ``share``
+            (:mod:`~saelens_adaptive_ortho.text.mixture`). If it is empty, there is one corpus,
+            ``dataset_path``, and there are no domains.
         ortho_forget_fraction: share of every batch that comes from the forget corpus.
         ortho_holdout_fraction: share of the documents that are held out for evaluation.
         ortho_holdout_contexts: largest number of held-out contexts per corpus.
@@ -107,15 +110,13 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         self.sae.ortho_forget_rows = self._forget_rows()
 
     def corpora(self) -> dict[str, CorpusConfig]:
-        """The corpora by domain. A single corpus has the name ``corpus`` and no domain."""
+        """The corpora by name: forget, retain, the named retain corpora, forget_test.
+
+        A single corpus has the name ``corpus`` and no domain.
+        """
         if not self.ortho_corpora:
             return {"corpus": CorpusConfig.from_dict("dataset_path", self.dataset_path)}
-        named = {
-            domain: CorpusConfig.from_dict(f"ortho_corpora.{domain}", self.ortho_corpora[domain])
-            for domain in DOMAINS
-            if domain in self.ortho_corpora
-        }
-        return named if len(named) == 2 else {"corpus": next(iter(named.values()))}
+        return mixture.arrange(self.ortho_corpora, "ortho_corpora.{}".format)
 
     def corpus_field(self, domain: str) -> str:
         """Name of the config field that defines a corpus, for errors."""
@@ -128,7 +129,6 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         ortho_fields = [f.name for f in fields(self) if f.name.startswith("ortho_")]
         values = {name: getattr(self, name) for name in [*ortho_fields, *RUNNER_FIELDS]}
         check_values(values, type(self), also=RUNNER_FIELDS)
-        reject_unknown(self.ortho_corpora, DOMAINS, "ortho_corpora.")
         if self.ortho_corpora and self.dataset_path:
             raise reject("dataset_path", self.dataset_path, "give it or ortho_corpora, not both.")
         if not self.ortho_corpora and not self.dataset_path:
@@ -152,12 +152,20 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
                 f"use adaptive_ortho_{self.sae.architecture()} with ortho_mode: off for the stock "
                 "architecture (it is bit-identical).",
             )
-        return store.forget_rows(self)
+        first, *others = store.rows_per_batch(self)
+        return first if others else 0
 
     def fingerprint(self, corpora: list[TokenisedCorpus]) -> str:
-        """Digest of everything that decides what is learned: settings, seed, text."""
+        """Digest of everything that decides what is learned: settings, seed, text, and shares.
+
+        Corpora that are only evaluated do not count.
+        """
         settings = {k: v for k, v in self.settings().items() if k != "ortho_corpora"}
-        digest = json.dumps([settings, [c.fingerprint for c in corpora]], sort_keys=True)
+        trained = [c for c in corpora if c.share > 0]
+        parts: list[Any] = [settings, [c.fingerprint for c in trained]]
+        if len(trained) > 2:  # so the digest is the old one without named retain corpora
+            parts.append([c.share for c in trained])
+        digest = json.dumps(parts, sort_keys=True)
         return hashlib.sha256(digest.encode()).hexdigest()
 
     def settings(self) -> dict[str, Any]:
@@ -165,7 +173,7 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         plain = {k: v for k, v in self.to_dict().items() if k not in NOT_FINGERPRINTED}
         plain["sae"] = {k: v for k, v in plain["sae"].items() if k not in {"metadata", "device"}}
         plain["sae"] = without_defaults_added_later(plain["sae"])
-        plain["ortho_corpora"] = {k: asdict(v) for k, v in self.corpora().items()}
+        plain["ortho_corpora"] = {k: asdict(v) for k, v in mixture.trained(self.corpora()).items()}
         return json.loads(json.dumps(plain, default=str))
 
 

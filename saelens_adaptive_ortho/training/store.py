@@ -22,6 +22,7 @@ from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.errors import Explained, reject
 from saelens_adaptive_ortho.rng import mix
+from saelens_adaptive_ortho.text import mixture
 from saelens_adaptive_ortho.text.corpora import TokenisedCorpus
 
 
@@ -79,12 +80,13 @@ class DomainRows:
 
 
 class StratifiedActivationsStore(ActivationsStore):
-    """SAELens's store with domain-stratified batches from one or two corpora.
+    """SAELens's store with domain-stratified batches from one or more corpora.
 
-    Rows ``[0:forget_rows]`` of each batch come from the forget corpus, the rest from the retain
-    corpus. Iteration yields batches ``position, position + 1, ...``; :meth:`seek` sets the
-    position. The inherited token interface (``get_batch_tokens``, used by evaluations) returns the
-    held-out contexts of all corpora, interleaved.
+    Rows ``[0:forget_rows]`` of each batch come from the forget corpus. The rows of the retain
+    corpus follow, then those of each named retain corpus, in the order of the config. Corpora with
+    share 0 take no part. Iteration yields batches ``position, position + 1, ...``; :meth:`seek`
+    sets the position. The inherited token interface (``get_batch_tokens``, used by evaluations)
+    returns the held-out contexts of these corpora, interleaved.
     """
 
     corpora: list[TokenisedCorpus]
@@ -96,23 +98,26 @@ class StratifiedActivationsStore(ActivationsStore):
     ) -> StratifiedActivationsStore:
         """A store for a runner config and its tokenised corpora.
 
+        Corpora that are only evaluated may be among them.
+
         Raises:
             ConfigError: there is no usable token position, or a batch has no row of a corpus.
         """
+        corpora = [c for c in corpora if c.share > 0]
         with warnings.catch_warnings():
             # There are intentionally fewer held-out contexts than training tokens.
             warnings.filterwarnings("ignore", message="The training dataset contains fewer")
             store = cls.from_config(model, cfg, override_dataset=held_out_dataset(corpora))
         assert isinstance(store, StratifiedActivationsStore)
-        store._set_corpora(corpora, cfg.train_batch_size_tokens, forget_rows(cfg), seed)
+        store._set_corpora(corpora, rows_per_batch(cfg), seed)
         return store
 
     def _set_corpora(
-        self, corpora: list[TokenisedCorpus], batch: int, n_forget: int, seed: int
+        self, corpora: list[TokenisedCorpus], rows_per_batch: list[int], seed: int
     ) -> None:
         self.corpora = corpora
         self.position = 0
-        self._rows_per_batch = [batch] if len(corpora) == 1 else [n_forget, batch - n_forget]
+        self._rows_per_batch = rows_per_batch
         self._domains = [
             DomainRows(c.train, self._usable(c), mix(seed, i)) for i, c in enumerate(corpora)
         ]
@@ -120,7 +125,7 @@ class StratifiedActivationsStore(ActivationsStore):
         buffer_tokens = (
             self.n_batches_in_buffer * self.store_batch_size_prompts * self.training_context_size
         )
-        self.batches_per_chunk = max(1, buffer_tokens // batch)
+        self.batches_per_chunk = max(1, buffer_tokens // sum(rows_per_batch))
         self._chunk: tuple[int, list[Tensor]] | None = None
 
     def _usable(self, corpus: TokenisedCorpus) -> Bool[Tensor, "n context"]:
@@ -205,19 +210,43 @@ def held_out_dataset(corpora: list[TokenisedCorpus]) -> Dataset:
     return Dataset.from_dict({"tokens": interleaved.tolist()})
 
 
-def forget_rows(cfg: Any) -> int:
-    """Number of rows of a batch that come from the forget corpus; 0 with a single corpus.
+def rows_per_batch(cfg: Any) -> list[int]:
+    """Number of rows of a batch that come from each corpus that is trained on.
+
+    Forget gets ``ortho_forget_fraction`` of the batch. A named retain corpus gets its share of the
+    other rows, and retain gets the rest. Numbers are rounded to the nearest row.
 
     Raises:
-        ConfigError: the fraction leaves a corpus without a row.
+        ConfigError: a share leaves a corpus without a row. The message names a sufficient batch.
     """
-    if len(cfg.corpora()) == 1:
-        return 0
-    n = math.floor(cfg.train_batch_size_tokens * cfg.ortho_forget_fraction + 0.5)
-    if not 0 < n < cfg.train_batch_size_tokens:
+    batch, fraction = cfg.train_batch_size_tokens, cfg.ortho_forget_fraction
+    corpora = cfg.corpora()
+    if len(corpora) == 1:
+        return [batch]
+    n_forget = _rounded(batch * fraction)
+    n_others = batch - n_forget
+    if not n_forget or not n_others:
         raise reject(
             "ortho_forget_fraction",
-            cfg.ortho_forget_fraction,
-            f"a batch of {cfg.train_batch_size_tokens} needs at least one row of each corpus.",
+            fraction,
+            f"a batch of {batch} needs at least one row of each corpus.",
         )
-    return n
+    share = mixture.shares(mixture.trained(corpora))
+    named = {name: s for name, s in share.items() if name not in mixture.ROLES}
+    rows = {name: _rounded(n_others * s) for name, s in named.items()}
+    rows = {mixture.RETAIN: n_others - sum(rows.values()), **rows}
+    for name, n in rows.items():
+        if n < 1:
+            # Each rounding moves at most half a row: that of forget, and those of named corpora.
+            needed = math.ceil(((1 + len(named) / 2) / share[name] + 0.5) / (1 - fraction))
+            raise reject(
+                cfg.corpus_field(name) + (".share" if name in named else ""),
+                share[name],
+                f"leaves no row of {name} in a batch of {batch}; "
+                f"raise train_batch_size_tokens to {needed}, or give it a larger share.",
+            )
+    return [n_forget, *rows.values()]
+
+
+def _rounded(number: float) -> int:
+    return math.floor(number + 0.5)

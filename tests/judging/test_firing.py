@@ -285,10 +285,10 @@ def test_evaluations_agree_on_firing_rates(
     seen = []
 
     def noted(
-        sae: SAE[Any], domains: list[str], rates: Tensor, sketches: Tensor, settings: Any
+        sae: SAE[Any], sides: list[str], rates: Tensor, sketches: Tensor, settings: Any
     ) -> Any:
         seen.append(rates)
-        return describe(sae, domains, rates, sketches, settings)
+        return describe(sae, sides, rates, sketches, settings)
 
     describe = geometry.describe
     monkeypatch.setattr(geometry, "describe", noted)
@@ -326,7 +326,7 @@ def test_pooled_explained_variance_takes_both_corpora(
     parts = core.held_out_contexts(context, settings)
     assert [len(p) for p in parts.values()] == [n_forget, n_retain]
     own = core.own_measurements(context, settings, parts)
-    whole = core.whole_batches(parts, size)
+    whole = core.whole_batches(parts, size, core.shares_of(context))
     assert list(whole) == ["forget", "retain", "pooled"]
     assert torch.equal(whole["pooled"][:2], torch.stack([p[0] for p in parts.values()]))
     sae = context.load()
@@ -346,7 +346,7 @@ def test_single_corpus_is_judged_as_pooled(model: Any, tiny: Tiny, tmp_path: Pat
     context = EvalContext(bench, lambda: build_sae(Case(), model), "random", 0, tmp_path)
     settings = core_settings.Settings(n_contexts=10, batch_size_prompts=4)
     parts = core.held_out_contexts(context, settings)
-    assert list(core.whole_batches(parts, 4)) == ["pooled"]
+    assert list(core.whole_batches(parts, 4, core.shares_of(context))) == ["pooled"]
     found = core.own_measurements(context, settings, parts)
     expected = ExplainedVariance(context.load())
     accumulate(passes(context.load(), model, [corpus.held_out[:8]], 4, reconstruct=True), expected)

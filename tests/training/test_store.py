@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import gzip
+import hashlib
 import itertools
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from sae_lens.pretokenize_runner import pretokenize_dataset
 from torch import Tensor
 
 from saelens_adaptive_ortho.errors import ConfigError
-from saelens_adaptive_ortho.text import corpora
+from saelens_adaptive_ortho.text import corpora, mixture
 from saelens_adaptive_ortho.text.corpora import (
     CorpusConfig,
     Tokenisation,
@@ -36,6 +39,7 @@ from saelens_adaptive_ortho.training.store import (
     DomainRows,
     NonFiniteActivationsError,
     StratifiedActivationsStore,
+    rows_per_batch,
 )
 
 # SAELens warns about its own tensor copies.
@@ -112,14 +116,23 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def identifying_store(
-    prepared: Prepared, cfg: AdaptiveOrthoRunnerConfig, n_contexts: int
+    prepared: Prepared,
+    cfg: AdaptiveOrthoRunnerConfig,
+    n_contexts: int,
+    shares: dict[str, float] | None = None,
 ) -> StratifiedActivationsStore:
-    """A store in which every token has a unique id, and every activation is this id."""
+    """A store in which every token has a unique id, and every activation is this id.
+
+    The ids of each corpus begin at the next multiple of 10,000.
+
+    Args:
+        shares: the corpora and their shares; by default forget and retain.
+    """
     n = n_contexts * CONTEXT
     ids = torch.arange(n, dtype=torch.int32).view(n_contexts, CONTEXT)
     corpora = [
-        TokenisedCorpus(domain, ids + 10_000 * i, ids[:4], domain)
-        for i, domain in enumerate(("forget", "retain"))
+        TokenisedCorpus(domain, ids + 10_000 * i, ids[:4], domain, share)
+        for i, (domain, share) in enumerate((shares or {"forget": 1.0, "retain": 1.0}).items())
     ]
     store = StratifiedActivationsStore.build(prepared.model, cfg, corpora, seed=3)
 
@@ -132,11 +145,16 @@ def identifying_store(
 
 def served(store: StratifiedActivationsStore, n_batches: int, n_forget: int) -> list[Counter[int]]:
     """How often each token occurs in the batches, for each domain."""
-    batches = torch.stack([next(store)[:, 0] for _ in range(n_batches)]).long()
+    batches = token_ids(store, n_batches)
     return [
         Counter(batches[:, :n_forget].flatten().tolist()),
         Counter((batches[:, n_forget:] - 10_000).flatten().tolist()),
     ]
+
+
+def token_ids(store: StratifiedActivationsStore, n_batches: int) -> Tensor:
+    """The ids of the tokens in the next batches, as int32 [n_batches, batch]."""
+    return torch.stack([next(store)[:, 0] for _ in range(n_batches)]).int()
 
 
 def test_epoch_serves_every_row_once(prepared: Prepared, make_config: MakeConfig) -> None:
@@ -160,6 +178,176 @@ def test_slice_and_excluded_tokens_are_respected(
     (forget, _) = served(store, n_batches, BATCH // 2)
     assert set(forget) == usable
     assert max(forget.values()) - min(forget.values()) <= 2
+
+
+# The batches of version 0.1.0 before there were named retain corpora.
+TWO_CORPORA_STREAMS = {
+    0.5: "431d556f35cfd5150716639d40347ad470d44cf033bfc919173e7045a4e512a5",
+    0.3: "e1adda31fed457ccc0a1c0dabadb3b2ca0f3c7093f1d8a585e1c7faf1812ac5d",
+}
+
+
+@pytest.mark.parametrize("fraction", TWO_CORPORA_STREAMS)
+def test_batches_of_two_corpora_are_the_same_as_ever(
+    prepared: Prepared, make_config: MakeConfig, fraction: float
+) -> None:
+    cfg = make_config(ortho_forget_fraction=fraction)
+    ids = token_ids(identifying_store(prepared, cfg, n_contexts=24), 40)
+    assert hashlib.sha256(ids.numpy().tobytes()).hexdigest() == TWO_CORPORA_STREAMS[fraction]
+
+
+# ------------------------------------------------------------------ named retain corpora
+
+
+Named = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def named(tiny: Any) -> Named:
+    """Return a function that makes the corpora of a config: forget, retain and named ones."""
+
+    def make(**corpora: Any) -> dict[str, Any]:
+        two = {"forget": str(tiny.forget), "retain": str(tiny.retain)}
+        others = {
+            name: {"path": str(tiny.retain), "share": value} if name != "forget_test" else value
+            for name, value in corpora.items()
+        }
+        return {"ortho_corpora": {**two, **others}}
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("fraction", "near", "far", "rows"),
+    [
+        (0.5, 0.2, 0.0, [64, 51, 13]),  # 0.2 of 64 rows is 12.8
+        (0.5, 0.25, 0.5, [64, 16, 16, 32]),
+        (0.25, 0.1, 0.6, [32, 28, 10, 58]),  # 9.6 and 57.6 of 96 rows
+        (0.5, 0.0, 0.0, [64, 64]),
+    ],
+)
+def test_rows_of_each_corpus_are_exact_in_every_batch(
+    prepared: Prepared,
+    make_config: MakeConfig,
+    named: Named,
+    fraction: float,
+    near: float,
+    far: float,
+    rows: list[int],
+) -> None:
+    corpora = named(near=near, far=far, forget_test="t.txt")
+    cfg = make_config(ortho_forget_fraction=fraction, **corpora)
+    assert rows_per_batch(cfg) == rows
+    assert cfg.sae.ortho_forget_rows == rows[0]
+    shares = mixture.shares(cfg.corpora())
+    store = identifying_store(prepared, cfg, 24, shares)
+    trained = [i for i, share in enumerate(shares.values()) if share > 0]
+    expected = torch.tensor(trained).repeat_interleave(torch.tensor(rows))
+    ids = token_ids(store, 30)
+    assert torch.equal(ids // 10_000, expected.int().expand(30, -1))
+    assert store.epochs(30) == {
+        name: n * 30 / (24 * CONTEXT)
+        for name, n in zip(mixture.trained(cfg.corpora()), rows, strict=True)
+    }
+    # A batch depends on its position alone.
+    again = identifying_store(prepared, cfg, 24, shares)
+    for position in (17, 3, 29):
+        again.seek(position)
+        assert torch.equal(token_ids(again, 1)[0], ids[position])
+
+
+def test_named_corpora_leave_the_forget_stream_alone(
+    prepared: Prepared, make_config: MakeConfig, named: Named
+) -> None:
+    two = token_ids(identifying_store(prepared, make_config(), 24), 20)
+    unseen = named(near=0, forget_test="t.txt")
+    shares = {"forget": 1.0, "retain": 1.0, "near": 0.0, "forget_test": 0.0}
+    store = identifying_store(prepared, make_config(**unseen), 24, shares)
+    assert torch.equal(token_ids(store, 20), two)
+    shares = {"forget": 1.0, "retain": 0.8, "near": 0.2}
+    store = identifying_store(prepared, make_config(**named(near=0.2)), 24, shares)
+    assert torch.equal(token_ids(store, 20)[:, :64], two[:, :64])
+
+
+@pytest.mark.parametrize("shares", [(0.003,), (0.5, 0.499), (0.99,), (0.005, 0.9)])
+def test_share_without_a_row_names_a_sufficient_batch(
+    make_config: MakeConfig, named: Named, shares: tuple[float, ...]
+) -> None:
+    corpora = named(**{f"n{i}": share for i, share in enumerate(shares)})
+    with pytest.raises(ConfigError, match=r"leaves no row of .*raise train_batch") as error:
+        make_config(**corpora, train_batch_size_tokens=40)
+    assert re.match(r"ortho_corpora\.(n\d\.share|retain)=", str(error.value))
+    (needed,) = re.findall(r"train_batch_size_tokens to (\d+)", str(error.value))
+    cfg = make_config(**corpora, train_batch_size_tokens=int(needed), training_tokens=10_000)
+    assert min(rows_per_batch(cfg)) >= 1
+    assert sum(rows_per_batch(cfg)) == int(needed)
+
+
+def test_prepared_corpora_have_names_shares_and_lengths(
+    model: Any, make_config: MakeConfig, named: Named, tiny: Any
+) -> None:
+    cfg = make_config(**named(near=0.25, far=0, forget_test=str(tiny.forget)))
+    found = prepare(cfg, model=model).corpora
+    assert [(c.domain, c.share) for c in found] == [
+        ("forget", 1.0),
+        ("retain", 0.75),
+        ("near", 0.25),
+        ("far", 0.0),
+        ("forget_test", 0.0),
+    ]
+    tokens = cfg.training_tokens / 2 / CONTEXT
+    assert [len(c.train) for c in found[:3]] == [
+        int(tokens) + 1,
+        int(tokens * 0.75) + 1,
+        int(tokens * 0.25) + 1,
+    ]
+    # Nothing limits the text that is only evaluated but the file itself.
+    assert min(len(c.train) for c in found[3:]) > len(found[0].train)
+
+
+def test_fingerprint_of_two_corpora_is_the_same_as_ever(
+    prepared: Prepared, make_config: MakeConfig, named: Named
+) -> None:
+    cfg = make_config()
+    settings = {k: v for k, v in cfg.settings().items() if k != "ortho_corpora"}
+    parts = [settings, [c.fingerprint for c in prepared.corpora]]
+    expected = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    assert cfg.fingerprint(prepared.corpora) == expected
+    unseen = TokenisedCorpus("near", torch.empty(0), torch.empty(0), "near", share=0.0)
+    other = make_config(**named(near=0, forget_test="t.txt"))
+    assert other.fingerprint([*prepared.corpora, unseen]) == expected
+    assert other.settings() == cfg.settings()
+
+
+def test_fingerprint_depends_on_shares_and_trained_text(
+    prepared: Prepared, make_config: MakeConfig, named: Named
+) -> None:
+    def fingerprint(share: float, text: str) -> str:
+        forget, retain = prepared.corpora
+        near = TokenisedCorpus("near", torch.empty(0), torch.empty(0), text, share)
+        cfg = make_config(**named(near=share))
+        return cfg.fingerprint([forget, replace(retain, share=1 - share), near])
+
+    found = [fingerprint(0.2, "a"), fingerprint(0.3, "a"), fingerprint(0.2, "b")]
+    assert len(set(found)) == 3
+    assert fingerprint(0.2, "a") == found[0]
+
+
+def test_share_does_not_change_the_tokenised_text(model: Any, tiny: Any) -> None:
+    path = str(tiny.retain)
+    texts = [
+        tokenise_corpus(CorpusConfig(path=path, share=share), "n", model.tokenizer, HOW, 5)
+        for share in (None, 0.0, 0.4)
+    ]
+    assert len({t.fingerprint for t in texts}) == 1
+    fields = {"path": path, "name": None, "split": "train", "text_field": "text"}
+    fields |= {"max_documents": None, "revision": None}
+    digest = hashlib.sha256()
+    for part in (fields, HOW._asdict(), 5):
+        digest.update(json.dumps(part, sort_keys=True).encode())
+    digest.update(json.dumps(model.tokenizer.get_vocab(), sort_keys=True).encode())
+    digest.update(tiny.retain.read_bytes())
+    assert texts[0].fingerprint == digest.hexdigest()
 
 
 def test_locate_visits_each_usable_row_once_per_epoch() -> None:

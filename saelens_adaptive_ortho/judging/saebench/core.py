@@ -1,9 +1,11 @@
-"""SAEBench core on the held-out contexts of each corpus and of both corpora together."""
+"""SAEBench core on the held-out contexts of each corpus and of the trained corpora together."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +35,7 @@ CATEGORIES = (
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:
-    """All of SAEBench core's scalar metrics, prefixed by ``forget/``, ``retain/``, ``pooled/``.
+    """All of SAEBench core's scalar metrics, prefixed by the name of the corpus or ``pooled/``.
 
     The SAE is judged in float32, whatever its stored dtype is.
 
@@ -48,7 +50,8 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     metrics: dict[str, float | None] = {}
     files = {}
     parts = held_out_contexts(context, settings)
-    for domain, contexts in whole_batches(parts, settings.batch_size_prompts).items():
+    size = settings.batch_size_prompts
+    for domain, contexts in whole_batches(parts, size, shares_of(context)).items():
         scalars, files[domain] = _multiple_evals(context, settings, domain, contexts)
         for category in CATEGORIES:
             for name, value in scalars.get(category, {}).items():
@@ -120,18 +123,38 @@ def held_out_contexts(
     return parts
 
 
-def whole_batches(parts: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+def shares_of(context: EvalContext) -> dict[str, float]:
+    """The share of each corpus in the training rows of its side."""
+    return {c.domain: c.share for c in context.corpora}
+
+
+def whole_batches(
+    parts: dict[str, Tensor], size: int, shares: Mapping[str, float]
+) -> dict[str, Tensor]:
     """Contexts by domain, cut to a whole number of batches.
 
-    The domain ``pooled`` takes contexts of both corpora in turn.
+    The domain ``pooled`` takes contexts of the forget and of the retain side in turn. On the retain
+    side, retain and the named retain corpora take turns by their shares. A single corpus is only
+    pooled.
     """
-    pooled = next(iter(parts.values()))
-    domains = {}
-    if len(parts) == 2:
-        n = min(len(p) for p in parts.values())
-        pooled = torch.stack([p[:n] for p in parts.values()], dim=1).flatten(0, 1)
-        domains = parts
+    places = _pooled_places(parts, shares)
+    pooled = torch.stack([parts[domain][i] for domain, i in places])
+    domains = parts if len(parts) > 1 else {}
     return {d: p[: len(p) // size * size] for d, p in {**domains, "pooled": pooled}.items()}
+
+
+def _pooled_places(
+    parts: Mapping[str, Tensor], shares: Mapping[str, float]
+) -> list[tuple[str, int]]:
+    """The domain and the number of each pooled context, as many as the shares allow."""
+    trained = {domain: share for domain, share in shares.items() if share > 0}
+    n = min(len(parts[domain]) / share for domain, share in trained.items())
+    turns = [
+        ((i + 0.5) / share, number, domain, i)
+        for number, (domain, share) in enumerate(trained.items())
+        for i in range(int(n * share + 1e-9))
+    ]
+    return [(domain, i) for _, _, domain, i in sorted(turns)]
 
 
 def own_measurements(
@@ -146,11 +169,12 @@ def own_measurements(
     """
     size = settings.batch_size_prompts
     sae = context.load().to(torch.float32)
-    whole = whole_batches(parts, size)
-    n_pooled = len(whole["pooled"])
+    shares = shares_of(context)
+    whole = whole_batches(parts, size, shares)
+    pooled_from = Counter(d for d, _ in _pooled_places(parts, shares)[: len(whole["pooled"])])
     # For each corpus: the number of contexts in the corpus's number, and in the pooled number.
     in_own = [len(whole.get(domain, whole["pooled"])) for domain in parts]
-    in_pooled = [-(-(n_pooled - number) // len(parts)) for number in range(len(parts))]
+    in_pooled = [pooled_from[domain] for domain in parts]
     pieces = []
     for contexts, lengths in zip(parts.values(), zip(in_own, in_pooled, strict=True), strict=True):
         pieces += [contexts[: min(lengths)], contexts[min(lengths) : max(lengths)]]

@@ -28,7 +28,7 @@ from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
 from saelens_adaptive_ortho.judging.isolation import replaced
 from saelens_adaptive_ortho.rng import state_kept
 from saelens_adaptive_ortho.text import hub
-from saelens_adaptive_ortho.text.corpora import read_documents
+from saelens_adaptive_ortho.text.corpora import DOMAINS, read_documents
 from saelens_adaptive_ortho.text.models import DEMO_MODEL, local_model_dir
 
 CORPUS, DEMO, PUBLISHED = "corpus", "demo:probing", "published"
@@ -128,10 +128,10 @@ def resolve_source(context: EvalContext, source: str) -> str:
     """The source that ``auto`` stands for; any other source stays as it is.
 
     ``auto`` is the embedded labelled file for the demo model, the published data sets for a model
-    of the hub, and the two corpora for a local model.
+    of the hub, and the forget and retain corpus for a local model.
 
     Raises:
-        EvaluationError: the model is local and there are not two corpora.
+        EvaluationError: the model is local and there is no forget and retain corpus.
     """
     if source != AUTO:
         return source
@@ -140,7 +140,7 @@ def resolve_source(context: EvalContext, source: str) -> str:
         return DEMO
     if local_model_dir(name) is None:
         return PUBLISHED
-    if set(context.bench.texts) == {"forget", "retain"}:
+    if {"forget", "retain"} <= set(context.bench.texts):
         return CORPUS
     raise EvaluationError(
         "no labelled texts for a local model without corpora: give ortho_corpora (--forget and "
@@ -230,10 +230,11 @@ def _labelled_file(path: Path, field: str) -> dict[str, list[list[str]]]:
 
 
 def _corpus_passages(context: EvalContext, wanted: int) -> dict[str, list[list[str]]]:
-    """Passages of the first documents of each corpus, grouped by document."""
+    """Passages of the first documents of forget and of retain, grouped by document."""
     context.need_corpora(2)
     groups: dict[str, list[list[str]]] = {}
-    for domain, corpus in context.bench.texts.items():
+    for domain in DOMAINS:
+        corpus = context.bench.texts[domain]
         seen: set[str] = set()
         groups[domain] = []
         for text in read_documents(corpus, domain):

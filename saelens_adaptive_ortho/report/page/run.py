@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from saelens_adaptive_ortho.evaluations import Evaluation
+from saelens_adaptive_ortho.evaluations import Evaluation, headline_keys
 from saelens_adaptive_ortho.files import write_text_atomic
 from saelens_adaptive_ortho.report.figures.files import run_figures
 from saelens_adaptive_ortho.report.formatting import number
@@ -127,7 +127,7 @@ def _section(
 ) -> Section:
     info = found.info
     outcomes = [verdicts.of(info.name, pair) for pair in pairs]
-    first = {*info.keys(info.primary), *info.keys(info.headline)}
+    first = {*info.keys(info.primary), *headline_keys(found.keys)}
     shown = [key for key in found.keys if key in first] or list(found.keys)
     folded = [key for key in found.keys if key not in shown]
     return Section(
