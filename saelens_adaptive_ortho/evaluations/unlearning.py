@@ -45,6 +45,8 @@ class Settings:
         n_select_contexts: training contexts per corpus for measuring firing rates.
         n_choose_contexts: training contexts per corpus for choosing settings of the frontier.
         n_contexts: held-out contexts per corpus for measuring the loss frontier.
+        n_reference_contexts: the same for the bounded frontier and the references, which need fewer
+            contexts for an interval of the same width. They are the first ones of ``n_contexts``.
         loss_every: the loss is measured at every n-th position. Losses differ more between passages
             than between positions of a passage, so more passages with fewer positions give
             narrower intervals.
@@ -65,9 +67,30 @@ class Settings:
     n_select_contexts: PositiveInt = 256
     n_choose_contexts: PositiveInt = 32
     n_contexts: PositiveInt = 2048
+    n_reference_contexts: PositiveInt = 512
     loss_every: PositiveInt = 2
     batch_size_prompts: PositiveInt = 32
     replicates: PositiveInt = 400
+
+
+def _other_corpora(frontier: str, before: str) -> dict[str, Metric]:
+    """Damage on other corpora: at each budget, per forget damage, and at a fixed forget damage."""
+    found: dict[str, Metric] = {}
+    # A second forget text should lose as much as the first one; any other text should lose nothing.
+    for corpus, text, better in (
+        ("transfer", "second forget text", "higher"),
+        ("{corpus}", "{corpus}", "lower"),
+    ):
+        at, fixed = "at retain damage ≤ {n} nats", "at forget damage {n} nats"
+        for name, label, unit in (
+            ("damage_at_{n}", f"damage on {text} {at}", "nats"),
+            ("per_forget_damage_at_{n}", f"damage on {text} per forget damage {at}", ""),
+            ("damage_at_forget_{n}", f"damage on {text} {fixed}", "nats"),
+        ):
+            key = f"{frontier}/{corpus}_{name}"
+            found[key] = Metric(f"{before}{label}", unit, better)
+            found[f"{key}_halfwidth"] = Metric(f"{before}bootstrap half-width: {label}", unit)
+    return found
 
 
 UNLEARNING = Evaluation(
@@ -77,7 +100,8 @@ UNLEARNING = Evaluation(
         "Latents that fire on the forget corpus and hardly on the retain corpus are "
         "clamped below zero, at many strengths: how much of forget is lost for how little"
         " of retain, in next-token loss (damage: its increase) and in multiple-choice "
-        "questions the model knows."
+        "questions the model knows. Bounded: the span of these latents is removed at every token "
+        "instead."
     ),
     settings=Settings,
     module="saelens_adaptive_ortho.judging.unlearning.evaluation",
@@ -89,7 +113,18 @@ UNLEARNING = Evaluation(
         "loss/forget_damage_at_{n}_halfwidth": Metric(
             "bootstrap half-width at retain damage ≤ {n} nats", "nats"
         ),
+        **_other_corpora("loss", ""),
         "loss/area": Metric("forget damage, mean over retain damage ≤ 0.20 nats", "nats", "higher"),
+        "bounded/forget_damage_at_{n}": Metric(
+            "bounded: forget damage at retain damage ≤ {n} nats", "nats", "higher"
+        ),
+        "bounded/forget_damage_at_{n}_halfwidth": Metric(
+            "bounded: bootstrap half-width at retain damage ≤ {n} nats", "nats"
+        ),
+        **_other_corpora("bounded", "bounded: "),
+        "bounded/area": Metric(
+            "bounded: forget damage, mean over retain damage ≤ 0.20 nats", "nats", "higher"
+        ),
         "mcq/forget_accuracy_at_{n}": Metric(
             "forget accuracy at retain accuracy ≥ {n}", "", "lower"
         ),
@@ -105,7 +140,15 @@ UNLEARNING = Evaluation(
         "score": Metric("published score", "", "higher"),
     },
     primary=PRIMARY,
-    headline=(*PRIMARY, "score"),
+    headline=(
+        *PRIMARY,
+        "bounded/forget_damage_at_{n}",
+        "loss/transfer_per_forget_damage_at_0.10",
+        "loss/transfer_damage_at_forget_2",
+        "loss/{corpus}_per_forget_damage_at_0.10",
+        "loss/{corpus}_damage_at_forget_2",
+        "score",
+    ),
     glance=("loss/forget_damage_at_0.10", "mcq/forget_accuracy_at_0.95"),
     short="unlearning",
     caveat="Read the frontier, not the published score, which is degenerate: single SAEs of "

@@ -108,13 +108,16 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     clamps = gated(selection, paths, settings.strengths)
     trial = Clamping(context, settings, model, sae, selection, clamps)
 
-    families = {"loss": clamps, "bounded": bounded(sae, selection, settings.ranks)}
+    families = {"bounded": bounded(sae, selection, settings.ranks)}
     if settings.references:
         families[references.RANDOM] = references.floor(selection, settings)
     if tokens is not None:
         shares = [c.share for c in context.trained]
         families |= references.ceilings(found, tokens.result(), shares, settings)
-    readings = loss_frontiers(trial, families)
+    readings = {
+        **loss_frontiers(trial, {"loss": clamps}, settings.n_contexts),
+        **loss_frontiers(trial, families, min(settings.n_contexts, settings.n_reference_contexts)),
+    }
     beside = {
         n: references.as_json(n, r) for n, r in readings.items() if n in references.FRONTIER_OF
     }

@@ -144,7 +144,7 @@ def bounded(
     selection: Selection,
     ranks: Iterable[int],
 ) -> Family:
-    """Remove the span of the decoder rows of the first r latents of each ranking.
+    """Remove the span of the decoder rows of the first r latents of each ranking by a ratio.
 
     Rows are orthonormalised in the order of the ranking. The same spans follow without their part
     in the leading directions of the retain side, which hold half of its variance.
@@ -153,7 +153,7 @@ def bounded(
     retain = selection.statistics.retain
     kept = leading_directions(retain.covariance, RETAIN_SPAN)
     bases = []
-    for latents in paths_of(list(selection.rankings.values()), [most]):
+    for latents in paths_of(selection.by_ratio, [most]):
         rows = sae.W_dec[latents].detach().cpu().double().flatten(1)
         bases += [orthonormal_basis(rows), orthonormal_basis(removed(rows, kept))]
     return projections(bases, ranks, retain.mean)

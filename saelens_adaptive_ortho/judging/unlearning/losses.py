@@ -91,11 +91,14 @@ class Readings:
     points: list[list[float]]
 
 
-def loss_frontiers(trial: Trial, families: Mapping[str, Family]) -> dict[str, Readings]:
+def loss_frontiers(
+    trial: Trial, families: Mapping[str, Family], n_contexts: int
+) -> dict[str, Readings]:
     """The frontiers of several families.
 
-    Training text of the forget corpus and of the retain side chooses the settings. Held-out text of
-    every corpus measures them. One run of the model up to the hook serves all families.
+    Training text of the forget corpus and of the retain side chooses the settings. The first
+    ``n_contexts`` held-out contexts of every corpus measure them. One run of the model up to the
+    hook serves all families.
     """
     settings, context = trial.settings, trial.context
     sweeps = {name: family.coarse for name, family in families.items()}
@@ -114,7 +117,7 @@ def loss_frontiers(trial: Trial, families: Mapping[str, Family]) -> dict[str, Re
     sizes = [len(s) for s in fine.values()]
     whole = [s for sweep in fine.values() for s in sweep]
     increases = {
-        c.domain: trial.loss_increase(c, "held_out", settings.n_contexts, whole).split(sizes)
+        c.domain: trial.loss_increase(c, "held_out", n_contexts, whole).split(sizes)
         for c in context.corpora
     }
     return {

@@ -152,7 +152,7 @@ def detector_family(
 def floor(selection: Selection, settings: Settings) -> Family:
     """Random latents: the order is drawn anew for each SAE, from a fixed seed."""
     order = alive_in_random_order(selection.statistics, SEED)
-    return gated(selection, paths_of([order], settings.counts), settings.strengths)
+    return gated(selection, paths_of([order], [max(settings.counts)]), settings.strengths)
 
 
 def as_json(name: str, readings: Readings) -> dict[str, Any]:

@@ -213,6 +213,11 @@ class Selection:
     patterns: Patterns | None
     sequence_gate: bool
 
+    @property
+    def by_ratio(self) -> list[Int[Tensor, " n"]]:
+        """The rankings that compare both sides, and not the retain side with a fixed rate."""
+        return [r for name, r in self.rankings.items() if not name.startswith("retain <")]
+
     def gate(self, latents: Int[Tensor, " n"]) -> float | None:
         """The gate of a clamp of these latents; None if it may act everywhere."""
         if not self.sequence_gate or self.patterns is None:
