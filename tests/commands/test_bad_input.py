@@ -356,8 +356,20 @@ def test_check_opens_everything_and_trains_nothing(
     monkeypatch.setattr(lockstep.LockstepTrainer, "fit", None)
     assert main(["check", str(write_config())]) == 0
     out = capsys.readouterr().out
-    assert "forget: 49 training and 16 held-out contexts of 32 tokens" in out
+    assert (
+        "forget: 49 training and 16 held-out contexts of 32 tokens (1,568 and 512 tokens); "
+        "64 rows of each batch, 0.98 epochs\n"
+    ) in out
     assert "ready to run" in out
+    named = ["near.share=.2", f"near.path={tiny.forget}", f"forget_test.path={tiny.forget}"]
+    changes = [word for change in named for word in ("--set", f"ortho_corpora.{change}")]
+    assert main(["check", str(write_config()), *changes]) == 0
+    lines = [x for x in capsys.readouterr().out.splitlines() if "held-out" in x]
+    uses = {line.partition(":")[0]: line.rpartition("; ")[2] for line in lines}
+    assert list(uses) == ["forget", "retain", "near", "forget_test"]
+    assert uses["retain"] == "51 rows of each batch, 0.981 epochs"
+    assert uses["near"].startswith("13 rows of each batch, ")
+    assert uses["forget_test"] == "only evaluated"
     missing = str(write_config(**two_corpora("nowhere.txt", tiny.retain)))
     assert main(["check", missing, "--offline"]) == 0
     assert "were not opened" in capsys.readouterr().out

@@ -341,6 +341,55 @@ def test_single_corpus_is_compared_without_domains(
     assert not any("forget" in name for name in subspace.metrics)
 
 
+def test_named_corpora_are_trained_on_and_judged(
+    write_config: Callable[..., Path], tiny: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    near = tiny.write_jsonl(tmp_path / "near.jsonl", tiny.documents(tiny.shared_words, 5))
+    corpora = {
+        "forget": str(tiny.forget),
+        "retain": str(tiny.retain),
+        "near": {"path": str(near), "share": 0.25},
+        "unseen": {"path": str(near), "share": 0, "max_documents": 200},
+        "forget_test": {"path": str(tiny.forget), "max_documents": 200},
+    }
+    evals = {"core": {"n_contexts": 4, "batch_size_prompts": 4}, "subspace": {"n_contexts": 4}}
+    config = str(write_config(variants={"adaptive": {}}, ortho_corpora=corpora, evals=evals))
+    run = tmp_path / "run"
+    assert main(["compare", config]) == 0
+    judged = load_result(result_path(run, "adaptive", 0, "core"))
+    assert judged.reason is None
+    assert {key.partition("/")[0] for key in judged.metrics} == {*corpora, "pooled"}
+    assert set(judged.details["firing_rates"]) == set(corpora)
+    training = load_result(result_path(run, "adaptive", 0, "training"))
+    assert set(training.details["epochs"]) == {"forget", "retain", "near"}
+    report = (run / "report.html").read_text()
+    for name in ("near", "unseen", "forget_test"):
+        assert f"explained variance, {name}" in report.lower()
+        file = f"adaptive__seed0__{name}_custom_sae_eval_results.json"
+        assert (run / "results" / "sae_bench" / "core" / file).is_file()
+    request.getfixturevalue("no_report")
+    # Text that is only evaluated changes results, and trains nothing again.
+    before = snapshot(run / "seed0")
+    groups = load_result(result_path(run, "adaptive", 0, "subspace"))
+    evals = ["--set", "evals={subspace: {n_contexts: 4}}"]
+    changed = ["--set", "ortho_corpora.unseen.max_documents=150"]
+    assert main(["compare", config, *evals, *changed]) == 0
+    assert snapshot(run / "seed0") == before
+    again = load_result(result_path(run, "adaptive", 0, "subspace"))
+    assert again.fingerprint != groups.fingerprint
+    assert again.metrics == groups.metrics
+    # The share of a corpus that is trained on is a setting of the training.
+    assert main(["compare", config, "--set", "ortho_corpora.near.share=0.5"]) == 2
+    # A finished SAE is judged on other corpora.
+    out = str(tmp_path / "judged")
+    few = ["--set", "core.n_contexts=4", "--set", "core.batch_size_prompts=4"]
+    options = ["--forget", str(tiny.forget), "--retain", str(tiny.retain), *few, "--out", out]
+    sae = str(run / "seed0" / "adaptive")
+    assert main(["eval", sae, "--retain", f"far={near}", "--forget-test", str(near), *options]) == 0
+    names = {key.partition("/")[0] for key in load_results(out)[0].metrics}
+    assert names == {"forget", "retain", "far", "forget_test", "pooled"}
+
+
 @pytest.mark.skipif(
     not (DEMO.is_file() and (MODEL_DIR / "config.json").is_file() and RETAIN_CORPUS.is_file()),
     reason="the demo is not built",

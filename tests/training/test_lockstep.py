@@ -32,7 +32,7 @@ from saelens_adaptive_ortho.training.lockstep import (
     NonFiniteLossError,
     list_checkpoints,
 )
-from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
+from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared, prepare
 
 MakeConfig = Callable[..., Any]
 STANDARD = {"architecture": "adaptive_ortho_standard", "k": None, "l1_coefficient": 0.1}
@@ -91,6 +91,46 @@ def test_resuming_at_any_checkpoint_gives_same_state(
         assert [r["step"] for r in history] == [1, 4, 8, 12, 16, 20, 24]
         assert history == whole.trainer.state.history["sae"]
         assert resumed.sae.cfg.metadata.l0 == whole.sae.cfg.metadata.l0
+
+
+def test_resuming_with_three_corpora_gives_same_state(
+    make_config: MakeConfig, model: Any, tiny: Any, tmp_path: Path
+) -> None:
+    corpora = {
+        "forget": str(tiny.forget),
+        "retain": str(tiny.retain),
+        "near": {"path": str(tiny.forget), "share": 0.25},
+        "unseen": {"path": str(tiny.forget), "share": 0},
+        "forget_test": str(tiny.retain),
+    }
+    changes = {"ortho_corpora": corpora, "checkpoint_path": str(tmp_path), "n_checkpoints": 2}
+    cfg = make_config(KINDS["batchtopk adaptive"], **changes)
+    data = prepare(cfg, model=model)
+    whole = AdaptiveOrthoRunner(cfg, None, data)
+    whole.trainer.fit()
+    # The statistics of the SAE know two sides: the forget rows, and all other rows.
+    forget, others_seen = whole.sae.state_dict()["ortho_samples"].tolist()
+    assert forget == others_seen > 0
+    # Corpora that are only evaluated may differ.
+    others = {k: v for k, v in corpora.items() if k != "unseen"} | {
+        "forget_test": corpora["forget"]
+    }
+    other = make_config(KINDS["batchtopk adaptive"], ortho_corpora=others)
+    found = list_checkpoints(tmp_path)
+    assert len(found) == 2
+    for checkpoint in found:
+        resumed = AdaptiveOrthoRunner(other, None, prepare(other, model=model))
+        resumed.trainer.load_checkpoint(checkpoint)
+        resumed.trainer.fit()
+        assert_same_state(resumed.sae, whole.sae)
+    # Another share is another training.
+    changed = make_config(
+        KINDS["batchtopk adaptive"],
+        ortho_corpora=corpora | {"near": {"path": str(tiny.forget), "share": 0.5}},
+    )
+    refused = AdaptiveOrthoRunner(changed, None, prepare(changed, model=model))
+    with pytest.raises(ConfigError, match="resume_from_checkpoint"):
+        refused.trainer.load_checkpoint(found[0])
 
 
 def test_checkpoint_restores_global_rng(
