@@ -13,6 +13,7 @@ PRIMARY = (
     *(f"loss/forget_damage_at_{limit}" for limit in ("0.05", "0.10", "0.20")),
     *(f"mcq/forget_accuracy_at_{limit}" for limit in ("0.99", "0.95", "0.90")),
 )
+BOUNDED = tuple(f"bounded/forget_damage_at_{limit}" for limit in ("0.05", "0.10", "0.20"))
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def _other_corpora(frontier: str, before: str) -> dict[str, Metric]:
     ):
         at, fixed = "at retain damage ≤ {n} nats", "at forget damage {n} nats"
         for name, label, unit in (
-            ("damage_at_{n}", f"damage on {text} {at}", "nats"),
             ("per_forget_damage_at_{n}", f"damage on {text} per forget damage {at}", ""),
+            ("damage_at_{n}", f"damage on {text} {at}", "nats"),
             ("damage_at_forget_{n}", f"damage on {text} {fixed}", "nats"),
         ):
             key = f"{frontier}/{corpus}_{name}"
@@ -142,7 +143,7 @@ UNLEARNING = Evaluation(
     primary=PRIMARY,
     headline=(
         *PRIMARY,
-        "bounded/forget_damage_at_{n}",
+        *BOUNDED,
         "loss/transfer_per_forget_damage_at_0.10",
         "loss/transfer_damage_at_forget_2",
         "loss/{corpus}_per_forget_damage_at_0.10",
@@ -162,7 +163,8 @@ UNLEARNING = Evaluation(
                 "Thick lines are means over seeds, thin lines single SAEs, dots single "
                 "interventions; the band is the 95% bootstrap band of one SAE over the "
                 "evaluation's texts or questions, averaged over seeds. It does not hold the "
-                "spread between seeds, which the thin lines show."
+                "spread between seeds, which the thin lines show. Dashed grey lines are "
+                "references: what directions without an SAE reach, and what random latents do."
             ),
             f"{FIGURES}.frontier:frontier_figure",
         ),

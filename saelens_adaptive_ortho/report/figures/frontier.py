@@ -36,6 +36,12 @@ _FRONTIERS = {
         "retain damage: increase of the loss on retain (nats)",
         "forget damage: increase of the loss on forget (nats)",
     ),
+    "bounded": (
+        "Next-token loss, bounded",
+        "higher: more is forgotten at the same price",
+        "retain damage: increase of the loss on retain (nats)",
+        "forget damage: increase of the loss on forget (nats)",
+    ),
     "mcq": (
         "Multiple-choice questions",
         "lower: more is forgotten at the same price",
@@ -49,13 +55,22 @@ _LEVELS = {
     "chance": ("chance", (0, (1, 2))),
 }
 _LINE: dict[str, Any] = {"color": MUTED, "lw": 1.0, "zorder": 1}
+#: Dashes of the references, one after the other.
+_DASHES = (
+    (0, (6, 2)),
+    (0, (3, 2)),
+    (0, (1.5, 1.5)),
+    (0, (6, 2, 1.5, 2)),
+    (0, (6, 2, 1, 1.5, 1, 2)),
+)
 
 
 def frontier_figure(section: Section) -> Figure | None:
     """Draw the unlearning frontiers: damage on forget against damage on retain.
 
     Thick lines are means over the seeds of a variant, thin lines are single SAEs. The band is the
-    95% bootstrap band of one SAE, averaged over seeds. Each dot is one intervention.
+    95% bootstrap band of one SAE, averaged over seeds. Each dot is one intervention. Dashed lines
+    are references: what other directions reach, and what random latents do.
     """
     summary = section.summary
     found = {part: _by_variant(section, part) for part in _FRONTIERS}
@@ -74,6 +89,7 @@ def frontier_figure(section: Section) -> Figure | None:
             for variant, width in zip(drawn, line_widths(len(drawn)), strict=True):
                 colour = styles[variant][0]
                 curves += _draw_frontiers(axes, by_variant[variant], part, colour, width)
+            curves += _draw_references(axes, section, part)
             _reference_lines(axes, summary, part, curves)
             axes.set_title(title, pad=16)
             side_note(axes, better, 1.01)
@@ -132,6 +148,22 @@ def _draw_frontiers(
     return [curve for found in curves.values() for curve in found]
 
 
+def _draw_references(axes: Axes, section: Section, part: str) -> list[Curve]:
+    """Draw the mean frontier of each reference over all SAEs, and return these curves."""
+    found: dict[str, list[Curve]] = {}
+    for result in section.results:
+        if not result.ok or result.eval != section.eval:
+            continue
+        by_name = result.details.get("reference_frontiers", {}).get(part, {})
+        for name, frontier in by_name.items():
+            x, y = (np.asarray(frontier[key], dtype=float) for key in ("x", "y"))
+            found.setdefault(name, []).append((x, y))
+    means = {name: mean_curve(curves) for name, curves in found.items()}
+    for number, (name, (x, y)) in enumerate(means.items()):
+        axes.plot(x, y, ls=_DASHES[number % len(_DASHES)], label=name, **(_LINE | {"lw": 1.3}))
+    return list(means.values())
+
+
 def _reference_lines(axes: Axes, summary: Summary, part: str, curves: Sequence[Curve]) -> None:
     """Add the reference lines, and fit the axes to the frontiers, not to single interventions."""
     xs = np.concatenate([x for x, _ in curves])
@@ -140,8 +172,8 @@ def _reference_lines(axes: Axes, summary: Summary, part: str, curves: Sequence[C
         xs, ys = xs[xs >= _LEAST_ACCURACY], ys[xs >= _LEAST_ACCURACY]
     left, right = float(xs.min()), float(xs.max())
     heights = [float(ys.min()), float(ys.max())]
-    if part == "loss":
-        axes.plot([left, right], [left, right], ls=(0, (5, 3)), label="equal damage", **_LINE)
+    if part != "mcq":
+        axes.plot([left, right], [left, right], ls="-", label="equal damage", **_LINE)
         axes.legend(fontsize=7.8, labelcolor=MUTED, loc="best")
     else:
         heights += _draw_levels(axes, summary, left)
