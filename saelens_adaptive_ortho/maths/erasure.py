@@ -128,8 +128,8 @@ def leace(difference: Float[Tensor, " d_in"], covariance: Float[Tensor, "d_in d_
     """LEACE for two classes: ``P = d d^T C^+ / (d^T C^+ d)``, an oblique projector of rank 1.
 
     After erasure at strength 1 both classes have the same mean, so no linear classifier beats a
-    constant, and no other affine map that achieves this changes x less (Belrose et al. 2023, arXiv
-    2306.03819, theorem 4.3, with a binary concept).
+    constant. With the mean of all activations as the centre, no other affine map that achieves this
+    changes x less (Belrose et al. 2023, arXiv 2306.03819, theorem 4.3, for a binary concept).
 
     Args:
         difference: difference d of the class means.
