@@ -7,7 +7,13 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from saelens_adaptive_ortho.evaluations.contract import FIGURES, Evaluation, Figure, Metric
+from saelens_adaptive_ortho.evaluations.contract import (
+    FIGURES,
+    Direction,
+    Evaluation,
+    Figure,
+    Metric,
+)
 
 PRIMARY = (
     *(f"loss/forget_damage_at_{limit}" for limit in ("0.05", "0.10", "0.20")),
@@ -78,10 +84,11 @@ def _other_corpora(frontier: str, before: str) -> dict[str, Metric]:
     """Damage on other corpora: at each budget, per forget damage, and at a fixed forget damage."""
     found: dict[str, Metric] = {}
     # A second forget text should lose as much as the first one; any other text should lose nothing.
-    for corpus, text, better in (
+    texts: tuple[tuple[str, str, Direction], ...] = (
         ("transfer", "second forget text", "higher"),
         ("{corpus}", "{corpus}", "lower"),
-    ):
+    )
+    for corpus, text, better in texts:
         at, fixed = "at retain damage ≤ {n} nats", "at forget damage {n} nats"
         for name, label, unit in (
             ("per_forget_damage_at_{n}", f"damage on {text} per forget damage {at}", ""),

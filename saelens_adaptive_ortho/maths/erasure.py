@@ -67,11 +67,11 @@ def orthonormal_basis(rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "r d_in"]:
     """
     found: list[Tensor] = []
     for row in rows.double():
-        length = float(row.norm())
+        length = float(typed.norms(row))
         for _ in range(2):  # the second time removes what rounding left
             for direction in found:
                 row = row - (row @ direction) * direction
-        left = float(row.norm())
+        left = float(typed.norms(row))
         if length > 0 and left > _DEPENDENT * length:
             found.append(row / left)
     return torch.stack(found) if found else torch.zeros(0, rows.shape[1], dtype=torch.float64)
@@ -136,7 +136,7 @@ def leace(difference: Float[Tensor, " d_in"], covariance: Float[Tensor, "d_in d_
         covariance: covariance C of all activations; that of a class gives the same P.
     """
     d = difference.double()
-    solved = torch.linalg.pinv(covariance.double(), hermitian=True) @ d
+    solved = typed.pseudo_inverse(covariance.double()) @ d
     return Erasure((solved / (d @ solved))[:, None], d[None])
 
 

@@ -184,7 +184,7 @@ def _highest(
     origin = torch.zeros(len(x), 1, dtype=x.dtype)
     x, y = torch.cat([origin, x], 1), torch.cat([origin, y], 1)
     for path in typed.distinct(paths):
-        numbers = [0, *(1 + (paths == path).nonzero().flatten()).tolist()]
+        numbers = [0, *typed.indices(1 + (paths == path).nonzero().flatten())]
         for start, end in zip(numbers, numbers[1:], strict=False):
             x0, x1, y0, y1 = (t[:, None] for t in (x[:, start], x[:, end], y[:, start], y[:, end]))
             # The point where the straight piece reaches the limit, as a share of its length.

@@ -25,13 +25,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from sae_lens.saes.sae import SAE
 from torch import Tensor
 
 from saelens_adaptive_ortho.evaluations.contract import SEED
 from saelens_adaptive_ortho.evaluations.unlearning import Settings
 from saelens_adaptive_ortho.files import write_json
-from saelens_adaptive_ortho.judging.contract import EvalContext
 from saelens_adaptive_ortho.judging.firing import Batch
 from saelens_adaptive_ortho.judging.unlearning.clamps import Intervention, Push
 from saelens_adaptive_ortho.judging.unlearning.families import (
@@ -41,7 +39,8 @@ from saelens_adaptive_ortho.judging.unlearning.families import (
     gated,
     projections,
 )
-from saelens_adaptive_ortho.judging.unlearning.losses import Readings
+from saelens_adaptive_ortho.judging.unlearning.losses import Readings, Trial
+from saelens_adaptive_ortho.judging.unlearning.questions import Question
 from saelens_adaptive_ortho.judging.unlearning.selection import (
     Selection,
     Statistics,
@@ -155,20 +154,25 @@ def floor(selection: Selection, settings: Settings) -> Family:
     return gated(selection, paths_of([order], [max(settings.counts)]), settings.strengths)
 
 
-def as_json(name: str, readings: Readings) -> dict[str, Any]:
-    """What a result keeps of a reference."""
-    frontier = FRONTIER_OF[name]
+def as_json(
+    name: str, losses: Mapping[str, Readings], accuracies: Mapping[str, Readings]
+) -> dict[str, Any]:
+    """What a result keeps of a reference: its metrics and frontiers, of loss and of accuracy."""
+    found = {FRONTIER_OF[name]: losses[name]}
+    if name in accuracies:
+        found["mcq"] = accuracies[name]
     return {
-        "metrics": {f"{frontier}/{key}": value for key, value in readings.metrics.items()},
-        "frontier": {key: readings.frontier[key] for key in ("x", "y")},
+        "metrics": {f"{part}/{k}": v for part, r in found.items() for k, v in r.metrics.items()},
+        "frontiers": {p: {k: r.frontier[k] for k in ("x", "y")} for p, r in found.items()},
     }
 
 
 def details(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The metrics of each reference, and its frontier beside the one it belongs to."""
+    """The metrics of each reference, and its frontiers beside those that they belong to."""
     curves: dict[str, dict[str, Any]] = {}
     for name, reference in found.items():
-        curves.setdefault(FRONTIER_OF[name], {})[name] = reference["frontier"]
+        for part, frontier in reference["frontiers"].items():
+            curves.setdefault(part, {})[name] = frontier
     return {
         "references": {name: reference["metrics"] for name, reference in found.items()},
         "reference_frontiers": curves,
@@ -176,10 +180,11 @@ def details(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 class Cache:
-    """The ceilings of a model, hook, corpora and settings, in the workbench's cache."""
+    """The ceilings of a model, hook, corpora, questions and settings, in the workbench's cache."""
 
-    def __init__(self, context: EvalContext, sae: SAE[Any], settings: Settings) -> None:
-        bench, metadata = context.bench, sae.cfg.metadata
+    def __init__(self, trial: Trial, known: Mapping[str, list[Question]] | None) -> None:
+        context, settings = trial.context, trial.settings
+        bench, metadata = context.bench, trial.sae.cfg.metadata
         window = list(metadata.seqpos_slice) if metadata.seqpos_slice is not None else None
         ignored = {"questions", "template", "counts", "selection", "gate", "specificities"}
         parts = [
@@ -191,6 +196,7 @@ class Cache:
             bench.context_size,
             bench.dtype,
             {k: v for k, v in vars(settings).items() if k not in ignored},
+            known and [settings.template, {d: [vars(q) for q in qs] for d, qs in known.items()}],
         ]
         text = json.dumps(parts, sort_keys=True, default=str)
         name = hashlib.sha256(text.encode()).hexdigest()[:16]

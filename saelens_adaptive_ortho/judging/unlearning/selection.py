@@ -111,11 +111,13 @@ def measure_statistics(
     for corpus, n_tokens in zip(corpora, energies.n_tokens.tolist(), strict=True):
         if not n_tokens:
             raise EvaluationError(f"no token of the corpus {corpus.domain!r} counts")
-    rates = two_sides(firings.rates(), corpora)
-    squares = two_sides(energies.energies(), corpora)
+    forget_rate, retain_rate = two_sides(firings.rates(), corpora)
+    forget_energy, retain_energy = two_sides(energies.energies(), corpora)
     return Statistics(
-        *rates,
-        *squares,
+        forget_rate,
+        retain_rate,
+        forget_energy,
+        retain_energy,
         firings.scales()[0].float(),
         energies.moments({0: 1.0}),
         energies.moments({i: c.share for i, c in enumerate(corpora) if i > 0}),

@@ -157,10 +157,11 @@ def _draw_references(axes: Axes, section: Section, part: str) -> list[Curve]:
         by_name = result.details.get("reference_frontiers", {}).get(part, {})
         for name, frontier in by_name.items():
             x, y = (np.asarray(frontier[key], dtype=float) for key in ("x", "y"))
-            found.setdefault(name, []).append((x, y))
+            order = np.argsort(x, kind="stable")
+            found.setdefault(name, []).append((x[order], y[order]))
     means = {name: mean_curve(curves) for name, curves in found.items()}
     for number, (name, (x, y)) in enumerate(means.items()):
-        axes.plot(x, y, ls=_DASHES[number % len(_DASHES)], label=name, **(_LINE | {"lw": 1.3}))
+        axes.plot(x, y, ls=_DASHES[number % len(_DASHES)], label=name, **_LINE)
     return list(means.values())
 
 
@@ -174,9 +175,10 @@ def _reference_lines(axes: Axes, summary: Summary, part: str, curves: Sequence[C
     heights = [float(ys.min()), float(ys.max())]
     if part != "mcq":
         axes.plot([left, right], [left, right], ls="-", label="equal damage", **_LINE)
-        axes.legend(fontsize=7.8, labelcolor=MUTED, loc="best")
     else:
         heights += _draw_levels(axes, summary, left)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7.8, labelcolor=MUTED, loc="best")
     bottom, top = min(heights), max(heights)
     margin = 0.05 * ((top - bottom) or 1.0)
     axes.set_ylim(bottom - margin, top + margin)
