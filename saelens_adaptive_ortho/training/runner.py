@@ -26,6 +26,7 @@ from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import atomic_directory, check_writable, write_json
 from saelens_adaptive_ortho.text import mixture, models
 from saelens_adaptive_ortho.text.corpora import (
+    DOMAINS,
     Tokenisation,
     TokenisedCorpus,
     read_documents,
@@ -98,13 +99,16 @@ def prepare(
         if len(corpora) > 1:
             forgets = name == mixture.FORGET
             share *= cfg.ortho_forget_fraction if forgets else 1 - cfg.ortho_forget_fraction
-        trained = int(cfg.training_tokens * share / usable) + 1
+        n_contexts = int(cfg.training_tokens * share / usable) + 1
+        if name not in (*DOMAINS, mixture.ONLY):
+            # A corpus with a small share, or with none, still needs enough text to be judged on.
+            n_contexts = max(n_contexts, mixture.TRAIN_CONTEXTS)
         found = tokenise_corpus(
             corpus,
             name,
             model.tokenizer,
             how,
-            train_contexts=trained if share else mixture.TRAIN_CONTEXTS,
+            train_contexts=n_contexts,
             cache_dir=cache_dir,
             where=cfg.corpus_field(name),
         )

@@ -296,13 +296,9 @@ def test_prepared_corpora_have_names_shares_and_lengths(
         ("forget_test", 0.0),
     ]
     tokens = cfg.training_tokens / 2 / CONTEXT
-    assert [len(c.train) for c in found[:3]] == [
-        int(tokens) + 1,
-        int(tokens * 0.75) + 1,
-        int(tokens * 0.25) + 1,
-    ]
-    # Nothing limits the text that is only evaluated but the file itself.
-    assert min(len(c.train) for c in found[3:]) > len(found[0].train)
+    assert [len(c.train) for c in found[:2]] == [int(tokens) + 1, int(tokens * 0.75) + 1]
+    # Training needs few contexts of the others, but evaluations need more: here the whole files.
+    assert min(len(c.train) for c in found[2:]) > 2 * len(found[0].train)
 
 
 def test_fingerprint_of_two_corpora_is_the_same_as_ever(
