@@ -74,7 +74,7 @@ class Settings:
     n_select_contexts: PositiveInt = 256
     n_choose_contexts: PositiveInt = 32
     n_contexts: PositiveInt = 2048
-    n_reference_contexts: PositiveInt = 512
+    n_reference_contexts: PositiveInt = 256
     loss_every: PositiveInt = 2
     batch_size_prompts: PositiveInt = 32
     replicates: PositiveInt = 400

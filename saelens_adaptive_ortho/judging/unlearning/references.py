@@ -27,7 +27,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saelens_adaptive_ortho.evaluations.contract import SEED
 from saelens_adaptive_ortho.evaluations.unlearning import Settings
 from saelens_adaptive_ortho.files import write_json
 from saelens_adaptive_ortho.judging.firing import Batch
@@ -44,8 +43,6 @@ from saelens_adaptive_ortho.judging.unlearning.questions import Question
 from saelens_adaptive_ortho.judging.unlearning.selection import (
     Selection,
     Statistics,
-    alive_in_random_order,
-    paths_of,
 )
 from saelens_adaptive_ortho.maths.erasure import (
     Erasure,
@@ -149,9 +146,8 @@ def detector_family(
 
 
 def floor(selection: Selection, settings: Settings) -> Family:
-    """Random latents: the order is drawn anew for each SAE, from a fixed seed."""
-    order = alive_in_random_order(selection.statistics, SEED)
-    return gated(selection, paths_of([order], [max(settings.counts)]), settings.strengths)
+    """Random latents: drawn among those of each SAE that fire, from a fixed seed."""
+    return gated(selection, [selection.random], settings.strengths)
 
 
 def as_json(

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from sae_lens.saes.sae import SAE
 from torch import Tensor
 
+from saelens_adaptive_ortho.evaluations.contract import SEED
 from saelens_adaptive_ortho.evaluations.unlearning import Settings
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
 from saelens_adaptive_ortho.judging.firing import Batch, Firings, accumulate, passes, two_sides
@@ -206,14 +207,14 @@ class Selection:
     Args:
         statistics: the statistics of the training text.
         rankings: latents by the name of the rule that ranks them, best first.
-        patterns: where the ranked latents fire; None if no setting needs it.
-        sequence_gate: whether a clamp acts only in contexts above :meth:`Patterns.gate`.
+        random: as many random latents as the largest count.
+        patterns: where all these latents fire; None if a clamp may act everywhere.
     """
 
     statistics: Statistics
     rankings: dict[str, Int[Tensor, " n"]]
+    random: Int[Tensor, " n"]
     patterns: Patterns | None
-    sequence_gate: bool
 
     @property
     def by_ratio(self) -> list[Int[Tensor, " n"]]:
@@ -222,9 +223,7 @@ class Selection:
 
     def gate(self, latents: Int[Tensor, " n"]) -> float | None:
         """The gate of a clamp of these latents; None if it may act everywhere."""
-        if not self.sequence_gate or self.patterns is None:
-            return None
-        return self.patterns.gate(latents.cpu())
+        return None if self.patterns is None else self.patterns.gate(latents.cpu())
 
 
 def select(context: EvalContext, sae: SAE[Any], settings: Settings, found: Statistics) -> Selection:
@@ -234,19 +233,23 @@ def select(context: EvalContext, sae: SAE[Any], settings: Settings, found: Stati
         EvaluationError: no latent qualifies.
     """
     rankings = _rankings(found, settings)
-    if not any(len(r) for r in rankings.values()):
-        raise EvaluationError("no latent fires on the forget corpus and hardly on the retain one")
-    patterns, sequence_gate = None, settings.gate == "sequence"
-    if sequence_gate or settings.selection == "coverage":
+    if settings.selection == "coverage" and any(len(r) for r in rankings.values()):
         candidates = torch.cat([r[:MOST_CANDIDATES] for r in rankings.values()]).unique()
         patterns = measure_patterns(context, sae, settings, candidates)
-    if settings.selection == "coverage" and patterns is not None:
         most = max([*settings.counts, *settings.ranks])
         rankings = {
             f"covers forget, {ratio:g} x retain": cover(patterns, ratio, most).to(sae.device)
             for ratio in settings.specificities
         }
-    return Selection(found, rankings, patterns, sequence_gate)
+    if not any(len(r) for r in rankings.values()):
+        raise EvaluationError("no latent fires on the forget corpus and hardly on the retain one")
+    most = max(settings.counts)
+    random = alive_in_random_order(found, SEED)[:most]
+    gating = None
+    if settings.gate == "sequence":
+        clamped = torch.cat([random, *(r[:most] for r in rankings.values())]).unique()
+        gating = measure_patterns(context, sae, settings, clamped)
+    return Selection(found, rankings, random, gating)
 
 
 def _rankings(found: Statistics, settings: Settings) -> dict[str, Int[Tensor, " n"]]:

@@ -615,10 +615,9 @@ def test_difference_of_means_is_removed_by_its_family(context: EvalContext) -> N
 @pytest.mark.parametrize("rule", ["coverage", "dsg"])
 @pytest.mark.parametrize("gate", ["token", "sequence"])
 def test_every_rule_and_gate_runs(context: EvalContext, rule: Any, gate: Any) -> None:
-    settings = unlearning.Settings(
-        questions="none", references=False, selection=rule, gate=gate, **QUICK
-    )
+    settings = unlearning.Settings(questions="none", selection=rule, gate=gate, **QUICK)
     outcome = unlearning.run(context, settings)
+    assert outcome.details["references"].keys() == references.FRONTIER_OF.keys()
     assert all(v is not None and math.isfinite(v) for v in outcome.metrics.values())
 
 

@@ -131,7 +131,9 @@ def test_bounded_family_removes_the_decoder_rows_in_ranking_order() -> None:
     zero = torch.zeros(3)
     found = Statistics(zero, zero, zero, zero, zero, retain, retain)
     ranking = {"forget > 9 x retain": torch.tensor([1, 0]), "retain < 0.01": torch.tensor([2])}
-    chosen = families.bounded(sae, Selection(found, ranking, None, False), [1, 2, 9])
+    chosen = families.bounded(
+        sae, Selection(found, ranking, ranking["retain < 0.01"], None), [1, 2, 9]
+    )
     bases = []
     for setting in chosen.coarse:
         projection = setting.intervention

@@ -16,6 +16,7 @@ from saelens_adaptive_ortho.judging.unlearning.selection import (
 )
 from saelens_adaptive_ortho.maths.erasure import Moments
 
+NO_LATENTS = torch.empty(0, dtype=torch.int64)
 NONE = Moments(torch.zeros(2), torch.zeros(2, 2))
 
 
@@ -51,7 +52,10 @@ def test_rate_has_the_published_rules_and_the_ratios() -> None:
         "forget > 9 x retain": [1],
         "forget > 2 x retain": [0, 1, 2],
     }
-    assert [r.tolist() for r in Selection(found, ranked, None, False).by_ratio] == [[1], [0, 1, 2]]
+    assert [r.tolist() for r in Selection(found, ranked, NO_LATENTS, None).by_ratio] == [
+        [1],
+        [0, 1, 2],
+    ]
 
 
 def test_coverage_prefers_new_tokens_to_frequent_latents() -> None:
@@ -97,9 +101,9 @@ def test_gate_weighs_corpora_by_their_share() -> None:
 
 def test_no_gate_unless_asked() -> None:
     found = statistics([0.5], [0.1])
+    assert Selection(found, {}, NO_LATENTS, None).gate(torch.tensor([0])) is None
     shown = patterns(["x"], ["x", "x"])
-    assert Selection(found, {}, shown, False).gate(torch.tensor([0])) is None
-    assert Selection(found, {}, shown, True).gate(torch.tensor([0])) == 1.0
+    assert Selection(found, {}, NO_LATENTS, shown).gate(torch.tensor([0])) == 1.0
 
 
 def test_random_order_holds_each_latent_that_fires_once() -> None:
