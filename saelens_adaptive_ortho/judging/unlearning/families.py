@@ -36,7 +36,9 @@ from saelens_adaptive_ortho.maths.erasure import (
 )
 
 BOUNDED_STRENGTHS = (0.5, 1.0)
-RETAIN_SPAN = 0.5  # share of the retain side's variance in the directions that are left alone
+# Share of the retain side's variance in the directions that are left alone. Of .25, .5, .75 and .9 it is
+# the best one for a plain SAE on local text.
+RETAIN_SPAN = 0.75
 
 
 class Setting(NamedTuple):
@@ -147,7 +149,7 @@ def bounded(
     """Remove the span of the decoder rows of the first r latents of each ranking by a ratio.
 
     Rows are orthonormalised in the order of the ranking. The same spans follow without their part
-    in the leading directions of the retain side, which hold half of its variance.
+    in the leading directions of the retain side, which hold three quarters of its variance.
     """
     most = max(ranks)
     retain = selection.statistics.retain

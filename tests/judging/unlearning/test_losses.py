@@ -127,7 +127,7 @@ def test_bounded_family_removes_the_decoder_rows_in_ranking_order() -> None:
         sae.W_dec.copy_(rows)
     mean = torch.tensor([1.0, 2.0, 3.0, 4.0]).double()
     # Retain varies most along the first axis, so this direction is left alone the second time.
-    retain = Moments(mean, torch.diag(torch.tensor([3.0, 1.0, 1.0, 0.5])).double())
+    retain = Moments(mean, torch.diag(torch.tensor([9.0, 1.0, 1.0, 0.5])).double())
     zero = torch.zeros(3)
     found = Statistics(zero, zero, zero, zero, zero, retain, retain)
     ranking = {"forget > 9 x retain": torch.tensor([1, 0]), "retain < 0.01": torch.tensor([2])}
