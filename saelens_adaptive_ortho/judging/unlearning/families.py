@@ -36,8 +36,8 @@ from saelens_adaptive_ortho.maths.erasure import (
 )
 
 BOUNDED_STRENGTHS = (0.5, 1.0)
-# Share of the retain side's variance in the directions that are left alone. Of .25, .5, .75 and .9 it is
-# the best one for a plain SAE on local text.
+# Share of the retain side's variance in the directions that are left alone. Of .25, .5, .75 and .9,
+# it is the best one for a plain SAE on local text.
 RETAIN_SPAN = 0.75
 
 
