@@ -161,12 +161,14 @@ class Push:
         threshold: the least score of a token that is pushed.
         step: what a strength of 1 subtracts.
         strength: multiple of ``step``.
+        gate: as that of a :class:`Clamp`, for the tokens with a score above the threshold.
     """
 
     detector: Detector
     threshold: float
     step: Float[Tensor, " d_in"]
     strength: float
+    gate: float | None = None
 
     def on(self, sae: SAE[Any]) -> Callable[[Seen], Edited]:
         detector = Detector(self.detector.weight.to(sae.device, sae.dtype), self.detector.bias)
@@ -175,6 +177,8 @@ class Push:
         def edit(seen: Seen) -> Edited:
             x = seen.x.flatten(2)
             found = (detector.score(x) > self.threshold) & seen.counted
+            if self.gate is not None:
+                found &= (firing_share(found, seen.counted) > self.gate)[:, None]
             touched = found.any(1).nonzero().flatten()
             moved = x[touched] - found[touched][..., None] * step
             return Edited(touched, moved.view_as(seen.x[touched]))

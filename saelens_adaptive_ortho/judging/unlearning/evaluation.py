@@ -81,8 +81,9 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     known, reason = _known(trial)
     cache = references.Cache(trial, known)
     kept = cache.read() if settings.references else {}
-    sizes = [c.train[: settings.n_select_contexts].numel() for c in context.trained]
-    tokens = references.Tokens(sizes) if kept is None else None
+    tokens = None
+    if kept is None:
+        tokens = references.Tokens(context.trained, settings.n_select_contexts)
     found = measure_statistics(context, sae, settings, *([tokens] if tokens else []))
     selection = select(context, sae, settings, found)
 
@@ -93,8 +94,7 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
         others[references.RANDOM] = references.floor(selection, settings)
     ceilings = {}
     if tokens is not None:
-        shares = [c.share for c in context.trained]
-        ceilings = references.ceilings(found, tokens.result(), shares, settings)
+        ceilings = references.ceilings(found, tokens.result(), settings)
     n_others = min(settings.n_contexts, settings.n_reference_contexts)
     losses = {
         **loss_frontiers(trial, {"loss": clamps}, settings.n_contexts),

@@ -10,7 +10,8 @@ cache keeps them. Means and covariances are of training text; the retain side is
 - ``LEACE`` (bounded): the closed form for two classes.
 - ``detector`` (gated): where a logistic detector of the forget corpus fires, the activation is
   pushed back along the difference of means, or along the detector's direction by the same distance
-  in its score. Thresholds are those that forget tokens pass 3, 10, ... times as often.
+  in its score. Thresholds are those that forget tokens pass 3, 10, ... times as often. It obeys the
+  gate of the settings, as the clamps do.
 
 The floor is per SAE: ``random latents`` (gated), as many as the chosen ones, drawn at random among
 those that fire at all.
@@ -20,11 +21,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelens_adaptive_ortho.evaluations.unlearning import Settings
@@ -43,6 +44,7 @@ from saelens_adaptive_ortho.judging.unlearning.questions import Question
 from saelens_adaptive_ortho.judging.unlearning.selection import (
     Selection,
     Statistics,
+    gate_of,
 )
 from saelens_adaptive_ortho.maths.erasure import (
     Erasure,
@@ -51,6 +53,7 @@ from saelens_adaptive_ortho.maths.erasure import (
     logistic_detector,
     lowest_threshold,
 )
+from saelens_adaptive_ortho.text.corpora import TokenisedCorpus
 
 RANDOM = "random latents"
 PUSHES = (1.0, 2.0, 4.0, 8.0)  # multiples of the distance to the retain side's mean
@@ -68,37 +71,50 @@ FRONTIER_OF = {
 }
 
 
-class Tokens:
-    """Activations of some tokens of each corpus, for the detector.
+class Sample(NamedTuple):
+    """Activations of some tokens of a corpus, for the detector.
 
-    Each context gives every n-th of its tokens, so that a corpus gives about
-    ``DETECTOR_TOKENS`` in all.
+    Attributes:
+        x: activations.
+        contexts: the context of each token.
+        share: share of the corpus in its side.
     """
 
-    def __init__(self, n_tokens: list[int]) -> None:
-        self.every = [max(1, n // DETECTOR_TOKENS) for n in n_tokens]
-        self.kept: list[list[Tensor]] = [[] for _ in n_tokens]
+    x: Float[Tensor, "n d_in"]
+    contexts: Int[Tensor, " n"]
+    share: float
+
+
+class Tokens:
+    """Draws a :class:`Sample` of forget and of each corpus of the retain side.
+
+    Each corpus gives every n-th token, about ``DETECTOR_TOKENS`` in all.
+    """
+
+    def __init__(self, corpora: Sequence[TokenisedCorpus], n_contexts: int) -> None:
+        self.shares = [c.share for c in corpora]
+        sizes = [c.train[:n_contexts].numel() for c in corpora]
+        self.every = [max(1, n // DETECTOR_TOKENS) for n in sizes]
+        self.kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in corpora]
 
     def update(self, batch: Batch) -> None:
-        kept = batch.x[:: self.every[batch.corpus]].float().cpu()
+        chosen = slice(None, None, self.every[batch.corpus])
+        kept = batch.x[chosen].float().cpu(), batch.rows[chosen, 0].cpu()
         self.kept[batch.corpus].append(kept)
 
-    def result(self) -> list[Float[Tensor, "n d_in"]]:
-        return [torch.cat(k) for k in self.kept]
+    def result(self) -> list[Sample]:
+        return [
+            Sample(torch.cat([x for x, _ in kept]), torch.cat([c for _, c in kept]), share)
+            for kept, share in zip(self.kept, self.shares, strict=True)
+        ]
 
 
-def ceilings(
-    found: Statistics,
-    tokens: list[Float[Tensor, "n d_in"]],
-    shares: list[float],
-    settings: Settings,
-) -> dict[str, Family]:
+def ceilings(found: Statistics, samples: Sequence[Sample], settings: Settings) -> dict[str, Family]:
     """The families of the ceilings.
 
     Args:
         found: moments of both sides.
-        tokens: activations of some tokens of forget, and of each corpus of the retain side.
-        shares: share of each of these corpora in its side.
+        samples: tokens of forget, and of each corpus of the retain side.
         settings: settings of the evaluation.
     """
     centre = found.retain.mean
@@ -111,38 +127,43 @@ def ceilings(
         "difference of means": erasures([mean_direction], centre, BOUNDED_STRENGTHS, 1.0),
         "difference of means, pushed": erasures([mean_direction], centre, PUSHES, max(PUSHES)),
         "LEACE": erasures([leace(difference, spread)], centre, BOUNDED_STRENGTHS, 1.0),
-        "detector": detector_family(difference, tokens, shares),
+        "detector": detector_family(difference, samples, settings.gate == "sequence"),
     }
 
 
 def detector_family(
-    difference: Float[Tensor, " d_in"], tokens: list[Float[Tensor, "n d_in"]], shares: list[float]
+    difference: Float[Tensor, " d_in"], samples: Sequence[Sample], gated: bool
 ) -> Family:
-    """Where a detector fires, push along the difference of means or along its own direction."""
-    x = torch.cat(tokens).double()
+    """Where a detector fires, push along the difference of means or along its own direction.
+
+    Args:
+        difference: mean of forget minus mean of the retain side.
+        samples: tokens of forget, and of each corpus of the retain side.
+        gated: whether the push acts only in contexts above the gate, as a clamp does.
+    """
+    x = torch.cat([s.x for s in samples]).double()
     is_forget = torch.zeros(len(x), dtype=torch.bool)
-    is_forget[: len(tokens[0])] = True
-    weights = torch.cat(
-        [torch.full((len(t),), s / len(t)) for t, s in zip(tokens, shares, strict=True)]
-    )
+    is_forget[: len(samples[0].x)] = True
+    weights = torch.cat([torch.full((len(s.x),), s.share / len(s.x)) for s in samples])
     detector = logistic_detector(x, is_forget, weights.double() / 2)
-    scores = detector.score(x)
+    scores = [detector.score(s.x.double()) for s in samples]
     w = detector.weight
     own = w * (w @ difference) / (w @ w)
-    levels = {
-        t
+    found = {
+        lowest_threshold(scores[0], torch.cat(scores[1:]), weights[~is_forget], ratio)
         for ratio in DETECTOR_RATIOS
-        if (
-            t := lowest_threshold(scores[is_forget], scores[~is_forget], weights[~is_forget], ratio)
-        )
-        is not None
     }
 
     def path(threshold: float, step: Tensor) -> Callable[[float], Intervention]:
-        return lambda strength: Push(detector, threshold, step, strength)
+        gate = None
+        if gated:
+            fires = [score > threshold for score in scores[1:]]
+            retain = samples[1:]
+            gate = gate_of(fires, [s.contexts for s in retain], [s.share for s in retain])
+        return lambda strength: Push(detector, threshold, step, strength, gate)
 
-    paths = [path(t, step) for t in sorted(levels) for step in (difference, own)]
-    return Family(paths, DETECTOR_PUSHES)
+    levels = sorted(t for t in found if t is not None)
+    return Family([path(t, step) for t in levels for step in (difference, own)], DETECTOR_PUSHES)
 
 
 def floor(selection: Selection, settings: Settings) -> Family:
@@ -182,7 +203,7 @@ class Cache:
         context, settings = trial.context, trial.settings
         bench, metadata = context.bench, trial.sae.cfg.metadata
         window = list(metadata.seqpos_slice) if metadata.seqpos_slice is not None else None
-        ignored = {"questions", "template", "counts", "selection", "gate", "specificities"}
+        ignored = {"questions", "template", "counts", "selection", "specificities"}
         parts = [
             bench.model_digest,
             settings.model_name,

@@ -155,18 +155,33 @@ class Patterns:
 
         A token fires if at least one of the latents fires on it.
         """
-        shares, weights = [], []
         columns = self.columns(latents)
-        for corpus in range(1, len(self.fires)):
-            fires = self.fires[corpus][:, columns].any(1).double()
-            n_tokens = torch.bincount(self.contexts[corpus])
-            found = torch.bincount(self.contexts[corpus], fires) / n_tokens.clamp(min=1)
-            found = found[n_tokens > 0]
-            shares.append(found)
-            weights.append(torch.full_like(found, self.shares[corpus] / len(found)))
-        order = torch.cat(shares).sort()
-        held = torch.cat(weights)[order.indices].cumsum(0)
-        return float(order.values[int((held < GATE_PERCENTILE - 1e-12).sum())])
+        fires = [f[:, columns].any(1) for f in self.fires[1:]]
+        return gate_of(fires, self.contexts[1:], self.shares[1:])
+
+
+def gate_of(
+    fires: Sequence[Bool[Tensor, " n"]],
+    contexts: Sequence[Int[Tensor, " n"]],
+    shares: Sequence[float],
+) -> float:
+    """The 95th percentile, over contexts of the retain side, of the share of firing tokens.
+
+    Args:
+        fires: for each corpus of the retain side, whether something fires on each token.
+        contexts: for each corpus, the context of each token.
+        shares: share of each corpus.
+    """
+    found, weights = [], []
+    for own, context, share in zip(fires, contexts, shares, strict=True):
+        n_tokens = torch.bincount(context)
+        by_context = torch.bincount(context, own.double()) / n_tokens.clamp(min=1)
+        by_context = by_context[n_tokens > 0]
+        found.append(by_context)
+        weights.append(torch.full_like(by_context, share / len(by_context)))
+    order = torch.cat(found).sort()
+    held = torch.cat(weights)[order.indices].cumsum(0)
+    return float(order.values[int((held < GATE_PERCENTILE - 1e-9).sum())])
 
 
 class _PatternSums:

@@ -323,6 +323,7 @@ def test_projection_and_push_equal_the_full_model_with_a_hook(
     edits = [
         Projection(Erasure.onto(direction[None]), centre, 0.7),
         Push(detector, 0.4, 3 * direction, 2.0),
+        Push(detector, 0.4, 3 * direction, 2.0, gate=1.0),
     ]
     measure = intervention.per_context_loss(tokens)
     plain, changed = intervention.measure_clamps(model, sae, tokens, edits, measure, 3, "")
@@ -345,6 +346,7 @@ def test_projection_and_push_equal_the_full_model_with_a_hook(
             expected = measure.of(logits, torch.arange(5))
             torch.testing.assert_close(changed[number], expected, atol=1e-4, rtol=1e-4)
     assert (changed[0] - plain).abs().max() > 1e-3
+    assert torch.equal(changed[2], plain)
 
 
 def test_gate_keeps_contexts_with_few_firings(context: EvalContext) -> None:
@@ -589,8 +591,11 @@ def test_difference_of_means_is_removed_by_its_family(context: EvalContext) -> N
     """At strength 1, the means of both corpora are equal along the difference."""
     settings = unlearning.Settings(n_select_contexts=8)
     found = selection.measure_statistics(context, context.load(), settings)
-    tokens = [torch.randn(50, D_IN) + shift for shift in (1.0, 0.0)]
-    ceilings = references.ceilings(found, tokens, [1.0, 1.0], settings)
+    samples = [
+        references.Sample(torch.randn(50, D_IN) + shift, torch.arange(50) // 5, 1.0)
+        for shift in (1.0, 0.0)
+    ]
+    ceilings = references.ceilings(found, samples, settings)
     for name in ("difference of means", "LEACE"):
         projection = ceilings[name].at(0, 1.0).intervention
         assert isinstance(projection, Projection)
@@ -604,7 +609,7 @@ def test_difference_of_means_is_removed_by_its_family(context: EvalContext) -> N
         push = ceilings["detector"].at(path, 1.0).intervention
         assert isinstance(push, Push)
         steps.append(push.step)
-        assert push.detector.score(tokens[0].double()).mean() > 0
+        assert push.detector.score(samples[0].x.double()).mean() > 0
     difference = found.forget.mean - found.retain.mean
     # Both steps change the detector's score by the same amount.
     weight = push.detector.weight
