@@ -68,7 +68,7 @@ class Settings:
     strengths: list[NonNegativeFloat] = field(default_factory=lambda: [2.0, 8.0, 32.0])
     specificities: list[PositiveFloat] = field(default_factory=lambda: [9.0, 3.0])
     selection: Literal["rate", "coverage", "dsg"] = "rate"
-    gate: Literal["token", "sequence"] = "token"
+    gate: Literal["token", "sequence"] = "sequence"
     ranks: list[PositiveInt] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 48])
     references: bool = True
     n_select_contexts: PositiveInt = 256
@@ -106,10 +106,10 @@ UNLEARNING = Evaluation(
     title="Unlearning",
     description=(
         "Latents that fire on the forget corpus and hardly on the retain corpus are "
-        "clamped below zero, at many strengths: how much of forget is lost for how little"
-        " of retain, in next-token loss (damage: its increase) and in multiple-choice "
-        "questions the model knows. Bounded: the span of these latents is removed at every token "
-        "instead."
+        "clamped below zero, at many strengths, in passages where they fire often: how much of "
+        "forget is lost for how little of retain, in next-token loss (damage: its increase) and in "
+        "multiple-choice questions the model knows. Bounded: the span of these latents is removed "
+        "at every token instead."
     ),
     settings=Settings,
     module="saelens_adaptive_ortho.judging.unlearning.evaluation",
