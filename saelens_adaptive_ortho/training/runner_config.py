@@ -1,4 +1,4 @@
-"""The runner's configuration: SAELens's configuration with a forget and retain corpora."""
+"""The runner's configuration: SAELens's configuration with a forget corpus and retain corpora."""
 
 from __future__ import annotations
 
