@@ -19,7 +19,11 @@ PRIMARY = (
     *(f"loss/forget_damage_at_{limit}" for limit in ("0.05", "0.10", "0.20")),
     *(f"mcq/forget_accuracy_at_{limit}" for limit in ("0.99", "0.95", "0.90")),
 )
-BOUNDED = tuple(f"bounded/forget_damage_at_{limit}" for limit in ("0.05", "0.10", "0.20"))
+COMPANIONS = tuple(
+    f"{frontier}/forget_damage_at_{limit}"
+    for frontier in ("token", "bounded")
+    for limit in ("0.05", "0.10", "0.20")
+)
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,16 @@ class Settings:
             or ``dsg`` (ratio of squared activations, Dynamic SAE Guardrails).
         gate: where a clamp acts: ``token`` (wherever a latent fires), or ``sequence`` (also only
             in contexts where the chosen latents fire on a larger share of the tokens than in 95% of
-            the retain training contexts; the prompt of a question is one context).
+            the retain training contexts; the prompt of a question is one context). With
+            ``sequence``, the loss frontier of ``token`` is measured, too.
         ranks: numbers of directions to remove in the bounded frontier.
         references: whether to measure ceilings and floors: contrastive PCA, difference of means,
             LEACE, a detector of the corpus, random latents.
         n_select_contexts: training contexts per corpus for measuring firing rates.
         n_choose_contexts: training contexts per corpus for choosing settings of the frontier.
         n_contexts: held-out contexts per corpus for measuring the loss frontier.
-        n_reference_contexts: the same for the bounded frontier and the references, which need fewer
-            contexts for an interval of the same width. They are the first ones of ``n_contexts``.
+        n_reference_contexts: the same for the other loss frontiers and the references, which need
+            fewer contexts. They are the first ones of ``n_contexts``.
         loss_every: the loss is measured at every n-th position. Losses differ more between passages
             than between positions of a passage, so more passages with fewer positions give
             narrower intervals.
@@ -101,6 +106,23 @@ def _other_corpora(frontier: str, before: str) -> dict[str, Metric]:
     return found
 
 
+def _companion(frontier: str, before: str) -> dict[str, Metric]:
+    """The metrics of a frontier beside the first one."""
+    at = "at retain damage ≤ {n} nats"
+    return {
+        f"{frontier}/forget_damage_at_{{n}}": Metric(
+            f"{before}forget damage {at}", "nats", "higher"
+        ),
+        f"{frontier}/forget_damage_at_{{n}}_halfwidth": Metric(
+            f"{before}bootstrap half-width {at}", "nats"
+        ),
+        **_other_corpora(frontier, before),
+        f"{frontier}/area": Metric(
+            f"{before}forget damage, mean over retain damage ≤ 0.20 nats", "nats", "higher"
+        ),
+    }
+
+
 UNLEARNING = Evaluation(
     name="unlearning",
     title="Unlearning",
@@ -108,8 +130,8 @@ UNLEARNING = Evaluation(
         "Latents that fire on the forget corpus and hardly on the retain corpus are "
         "clamped below zero, at many strengths, in passages where they fire often: how much of "
         "forget is lost for how little of retain, in next-token loss (damage: its increase) and in "
-        "multiple-choice questions the model knows. Bounded: the span of these latents is removed "
-        "at every token instead."
+        "multiple-choice questions the model knows. At every token: clamped wherever they fire. "
+        "Bounded: the span of these latents is removed at every token instead."
     ),
     settings=Settings,
     module="saelens_adaptive_ortho.judging.unlearning.evaluation",
@@ -123,16 +145,8 @@ UNLEARNING = Evaluation(
         ),
         **_other_corpora("loss", ""),
         "loss/area": Metric("forget damage, mean over retain damage ≤ 0.20 nats", "nats", "higher"),
-        "bounded/forget_damage_at_{n}": Metric(
-            "bounded: forget damage at retain damage ≤ {n} nats", "nats", "higher"
-        ),
-        "bounded/forget_damage_at_{n}_halfwidth": Metric(
-            "bounded: bootstrap half-width at retain damage ≤ {n} nats", "nats"
-        ),
-        **_other_corpora("bounded", "bounded: "),
-        "bounded/area": Metric(
-            "bounded: forget damage, mean over retain damage ≤ 0.20 nats", "nats", "higher"
-        ),
+        **_companion("token", "at every token: "),
+        **_companion("bounded", "bounded: "),
         "mcq/forget_accuracy_at_{n}": Metric(
             "forget accuracy at retain accuracy ≥ {n}", "", "lower"
         ),
@@ -150,7 +164,7 @@ UNLEARNING = Evaluation(
     primary=PRIMARY,
     headline=(
         *PRIMARY,
-        *BOUNDED,
+        *COMPANIONS,
         "loss/transfer_per_forget_damage_at_0.10",
         "loss/transfer_damage_at_forget_2",
         "loss/{corpus}_per_forget_damage_at_0.10",

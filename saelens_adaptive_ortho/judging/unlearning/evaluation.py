@@ -1,9 +1,10 @@
 """Unlearning: intervene on the forget corpus, and measure what is forgotten at what cost.
 
-The evaluation measures three frontiers, references for them, and SAEBench's published score:
+The evaluation measures four frontiers, references for them, and SAEBench's published score:
 
 - The *loss* frontier: the increase of the loss on held-out forget text, at a given increase of the
-  loss on held-out retain text, when latents are clamped where they fire.
+  loss on held-out retain text, when latents are clamped where they fire in contexts above the gate.
+- The *token* frontier: the same without the gate of the settings, if they have one.
 - The *bounded* frontier: the same, when the span of the latents' decoder rows is removed at every
   token.
 - The *multiple-choice* frontier: the lowest accuracy on known forget questions, at a given accuracy
@@ -66,7 +67,7 @@ PUBLISHED_MULTIPLIERS = (25, 50, 100, 200)
 PUBLISHED_RETAIN_ACCURACY = 0.99
 
 CHANCE = 0.25
-FRONTIERS = ("loss", "bounded", "mcq")
+FRONTIERS = ("loss", "token", "bounded", "mcq")
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:
@@ -90,6 +91,8 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     paths = paths_of(list(selection.rankings.values()), settings.counts)
     clamps = gated(selection, paths, settings.strengths)
     others = {"bounded": bounded(sae, selection, settings.ranks)}
+    if settings.gate != "token":
+        others["token"] = gated(selection, paths, settings.strengths, everywhere=True)
     if settings.references:
         others[references.RANDOM] = references.floor(selection, settings)
     ceilings = {}

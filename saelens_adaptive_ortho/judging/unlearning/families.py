@@ -130,12 +130,20 @@ def gated(
     selection: Selection,
     paths: Sequence[Int[Tensor, " n"]],
     strengths: Iterable[float],
+    everywhere: bool = False,
 ) -> Family:
-    """Clamp each set of latents to ``-strength`` times their mean activation."""
+    """Clamp each set of latents to ``-strength`` times their mean activation.
+
+    Args:
+        selection: the latents, with the gates of their clamps.
+        paths: sets of latents.
+        strengths: strengths of the coarse sweep.
+        everywhere: act wherever a latent fires, without a gate.
+    """
     scale = selection.statistics.scale
 
     def path(latents: Tensor) -> Callable[[float], Intervention]:
-        gate = selection.gate(latents)
+        gate = None if everywhere else selection.gate(latents)
         return lambda strength: Clamp(latents, -strength * scale[latents], gate)
 
     return Family([path(p) for p in paths], sorted(strengths))

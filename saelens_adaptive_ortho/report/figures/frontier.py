@@ -36,6 +36,12 @@ _FRONTIERS = {
         "retain damage: increase of the loss on retain (nats)",
         "forget damage: increase of the loss on forget (nats)",
     ),
+    "token": (
+        "Next-token loss, without gate",
+        "higher: more is forgotten at the same price",
+        "retain damage: increase of the loss on retain (nats)",
+        "forget damage: increase of the loss on forget (nats)",
+    ),
     "bounded": (
         "Next-token loss, bounded",
         "higher: more is forgotten at the same price",
@@ -81,7 +87,7 @@ def frontier_figure(section: Section) -> Figure | None:
     drawn = [v for v in summary.variants if any(by_variant[v] for by_variant in found.values())]
     with matplotlib.rc_context(STYLE):
         figure, grid = panel_grid(
-            len(found), 3.9, width=5.6 * len(found) if len(found) > 1 else 7.2
+            len(found), 3.9, width=5.6 * min(len(found), 2) if len(found) > 1 else 7.2, columns=2
         )
         for axes, (part, by_variant) in zip(grid, found.items(), strict=True):
             title, better, xlabel, ylabel = _FRONTIERS[part]

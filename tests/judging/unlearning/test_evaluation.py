@@ -466,7 +466,7 @@ def test_results_are_repeatable_and_finite(context: EvalContext, few_questions: 
     first, second = (unlearning.run(context, settings) for _ in range(2))
     assert first == second
     assert all(v is not None and math.isfinite(v) for v in first.metrics.values())
-    for name in ("loss", "bounded", "mcq"):
+    for name in ("loss", "token", "bounded", "mcq"):
         frontier = first.details["frontiers"][name]
         assert all(lo <= hi for lo, hi in zip(frontier["low"], frontier["high"], strict=True))
     assert first.metrics["mcq/n_forget_questions"] == 20
@@ -529,7 +529,7 @@ def test_damage_on_every_corpus_is_read_at_the_frontier(many_corpora: EvalContex
     """Training text of corpora with share 0 is never looked at: here it does not even exist."""
     outcome = unlearning.run(many_corpora, unlearning.Settings(questions="none", **QUICK))
     found = outcome.metrics
-    for frontier in ("loss", "bounded"):
+    for frontier in ("loss", "token", "bounded"):
         for limit in ("0.05", "0.10", "0.20"):
             # Both have the text of the forget and of the retain corpus, so the answer is known.
             forget = found[f"{frontier}/forget_damage_at_{limit}"]
@@ -617,12 +617,22 @@ def test_difference_of_means_is_removed_by_its_family(context: EvalContext) -> N
         torch.testing.assert_close(weight @ step, weight @ difference)
 
 
+def test_token_frontier_is_that_of_the_token_gate(context: EvalContext) -> None:
+    settings = unlearning.Settings(questions="none", references=False, gate="sequence", **QUICK)
+    both = unlearning.run(context, settings).metrics
+    plain = unlearning.run(context, dataclasses.replace(settings, gate="token")).metrics
+    for limit in ("0.05", "0.10", "0.20"):
+        key = f"forget_damage_at_{limit}"
+        assert both[f"token/{key}"] == plain[f"loss/{key}"]
+
+
 @pytest.mark.parametrize("rule", ["coverage", "dsg"])
 @pytest.mark.parametrize("gate", ["token", "sequence"])
 def test_every_rule_and_gate_runs(context: EvalContext, rule: Any, gate: Any) -> None:
     settings = unlearning.Settings(questions="none", selection=rule, gate=gate, **QUICK)
     outcome = unlearning.run(context, settings)
     assert outcome.details["references"].keys() == references.FRONTIER_OF.keys()
+    assert ("token/area" in outcome.metrics) == (gate == "sequence")
     assert all(v is not None and math.isfinite(v) for v in outcome.metrics.values())
 
 
