@@ -37,8 +37,8 @@ class Size(NamedTuple):
 class Variant(NamedTuple):
     """Settings of a training; if ``fields`` is None, the SAE is SAELens's own class.
 
-    The project's runner uses sparse products on a CPU. With ``two_corpora``, half of each batch comes
-    from a forget corpus, so that the group half of the penalty acts.
+    The project's runner uses sparse products on a CPU. With ``two_corpora``, half of each batch
+    comes from a forget corpus, so that the group half of the penalty acts.
     """
 
     name: str
