@@ -10,8 +10,8 @@ cache keeps them. Means and covariances are of training text; the retain side is
 - ``LEACE`` (bounded): the closed form for two classes.
 - ``detector`` (gated): where a logistic detector of the forget corpus fires, the activation is
   pushed back along the difference of means, or along the detector's direction by the same distance
-  in its score. Thresholds are those that forget tokens pass 3, 10, ... times as often. It obeys the
-  gate of the settings, as the clamps do.
+  in its score. Thresholds are those that forget tokens pass 3, 10, ... times as often. If clamps
+  have a gate, each push comes with one and without it, so that this stays a ceiling.
 
 The floor is per SAE: ``random latents`` (gated), as many as the chosen ones, drawn at random among
 those that fire at all.
@@ -132,14 +132,14 @@ def ceilings(found: Statistics, samples: Sequence[Sample], settings: Settings) -
 
 
 def detector_family(
-    difference: Float[Tensor, " d_in"], samples: Sequence[Sample], gated: bool
+    difference: Float[Tensor, " d_in"], samples: Sequence[Sample], with_gates: bool
 ) -> Family:
     """Where a detector fires, push along the difference of means or along its own direction.
 
     Args:
         difference: mean of forget minus mean of the retain side.
         samples: tokens of forget, and of each corpus of the retain side.
-        gated: whether the push acts only in contexts above the gate, as a clamp does.
+        with_gates: whether each push also comes with a gate as that of a clamp.
     """
     x = torch.cat([s.x for s in samples]).double()
     is_forget = torch.zeros(len(x), dtype=torch.bool)
@@ -154,16 +154,18 @@ def detector_family(
         for ratio in DETECTOR_RATIOS
     }
 
-    def path(threshold: float, step: Tensor) -> Callable[[float], Intervention]:
-        gate = None
-        if gated:
-            fires = [score > threshold for score in scores[1:]]
-            retain = samples[1:]
-            gate = gate_of(fires, [s.contexts for s in retain], [s.share for s in retain])
+    def path(threshold: float, step: Tensor, gate: float | None) -> Callable[[float], Intervention]:
         return lambda strength: Push(detector, threshold, step, strength, gate)
 
-    levels = sorted(t for t in found if t is not None)
-    return Family([path(t, step) for t in levels for step in (difference, own)], DETECTOR_PUSHES)
+    paths = []
+    for threshold in sorted(t for t in found if t is not None):
+        gates: list[float | None] = [None]
+        if with_gates:
+            fires = [score > threshold for score in scores[1:]]
+            retain = samples[1:]
+            gates += [gate_of(fires, [s.contexts for s in retain], [s.share for s in retain])]
+        paths += [path(threshold, step, g) for g in gates for step in (difference, own)]
+    return Family(paths, DETECTOR_PUSHES)
 
 
 def floor(selection: Selection, settings: Settings) -> Family:
