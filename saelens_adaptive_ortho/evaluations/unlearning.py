@@ -15,14 +15,18 @@ from saelens_adaptive_ortho.evaluations.contract import (
     Metric,
 )
 
+LIMITS = ("0.05", "0.10", "0.20")
 PRIMARY = (
-    *(f"loss/forget_damage_at_{limit}" for limit in ("0.05", "0.10", "0.20")),
+    *(f"loss/forget_damage_at_{limit}" for limit in LIMITS),
+    *(f"token/forget_damage_at_{limit}" for limit in LIMITS),
     *(f"mcq/forget_accuracy_at_{limit}" for limit in ("0.99", "0.95", "0.90")),
 )
-COMPANIONS = tuple(
-    f"{frontier}/forget_damage_at_{limit}"
-    for frontier in ("token", "bounded")
-    for limit in ("0.05", "0.10", "0.20")
+#: What other texts lose: a second forget text, and named retain corpora.
+ELSEWHERE = tuple(
+    f"{frontier}/{corpus}_{reading}"
+    for frontier in ("loss", "token")
+    for corpus in ("transfer", "{corpus}")
+    for reading in ("per_forget_damage_at_0.10", "damage_at_forget_2")
 )
 
 #: Nats. Differences between paired seeds have a standard deviation of about 0.3, so this is the
@@ -117,7 +121,7 @@ def _companion(frontier: str, before: str) -> dict[str, Metric]:
     at = "at retain damage ≤ {n} nats"
     return {
         f"{frontier}/forget_damage_at_{{n}}": Metric(
-            f"{before}forget damage {at}", "nats", "higher"
+            f"{before}forget damage {at}", "nats", "higher", DAMAGE_MARGIN
         ),
         f"{frontier}/forget_damage_at_{{n}}_halfwidth": Metric(
             f"{before}bootstrap half-width {at}", "nats"
@@ -182,15 +186,12 @@ UNLEARNING = Evaluation(
     primary=PRIMARY,
     headline=(
         *PRIMARY,
-        *COMPANIONS,
-        "loss/transfer_per_forget_damage_at_0.10",
-        "loss/transfer_damage_at_forget_2",
-        "loss/{corpus}_per_forget_damage_at_0.10",
-        "loss/{corpus}_damage_at_forget_2",
+        *(f"bounded/forget_damage_at_{limit}" for limit in LIMITS),
+        *ELSEWHERE,
         "score",
     ),
-    glance=("loss/forget_damage_at_0.10", "mcq/forget_accuracy_at_0.95"),
-    essential=PRIMARY,
+    glance=("token/forget_damage_at_0.10", "mcq/forget_accuracy_at_0.95"),
+    essential=(*PRIMARY, *ELSEWHERE),
     short="unlearning",
     caveat="Read the frontier, not the published score, which is degenerate: single SAEs of "
     "one architecture span 0.0075 to 0.11.",

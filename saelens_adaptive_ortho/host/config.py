@@ -110,7 +110,7 @@ class OrthoConfig(SwitchConfig):
     ortho_alpha: float = field(default=1.0, metadata=bounds(ge=0, le=1))
     ortho_separation: float | None = field(default=None, metadata=bounds(ge=0))
     ortho_separated: OrthoSeparated = "forget"
-    ortho_sharing_ratio: float = field(default=3.0, metadata=bounds(ge=1))
+    ortho_sharing_ratio: float = field(default=2.0, metadata=bounds(ge=1))
     ortho_affinity: str = "unsuppressed"
     ortho_weighting: OrthoWeighting = "energy"
     ortho_ordering: OrthoOrdering = "frequency"

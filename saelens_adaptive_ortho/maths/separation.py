@@ -46,7 +46,7 @@ def update_rates(
     return CorpusRates(counts.samples * decay + samples, counts.fired * decay + fired)
 
 
-def corpus_sharing(rates: Float[Tensor, "2 d_sae"], ratio: float = 3.0) -> Float[Tensor, " d_sae"]:
+def corpus_sharing(rates: Float[Tensor, "2 d_sae"], ratio: float = 2.0) -> Float[Tensor, " d_sae"]:
     """``s_i = min(1, ratio * min(p_iF, p_iR) / max(p_iF, p_iR))``, in [0, 1].
 
     It says how far latent i may serve both corpora. ``p_iF`` and ``p_iR`` are the firing rates on
@@ -63,7 +63,7 @@ def corpus_sharing(rates: Float[Tensor, "2 d_sae"], ratio: float = 3.0) -> Float
 
 
 def leanings(
-    rates: Float[Tensor, "2 d_sae"], alpha: float, ratio: float = 3.0
+    rates: Float[Tensor, "2 d_sae"], alpha: float, ratio: float = 2.0
 ) -> Float[Tensor, " d_sae"]:
     """``l_i = sign(p_iF - p_iR) * (1 - alpha * s_i)``, in [-1, 1].
 

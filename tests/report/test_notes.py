@@ -39,7 +39,7 @@ def test_unmeasured_part_is_remarked() -> None:
         "On text, forget damage is above retain damage at every limit.",
         "No multiple choice: the model answers no more questions than chance",
     ]
-    assert "3 not measured" in judge(summary).evaluations["unlearning"][0].text
+    assert "6 not measured" in judge(summary).evaluations["unlearning"][0].text
 
 
 def test_texts_appear_once() -> None:

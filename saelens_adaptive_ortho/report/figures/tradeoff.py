@@ -37,6 +37,8 @@ from saelens_adaptive_ortho.report.statistics import Spread, Summary
 
 COST = "core/pooled/explained_variance"
 GAIN = "unlearning/loss/forget_damage_at_0.10"
+#: With a gate for whole passages, ``GAIN`` is often as large as it can be. This one is without.
+TOKEN_GAIN = "unlearning/token/forget_damage_at_0.10"
 
 #: A variant of a series: ``groups=0.3``.
 _SERIES = re.compile(r"(?P<name>.+)=(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.I)
@@ -67,7 +69,7 @@ class _Point(NamedTuple):
         return float(x), float(y)
 
 
-def tradeoff_figure(summary: Summary, cost: str = COST, gain: str = GAIN) -> Figure | None:
+def tradeoff_figure(summary: Summary, cost: str = COST, gain: str | None = None) -> Figure | None:
     """Draw one metric against another: a small dot per SAE, mean and 95% intervals per variant.
 
     A line joins the variants of a *series*: those whose names share a prefix before ``=`` and a
@@ -78,11 +80,12 @@ def tradeoff_figure(summary: Summary, cost: str = COST, gain: str = GAIN) -> Fig
     Args:
         summary: statistics of the run.
         cost: key of the metric on the x axis (``{eval}/{name}``).
-        gain: key of the metric on the y axis.
+        gain: key of the metric on the y axis; None for ``TOKEN_GAIN``, or ``GAIN`` without it.
 
     Returns:
         The figure, or None if no SAE has both metrics.
     """
+    gain = gain or (TOKEN_GAIN if TOKEN_GAIN in summary.metrics else GAIN)
     points = _points(summary, cost, gain)
     if not points:
         return None
