@@ -1,7 +1,8 @@
 """Make the embedded demo: corpus, tokenizer, trained model, and a card with its numbers.
 
 Run ``python -m tools.build_demo``. On a CPU the result depends only on the seed, the number of
-steps, the number of threads and the PyTorch version.
+steps, the number of threads and the PyTorch version. With ``--corpus-only`` it writes the texts and
+leaves tokenizer, model and card alone.
 """
 
 from __future__ import annotations
@@ -389,7 +390,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--corpus-only", action="store_true", help="write only the corpus files, and train no model"
+    )
     arguments = parser.parse_args()
+    if arguments.corpus_only:
+        write_corpus(World(arguments.seed), arguments.out / "corpus")
+        return
     card = build(arguments.out, arguments.steps, arguments.seed, arguments.threads)
     print(json.dumps(card, indent=2))
 

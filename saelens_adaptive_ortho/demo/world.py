@@ -8,6 +8,7 @@ Everything depends only on the seed. This module needs only the standard library
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,9 @@ from typing import Final, Literal
 
 Domain = Literal["forget", "retain"]
 DOMAINS: Final[tuple[Domain, Domain]] = ("forget", "retain")
+Part = Literal["forget_first", "forget_second", "near", "retain_rest"]
+PARTS: Final[tuple[Part, ...]] = ("forget_first", "forget_second", "near", "retain_rest")
+NEAR_TOPIC: Final = "gardens"  # the retain topic whose word pairs are most like the organisms'
 LETTERS: Final = ("A", "B", "C", "D")
 DEFAULT_SEED: Final = 0
 PASSAGES: Final = 4000
@@ -386,23 +390,46 @@ class World:
                 entities.append(Entity(topic, topic.subject.format(n=name), name, values))
         self.entities: tuple[Entity, ...] = tuple(entities)
 
-    def of(self, domain: Domain) -> list[Entity]:
-        """Return the entities of one domain."""
-        return [e for e in self.entities if e.topic.domain == domain]
+    def of(self, part: Domain | Part) -> list[Entity]:
+        """Return the entities of a domain, or of a part of it.
 
-    def questions(self) -> list[Question]:
-        """Return one question per fact, with seeded distractors from the same value pool."""
+        ``forget_first`` and ``forget_second`` are the two halves of the organisms. ``near`` is the
+        topic of flowers, and ``retain_rest`` all other topics of the retain domain.
+        """
+        forget, retain = ([e for e in self.entities if e.topic.domain == d] for d in DOMAINS)
+        half = len(forget) // 2
+        parts: dict[Domain | Part, list[Entity]] = {
+            "forget": forget,
+            "retain": retain,
+            "forget_first": forget[:half],
+            "forget_second": forget[half:],
+            "near": [e for e in retain if e.topic.name == NEAR_TOPIC],
+            "retain_rest": [e for e in retain if e.topic.name != NEAR_TOPIC],
+        }
+        return parts[part]
+
+    def questions(self, without: Part | None = None) -> list[Question]:
+        """Return one question per fact, with seeded distractors from the same value pool.
+
+        With ``without``, the questions about the entities of that part are left out. The other
+        questions are the same.
+        """
         rng = random.Random(f"questions-{self.seed}")
-        return [
-            ask(entity, attribute, rng, wording=0)
+        left_out = self.of(without) if without else []
+        asked = [
+            (entity, ask(entity, attribute, rng, wording=0))
             for entity in self.entities
             for attribute in entity.topic.attributes
         ]
+        return [question for entity, question in asked if entity not in left_out]
 
-    def passages(self, domain: Domain, count: int, stream: str = "corpus") -> list[str]:
-        """Return ``count`` passages of a domain. Streams with different names are independent."""
-        rng = random.Random(f"{stream}-{domain}-{self.seed}")
-        entities = self.of(domain)
+    def passages(self, part: Domain | Part, count: int, stream: str = "corpus") -> list[str]:
+        """Return ``count`` passages about the entities of a domain, or of a part of it.
+
+        Streams with different names are independent, and so are the parts.
+        """
+        rng = random.Random(f"{stream}-{part}-{self.seed}")
+        entities = self.of(part)
         return [passage(entities, rng) for _ in range(count)]
 
 
@@ -581,9 +608,11 @@ def question_record(question: Question) -> dict[str, object]:
     }
 
 
-def corpus_records(world: World, domain: Domain, count: int = PASSAGES) -> list[dict[str, str]]:
-    """Return the JSON objects of a domain's corpus file; their order is random."""
-    return [{"text": text} for text in world.passages(domain, count)]
+def corpus_records(
+    world: World, part: Domain | Part, count: int = PASSAGES
+) -> list[dict[str, str]]:
+    """Return the JSON objects of the corpus file of a domain or a part; their order is random."""
+    return [{"text": text} for text in world.passages(part, count)]
 
 
 def jsonl(records: Iterable[object]) -> str:
@@ -592,13 +621,19 @@ def jsonl(records: Iterable[object]) -> str:
 
 
 def write_corpus(world: World, folder: Path, count: int = PASSAGES) -> None:
-    """Write forget.jsonl, retain.jsonl, questions.jsonl and probing.jsonl."""
+    """Write the corpora of the domains and of their parts (compressed), and the labelled files."""
     folder.mkdir(parents=True, exist_ok=True)
     for domain in DOMAINS:
         text = jsonl(corpus_records(world, domain, count))
         (folder / f"{domain}.jsonl").write_text(text, encoding="utf-8", newline="\n")
+    for part in PARTS:
+        text = jsonl(corpus_records(world, part, count))
+        # Without the time of writing, equal texts give equal files.
+        (folder / f"{part}.jsonl.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+    second = world.questions(without="forget_first")
     for name, records in (
         ("questions", [question_record(q) for q in world.questions()]),
+        ("questions_second", [question_record(q) for q in second]),
         ("probing", probing_records(world)),
     ):
         (folder / f"{name}.jsonl").write_text(jsonl(records), encoding="utf-8", newline="\n")

@@ -25,14 +25,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saelens_adaptive_ortho.demo import FORGET_CORPUS, RETAIN_CORPUS
+from saelens_adaptive_ortho.demo import CORPORA as DEMO_CORPORA
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import write_failures_named
 from saelens_adaptive_ortho.settings import parse
 from saelens_adaptive_ortho.text import hub
 
 DOMAINS = ("forget", "retain")
-DEMO_CORPORA = {"demo:forget": FORGET_CORPUS, "demo:retain": RETAIN_CORPUS}
 BUILDERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
 GATED_STAND_INS = {
     "cais/wmdp-bio-forget-corpus": (
@@ -48,7 +47,8 @@ class CorpusConfig:
 
     Args:
         path: a local .jsonl, .json, .txt or .parquet file (also .gz), a directory of them, a hub
-            data set id, or ``demo:forget`` / ``demo:retain``.
+            data set id, or a corpus of the demo: ``demo:`` and ``forget``, ``retain``,
+            ``forget_first``, ``forget_second``, ``near`` or ``retain_rest``.
         name: configuration of a hub data set.
         split: split of a hub data set.
         text_field: column that holds the text.
@@ -99,10 +99,13 @@ def local_files(path: str) -> list[Path] | None:
     """The files of a corpus path, or None for a hub id.
 
     Raises:
-        ConfigError: the path looks local but does not exist, or the directory has no text file.
+        ConfigError: the path looks local but does not exist, the demo has no such corpus, or the
+            directory has no text file.
     """
     if path in DEMO_CORPORA:
         return [DEMO_CORPORA[path]]
+    if path.startswith("demo:"):
+        raise reject("path", path, f"no such demo corpus; known: {', '.join(DEMO_CORPORA)}.")
     p = Path(path).expanduser()
     if p.is_file():
         if _builder(p) is None:

@@ -47,11 +47,14 @@ def local_model_dir(name: str) -> Path | None:
 
 
 def check_model(name: str) -> None:
-    """Refuse a local model directory that cannot be loaded. Hub names are checked at loading.
+    """Refuse a local model that cannot be loaded. Hub names are checked at loading.
 
     Raises:
-        ConfigError: the directory, its config, its weights or its tokenizer is missing.
+        ConfigError: the directory, its config, its weights or its tokenizer is missing, or the
+            demo has no such model.
     """
+    if name.startswith("demo:") and name != DEMO_MODEL:
+        raise reject("model_name", name, f"no such demo model; known: {DEMO_MODEL}.")
     path = local_model_dir(name)
     if path is None:
         return

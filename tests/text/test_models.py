@@ -100,6 +100,8 @@ def test_incomplete_model_directory_is_refused_early(
 def test_missing_model_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model_name=.*no such directory"):
         check_model(str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="model_name='demo:nope'.*known: demo:model"):
+        check_model("demo:nope")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 1000, -100])

@@ -20,11 +20,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformer_lens import HookedRootModule
 
-from saelens_adaptive_ortho.demo import QUESTIONS
+from saelens_adaptive_ortho.demo import QUESTIONS, QUESTIONS_SECOND
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.judging.unlearning.clamps import Measure
 
 DEMO_QUESTIONS = "demo:questions"
+DEMO_FILES = {DEMO_QUESTIONS: QUESTIONS, "demo:questions_second": QUESTIONS_SECOND}
 PUBLISHED_QUESTIONS = "published"
 LETTERS = "ABCD"
 ALL_ORDERS = list(itertools.permutations(range(4)))
@@ -93,15 +94,20 @@ def load_questions(source: str) -> list[Question]:
     """Load questions.
 
     Args:
-        source: ``demo:questions``, ``published`` (WMDP-bio and MMLU, from the hub), or a .jsonl
-            file with the fields domain, subject (or topic), question, choices and answer.
+        source: ``demo:questions``, ``demo:questions_second`` (without the questions about the
+            organisms of ``demo:forget_first``), ``published`` (WMDP-bio and MMLU, from the hub), or
+            a .jsonl file with the fields domain, subject (or topic), question, choices and answer.
 
     Raises:
-        ConfigError: the file is missing or malformed. The message names the line.
+        ConfigError: the file is missing or malformed. The message names the line. Or the demo has
+            no such questions.
     """
     if source == PUBLISHED_QUESTIONS:
         return _published()
-    path = QUESTIONS if source == DEMO_QUESTIONS else Path(source).expanduser()
+    if source.startswith("demo:") and source not in DEMO_FILES:
+        known = ", ".join(DEMO_FILES)
+        raise reject("questions", source, f"no such demo questions; known: {known}.")
+    path = DEMO_FILES.get(source, Path(source).expanduser())
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:

@@ -458,6 +458,11 @@ def test_malformed_question_is_named_by_its_line(tmp_path: Path, line: str, prob
         mcq.load_questions(str(path))
 
 
+def test_unknown_demo_questions_are_refused() -> None:
+    with pytest.raises(ConfigError, match="known: demo:questions, demo:questions_second"):
+        mcq.load_questions("demo:nope")
+
+
 # ----------------------------------------------------------------- the driver
 
 
