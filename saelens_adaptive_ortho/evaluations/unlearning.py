@@ -88,7 +88,7 @@ class Settings:
     ranks: list[PositiveInt] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 48])
     references: bool = True
     n_select_contexts: PositiveInt = 256
-    n_choose_contexts: PositiveInt = 32
+    n_choose_contexts: PositiveInt = 64
     n_contexts: PositiveInt = 2048
     n_reference_contexts: PositiveInt = 256
     loss_every: PositiveInt = 2

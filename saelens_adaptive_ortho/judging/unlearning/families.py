@@ -83,6 +83,8 @@ class Family:
         For each budget, the best path is chosen. Its strengths lie on a grid with steps of a factor
         ``sqrt(2)``. They reach from one step below the strength at which the path's cost meets the
         smallest budget that the path is best at, to one step above that of the largest such budget.
+        Two weaker strengths, of a half and a quarter, are for held-out text on which the path costs
+        more.
         """
         n = len(self.strengths)
         limits = torch.tensor(sorted(budgets), dtype=cost.dtype)
@@ -103,7 +105,8 @@ class Family:
                 round(2 * math.log2(_strength_at_budget(self.strengths, costs, budget)))
                 for budget in (path_budgets[0], path_budgets[-1])
             )
-            grid = (2 ** (k / 2) for k in range(first - 1, last + 2))
+            steps = {first - 4, first - 2, *range(first - 1, last + 2)}
+            grid = (2 ** (k / 2) for k in steps)
             chosen |= {(path, min(s, self.largest)) for s in grid}
         return [self.at(*setting) for setting in sorted(chosen)]
 
