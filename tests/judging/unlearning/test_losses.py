@@ -48,7 +48,7 @@ def test_fine_settings_surround_each_budget() -> None:
 def test_bounded_strengths_end_at_one() -> None:
     cost, gain = torch.tensor([0.01, 0.03]), torch.tensor([0.5, 1.0])
     chosen = family(1, [0.5, 1.0], 1.0).near_frontier(cost, gain, (0.05, 0.2))
-    assert [f.strength for f in chosen] == [pytest.approx(0.5**0.5), 1.0]
+    assert [f.strength for f in chosen] == pytest.approx([0.25, 0.5, 0.5**0.5, 1.0])
 
 
 def linear(slope: float, spread: float = 0.0, n: int = 40) -> Tensor:
