@@ -1,0 +1,1 @@
+"""Studies of separation: which half of the penalty separates a forget corpus from the rest."""
