@@ -1,8 +1,8 @@
 """Write the corpora of the textbook study from a folder of textbooks.
 
-All books are written in one register, so that a detector of style separates nothing. The forget text
-is one book without the last third of its passages, which are a second forget text (other chapters).
-A neighbouring book is the named retain corpus ``near``, and all other books are the retain corpus.
+All books are written in one register, so a detector of style separates nothing. The forget text is
+one book without the last third of its passages, which are a second forget text (other chapters). A
+neighbouring book is the named retain corpus ``near``, and all other books are the retain corpus.
 
 Each book is a file of JSON lines (also .gz) with the field ``text``, in the order of the book.
 OpenStax offers such books: https://openstax.org/subjects.
