@@ -5,7 +5,6 @@ from __future__ import annotations
 from saelens_adaptive_ortho.commands.options import Command, NoOptions
 from saelens_adaptive_ortho.errors import ConfigError
 
-
 SEPARATION = (
     "squared activations of latents that lean to the forget corpus, on retain text: "
     "1/B sum_{b in retain} sum_i (1 - alpha s_i) a_bi^2"

@@ -68,8 +68,8 @@ class Settings:
         n_select_contexts: training contexts per corpus for measuring firing rates.
         n_choose_contexts: training contexts per corpus for choosing settings of the frontier.
         n_contexts: held-out contexts per corpus for measuring the loss frontier.
-        n_reference_contexts: the same for the other loss frontiers and the references, which need
-            fewer contexts. They are the first ones of ``n_contexts``.
+        n_reference_contexts: the same for the bounded frontier and the references, which need fewer
+            contexts. They are the first ones of ``n_contexts``.
         loss_every: the loss is measured at every n-th position. Losses differ more between passages
             than between positions of a passage, so more passages with fewer positions give
             narrower intervals.

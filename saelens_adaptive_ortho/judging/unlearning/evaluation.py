@@ -90,18 +90,18 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
 
     paths = paths_of(list(selection.rankings.values()), settings.counts)
     clamps = gated(selection, paths, settings.strengths)
-    others = {"bounded": bounded(sae, selection, settings.ranks)}
+    own = {"loss": clamps}
     if settings.gate != "token":
-        others["token"] = gated(selection, paths, settings.strengths, everywhere=True)
-    if settings.references:
-        others[references.RANDOM] = references.floor(selection, settings)
+        own["token"] = gated(selection, paths, settings.strengths, everywhere=True)
+    others = {"bounded": bounded(sae, selection, settings.ranks)}
+    floors = references.floors(selection, settings) if settings.references else {}
     ceilings = {}
     if tokens is not None:
         ceilings = references.ceilings(found, tokens.result(), settings)
     n_others = min(settings.n_contexts, settings.n_reference_contexts)
     losses = {
-        **loss_frontiers(trial, {"loss": clamps}, settings.n_contexts),
-        **loss_frontiers(trial, others | ceilings, n_others),
+        **loss_frontiers(trial, own, settings.n_contexts),
+        **loss_frontiers(trial, others | floors | ceilings, n_others),
     }
     accuracies = {}
     if known is not None:
@@ -109,8 +109,7 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     if kept is None:
         kept = {name: references.as_json(name, losses, accuracies) for name in ceilings}
         cache.write(kept)
-    if references.RANDOM in losses:
-        kept |= {references.RANDOM: references.as_json(references.RANDOM, losses, accuracies)}
+    kept |= {name: references.as_json(name, losses, accuracies) for name in floors}
     outcome = _outcome({n: r for n, r in (losses | accuracies).items() if n in FRONTIERS})
     metrics, details = outcome.metrics, outcome.details | references.details(kept)
     details["n_passages"] = {

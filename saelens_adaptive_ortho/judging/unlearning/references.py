@@ -12,9 +12,10 @@ cache keeps them. Means and covariances are of training text; the retain side is
   pushed back along the difference of means, or along the detector's direction by the same distance
   in its score. Thresholds are those that forget tokens pass 3, 10, ... times as often. If clamps
   have a gate, each push comes with one and without it, so that this stays a ceiling.
+- ``detector, ungated``: the same without a gate, beside the frontier of clamps without one.
 
 The floor is per SAE: ``random latents`` (gated), as many as the chosen ones, drawn at random among
-those that fire at all.
+those that fire at all; and the same ``ungated``.
 """
 
 from __future__ import annotations
@@ -55,19 +56,21 @@ from saelens_adaptive_ortho.maths.erasure import (
 )
 from saelens_adaptive_ortho.text.corpora import TokenisedCorpus
 
-RANDOM = "random latents"
+RANDOM, RANDOM_UNGATED = "random latents", "random latents, ungated"
 PUSHES = (1.0, 2.0, 4.0, 8.0)  # multiples of the distance to the retain side's mean
 DETECTOR_PUSHES = (0.5, 2.0, 8.0)  # multiples of the difference of means
 DETECTOR_RATIOS = (3.0, 10.0, 30.0, 100.0, 300.0)
 DETECTOR_TOKENS = 16_384  # of each side
-# Whether a reference stands beside the bounded frontier or beside the gated one.
-FRONTIER_OF = {
-    "contrastive PCA": "bounded",
-    "difference of means": "bounded",
-    "difference of means, pushed": "loss",
-    "LEACE": "bounded",
-    "detector": "loss",
-    RANDOM: "loss",
+# The frontiers beside which a reference stands.
+FRONTIERS_OF = {
+    "contrastive PCA": ("bounded",),
+    "difference of means": ("bounded",),
+    "difference of means, pushed": ("loss", "token"),
+    "LEACE": ("bounded",),
+    "detector": ("loss",),
+    "detector, ungated": ("token",),
+    RANDOM: ("loss",),
+    RANDOM_UNGATED: ("token",),
 }
 
 
@@ -122,13 +125,17 @@ def ceilings(found: Statistics, samples: Sequence[Sample], settings: Settings) -
     mean_direction = Erasure.onto((difference / difference.norm())[None])
     spread = (found.forget.about(centre) + found.retain.covariance) / 2
     eigenvectors = contrastive_directions(found.forget.about(centre), found.retain.covariance)
-    return {
+    found_families = {
         "contrastive PCA": projections([eigenvectors], settings.ranks, centre),
         "difference of means": erasures([mean_direction], centre, BOUNDED_STRENGTHS, 1.0),
         "difference of means, pushed": erasures([mean_direction], centre, PUSHES, max(PUSHES)),
         "LEACE": erasures([leace(difference, spread)], centre, BOUNDED_STRENGTHS, 1.0),
         "detector": detector_family(difference, samples, settings.gate == "sequence"),
     }
+    if settings.gate == "sequence":
+        ungated = detector_family(difference, samples, with_gates=False)
+        found_families["detector, ungated"] = ungated
+    return found_families
 
 
 def detector_family(
@@ -168,16 +175,20 @@ def detector_family(
     return Family(paths, DETECTOR_PUSHES)
 
 
-def floor(selection: Selection, settings: Settings) -> Family:
+def floors(selection: Selection, settings: Settings) -> dict[str, Family]:
     """Random latents: drawn among those of each SAE that fire, from a fixed seed."""
-    return gated(selection, [selection.random], settings.strengths)
+    latents, strengths = [selection.random], settings.strengths
+    found = {RANDOM: gated(selection, latents, strengths)}
+    if settings.gate == "sequence":
+        found[RANDOM_UNGATED] = gated(selection, latents, strengths, everywhere=True)
+    return found
 
 
 def as_json(
     name: str, losses: Mapping[str, Readings], accuracies: Mapping[str, Readings]
 ) -> dict[str, Any]:
     """What a result keeps of a reference: its metrics and frontiers, of loss and of accuracy."""
-    found = {FRONTIER_OF[name]: losses[name]}
+    found = {part: losses[name] for part in FRONTIERS_OF[name] if part in losses}
     if name in accuracies:
         found["mcq"] = accuracies[name]
     return {

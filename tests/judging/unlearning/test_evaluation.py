@@ -573,10 +573,10 @@ def test_ceilings_are_measured_once_for_all_saes(
 ) -> None:
     settings = unlearning.Settings(questions="none", **QUICK)
     first = unlearning.run(context, settings).details["references"]
-    assert first.keys() == references.FRONTIER_OF.keys()
+    assert first.keys() == references.FRONTIERS_OF.keys()
     for name, metrics in first.items():
-        frontier = references.FRONTIER_OF[name]
-        assert metrics[f"{frontier}/forget_damage_at_0.10"] >= 0
+        for frontier in references.FRONTIERS_OF[name]:
+            assert metrics[f"{frontier}/forget_damage_at_0.10"] >= 0
     monkeypatch.setattr(references, "ceilings", lambda *_: pytest.fail("measured again"))
 
     def load() -> SAE[Any]:
@@ -587,7 +587,8 @@ def test_ceilings_are_measured_once_for_all_saes(
 
     other = unlearning.run(dataclasses.replace(context, load=load), settings).details["references"]
     assert other.keys() == first.keys()
-    assert all(other[n] == first[n] for n in first if n != references.RANDOM)
+    floors = (references.RANDOM, references.RANDOM_UNGATED)
+    assert all(other[n] == first[n] for n in first if n not in floors)
     without = dataclasses.replace(settings, references=False)
     assert unlearning.run(context, without).details["references"] == {}
 
@@ -636,7 +637,9 @@ def test_token_frontier_is_that_of_the_token_gate(context: EvalContext) -> None:
 def test_every_rule_and_gate_runs(context: EvalContext, rule: Any, gate: Any) -> None:
     settings = unlearning.Settings(questions="none", selection=rule, gate=gate, **QUICK)
     outcome = unlearning.run(context, settings)
-    assert outcome.details["references"].keys() == references.FRONTIER_OF.keys()
+    ungated = {"detector, ungated", references.RANDOM_UNGATED}
+    expected = references.FRONTIERS_OF.keys() - (ungated if gate == "token" else set())
+    assert outcome.details["references"].keys() == expected
     assert ("token/area" in outcome.metrics) == (gate == "sequence")
     assert all(v is not None and math.isfinite(v) for v in outcome.metrics.values())
 
