@@ -10,9 +10,8 @@ cache keeps them. Means and covariances are of training text; the retain side is
 - ``LEACE`` (bounded): the closed form for two classes.
 - ``detector`` (gated): where a logistic detector of the forget corpus fires, the activation is
   pushed back along the difference of means, or along the detector's direction by the same distance
-  in its score. Thresholds are those that forget tokens pass 3, 10, ... times as often. If clamps
-  have a gate, each push comes with one and without it, so that this stays a ceiling.
-- ``detector, ungated``: the same without a gate, beside the frontier of clamps without one.
+  in its score. Thresholds are those that forget tokens pass 3, 10, ... times as often.
+- ``detector, gated``: the same in contexts above a gate, if clamps have one.
 
 The floor is per SAE: ``random latents`` (gated), as many as the chosen ones, drawn at random among
 those that fire at all; and the same ``ungated``.
@@ -56,21 +55,21 @@ from saelens_adaptive_ortho.maths.erasure import (
 )
 from saelens_adaptive_ortho.text.corpora import TokenisedCorpus
 
-RANDOM, RANDOM_UNGATED = "random latents", "random latents, ungated"
+RANDOM = "random latents"
+GATED_DETECTOR = "detector, gated"
 PUSHES = (1.0, 2.0, 4.0, 8.0)  # multiples of the distance to the retain side's mean
 DETECTOR_PUSHES = (0.5, 2.0, 8.0)  # multiples of the difference of means
 DETECTOR_RATIOS = (3.0, 10.0, 30.0, 100.0, 300.0)
 DETECTOR_TOKENS = 16_384  # of each side
-# The frontiers beside which a reference stands.
-FRONTIERS_OF = {
-    "contrastive PCA": ("bounded",),
-    "difference of means": ("bounded",),
-    "difference of means, pushed": ("loss", "token"),
-    "LEACE": ("bounded",),
-    "detector": ("loss",),
-    "detector, ungated": ("token",),
-    RANDOM: ("loss",),
-    RANDOM_UNGATED: ("token",),
+# Whether a reference stands beside the bounded frontier or beside the gated one.
+FRONTIER_OF = {
+    "contrastive PCA": "bounded",
+    "difference of means": "bounded",
+    "difference of means, pushed": "loss",
+    "LEACE": "bounded",
+    "detector": "loss",
+    GATED_DETECTOR: "loss",
+    RANDOM: "loss",
 }
 
 
@@ -125,28 +124,27 @@ def ceilings(found: Statistics, samples: Sequence[Sample], settings: Settings) -
     mean_direction = Erasure.onto((difference / difference.norm())[None])
     spread = (found.forget.about(centre) + found.retain.covariance) / 2
     eigenvectors = contrastive_directions(found.forget.about(centre), found.retain.covariance)
-    found_families = {
+    families = {
         "contrastive PCA": projections([eigenvectors], settings.ranks, centre),
         "difference of means": erasures([mean_direction], centre, BOUNDED_STRENGTHS, 1.0),
         "difference of means, pushed": erasures([mean_direction], centre, PUSHES, max(PUSHES)),
         "LEACE": erasures([leace(difference, spread)], centre, BOUNDED_STRENGTHS, 1.0),
-        "detector": detector_family(difference, samples, settings.gate == "sequence"),
+        "detector": detector_family(difference, samples, with_gate=False),
     }
     if settings.gate == "sequence":
-        ungated = detector_family(difference, samples, with_gates=False)
-        found_families["detector, ungated"] = ungated
-    return found_families
+        families[GATED_DETECTOR] = detector_family(difference, samples, with_gate=True)
+    return families
 
 
 def detector_family(
-    difference: Float[Tensor, " d_in"], samples: Sequence[Sample], with_gates: bool
+    difference: Float[Tensor, " d_in"], samples: Sequence[Sample], with_gate: bool
 ) -> Family:
     """Where a detector fires, push along the difference of means or along its own direction.
 
     Args:
         difference: mean of forget minus mean of the retain side.
         samples: tokens of forget, and of each corpus of the retain side.
-        with_gates: whether each push also comes with a gate as that of a clamp.
+        with_gate: whether pushes have a gate as that of a clamp.
     """
     x = torch.cat([s.x for s in samples]).double()
     is_forget = torch.zeros(len(x), dtype=torch.bool)
@@ -166,12 +164,12 @@ def detector_family(
 
     paths = []
     for threshold in sorted(t for t in found if t is not None):
-        gates: list[float | None] = [None]
-        if with_gates:
+        gate = None
+        if with_gate:
             fires = [score > threshold for score in scores[1:]]
             retain = samples[1:]
-            gates += [gate_of(fires, [s.contexts for s in retain], [s.share for s in retain])]
-        paths += [path(threshold, step, g) for g in gates for step in (difference, own)]
+            gate = gate_of(fires, [s.contexts for s in retain], [s.share for s in retain])
+        paths += [path(threshold, step, gate) for step in (difference, own)]
     return Family(paths, DETECTOR_PUSHES)
 
 

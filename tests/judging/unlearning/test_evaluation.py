@@ -637,9 +637,8 @@ def test_token_frontier_is_that_of_the_token_gate(context: EvalContext) -> None:
 def test_every_rule_and_gate_runs(context: EvalContext, rule: Any, gate: Any) -> None:
     settings = unlearning.Settings(questions="none", selection=rule, gate=gate, **QUICK)
     outcome = unlearning.run(context, settings)
-    ungated = {"detector, ungated", references.RANDOM_UNGATED}
-    expected = references.FRONTIERS_OF.keys() - (ungated if gate == "token" else set())
-    assert outcome.details["references"].keys() == expected
+    missing = references.FRONTIER_OF.keys() - outcome.details["references"].keys()
+    assert missing == ({references.GATED_DETECTOR} if gate == "token" else set())
     assert ("token/area" in outcome.metrics) == (gate == "sequence")
     assert all(v is not None and math.isfinite(v) for v in outcome.metrics.values())
 
