@@ -8,13 +8,13 @@ cache keeps them. Means and covariances are of training text; the retain side is
 - ``difference of means`` (bounded): the direction between the two means.
 - ``difference of means, pushed``: the same at any strength, at every token.
 - ``LEACE`` (bounded): the closed form for two classes.
-- ``detector`` (gated): where a logistic detector of the forget corpus fires, the activation is
-  pushed back along the difference of means, or along the detector's direction by the same distance
-  in its score. Thresholds are those that forget tokens pass 3, 10, ... times as often.
+- ``detector``: where a logistic detector of the forget corpus fires, the activation is pushed back
+  along the difference of means, or along the detector's direction by the same distance in its
+  score. Thresholds are those that forget tokens pass 3, 10, ... times as often.
 - ``detector, gated``: the same in contexts above a gate, if clamps have one.
 
-The floor is per SAE: ``random latents`` (gated), as many as the chosen ones, drawn at random among
-those that fire at all; and the same ``ungated``.
+The floors are per SAE: ``random latents``, as many as the chosen ones, drawn at random among those
+that fire at all, and ``random latents, gated``.
 """
 
 from __future__ import annotations
@@ -55,21 +55,22 @@ from saelens_adaptive_ortho.maths.erasure import (
 )
 from saelens_adaptive_ortho.text.corpora import TokenisedCorpus
 
-RANDOM = "random latents"
+RANDOM, GATED_RANDOM = "random latents", "random latents, gated"
 GATED_DETECTOR = "detector, gated"
 PUSHES = (1.0, 2.0, 4.0, 8.0)  # multiples of the distance to the retain side's mean
 DETECTOR_PUSHES = (0.5, 2.0, 8.0)  # multiples of the difference of means
 DETECTOR_RATIOS = (3.0, 10.0, 30.0, 100.0, 300.0)
 DETECTOR_TOKENS = 16_384  # of each side
-# Whether a reference stands beside the bounded frontier or beside the gated one.
-FRONTIER_OF = {
-    "contrastive PCA": "bounded",
-    "difference of means": "bounded",
-    "difference of means, pushed": "loss",
-    "LEACE": "bounded",
-    "detector": "loss",
-    GATED_DETECTOR: "loss",
-    RANDOM: "loss",
+# The frontiers beside which a reference stands. Without a gate there is no frontier ``token``.
+FRONTIERS_OF = {
+    "contrastive PCA": ("bounded",),
+    "difference of means": ("bounded",),
+    "difference of means, pushed": ("loss", "token"),
+    "LEACE": ("bounded",),
+    "detector": ("loss", "token"),
+    GATED_DETECTOR: ("loss",),
+    RANDOM: ("loss", "token"),
+    GATED_RANDOM: ("loss",),
 }
 
 
@@ -176,9 +177,9 @@ def detector_family(
 def floors(selection: Selection, settings: Settings) -> dict[str, Family]:
     """Random latents: drawn among those of each SAE that fire, from a fixed seed."""
     latents, strengths = [selection.random], settings.strengths
-    found = {RANDOM: gated(selection, latents, strengths)}
+    found = {RANDOM: gated(selection, latents, strengths, everywhere=True)}
     if settings.gate == "sequence":
-        found[RANDOM_UNGATED] = gated(selection, latents, strengths, everywhere=True)
+        found[GATED_RANDOM] = gated(selection, latents, strengths)
     return found
 
 

@@ -587,7 +587,7 @@ def test_ceilings_are_measured_once_for_all_saes(
 
     other = unlearning.run(dataclasses.replace(context, load=load), settings).details["references"]
     assert other.keys() == first.keys()
-    floors = (references.RANDOM, references.RANDOM_UNGATED)
+    floors = (references.RANDOM, references.GATED_RANDOM)
     assert all(other[n] == first[n] for n in first if n not in floors)
     without = dataclasses.replace(settings, references=False)
     assert unlearning.run(context, without).details["references"] == {}
@@ -637,8 +637,9 @@ def test_token_frontier_is_that_of_the_token_gate(context: EvalContext) -> None:
 def test_every_rule_and_gate_runs(context: EvalContext, rule: Any, gate: Any) -> None:
     settings = unlearning.Settings(questions="none", selection=rule, gate=gate, **QUICK)
     outcome = unlearning.run(context, settings)
-    missing = references.FRONTIER_OF.keys() - outcome.details["references"].keys()
-    assert missing == ({references.GATED_DETECTOR} if gate == "token" else set())
+    missing = references.FRONTIERS_OF.keys() - outcome.details["references"].keys()
+    gated = {references.GATED_DETECTOR, references.GATED_RANDOM}
+    assert missing == (gated if gate == "token" else set())
     assert ("token/area" in outcome.metrics) == (gate == "sequence")
     assert all(v is not None and math.isfinite(v) for v in outcome.metrics.values())
 
