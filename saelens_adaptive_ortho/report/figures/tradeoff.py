@@ -86,35 +86,52 @@ def tradeoff_figure(summary: Summary, cost: str = COST, gain: str | None = None)
         The figure, or None if no SAE has both metrics.
     """
     gain = gain or (TOKEN_GAIN if TOKEN_GAIN in summary.metrics else GAIN)
-    points = _points(summary, cost, gain)
-    if not points:
+    return tradeoff_panels(summary, [gain], cost)
+
+
+def tradeoff_panels(summary: Summary, gains: Sequence[str], cost: str = COST) -> Figure | None:
+    """Draw a panel as in :func:`tradeoff_figure` for each metric of ``gains`` that was measured.
+
+    Returns:
+        The figure, or None if no SAE has the cost and a gain.
+    """
+    panels = {gain: points for gain in gains if (points := _points(summary, cost, gain))}
+    if not panels:
         return None
+    columns = min(2, len(panels))
+    with matplotlib.rc_context(_STYLE):
+        figure, grid = panel_grid(len(panels), _HEIGHT, columns * _WIDTH, columns)
+        for axes, (gain, points) in zip(grid, panels.items(), strict=True):
+            _draw_panel(axes, summary, cost, gain, points)
+    return figure
+
+
+def _draw_panel(
+    axes: Axes, summary: Summary, cost: str, gain: str, points: Sequence[_Point]
+) -> None:
     references = {
         name: metrics[gain] for name, metrics in summary.without_sae.items() if gain in metrics
     }
     styles = _styles([point.variant for point in points])
-    with matplotlib.rc_context(_STYLE):
-        figure, (axes,) = panel_grid(1, _HEIGHT, width=_WIDTH)
-        _set_limits(axes, points, list(references.values()))
-        for point in points:
-            _draw_point(axes, point, styles[point.variant])
-        covered = [xy for point in points for xy in (*point.saes, point.mean)]
-        for series in _series(points):
-            x, y = zip(*(point.mean for point in series), strict=True)
-            axes.plot(x, y, color=styles[series[0].variant][0], lw=1.4, alpha=0.8, zorder=2)
-            covered += _between(list(zip(x, y, strict=True)))
-        for level in references.values():
-            axes.axhline(level, color=MUTED, lw=1.1, ls=(0, (5, 3)), zorder=1)
-        _write_words(axes, summary, cost, gain, dashed=bool(references))
-        labels = [
-            Label(text, styles[point.variant][0], around(*point.mean), bold=True)
-            for point, text in zip(points, _names(points), strict=True)
-        ]
-        labels += [Label(name, MUTED, along(axes, level)) for name, level in references.items()]
-        if len(points) > 1:
-            labels += _draw_margin(axes, summary, summary.metrics[cost].info)
-        place_labels(axes, labels, covered, references.values())
-    return figure
+    _set_limits(axes, points, list(references.values()))
+    for point in points:
+        _draw_point(axes, point, styles[point.variant])
+    covered = [xy for point in points for xy in (*point.saes, point.mean)]
+    for series in _series(points):
+        x, y = zip(*(point.mean for point in series), strict=True)
+        axes.plot(x, y, color=styles[series[0].variant][0], lw=1.4, alpha=0.8, zorder=2)
+        covered += _between(list(zip(x, y, strict=True)))
+    for level in references.values():
+        axes.axhline(level, color=MUTED, lw=1.1, ls=(0, (5, 3)), zorder=1)
+    _write_words(axes, summary, cost, gain, dashed=bool(references))
+    labels = [
+        Label(text, styles[point.variant][0], around(*point.mean), bold=True)
+        for point, text in zip(points, _names(points), strict=True)
+    ]
+    labels += [Label(name, MUTED, along(axes, level)) for name, level in references.items()]
+    if len(points) > 1:
+        labels += _draw_margin(axes, summary, summary.metrics[cost].info)
+    place_labels(axes, labels, covered, references.values())
 
 
 def _points(summary: Summary, cost: str, gain: str) -> list[_Point]:

@@ -1,0 +1,64 @@
+"""Draw explained variance against every measure of separation, a panel for each.
+
+python -m evals.separation.figures RUN [--out FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from saelens_adaptive_ortho.report.figures.files import save_figure
+from saelens_adaptive_ortho.report.figures.tradeoff import tradeoff_panels
+from saelens_adaptive_ortho.report.statistics import summarise
+from saelens_adaptive_ortho.results import Result, ResultError, load_results
+
+READINGS = (
+    "unlearning/token/forget_damage_at_0.10",
+    "unlearning/loss/forget_damage_at_0.10",
+    "unlearning/bounded/forget_damage_at_0.10",
+    "unlearning/mcq/forget_accuracy_at_0.95",
+    "unlearning/token/near_per_forget_damage_at_0.10",
+    "unlearning/token/transfer_per_forget_damage_at_0.10",
+)
+
+
+def separation_figure(results: Sequence[Result]) -> Figure:
+    """Draw a panel for each reading that was measured.
+
+    Raises:
+        ResultError: no SAE has an explained variance and a reading.
+    """
+    figure = tradeoff_panels(summarise(results), READINGS)
+    if figure is None:
+        raise ResultError("no SAE has both results of core and of unlearning.")
+    return figure
+
+
+def is_separation_study(results: Sequence[Result]) -> bool:
+    """Whether a variant is ``groups``, or one of its series ``groups=NUMBER``."""
+    return any(result.variant.partition("=")[0] == "groups" for result in results)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw the figure; the exit status is 0, or 2 if there is nothing to draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("run", type=Path, help="a run folder, or evals/separation/results/NAME")
+    parser.add_argument("--out", type=Path, help="without ending; default RUN/plots/separation")
+    args = parser.parse_args(argv)
+    try:
+        figure = separation_figure(load_results(args.run))
+    except ResultError as error:
+        print(f"separation: error: {error}", file=sys.stderr)
+        return 2
+    for path in save_figure(figure, args.out or args.run / "plots" / "separation"):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
