@@ -1,0 +1,68 @@
+"""The figure of the separation studies, and their configs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from evals.separation.figures import is_separation_study, main, separation_figure
+from saelens_adaptive_ortho.commands.experiment import load_experiment
+from saelens_adaptive_ortho.results import Result, ResultError, write_results_file
+
+CONFIGS = Path(__file__).parents[2] / "evals" / "separation" / "configs"
+TOKEN, GATED = (f"{name}/forget_damage_at_0.10" for name in ("token", "loss"))
+
+
+def study(*variants: str) -> list[Result]:
+    found = []
+    for number, variant in enumerate(variants):
+        for seed in (0, 1):
+            ev, damage = 0.92 - 1e-3 * number + 1e-4 * seed, 3.0 + number + 0.1 * seed
+            metrics = {TOKEN: damage, GATED: damage + 2}
+            found.append(Result("core", variant, seed, metrics={"pooled/explained_variance": ev}))
+            found.append(Result("unlearning", variant, seed, metrics=metrics))
+    return found
+
+
+def test_figure_has_a_panel_for_each_measured_reading() -> None:
+    panels = separation_figure(study("baseline", "groups")).axes
+    titles = [axes.get_title(loc="left") for axes in panels]
+    assert len(titles) == 2
+    assert "every token" in titles[0]
+    assert "every token" not in titles[1]
+
+
+def test_figure_needs_a_reading() -> None:
+    only_core = [r for r in study("baseline", "groups") if r.eval == "core"]
+    with pytest.raises(ResultError, match="no SAE has both"):
+        separation_figure(only_core)
+
+
+@pytest.mark.parametrize(
+    ("variants", "expected"),
+    [
+        (("baseline", "groups"), True),
+        (("baseline", "groups=0.3"), True),
+        (("baseline", "adaptive"), False),
+    ],
+)
+def test_study_is_known_by_its_variants(variants: tuple[str, ...], expected: bool) -> None:
+    assert is_separation_study(study(*variants)) is expected
+
+
+def test_command_writes_the_figure_or_says_why_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_results_file(tmp_path / "results.jsonl", study("baseline", "groups"))
+    assert main([str(tmp_path)]) == 0
+    assert (tmp_path / "plots" / "separation.png").is_file()
+    assert main([str(tmp_path / "missing")]) == 2
+    assert "separation: error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_config_is_valid_and_begins_with_the_baseline(config: Path) -> None:
+    experiment = load_experiment(config)
+    assert next(iter(experiment.variants)) == "baseline"
+    assert len(experiment.seeds) >= 3
