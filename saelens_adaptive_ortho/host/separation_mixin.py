@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput
+from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from torch import Tensor
 
 from saelens_adaptive_ortho.errors import reject
@@ -46,6 +46,15 @@ class SeparationMixin(SwitchMixin):
                 value=separation_coefficient(self.cfg), warm_up_steps=self.cfg.ortho_warm_up_steps
             )
         return coefficients
+
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        output = super().training_forward_pass(step_input)
+        if self._separates():
+            # Latents that pay on retain text, in units of the full weight.
+            output.metrics["ortho_leaning_to_forget"] = lambda: self.ortho_leaning.clamp(
+                min=0
+            ).sum()
+        return output
 
     def calculate_aux_loss(
         self,

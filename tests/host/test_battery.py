@@ -283,6 +283,20 @@ def test_separation_acts_on_every_nth_step_only(build_sae: Build, make_batches: 
     assert [loss > 0 for loss in found] == [True, False, False, True, False, False, True]
 
 
+def test_number_of_forget_latents_is_logged(
+    build_sae: Build, make_trainer: Build, make_batches: Build, train: Build
+) -> None:
+    sae = build_sae(
+        "adaptive_ortho_topk", ortho_mode="off", ortho_separation=1.0, ortho_forget_rows=8
+    )
+    trainer = make_trainer(sae)
+    output = train(trainer, two_corpora(make_batches(3)))[-1]
+    log = trainer.build_train_step_log_dict(output, n_training_samples=1)
+    expected = float(sae.ortho_leaning.clamp(min=0).sum())
+    assert expected > 0
+    assert log["metrics/ortho_leaning_to_forget"] == pytest.approx(expected)
+
+
 def test_separation_warms_up(build_sae: Build) -> None:
     sae = build_sae(
         "adaptive_ortho_topk", ortho_separation=2.0, ortho_forget_rows=8, ortho_warm_up_steps=5
