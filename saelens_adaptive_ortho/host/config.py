@@ -64,7 +64,8 @@ class OrthoConfig(SwitchConfig):
         ortho_curriculum_steps: length of the curriculum, in steps.
         ortho_fade_start_step: step at which lambda starts to fall to 0; None means no fade-out.
         ortho_fade_end_step: step from which lambda is 0.
-        ortho_alpha: controlled sharing in [0, 1]; pair weight ``1 - alpha * s_ij``.
+        ortho_alpha: controlled sharing in [0, 1]: the weight ``1 - alpha * s_ij`` of a pair of
+            directions, and ``1 - alpha * s_i`` of a latent that serves both corpora.
         ortho_separation: lambda_sep of the group half, ``lambda_sep * L_sep`` (see
             :mod:`saelens_adaptive_ortho.maths.separation`). It needs batches of two corpora. None
             means 3 in the mode ``adaptive`` and 0 in all others; with one corpus it is absent.
