@@ -72,6 +72,7 @@ KINDS: dict[str, Renderer] = {
     "synthetic-bars": _runs(synthetic.bars_table),
     "synthetic-ablation": _runs(synthetic.ablation_table),
     "synthetic-transfer": _runs(synthetic.transfer_table),
+    "synthetic-separation": _runs(synthetic.separation_table),
 }
 
 

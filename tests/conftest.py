@@ -23,6 +23,7 @@ SHAPED_MODULES = (
     "maths.switches",
     "maths.similar_pairs",
     "maths.frontier",
+    "maths.erasure",
     "synthetic.worlds",
     "synthetic.pool",
     "synthetic.selectivity",

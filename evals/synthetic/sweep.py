@@ -6,9 +6,10 @@ Each finished run is a line in the file of its stage; finished runs are skipped.
 * ``final`` compares baseline, fixed at its best coefficient, and adaptive at its defaults, over
   several seeds and world seeds;
 * ``transfer`` makes the same comparison in worlds with other parameters;
-* ``width`` makes the same comparison with other numbers of latents.
+* ``width`` makes the same comparison with other numbers of latents;
+* ``separation`` compares the two halves of the penalty, in domains worlds where forgetting costs.
 
-The best coefficient is that of the coarse results.
+The best coefficient is that of the coarse results. The stage ``separation`` does not use it.
 """
 
 from __future__ import annotations
@@ -31,10 +32,15 @@ import torch
 from tqdm.auto import tqdm
 
 from evals.compact import append_run, read_runs
-from evals.synthetic.tables import ONE_WORLD
+from evals.synthetic.tables import ONE_WORLD, SEPARATION_METRICS
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import StorageError, check_writable, write_json
-from saelens_adaptive_ortho.host.config import OrthoOrdering, OrthoWeighting, ortho_coefficient
+from saelens_adaptive_ortho.host.config import (
+    DEFAULT_SEPARATION,
+    OrthoOrdering,
+    OrthoWeighting,
+    ortho_coefficient,
+)
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.synthetic.pool import load_pool
 from saelens_adaptive_ortho.synthetic.run import BASES, Run, build_run, execute, parse_settings
@@ -69,6 +75,21 @@ TRANSFER: dict[str, tuple[dict[str, Any], ...]] = {
         {"k": 6},
     ),
 }
+VARIANTS: dict[str, dict[str, Any]] = {
+    "baseline": {"mode": "off"},
+    "fixed": {"mode": "fixed"},
+    "directions": {"mode": "adaptive", "ortho_separation": 0.0},
+    "groups": {"mode": "off", "ortho_separation": DEFAULT_SEPARATION},
+    "adaptive": {"mode": "adaptive"},
+}
+"""Mode and SAE settings of each variant of the stage ``separation``."""
+SEPARATION_WORLDS: tuple[dict[str, float], ...] = (
+    {"pairs": 48, "cosine": 0.8, "leak": 0.1},
+    {"pairs": 48, "cosine": 0.7, "leak": 0.1, "partner_rate": 0.2},
+    {"pairs": 48, "cosine": 0.8, "leak": 0.2, "partner_rate": 0.2},
+    {"pairs": 48, "cosine": 0.9, "leak": 0.3, "partner_rate": 0.2},
+)
+"""Domains worlds in which one latent serves nearly every pair, so that forgetting costs."""
 TRANSFER_WORLD_SEED = 10  # not used by other stages
 DEFAULT_WORLDS = ("hierarchy", "cluster", "domains")
 COST = 0.005
@@ -84,8 +105,9 @@ class Job:
 
     Args:
         run: settings of the run.
-        method: baseline, fixed, fixed_one, gram or adaptive; a line in the figures.
-        axis: the one setting that differs from the defaults of the method, or "".
+        method: baseline, fixed, fixed_one, gram or adaptive, or a name in :data:`VARIANTS`; a
+            line in the figures.
+        axis: the setting that differs from the defaults of the method or the world, or "".
     """
 
     run: Run
@@ -223,9 +245,7 @@ def transfer_jobs(
     jobs = []
     for world in worlds:
         for change in TRANSFER.get(world, ()):
-            label = ",".join(
-                f"{k}={v}" for k, v in {**change, **change.get("world", {})}.items() if k != "world"
-            )
+            label = _label({**change, **change.get("world", {})})
             changed = {**(settings or {}), **change}
             changed["world"] = {**(settings or {}).get("world", {}), **change.get("world", {})}
             for base in bases:
@@ -234,6 +254,30 @@ def transfer_jobs(
                     group = _methods(world, base, fixed, seed, TRANSFER_WORLD_SEED, changed)
                     jobs += [dataclasses.replace(job, axis=label) for job in group]
     return jobs
+
+
+def separation_jobs(
+    bases: Sequence[str],
+    variants: Sequence[str],
+    seeds: Sequence[int] = SEEDS[:2],
+    settings: dict[str, Any] | None = None,
+) -> list[Job]:
+    """Return jobs of the named variants in each of :data:`SEPARATION_WORLDS`."""
+    jobs = []
+    for world in SEPARATION_WORLDS:
+        axis = _label({k: v for k, v in world.items() if k != "pairs"})
+        for base in bases:
+            for seed in seeds:
+                for name in variants:
+                    changed = {**(settings or {}), **VARIANTS[name]}
+                    changed["world"] = {**world, **changed.get("world", {})}
+                    run = build_run("domains", base, changed.pop("mode"), seed, changed)
+                    jobs.append(Job(run, name, axis))
+    return jobs
+
+
+def _label(changes: dict[str, Any]) -> str:
+    return ",".join(f"{k}={v}" for k, v in changes.items() if k != "world")
 
 
 def _methods(
@@ -314,6 +358,7 @@ METRICS = (
     "dead_latents",
     "mean_max_cosine",
     "selectivity_area",
+    *SEPARATION_METRICS,
     "training_seconds",
 )
 """Metrics of a run that are kept in the file of its stage, if the run has them."""
@@ -334,7 +379,8 @@ def compact(job: Job, result: dict[str, Any]) -> dict[str, Any]:
         "sae": {name: settings["sae"][name] for name in SAE_SETTINGS if name in settings["sae"]},
     }
     if "domains" in result:
-        kept["domains"] = {"frontier": result["domains"]["frontier"]}
+        shown = ("frontier", "references")
+        kept["domains"] = {name: result["domains"][name] for name in shown}
     return kept
 
 
@@ -475,7 +521,7 @@ def _run_one(job: Job, work: Path, cache: str | Path) -> str | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Exit status: 0 done, 1 runs failed, 2 bad input, 130 interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["coarse", "final", "transfer", "width"])
+    parser.add_argument("stage", choices=["coarse", "final", "transfer", "width", "separation"])
     parser.add_argument(
         "--out", default="evals/synthetic/results", help="results go to OUT/STAGE.jsonl"
     )
@@ -487,6 +533,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seeds", default=None, help="comma-separated; default: those of the stage"
     )
     parser.add_argument("--world-seeds", default=",".join(map(str, WORLD_SEEDS)), help="final only")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="separation only")
     parser.add_argument("--fixed-coefficient", type=float, help="instead of the best one")
     parser.add_argument("--only", default="", help="run only jobs whose name contains this")
     parser.add_argument("--list", action="store_true", help="list the runs, run nothing")
@@ -509,7 +556,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _jobs(args: argparse.Namespace) -> list[Job]:
     worlds, bases = args.worlds.split(","), args.bases.split(",")
-    for field, given, known in (("--worlds", worlds, WORLDS), ("--bases", bases, BASES)):
+    variants = args.variants.split(",")
+    for field, given, known in (
+        ("--worlds", worlds, WORLDS),
+        ("--bases", bases, BASES),
+        ("--variants", variants, VARIANTS),
+    ):
         for name in given:
             if name not in known:
                 raise reject(field, name, f"must be among {', '.join(known)}.")
@@ -520,6 +572,9 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
             for seed in _numbers("--seeds", args.seeds or "0")
             for job in coarse_jobs(worlds, bases, seed, settings)
         ]
+    if args.stage == "separation":
+        seeds = _numbers("--seeds", args.seeds or ",".join(map(str, SEEDS[:2])))
+        return separation_jobs(bases, variants, seeds, settings)
     coarse = load_results(Path(args.out) / "coarse.jsonl")
 
     def best(world: str, base: str) -> float:

@@ -24,7 +24,7 @@ from saelens_adaptive_ortho.report.statistics import Spread
 
 Run = Mapping[str, Any]
 
-METHODS = ("baseline", "fixed", "fixed_one", "adaptive", "gram")
+METHODS = ("baseline", "fixed", "fixed_one", "directions", "groups", "adaptive", "gram")
 NAMES = {"fixed": "fixed, own λ", "fixed_one": "fixed, one λ"}
 """Names of methods in the tables of the final stage; other methods keep their name."""
 ONE_WORLD = "hierarchy"  # fixed_one uses the coefficient that fixed has in this world
@@ -37,6 +37,16 @@ METRICS = {
     "selectivity_area": "selectivity",
     "dead_share": "dead latents",
 }
+SEPARATION_METRICS = {
+    "coverage": "coverage",
+    "merged_latents": "merged latents",
+    "split_pairs": "split pairs",
+    "missed_forget": "missed forget",
+    "missed_retain": "missed retain",
+    "selectivity_given_coverage": "selectivity given coverage",
+    "cost_at_half": "cost of forgetting half",
+}
+"""Metrics of ``synthetic.separation``, with their names in the table."""
 _EVERYWHERE = ("f1", "mcc", "explained_variance")
 
 
@@ -255,6 +265,30 @@ def transfer_table(runs: Sequence[Run]) -> str:
     metrics = [METRICS[m] for m in (*_EVERYWHERE, "selectivity_area")]
     table = markdown(["world", "SAE", "changed", *metrics, "order holds"], rows, text_columns=3)
     return f"{table}\n\nThe order holds in {sum(held)} of {len(held)} cases." if held else table
+
+
+def separation_table(runs: Sequence[Run]) -> str:
+    """Return markdown with the means of each variant, by world of the stage ``separation``.
+
+    The last rows of a world are its reference dictionaries, which are not trained. They are those
+    of one run, because they depend only on the world and its samples.
+    """
+    names = (*SEPARATION_METRICS, "explained_variance")
+    decimals = {name: 1 if name.startswith(("merged", "split", "missed")) else 3 for name in names}
+    titles = [*SEPARATION_METRICS.values(), METRICS["explained_variance"]]
+    rows = []
+    for base in bases_of(runs):
+        for axis in dict.fromkeys(r["axis"] for r in pick(runs, base=base)):
+            group = pick(runs, base=base, where=lambda r, axis=axis: r["axis"] == axis)
+            world = axis.replace("=", " ").replace(",", ", ")
+            for method in methods_of(group):
+                found = pick(group, method=method)
+                cells = [number(spread(found, name).mean, decimals[name]) for name in names]
+                rows.append([world, base, method, *cells, str(len(found))])
+            for name, values in group[0]["domains"]["references"].items():
+                cells = [number(values.get(metric), decimals[metric]) for metric in names]
+                rows.append([world, DASH, name, *cells, DASH])
+    return markdown(["world", "SAE", "", *titles, "n"], rows, text_columns=3)
 
 
 def _order_holds(world: str, means: Mapping[str, Mapping[str, Any]]) -> bool:

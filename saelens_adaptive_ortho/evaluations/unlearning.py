@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from saelens_adaptive_ortho.evaluations.contract import FIGURES, Evaluation, Figure, Metric
+from saelens_adaptive_ortho.evaluations.contract import (
+    FIGURES,
+    Direction,
+    Evaluation,
+    Figure,
+    Metric,
+)
 
 PRIMARY = (
     *(f"loss/forget_damage_at_{limit}" for limit in ("0.05", "0.10", "0.20")),
     *(f"mcq/forget_accuracy_at_{limit}" for limit in ("0.99", "0.95", "0.90")),
+)
+COMPANIONS = tuple(
+    f"{frontier}/forget_damage_at_{limit}"
+    for frontier in ("token", "bounded")
+    for limit in ("0.05", "0.10", "0.20")
 )
 
 #: Nats. Differences between paired seeds have a standard deviation of about 0.3, so this is the
@@ -38,9 +50,21 @@ class Settings:
             activation.
         specificities: a latent also qualifies if it fires this many times as often on the forget
             corpus as on the retain corpus.
+        selection: rule that ranks latents: ``rate`` (firing rate on forget), ``coverage`` (each
+            next latent covers most forget tokens that no earlier one covers, less retain tokens),
+            or ``dsg`` (ratio of squared activations, Dynamic SAE Guardrails).
+        gate: where a clamp acts: ``token`` (wherever a latent fires), or ``sequence`` (also only
+            in contexts where the chosen latents fire on a larger share of the tokens than in 95% of
+            the retain training contexts; the prompt of a question is one context). With
+            ``sequence``, the loss frontier of ``token`` is measured, too.
+        ranks: numbers of directions to remove in the bounded frontier.
+        references: whether to measure ceilings and floors: contrastive PCA, difference of means,
+            LEACE, a detector of the corpus, random latents.
         n_select_contexts: training contexts per corpus for measuring firing rates.
         n_choose_contexts: training contexts per corpus for choosing settings of the frontier.
         n_contexts: held-out contexts per corpus for measuring the loss frontier.
+        n_reference_contexts: the same for the other loss frontiers and the references, which need
+            fewer contexts. They are the first ones of ``n_contexts``.
         loss_every: the loss is measured at every n-th position. Losses differ more between passages
             than between positions of a passage, so more passages with fewer positions give
             narrower intervals.
@@ -54,12 +78,55 @@ class Settings:
     counts: list[PositiveInt] = field(default_factory=lambda: [5, 10, 20, 40])
     strengths: list[NonNegativeFloat] = field(default_factory=lambda: [2.0, 8.0, 32.0])
     specificities: list[PositiveFloat] = field(default_factory=lambda: [9.0, 3.0])
+    selection: Literal["rate", "coverage", "dsg"] = "rate"
+    gate: Literal["token", "sequence"] = "sequence"
+    ranks: list[PositiveInt] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 48])
+    references: bool = True
     n_select_contexts: PositiveInt = 256
     n_choose_contexts: PositiveInt = 32
     n_contexts: PositiveInt = 2048
+    n_reference_contexts: PositiveInt = 256
     loss_every: PositiveInt = 2
     batch_size_prompts: PositiveInt = 32
     replicates: PositiveInt = 400
+
+
+def _other_corpora(frontier: str, before: str) -> dict[str, Metric]:
+    """Damage on other corpora: at each budget, per forget damage, and at a fixed forget damage."""
+    found: dict[str, Metric] = {}
+    # A second forget text should lose as much as the first one; any other text should lose nothing.
+    texts: tuple[tuple[str, str, Direction], ...] = (
+        ("transfer", "second forget text", "higher"),
+        ("{corpus}", "{corpus}", "lower"),
+    )
+    for corpus, text, better in texts:
+        at, fixed = "at retain damage ≤ {n} nats", "at forget damage {n} nats"
+        for name, label, unit in (
+            ("per_forget_damage_at_{n}", f"damage on {text} per forget damage {at}", ""),
+            ("damage_at_{n}", f"damage on {text} {at}", "nats"),
+            ("damage_at_forget_{n}", f"damage on {text} {fixed}", "nats"),
+        ):
+            key = f"{frontier}/{corpus}_{name}"
+            found[key] = Metric(f"{before}{label}", unit, better)
+            found[f"{key}_halfwidth"] = Metric(f"{before}bootstrap half-width: {label}", unit)
+    return found
+
+
+def _companion(frontier: str, before: str) -> dict[str, Metric]:
+    """The metrics of a frontier beside the first one."""
+    at = "at retain damage ≤ {n} nats"
+    return {
+        f"{frontier}/forget_damage_at_{{n}}": Metric(
+            f"{before}forget damage {at}", "nats", "higher"
+        ),
+        f"{frontier}/forget_damage_at_{{n}}_halfwidth": Metric(
+            f"{before}bootstrap half-width {at}", "nats"
+        ),
+        **_other_corpora(frontier, before),
+        f"{frontier}/area": Metric(
+            f"{before}forget damage, mean over retain damage ≤ 0.20 nats", "nats", "higher"
+        ),
+    }
 
 
 UNLEARNING = Evaluation(
@@ -67,13 +134,14 @@ UNLEARNING = Evaluation(
     title="Unlearning",
     description=(
         "Latents that fire on the forget corpus and hardly on the retain corpus are "
-        "clamped below zero, at many strengths: how much of forget is lost for how little"
-        " of retain, in next-token loss (damage: its increase) and in multiple-choice "
-        "questions the model knows."
+        "clamped below zero, at many strengths, in passages where they fire often: how much of "
+        "forget is lost for how little of retain, in next-token loss (damage: its increase) and in "
+        "multiple-choice questions the model knows. At every token: clamped wherever they fire. "
+        "Bounded: the span of these latents is removed at every token instead."
     ),
     settings=Settings,
     module="saelens_adaptive_ortho.judging.unlearning.evaluation",
-    version=3,
+    version=4,
     metrics={
         "loss/forget_damage_at_{n}": Metric(
             "forget damage at retain damage ≤ {n} nats", "nats", "higher", DAMAGE_MARGIN
@@ -81,9 +149,12 @@ UNLEARNING = Evaluation(
         "loss/forget_damage_at_{n}_halfwidth": Metric(
             "bootstrap half-width at retain damage ≤ {n} nats", "nats"
         ),
+        **_other_corpora("loss", ""),
         "loss/area": Metric(
             "forget damage, mean over retain damage ≤ 0.20 nats", "nats", "higher", DAMAGE_MARGIN
         ),
+        **_companion("token", "at every token: "),
+        **_companion("bounded", "bounded: "),
         "mcq/forget_accuracy_at_{n}": Metric(
             "forget accuracy at retain accuracy ≥ {n}",
             "",
@@ -109,7 +180,15 @@ UNLEARNING = Evaluation(
         "score": Metric("published score", "", "higher"),
     },
     primary=PRIMARY,
-    headline=(*PRIMARY, "score"),
+    headline=(
+        *PRIMARY,
+        *COMPANIONS,
+        "loss/transfer_per_forget_damage_at_0.10",
+        "loss/transfer_damage_at_forget_2",
+        "loss/{corpus}_per_forget_damage_at_0.10",
+        "loss/{corpus}_damage_at_forget_2",
+        "score",
+    ),
     glance=("loss/forget_damage_at_0.10", "mcq/forget_accuracy_at_0.95"),
     essential=PRIMARY,
     short="unlearning",
@@ -124,7 +203,8 @@ UNLEARNING = Evaluation(
                 "Thick lines are means over seeds, thin lines single SAEs, dots single "
                 "interventions; the band is the 95% bootstrap band of one SAE over the "
                 "evaluation's texts or questions, averaged over seeds. It does not hold the "
-                "spread between seeds, which the thin lines show."
+                "spread between seeds, which the thin lines show. Dashed grey lines are "
+                "references: what directions without an SAE reach, and what random latents do."
             ),
             f"{FIGURES}.frontier:frontier_figure",
         ),

@@ -38,7 +38,7 @@ OrthoWeighting = Literal["energy", "uniform"]
 
 
 # lambda_sep of the mode ``adaptive``.
-DEFAULT_SEPARATION = 1.0
+DEFAULT_SEPARATION = 3.0
 
 
 @dataclass(kw_only=True)
@@ -67,7 +67,7 @@ class OrthoConfig(SwitchConfig):
         ortho_alpha: controlled sharing in [0, 1]; pair weight ``1 - alpha * s_ij``.
         ortho_separation: lambda_sep of the group half, ``lambda_sep * L_sep`` (see
             :mod:`saelens_adaptive_ortho.maths.separation`). It needs batches of two corpora. None
-            means 1 in the mode ``adaptive`` and 0 in all others; with one corpus it is absent.
+            means 3 in the mode ``adaptive`` and 0 in all others; with one corpus it is absent.
         ortho_separated: ``forget`` charges latents that lean to the forget corpus for their
             activations on retain rows; ``both`` also charges the others for theirs on forget rows.
         ortho_sharing_ratio: a latent may serve both corpora if its firing rates on them differ by

@@ -7,6 +7,11 @@ largest gain on any path at a cost of at most ``b``:
 
     F(b) = max { gain(p, s) : cost(p, s) <= b },  F(b) >= 0 (no intervention)
 
+The point on a path where the largest gain is reached lies between two measured settings
+(:class:`Points`). Any other quantity, such as the damage on a third text, is read at the same
+point.
+:func:`cheapest` asks the converse: the smallest cost of a given gain.
+
 Cost and gain are means over units (passages or questions). The bootstrap resamples the units. It
 uses the same draws for every SAE, so that the replicates of two SAEs can be subtracted one by one.
 """
@@ -14,12 +19,40 @@ uses the same draws for every SAE, so that the replicates of two SAEs can be sub
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelens_adaptive_ortho.maths import typed
+
+
+class Points(NamedTuple):
+    """Points on straight pieces between two settings: ``(1 - share) * first + share * second``.
+
+    A setting is named by its index plus one; 0 means no intervention, whose value is zero.
+
+    Attributes:
+        first: the setting at the beginning of the piece.
+        second: the setting at its end.
+        share: position on the piece, from 0 to 1.
+    """
+
+    first: Int[Tensor, "b n"]
+    second: Int[Tensor, "b n"]
+    share: Float[Tensor, "b n"]
+
+    def read(self, values: Float[Tensor, "b n_settings"]) -> Float[Tensor, "b n"]:
+        """The value of another quantity at each point.
+
+        Args:
+            values: the quantity under each setting; one row for each row of points.
+        """
+        zero = torch.zeros(len(values), 1, dtype=values.dtype)
+        values = torch.cat([zero, values], 1)
+        first, second = values.gather(1, self.first), values.gather(1, self.second)
+        return first + self.share * (second - first)
 
 
 @dataclass(frozen=True)
@@ -30,11 +63,13 @@ class Frontier:
         budgets: largest costs allowed.
         gain: frontier of the data.
         replicates: frontiers of the bootstrap replicates, one row for each.
+        points: where the gain is reached; the first row is the data, the others the replicates.
     """
 
     budgets: Float[Tensor, " n"]
     gain: Float[Tensor, " n"]
     replicates: Float[Tensor, "b n"]
+    points: Points
 
     def at(self, budget: float) -> tuple[float, Float[Tensor, " b"]]:
         """The gain at a budget of the grid, and its replicates."""
@@ -74,6 +109,15 @@ def resampling_weights(n_units: int, replicates: int, seed: int) -> Float[Tensor
     return counts / n_units
 
 
+def resampled_means(
+    values: Float[Tensor, "n_settings n_units"], replicates: int, seed: int
+) -> Float[Tensor, "rows n_settings"]:
+    """The mean of each setting over the units: first of the data, then of each replicate."""
+    n = values.shape[1]
+    data = torch.full((1, n), 1 / n, dtype=torch.float64)
+    return torch.cat([data, resampling_weights(n, replicates, seed)]) @ values.double().T
+
+
 def frontier(
     cost: Float[Tensor, "n_settings n_cost"],
     gain: Float[Tensor, "n_settings n_gain"],
@@ -94,16 +138,10 @@ def frontier(
         replicates: number of bootstrap replicates.
         seed: seed of the resampling.
     """
-    weights = [
-        torch.cat([torch.full((1, n), 1 / n, dtype=torch.float64), w])
-        for n, w in (
-            (cost.shape[1], resampling_weights(cost.shape[1], replicates, seed)),
-            (gain.shape[1], resampling_weights(gain.shape[1], replicates, seed + 1)),
-        )
-    ]
-    costs, gains = weights[0] @ cost.double().T, weights[1] @ gain.double().T
-    values = envelope(costs, gains, paths, budgets.double())
-    return Frontier(budgets, values[0].float(), values[1:].float())
+    costs = resampled_means(cost, replicates, seed)
+    gains = resampled_means(gain, replicates, seed + 1)
+    values, points = envelope(costs, gains, paths, budgets.double())
+    return Frontier(budgets, values[0].float(), values[1:].float(), points)
 
 
 def envelope(
@@ -111,23 +149,55 @@ def envelope(
     gains: Float[Tensor, "b n_settings"],
     paths: Int[Tensor, " n_settings"],
     budgets: Float[Tensor, " n"],
-) -> Float[Tensor, "b n"]:
-    """``F(b)`` for each row of costs and gains."""
-    best = torch.zeros(len(costs), len(budgets), dtype=costs.dtype)
+) -> tuple[Float[Tensor, "b n"], Points]:
+    """``F(b)`` for each row of costs and gains, and the points where it is reached."""
+    best, points = _highest(costs, gains, paths, budgets)
+    return best.clamp(min=0), points
+
+
+def cheapest(
+    costs: Float[Tensor, "b n_settings"],
+    gains: Float[Tensor, "b n_settings"],
+    paths: Int[Tensor, " n_settings"],
+    targets: Float[Tensor, " n"],
+) -> tuple[Float[Tensor, "b n"], Points]:
+    """``min { cost(p, s) : gain(p, s) >= target }`` for each row, and the points where it is.
+
+    The cost is infinite where no point on any path reaches the target. The point is then no
+    intervention.
+    """
+    best, points = _highest(-gains, -costs, paths, -targets)
+    return -best, points
+
+
+def _highest(
+    x: Float[Tensor, "b n_settings"],
+    y: Float[Tensor, "b n_settings"],
+    paths: Int[Tensor, " n_settings"],
+    limits: Float[Tensor, " n"],
+) -> tuple[Float[Tensor, "b n"], Points]:
+    """``max { y : x <= limit }`` over all points of the paths; ``-inf`` where there is none."""
+    size = (len(x), len(limits))
+    best = torch.full(size, -torch.inf, dtype=x.dtype)
+    first, second = torch.zeros(2, *size, dtype=torch.int64)
+    where = torch.zeros(size, dtype=x.dtype)
+    origin = torch.zeros(len(x), 1, dtype=x.dtype)
+    x, y = torch.cat([origin, x], 1), torch.cat([origin, y], 1)
     for path in typed.distinct(paths):
-        chosen = paths == path
-        origin = torch.zeros(len(costs), 1, dtype=costs.dtype)
-        c = torch.cat([origin, costs[:, chosen]], 1)
-        g = torch.cat([origin, gains[:, chosen]], 1)
-        for k in range(c.shape[1] - 1):
-            c0, c1, g0, g1 = (t[:, None] for t in (c[:, k], c[:, k + 1], g[:, k], g[:, k + 1]))
-            # The point where the straight piece reaches the budget, as a share of its length.
-            share = ((budgets - c0) / torch.where(c1 == c0, 1.0, c1 - c0)).clamp(0, 1)
-            meeting = g0 + share * (g1 - g0)
-            for reached, value in (
-                (c0 <= budgets, g0),
-                (c1 <= budgets, g1),
-                ((c0 <= budgets) != (c1 <= budgets), meeting),
+        numbers = [0, *typed.indices(1 + (paths == path).nonzero().flatten())]
+        for start, end in zip(numbers, numbers[1:], strict=False):
+            x0, x1, y0, y1 = (t[:, None] for t in (x[:, start], x[:, end], y[:, start], y[:, end]))
+            # The point where the straight piece reaches the limit, as a share of its length.
+            share = ((limits - x0) / torch.where(x1 == x0, 1.0, x1 - x0)).clamp(0, 1)
+            for reached, at in (
+                (x0 <= limits, torch.zeros_like(share)),
+                (x1 <= limits, torch.ones_like(share)),
+                ((x0 <= limits) != (x1 <= limits), share),
             ):
-                best = torch.where(reached & (value > best), value, best)
-    return best
+                value = y0 + at * (y1 - y0)
+                better = reached & (value > best)
+                best = torch.where(better, value, best)
+                where = torch.where(better, at, where)
+                first = torch.where(better, start, first)
+                second = torch.where(better, end, second)
+    return best, Points(first, second, where)

@@ -101,11 +101,14 @@ def separation_penalty(
         both_sides: also charge latents that lean to the retain corpus for their activations on
             forget rows, with the weight ``max(0, -l_i)``.
     """
-    to_forget, to_retain = leaning.clamp(min=0), leaning.clamp(max=0).neg()
-    loss = _WeightedSquares.apply(acts, to_forget, slice(forget_rows, None))
+    loss = _weighted_squares(acts, leaning.clamp(min=0), slice(forget_rows, None))
     if both_sides:
-        loss = loss + _WeightedSquares.apply(acts, to_retain, slice(0, forget_rows))
+        loss = loss + _weighted_squares(acts, leaning.clamp(max=0).neg(), slice(forget_rows))
     return loss
+
+
+def _weighted_squares(acts: Tensor, weights: Tensor, rows: slice) -> Tensor:
+    return _WeightedSquares.apply(acts, weights, rows)  # type: ignore[no-any-return]
 
 
 class _WeightedSquares(torch.autograd.Function):

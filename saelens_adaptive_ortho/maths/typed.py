@@ -68,6 +68,14 @@ def eigh(A: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
+def pseudo_inverse(A: Tensor) -> Tensor:
+    """The Moore-Penrose inverse of a symmetric matrix."""
+    return cast(
+        Tensor,
+        torch.linalg.pinv(A, hermitian=True),  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
+    )
+
+
 def qr(A: Tensor) -> tuple[Tensor, Tensor]:
     """``Q, R`` with orthonormal columns of Q and ``Q @ R == A``."""
     return cast(

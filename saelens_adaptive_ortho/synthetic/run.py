@@ -38,7 +38,8 @@ from saelens_adaptive_ortho.settings import (
 from saelens_adaptive_ortho.synthetic.metrics import feature_metrics
 from saelens_adaptive_ortho.synthetic.pool import Batches, Pool, PoolSettings, load_pool
 from saelens_adaptive_ortho.synthetic.selectivity import domain_metrics
-from saelens_adaptive_ortho.synthetic.worlds import WORLDS, World
+from saelens_adaptive_ortho.synthetic.separation import separation_metrics
+from saelens_adaptive_ortho.synthetic.worlds import WORLDS, DomainsWorld, World
 from saelens_adaptive_ortho.training.lockstep import NonFiniteLossError
 
 BASES = ("standard", "topk", "batchtopk", "jumprelu", "matryoshka_batchtopk")
@@ -276,9 +277,9 @@ def execute(
     """Train an SAE and measure it.
 
     Returns:
-        The content of a result file: the metrics of :func:`metrics.feature_metrics`, in a world
-        with two domains also those of :func:`selectivity.domain_metrics`, ``training_seconds``,
-        and the settings.
+        The content of a result file: the metrics of :func:`metrics.feature_metrics`, in the
+        domains world also those of :func:`selectivity.domain_metrics` and
+        :func:`separation.separation_metrics`, ``training_seconds``, and the settings.
 
     Raises:
         NonFiniteLossError: training diverged.
@@ -290,9 +291,11 @@ def execute(
         **feature_metrics(sae, pool, run.train.batch_size),
         "training_seconds": seconds,
     }
-    if run.world.n_domains == 2:
-        metrics, details = domain_metrics(exported(sae), pool)
-        result |= {**metrics, "domains": details}
+    if isinstance(run.world, DomainsWorld):
+        stock = exported(sae)
+        metrics, details = domain_metrics(stock, pool)
+        separation, references = separation_metrics(stock, pool, run.world.pair_indices())
+        result |= {**metrics, **separation, "domains": {**details, "references": references}}
     if checkpoints is not None:
         shutil.rmtree(checkpoints, ignore_errors=True)
     return {**result, "settings": run.settings()}

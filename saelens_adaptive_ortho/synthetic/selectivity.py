@@ -50,9 +50,10 @@ class Probes(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """Samples of one domain: input activations, and the true features that fire."""
+    """Samples of one domain: input activations, true feature activations, and which fire."""
 
     x: Float[Tensor, "n d"]
+    features: Float[Tensor, "n n_features"]
     fires: Bool[Tensor, "n n_features"]
 
 
@@ -93,11 +94,16 @@ def probe_skill(
 
     It is NaN if the feature always fires or never fires.
     """
-    predicted = x.double() @ probes.weights > probes.thresholds
-    positives, negatives = fires.sum(0), (~fires).sum(0)
-    hit = (predicted & fires).sum(0) / positives
-    correct_rejection = (~predicted & ~fires).sum(0) / negatives
-    return (hit + correct_rejection - 1).double()
+    return skill_of_predictions(x.double() @ probes.weights > probes.thresholds, fires)
+
+
+def skill_of_predictions(
+    predicted: Bool[Tensor, "n n_features"], fires: Bool[Tensor, "n n_features"]
+) -> Float[Tensor, " n_features"]:
+    """The skill of :func:`probe_skill`, from what the probes predict."""
+    positives, hits = _count(fires), _count(predicted & fires)
+    negatives, false_alarms = len(fires) - positives, _count(predicted) - hits
+    return (hits / positives + (negatives - false_alarms) / negatives - 1).double()
 
 
 @dataclass(frozen=True)
@@ -155,20 +161,16 @@ def domain_metrics(sae: SAE[Any], pool: Pool) -> tuple[dict[str, float | None], 
         The metrics, and details with every intervention, the frontier, and the geometry of the
         found groups and of the true groups.
     """
-    first, second = _halves(pool)
+    first, second = halves(pool)
     first_acts = [sae.encode(s.x) for s in first]
     rates = torch.stack([(f > 0).double().mean(0) for f in first_acts])
-    all_acts = torch.cat(first_acts)
-    scale = all_acts.clamp(min=0).sum(0) / (all_acts > 0).sum(0).clamp(min=1)
-    # A latent that never fires on these retain samples may still fire on others. Its rate counts as
-    # that of half a firing.
-    ratio = rates[FORGET] / rates[RETAIN].clamp(min=0.5 / len(first[RETAIN].x))
+    scale = mean_activation(torch.cat(first_acts))
+    ratio = firing_ratio(rates, len(first[RETAIN].x))
     seen = rates[FORGET] >= MIN_RATE
 
-    members = _members(pool)
     fitted = [fit_probes(s.x, s.fires) for s in first]
     clean = [probe_skill(p, s.x, s.fires) for p, s in zip(fitted, second, strict=True)]
-    kept = {name: _usable(clean, group) for name, group in members.items()}
+    kept = probed_features(clean, pool.groups)
     second_acts = [sae.encode(s.x) for s in second]
 
     interventions, gains, costs, paths = [], [], [], []
@@ -183,18 +185,18 @@ def domain_metrics(sae: SAE[Any], pool: Pool) -> tuple[dict[str, float | None], 
             skill = [
                 probe_skill(p, e, s.fires) for p, e, s in zip(fitted, edited, second, strict=True)
             ]
-            loss = {name: _losses(clean, skill, kept[name]) for name in kept}
+            loss = skill_losses(clean, skill, kept)
             interventions.append(
                 {
                     "ratio": min_ratio,
                     "latents": len(latents),
                     "strength": strength,
-                    **{f"skill_lost_{n}": _mean(v) for n, v in loss.items()},
+                    **{f"skill_lost_{n}": mean(v) for n, v in loss.items()},
                     **{
                         f"explained_variance_{DOMAIN_NAMES[d]}": _explained(second[d].x, edited[d])
                         for d in DOMAINS
                     },
-                    **{f"accuracy_{n}": 0.5 + _mean(_select(skill, kept[n])) / 2 for n in kept},
+                    **{f"accuracy_{n}": 0.5 + mean(_select(skill, kept[n])) / 2 for n in kept},
                 }
             )
             gains.append(loss["forget"])
@@ -208,7 +210,7 @@ def domain_metrics(sae: SAE[Any], pool: Pool) -> tuple[dict[str, float | None], 
         "selectivity_at_0.02": curve.at(0.02)[0],
         "selectivity_at_0.05": curve.at(0.05)[0],
         "selectivity_at_0.1": curve.at(0.1)[0],
-        **{f"probe_accuracy_{n}": 0.5 + _mean(_select(clean, kept[n])) / 2 for n in kept},
+        **{f"probe_accuracy_{n}": 0.5 + mean(_select(clean, kept[n])) / 2 for n in kept},
     }
     found, geometry = _geometry(sae, pool, rates)
     details = {
@@ -225,49 +227,83 @@ def domain_metrics(sae: SAE[Any], pool: Pool) -> tuple[dict[str, float | None], 
     return {**metrics, **found}, details
 
 
-# ---------------------------------------------------------------------- parts
-
-
-def _halves(pool: Pool) -> tuple[list[Sample], list[Sample]]:
-    halves: tuple[list[Sample], list[Sample]] = ([], [])
+def halves(pool: Pool) -> tuple[list[Sample], list[Sample]]:
+    """The two halves of the held-out samples, one entry per domain."""
+    parts: tuple[list[Sample], list[Sample]] = ([], [])
     for rows in pool.held_out:
         middle = rows.n_samples // 2
         for half, at in enumerate((torch.arange(middle), torch.arange(middle, rows.n_samples))):
             part = rows.take(at)
-            halves[half].append(Sample(pool.activations(part), part.dense(pool.n_features) > 0))
-    return halves
+            features = part.dense(pool.n_features)
+            parts[half].append(Sample(pool.activations(part), features, features > 0))
+    return parts
 
 
-def _members(pool: Pool) -> dict[str, list[Bool[Tensor, " n_features"]]]:
-    """The features of each group that are probed on the samples of each domain."""
-    nothing = torch.zeros_like(pool.groups, dtype=torch.bool)
+def probed_features(
+    clean: list[Float[Tensor, " n_features"]], groups: Int[Tensor, " n_features"]
+) -> dict[str, list[Bool[Tensor, " n_features"]]]:
+    """The features of each group that are probed on the samples of each domain.
+
+    Forget features are probed on forget samples, retain features on retain samples, and shared
+    features on both. Only features whose clean probe has a skill above 0.1 count. Without skill
+    there is none to lose.
+
+    Args:
+        clean: skill of each domain's probes without intervention.
+    """
+    nothing = torch.zeros_like(groups, dtype=torch.bool)
+    members = {
+        "forget": [groups == FORGET, nothing],
+        "retain": [nothing, groups == RETAIN],
+        "shared": [groups == SHARED, groups == SHARED],
+    }
     return {
-        "forget": [pool.groups == FORGET, nothing],
-        "retain": [nothing, pool.groups == RETAIN],
-        "shared": [pool.groups == SHARED, pool.groups == SHARED],
+        name: [m & (s > 0.1) for s, m in zip(clean, masks, strict=True)]
+        for name, masks in members.items()
     }
 
 
-def _usable(
-    clean: list[Float[Tensor, " n_features"]], members: list[Bool[Tensor, " n_features"]]
-) -> list[Bool[Tensor, " n_features"]]:
-    """The members whose clean probe has a skill above 0.1. Without skill there is none to lose."""
-    return [m & (s > 0.1) for s, m in zip(clean, members, strict=True)]
+def skill_losses(
+    clean: list[Float[Tensor, " n_features"]],
+    skill: list[Float[Tensor, " n_features"]],
+    probed: dict[str, list[Bool[Tensor, " n_features"]]],
+) -> dict[str, Float[Tensor, " n"]]:
+    """The share of the clean skill that is lost, for each probed feature of each group.
+
+    A skill below chance counts as 0.
+    """
+    return {
+        name: 1 - _select(skill, masks).clamp(min=0) / _select(clean, masks)
+        for name, masks in probed.items()
+    }
+
+
+def mean_activation(acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, " d_sae"]:
+    """Mean activation of each latent where it fires; 0 for a latent that never fires."""
+    return acts.clamp(min=0).sum(0) / (acts > 0).sum(0).clamp(min=1)
+
+
+def firing_ratio(rates: Float[Tensor, "2 d_sae"], n_retain: int) -> Float[Tensor, " d_sae"]:
+    """Firing rate on the forget domain, divided by the rate on the retain domain.
+
+    A latent that never fires on these ``n_retain`` retain samples may still fire on others. Its
+    rate counts as that of half a firing.
+    """
+    return rates[FORGET] / rates[RETAIN].clamp(min=0.5 / n_retain)
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def _count(events: Bool[Tensor, "n n_features"]) -> Float[Tensor, " n_features"]:
+    """Events by column. The sum of floats is exact up to 2^24, and faster than that of bools."""
+    return events.float().sum(0)
 
 
 def _select(
     values: list[Float[Tensor, " n_features"]], members: list[Bool[Tensor, " n_features"]]
 ) -> Float[Tensor, " n"]:
     return torch.cat([v[m] for v, m in zip(values, members, strict=True)])
-
-
-def _losses(
-    clean: list[Float[Tensor, " n_features"]],
-    skill: list[Float[Tensor, " n_features"]],
-    members: list[Bool[Tensor, " n_features"]],
-) -> Float[Tensor, " n"]:
-    """The share of the clean skill that is lost. A skill below chance counts as 0."""
-    return 1 - (_select(skill, members).clamp(min=0) / _select(clean, members))
 
 
 def _explained(x: Float[Tensor, "n d"], edited: Float[Tensor, "n d"]) -> float:
@@ -314,7 +350,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _mean(values: Float[Tensor, " n"]) -> float:
+def mean(values: Float[Tensor, " n"]) -> float:
     return float(values.mean()) if len(values) else 0.0
 
 

@@ -274,12 +274,19 @@ class DomainsWorld(World):
     often in both. A forget feature fires in the forget domain, and ``leak`` times as often in the
     retain domain. A retain feature fires in the retain domain, and ``leak`` times as often in the
     forget domain. Within each of the three sets, the feature of rank r (from 1) fires in its domain
-    with probability ``max_prob / r^exponent``.
+    with probability ``p_r = max_prob / r^exponent``.
 
     There are ``pairs`` forget features, evenly spread over the ranks, whose direction has exactly
-    the cosine ``cosine`` with the retain feature of the same rank. An SAE with fewer latents than
-    features may represent such a pair by one latent. Clamping this latent then damages the retain
-    feature, too.
+    the cosine ``cosine`` with the retain feature of the same rank. This retain feature fires with
+    probability ``partner_rate * p_r`` in the retain domain, and ``leak`` times as often in the
+    forget domain. An SAE may represent such a pair by one *merged* latent. Clamping this latent
+    then damages the retain feature, too. The latent fires in the forget domain
+
+        ``(1 + leak * partner_rate) / (leak + partner_rate)``
+
+    times as often as in the retain domain. So with ``partner_rate`` 1, firing rates call a merged
+    latent *shared*, and nothing that is selected by firing rates is merged. With a lower rate,
+    they call it a forget latent, and clamping forget latents costs retain features.
 
     Args:
         forget, retain, shared: number of features in each set.
@@ -288,6 +295,7 @@ class DomainsWorld(World):
         cosine: cosine of the two directions of a pair.
         max_prob, exponent: law of the firing probabilities, see above.
         leak: relative firing rate in the other domain, see above; in [0, 1].
+        partner_rate: relative firing rate of a pair's retain feature, see above; in [0, 1].
         std_magnitude: standard deviation of a firing feature's magnitude, whose mean is 1.
     """
 
@@ -303,6 +311,7 @@ class DomainsWorld(World):
     max_prob: Share = 0.15
     exponent: NonNegativeFloat = 0.5
     leak: Share = 0.02
+    partner_rate: Share = 1.0
     std_magnitude: NonNegativeFloat = 0.15
 
     def __post_init__(self) -> None:
@@ -321,9 +330,25 @@ class DomainsWorld(World):
         step = min(self.forget, self.retain) / max(self.pairs, 1)
         return (torch.arange(self.pairs) * step).long()
 
+    def pair_indices(self) -> Int[Tensor, "pairs 2"]:
+        """Indices of the forget and of the retain feature of each pair."""
+        return torch.stack([self.paired(), self.forget + self.paired()], dim=1)
+
+    def settings(self) -> dict[str, Any]:
+        """The name and the parameters, as JSON.
+
+        ``partner_rate`` was added after runs had been saved. It is left out if it has its default,
+        so that the digests of saved runs and pools do not change.
+        """
+        kept = super().settings()
+        if self.partner_rate == 1:
+            del kept["partner_rate"]
+        return kept
+
     def firing_probabilities(self, domain: int) -> Float[Tensor, " n_features"]:
         """``P(f_j > 0 | domain)`` for the forget, then the retain, then the shared features."""
         rates = [_zipf(n, self.max_prob, self.exponent) for n in self._sizes()]
+        rates[RETAIN][self.paired()] *= self.partner_rate
         rates[RETAIN if domain == FORGET else FORGET] *= self.leak
         return torch.cat(rates)
 

@@ -54,6 +54,8 @@ def test_every_mode_trains_in_the_domains_world(tmp_path: Path, mode: str) -> No
     assert result["settings"]["sae"]["ortho_mode"] == mode
     assert result["settings"]["sae"]["ortho_forget_rows"] == 16
     assert 0 <= result["selectivity_area"] <= 1
+    assert 0 <= result["coverage"] <= 1
+    assert -1 <= result["selectivity_given_coverage"] <= 1
     assert len(result["domains"]["interventions"]) == 48
     assert set(result["domains"]["geometry"]) == {"found", "true"}
 
@@ -105,6 +107,9 @@ def test_killed_run_continues_from_its_checkpoint(
         (["--world", "cluster", "--alpha", "2"], [], "ortho_alpha=2.0"),
         (["--world", "cluster", "--scale", "8"], [], "world.scale=8: unknown key"),
         (["--world", "cluster"], ["world.cosine=2"], "world.cosine=2"),
+        (["--world", "domains"], ["world.partner_rate=2"], "world.partner_rate=2"),
+        (["--world", "domains"], ["world.leak=-1"], "world.leak=-1"),
+        (["--world", "domains"], ["world.pairs=49"], "world.pairs=49"),
         (["--world", "cluster", "--seed", "-1"], [], "seed=-1"),
     ],
 )

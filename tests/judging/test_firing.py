@@ -31,7 +31,7 @@ from saelens_adaptive_ortho.judging.firing import (
 )
 from saelens_adaptive_ortho.judging.reconstruction import ExplainedVariance
 from saelens_adaptive_ortho.judging.saebench import core
-from saelens_adaptive_ortho.judging.unlearning import evaluation as unlearning
+from saelens_adaptive_ortho.judging.unlearning import selection
 from saelens_adaptive_ortho.maths import coactivation
 from saelens_adaptive_ortho.maths.directions import decoder_directions
 from saelens_adaptive_ortho.maths.similar_pairs import similar_pairs
@@ -297,8 +297,8 @@ def test_evaluations_agree_on_firing_rates(
     found = pairs.run(context, pairs.Settings(n_contexts=n, batch_size_prompts=size, min_cosine=-1))
     assert found.details["firing_rates"] == outcome.details["firing_rates"]
     assert outcome.metrics.items() <= found.metrics.items()
-    statistics = unlearning.firing_statistics(
-        context, sae, unlearning.Settings(n_select_contexts=n, batch_size_prompts=size)
+    statistics = selection.measure_statistics(
+        context, sae, selection.Settings(n_select_contexts=n, batch_size_prompts=size)
     )
     seen.append(torch.stack([statistics.forget_rate, statistics.retain_rate]))
     corpora = [replace(c, held_out=c.train) for c in context.corpora]

@@ -146,6 +146,7 @@ def unlearning(gain: float, noise: np.random.Generator, mcq: bool = True) -> tup
     y = (1.2 + gain + 0.08 * noise.normal()) * np.sqrt(x) + 0.4 * x
     details: dict[str, Any] = {
         "frontiers": {"loss": {"x": x, "y": y, "low": 0.9 * y, "high": 1.1 * y}},
+        "reference_frontiers": {"loss": {"detector": {"x": x, "y": 2 * y}}},
         "points": {"loss": [[a, b * noise.random()] for a, b in zip(x, y, strict=True)]},
         "verdict": "On text, forget damage is above retain damage at every limit.",
     }

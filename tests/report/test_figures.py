@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from saelens_adaptive_ortho.evaluations import BUILT_IN
@@ -59,10 +60,17 @@ def test_frontier(seeds: int, mcq: bool) -> None:
     figure = frontier_figure(Section(summarise(results), results, "unlearning"))
     assert figure is not None
     assert len(figure.axes) == 1 + mcq
-    # Each variant has a line for the mean and, with several seeds, one per seed. The last line is
-    # that of equal damage.
+    # Each variant has a line for the mean and, with several seeds, one per seed. The last lines are
+    # those of the reference and of equal damage.
     per_variant = 1 if seeds == 1 else 1 + seeds
-    assert len(figure.axes[0].lines) == 3 * per_variant + 1
+    *drawn, reference, equal = figure.axes[0].lines
+    assert len(drawn) == 3 * per_variant
+    assert (reference.get_label(), equal.get_label()) == ("detector", "equal damage")
+    found = [
+        r.details["reference_frontiers"]["loss"]["detector"]["y"] for r in results if r.details
+    ]
+    np.testing.assert_allclose(reference.get_ydata(), np.mean(found, axis=0))
+    assert figure.axes[0].get_ylim()[1] > np.max(reference.get_ydata())
 
 
 def test_frontier_with_holes() -> None:

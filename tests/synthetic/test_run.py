@@ -11,6 +11,7 @@ import torch
 
 from evals.synthetic import figures, sweep, tables
 from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.host.config import separation_coefficient
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.synthetic import run as runs
 from saelens_adaptive_ortho.synthetic.pool import Batches, load_pool
@@ -109,6 +110,14 @@ def test_same_seed_same_result_other_seed_differs(tmp_path: Path, settings: dict
     assert first["mcc"] != other["mcc"]
     assert first["training_seconds"] > 0
     assert ("selectivity_area" in first) == (world == "domains")
+    assert ("selectivity_given_coverage" in first) == (world == "domains")
+    if world == "domains":
+        references = first["domains"]["references"]
+        assert set(references) == {"ideal", "merged", "random"}
+        assert all(
+            set(values) == set(tables.SEPARATION_METRICS) | {"merged_pairs"}
+            for values in references.values()
+        )
 
 
 def test_mode_off_equals_stock_training_exactly(tmp_path: Path, build_sae: Any) -> None:
@@ -241,6 +250,27 @@ def test_stages_hold_the_expected_runs() -> None:
     assert {j.run.world.hidden_dim for j in given} == {64}  # type: ignore[attr-defined]
 
 
+def test_separation_stage_has_every_variant_in_every_world() -> None:
+    variants = ("baseline", "fixed", "directions", "groups", "adaptive")
+    assert tuple(sweep.VARIANTS) == variants
+    small = {"train": {"batch_size": 64, "forget_share": 0.25}, "world": {"hidden_dim": 64}}
+    found = sweep.separation_jobs(["batchtopk"], variants, [0, 1], small)
+    assert len({j.name for j in found}) == len(found) == 4 * 2 * len(variants)
+    assert {j.run.sae.ortho_forget_rows for j in found} == {16}
+    assert {j.run.world.hidden_dim for j in found} == {64}  # type: ignore[attr-defined]
+    assert {j.run.world.pairs for j in found} == {48}  # type: ignore[attr-defined]
+    halves = {
+        j.method: (j.run.mode == "adaptive", separation_coefficient(j.run.sae) > 0) for j in found
+    }
+    assert halves == {
+        "baseline": (False, False),
+        "fixed": (False, False),
+        "directions": (True, False),
+        "groups": (False, True),
+        "adaptive": (True, True),
+    }
+
+
 def test_best_coefficient_of_the_coarse_stage() -> None:
     """It belongs to the best result among those that are affordable."""
 
@@ -272,6 +302,7 @@ def test_bad_sweep_input_is_refused(tmp_path: Path, capsys: Any) -> None:
         ["coarse", "--bases", "topkk"],
         ["coarse", "--workers", "0"],
         ["final", "--seeds", "a"],
+        ["separation", "--variants", "none"],
         ["final"],
     ):
         assert sweep.main([*argv, "--out", str(tmp_path), "--cache", str(tmp_path)]) == 2
@@ -303,10 +334,14 @@ def test_finished_run_missing_in_the_file_is_kept(tmp_path: Path) -> None:
 def test_file_keeps_what_tables_and_figures_use(tmp_path: Path) -> None:
     job = sweep.final_jobs(["domains"], ["batchtopk"], lambda *_: 0.1, [0], [0])[-1]
     frontier = {"budgets": [0.0], "gain": [0.5]}
-    domains = {"frontier": frontier, "interventions": [{}] * 100}
+    references = {"ideal": {"coverage": 1.0}}
+    domains = {"frontier": frontier, "references": references, "interventions": [{}] * 100}
     result = {"f1": 0.1, "true_l0": 3.0, "domains": domains, "settings": job.run.settings()}
     kept = sweep.compact(job, result)
-    assert (kept["f1"], kept["domains"]) == (0.1, {"frontier": frontier})
+    assert (kept["f1"], kept["domains"]) == (
+        0.1,
+        {"frontier": frontier, "references": references},
+    )
     assert kept["name"] == job.name
     assert "true_l0" not in kept
     assert kept["settings"]["world"] == result["settings"]["world"]
@@ -410,6 +445,31 @@ def test_transfer_counts_worlds_with_the_same_order() -> None:
     text = tables.transfer_table([*runs_of("k=4", 0.596), *runs_of("k=9", 0.59)])
     assert "| k=4 | 0.500 / 0.600 / 0.596 |" in text
     assert "The order holds in 1 of 2 cases." in text
+
+
+def test_separation_table_has_rows_of_methods_and_references() -> None:
+    axis = "cosine=0.7,leak=0.1"
+    ideal = {"coverage": 1.0, "selectivity_given_coverage": 0.99, "cost_at_half": None}
+    runs_ = [
+        fake(m, "domains", s, axis, coverage=c + s / 10, selectivity_given_coverage=c / 2)
+        for m, c in (("baseline", 0.2), ("groups", 0.6))
+        for s in (0, 1)
+    ]
+    for run in runs_:
+        run["domains"]["references"] = {"ideal": ideal}
+    lines = tables.separation_table(runs_).splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines[2:]]
+    assert [row[:3] for row in cells] == [
+        ["cosine 0.7, leak 0.1", "batchtopk", "baseline"],
+        ["cosine 0.7, leak 0.1", "batchtopk", "groups"],
+        ["cosine 0.7, leak 0.1", "–", "ideal"],
+    ]
+    assert [row[3] for row in cells] == ["0.250", "0.650", "1.000"]
+    assert [row[8:] for row in cells] == [
+        ["0.100", "–", "0.800", "2"],
+        ["0.300", "–", "0.800", "2"],
+        ["0.990", "–", "–", "–"],
+    ]
 
 
 def test_every_question_has_a_figure(tmp_path: Path) -> None:

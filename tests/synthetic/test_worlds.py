@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,31 @@ def test_domain_cosines_and_rates_match_the_settings() -> None:
         expected = DOMAINS.firing_probabilities(domain).double()
         torch.testing.assert_close(rates(pool.train[domain], 22), expected, atol=0.012, rtol=0)
     assert DOMAINS.firing_probabilities(RETAIN)[0] == pytest.approx(0.15 * DOMAINS.leak)
+
+
+def test_partners_of_pairs_fire_at_their_rate() -> None:
+    rare = dataclasses.replace(DOMAINS, partner_rate=0.25, leak=0.2)
+    usual = dataclasses.replace(DOMAINS, leak=0.2)
+    forget, retain = rare.pair_indices().unbind(1)
+    assert torch.equal(retain, 8 + rare.paired())
+    for domain in (FORGET, RETAIN):
+        ratio = rare.firing_probabilities(domain) / usual.firing_probabilities(domain)
+        expected = torch.ones(22)
+        expected[retain] = 0.25
+        torch.testing.assert_close(ratio, expected)
+    directions = rare.build().directions
+    cosines = (directions[forget] * directions[retain]).sum(1)
+    torch.testing.assert_close(cosines, torch.full((4,), 0.5))
+
+
+def test_parameter_added_later_keeps_digests() -> None:
+    assert "partner_rate" not in DomainsWorld().settings()
+    assert DomainsWorld(partner_rate=0.5).settings()["partner_rate"] == 0.5
+    digests = {
+        build_run("domains", settings={"world": {"partner_rate": r}}).digest() for r in (1, 0.5)
+    }
+    assert build_run("domains").digest() in digests
+    assert len(digests) == 2
 
 
 def test_hierarchy_child_needs_parent_excludes_siblings() -> None:
@@ -216,6 +242,8 @@ def test_batches_hold_the_forget_rows_first() -> None:
         ("cluster", "std_magnitude", float("nan")),
         ("domains", "pairs", 49),
         ("domains", "leak", 2.0),
+        ("domains", "partner_rate", -0.1),
+        ("domains", "cosine", 1.1),
         ("hierarchy", "seed", -1),
         ("synthsaebench16k", "scale", 3),
     ],

@@ -1,26 +1,29 @@
-"""Choose the latents to clamp, clamp them, and run a model under many clamps.
+"""Interventions at an SAE's hook, and a model's results under many of them.
 
-The method is that of "Applying Sparse Autoencoders to Unlearn Knowledge in Language Models"
-(Farrell et al. 2024, arXiv 2410.19278), as SAEBench implements it. It selects latents that fire on
-the forget corpus and rarely on the retain corpus. Wherever such a latent is active, it is set to a
-negative value.
+A :class:`Clamp` edits latents. The method is that of "Applying Sparse Autoencoders to Unlearn
+Knowledge in Language Models" (Farrell et al. 2024, arXiv 2410.19278), as SAEBench implements it. It
+selects latents that fire on the forget corpus and rarely on the retain corpus. Wherever such a
+latent is active, it is set to a negative value. A :class:`Projection` and a :class:`Push` edit the
+activations themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sae_lens.saes.sae import SAE
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformer_lens import HookedRootModule, HookedTransformer
 
-from saelens_adaptive_ortho.judging.firing import at_hook
+from saelens_adaptive_ortho.judging.firing import at_hook, uncounted_tokens
+from saelens_adaptive_ortho.maths.erasure import Detector, Erasure
 
 
 class Measure(NamedTuple):
@@ -41,16 +44,146 @@ class Measure(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Seen:
+    """A batch of contexts, as an intervention sees it.
+
+    Args:
+        sae: the SAE.
+        x: activations at the hook.
+        counted: which positions count: not the first one, and no BOS, EOS, padding, or token that
+            the SAE was trained without.
+    """
+
+    sae: SAE[Any]
+    x: Float[Tensor, "batch context *d_in"]
+    counted: Bool[Tensor, "batch context"]
+
+    @cached_property
+    def acts(self) -> Float[Tensor, "batch context d_sae"]:
+        """Latent activations, with zeros at the first position."""
+        return _encode_without_bos(self.sae, self.x)
+
+
+class Edited(NamedTuple):
+    """What an intervention does to a batch.
+
+    Attributes:
+        touched: the contexts that change.
+        x: the activations of these contexts afterwards.
+    """
+
+    touched: Int[Tensor, " n_touched"]
+    x: Float[Tensor, "n_touched context *d_in"]
+
+
+class Intervention(Protocol):
+    """A change of the activations at an SAE's hook."""
+
+    def on(self, sae: SAE[Any]) -> Callable[[Seen], Edited]:
+        """The change as a function of a batch. What does not depend on it is computed here."""
+        ...
+
+
+@dataclass(frozen=True)
 class Clamp:
     """Set ``latents`` to ``values`` wherever they are active.
 
     Args:
         latents: indices of the latents, the most forget-specific first.
         values: the value of each latent, zero or negative.
+        gate: act only in contexts where at least one of the latents fires on more than this share
+            of the counted tokens; None to act in all contexts.
     """
 
     latents: Int[Tensor, " n"]
     values: Float[Tensor, " n"]
+    gate: float | None = None
+
+    def on(self, sae: SAE[Any]) -> Callable[[Seen], Edited]:
+        rows = decoder_rows(sae, self.latents) if has_affine_decoder(sae) else None
+
+        def edit(seen: Seen) -> Edited:
+            chosen = seen.acts[..., self.latents]
+            active = chosen > 0
+            if self.gate is not None:
+                share = firing_share(active.any(-1), seen.counted)
+                active &= (share > self.gate)[:, None, None]
+            touched = active.flatten(1).any(1).nonzero().flatten()
+            x = seen.x[touched]
+            if rows is None:
+                return Edited(touched, clamped(sae, x, self))
+            change = (self.values.to(chosen) - chosen[touched]) * active[touched]
+            return Edited(touched, x + (change @ rows).view_as(x))
+
+        return edit
+
+
+def firing_share(
+    fires: Bool[Tensor, "batch context"], counted: Bool[Tensor, "batch context"]
+) -> Float[Tensor, " batch"]:
+    """The share of each context's counted tokens on which something fires."""
+    return (fires & counted).sum(1) / counted.sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """``x -> x - strength * (x - centre) P`` at every counted token.
+
+    Args:
+        erasure: the matrix P.
+        centre: the point that the activations move to in the erased directions.
+        strength: 1 removes the directions; a larger strength pushes beyond.
+    """
+
+    erasure: Erasure
+    centre: Float[Tensor, " d_in"]
+    strength: float
+
+    def on(self, sae: SAE[Any]) -> Callable[[Seen], Edited]:
+        matrices = Erasure(*(m.to(sae.device, sae.dtype) for m in self.erasure))
+        centre = self.centre.to(matrices.into)
+
+        def edit(seen: Seen) -> Edited:
+            x = seen.x.flatten(2)
+            moved = matrices.apply(x, centre, self.strength)
+            moved = torch.where(seen.counted[..., None], moved, x).view_as(seen.x)
+            return Edited(torch.arange(len(x), device=x.device), moved)
+
+        return edit
+
+
+@dataclass(frozen=True)
+class Push:
+    """``x -> x - strength * step`` at every counted token whose score is above ``threshold``.
+
+    Args:
+        detector: gives each token its score.
+        threshold: the least score of a token that is pushed.
+        step: what a strength of 1 subtracts.
+        strength: multiple of ``step``.
+        gate: as that of a :class:`Clamp`, for the tokens with a score above the threshold.
+    """
+
+    detector: Detector
+    threshold: float
+    step: Float[Tensor, " d_in"]
+    strength: float
+    gate: float | None = None
+
+    def on(self, sae: SAE[Any]) -> Callable[[Seen], Edited]:
+        detector = Detector(self.detector.weight.to(sae.device, sae.dtype), self.detector.bias)
+        step = self.strength * self.step.to(detector.weight)
+
+        def edit(seen: Seen) -> Edited:
+            x = seen.x.flatten(2)
+            found = (detector.score(x) > self.threshold) & seen.counted
+            if self.gate is not None:
+                found &= (firing_share(found, seen.counted) > self.gate)[:, None]
+            touched = found.any(1).nonzero().flatten()
+            moved = x[touched] - found[touched][..., None] * step
+            return Edited(touched, moved.view_as(seen.x[touched]))
+
+        return edit
 
 
 def rank_latents(
@@ -124,18 +257,18 @@ def measure_clamps(
     model: HookedRootModule,
     sae: SAE[Any],
     contexts: Int[Tensor, "n context"],
-    clamps: list[Clamp],
+    interventions: Sequence[Intervention],
     measure: Measure,
     batch_size: int,
     desc: str,
-) -> tuple[Float[Tensor, " n"], Float[Tensor, "n_clamps n"]]:
-    """``measure`` on each context, without intervention and under each clamp.
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n_interventions n"]]:
+    """``measure`` on each context, without intervention and under each intervention.
 
-    For all clamps together, the model runs once up to the hook. A context without an active
-    clamped latent does not change, so the model does not run on it again.
+    For all interventions together, the model runs once up to the hook. The model does not run again
+    on a context that an intervention does not touch.
     """
-    fast = has_affine_decoder(sae)
-    rows_of = [decoder_rows(sae, c.latents) if fast else None for c in clamps]
+    edits = [i.on(sae) for i in interventions]
+    ignored = torch.tensor(sorted(uncounted_tokens(sae, model)), dtype=torch.int64)
     plain, changed = [], []
     start = 0
     for tokens, x in hooked_batches(model, sae, contexts, batch_size, desc):
@@ -143,20 +276,16 @@ def measure_clamps(
         start += len(tokens)
         positions = measure.positions[numbers.cpu()]
         before = measure.read(_logits(model, sae, tokens, x, positions), numbers)
-        after = before.repeat(len(clamps), 1)
-        acts = _encode_without_bos(sae, x)
-        for number, (clamp, rows) in enumerate(zip(clamps, rows_of, strict=True)):
-            chosen = acts[..., clamp.latents]
-            active = chosen > 0
-            touched = active.flatten(1).any(1).nonzero().flatten()
+        after = before.repeat(len(edits), 1)
+        counted = ~torch.isin(tokens, ignored.to(tokens.device))
+        counted[:, 0] = False
+        seen = Seen(sae, x, counted.to(x.device))
+        for number, edit in enumerate(edits):
+            touched, edited = edit(seen)
             if not len(touched):
                 continue
-            if rows is None:
-                edited = clamped(sae, x[touched], clamp)
-            else:
-                change = (clamp.values.to(chosen) - chosen[touched]) * active[touched]
-                edited = x[touched] + change @ rows
-            logits = _logits(model, sae, tokens[touched], edited, positions[touched.cpu()])
+            rows = touched.to(tokens.device)
+            logits = _logits(model, sae, tokens[rows], edited, positions[touched.cpu()])
             after[number, touched] = measure.read(logits, numbers[touched])
         plain.append(before)
         changed.append(after)

@@ -36,6 +36,18 @@ _FRONTIERS = {
         "retain damage: increase of the loss on retain (nats)",
         "forget damage: increase of the loss on forget (nats)",
     ),
+    "token": (
+        "Next-token loss, without gate",
+        "higher: more is forgotten at the same price",
+        "retain damage: increase of the loss on retain (nats)",
+        "forget damage: increase of the loss on forget (nats)",
+    ),
+    "bounded": (
+        "Next-token loss, bounded",
+        "higher: more is forgotten at the same price",
+        "retain damage: increase of the loss on retain (nats)",
+        "forget damage: increase of the loss on forget (nats)",
+    ),
     "mcq": (
         "Multiple-choice questions",
         "lower: more is forgotten at the same price",
@@ -49,13 +61,22 @@ _LEVELS = {
     "chance": ("chance", (0, (1, 2))),
 }
 _LINE: dict[str, Any] = {"color": MUTED, "lw": 1.0, "zorder": 1}
+#: Dashes of the references, one after the other.
+_DASHES = (
+    (0, (6, 2)),
+    (0, (3, 2)),
+    (0, (1.5, 1.5)),
+    (0, (6, 2, 1.5, 2)),
+    (0, (6, 2, 1, 1.5, 1, 2)),
+)
 
 
 def frontier_figure(section: Section) -> Figure | None:
     """Draw the unlearning frontiers: damage on forget against damage on retain.
 
     Thick lines are means over the seeds of a variant, thin lines are single SAEs. The band is the
-    95% bootstrap band of one SAE, averaged over seeds. Each dot is one intervention.
+    95% bootstrap band of one SAE, averaged over seeds. Each dot is one intervention. Dashed lines
+    are references: what other directions reach, and what random latents do.
     """
     summary = section.summary
     found = {part: _by_variant(section, part) for part in _FRONTIERS}
@@ -66,7 +87,7 @@ def frontier_figure(section: Section) -> Figure | None:
     drawn = [v for v in summary.variants if any(by_variant[v] for by_variant in found.values())]
     with matplotlib.rc_context(STYLE):
         figure, grid = panel_grid(
-            len(found), 3.9, width=5.6 * len(found) if len(found) > 1 else 7.2
+            len(found), 3.9, width=5.6 * min(len(found), 2) if len(found) > 1 else 7.2, columns=2
         )
         for axes, (part, by_variant) in zip(grid, found.items(), strict=True):
             title, better, xlabel, ylabel = _FRONTIERS[part]
@@ -74,6 +95,7 @@ def frontier_figure(section: Section) -> Figure | None:
             for variant, width in zip(drawn, line_widths(len(drawn)), strict=True):
                 colour = styles[variant][0]
                 curves += _draw_frontiers(axes, by_variant[variant], part, colour, width)
+            curves += _draw_references(axes, section, part)
             _reference_lines(axes, summary, part, curves)
             axes.set_title(title, pad=16)
             side_note(axes, better, 1.01)
@@ -132,6 +154,23 @@ def _draw_frontiers(
     return [curve for found in curves.values() for curve in found]
 
 
+def _draw_references(axes: Axes, section: Section, part: str) -> list[Curve]:
+    """Draw the mean frontier of each reference over all SAEs, and return these curves."""
+    found: dict[str, list[Curve]] = {}
+    for result in section.results:
+        if not result.ok or result.eval != section.eval:
+            continue
+        by_name = result.details.get("reference_frontiers", {}).get(part, {})
+        for name, frontier in by_name.items():
+            x, y = (np.asarray(frontier[key], dtype=float) for key in ("x", "y"))
+            order = np.argsort(x, kind="stable")
+            found.setdefault(name, []).append((x[order], y[order]))
+    means = {name: mean_curve(curves) for name, curves in found.items()}
+    for number, (name, (x, y)) in enumerate(means.items()):
+        axes.plot(x, y, ls=_DASHES[number % len(_DASHES)], label=name, **_LINE)
+    return list(means.values())
+
+
 def _reference_lines(axes: Axes, summary: Summary, part: str, curves: Sequence[Curve]) -> None:
     """Add the reference lines, and fit the axes to the frontiers, not to single interventions."""
     xs = np.concatenate([x for x, _ in curves])
@@ -140,11 +179,12 @@ def _reference_lines(axes: Axes, summary: Summary, part: str, curves: Sequence[C
         xs, ys = xs[xs >= _LEAST_ACCURACY], ys[xs >= _LEAST_ACCURACY]
     left, right = float(xs.min()), float(xs.max())
     heights = [float(ys.min()), float(ys.max())]
-    if part == "loss":
-        axes.plot([left, right], [left, right], ls=(0, (5, 3)), label="equal damage", **_LINE)
-        axes.legend(fontsize=7.8, labelcolor=MUTED, loc="best")
+    if part != "mcq":
+        axes.plot([left, right], [left, right], ls="-", label="equal damage", **_LINE)
     else:
         heights += _draw_levels(axes, summary, left)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7.8, labelcolor=MUTED, loc="best")
     bottom, top = min(heights), max(heights)
     margin = 0.05 * ((top - bottom) or 1.0)
     axes.set_ylim(bottom - margin, top + margin)

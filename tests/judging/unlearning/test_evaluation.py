@@ -23,7 +23,9 @@ from saelens_adaptive_ortho.judging.unlearning import clamps as intervention
 from saelens_adaptive_ortho.judging.unlearning import evaluation as unlearning
 from saelens_adaptive_ortho.judging.unlearning import published as published_unlearning
 from saelens_adaptive_ortho.judging.unlearning import questions as mcq
-from saelens_adaptive_ortho.judging.unlearning.clamps import Clamp
+from saelens_adaptive_ortho.judging.unlearning import references, selection
+from saelens_adaptive_ortho.judging.unlearning.clamps import Clamp, Projection, Push
+from saelens_adaptive_ortho.maths.erasure import Detector, Erasure
 from saelens_adaptive_ortho.text import models
 from saelens_adaptive_ortho.text.corpora import CorpusConfig, Tokenisation, tokenise_corpus
 from saelens_adaptive_ortho.text.models import load_language_model
@@ -39,6 +41,7 @@ QUICK = {
     "n_contexts": 8,
     "batch_size_prompts": 8,
     "replicates": 20,
+    "ranks": [2],
 }
 
 
@@ -152,7 +155,7 @@ def test_limit_per_latent_selects_by_ratio() -> None:
 def test_firing_statistics_ignore_special_tokens(context: EvalContext) -> None:
     settings = unlearning.Settings(n_select_contexts=4, batch_size_prompts=3)
     sae, model = context.load(), context.model
-    found = unlearning.firing_statistics(context, sae, settings)
+    found = selection.measure_statistics(context, sae, settings)
     special = torch.tensor(sorted(models.special_tokens(model)))
     codes = []
     for corpus in context.corpora:
@@ -163,6 +166,8 @@ def test_firing_statistics_ignore_special_tokens(context: EvalContext) -> None:
         torch.testing.assert_close(rate, (own > 0).double().mean(0), rtol=0, atol=1e-12)
     fired = codes[0].sum(0) / (codes[0] > 0).sum(0).clamp(min=1)
     torch.testing.assert_close(found.scale, fired)
+    for energy, own in zip((found.forget_energy, found.retain_energy), codes, strict=True):
+        torch.testing.assert_close(energy, own.double().square().mean(0))
 
 
 def test_measure_equals_full_model_with_hook(model: Any, corpora: list[Any]) -> None:
@@ -306,23 +311,68 @@ def test_hook_with_heads_changes_only_the_sae_heads(
     torch.testing.assert_close(changed[0], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_fine_settings_surround_each_budget() -> None:
-    """For each budget, strengths of the best path lie on both sides of the budget."""
-    latents = torch.arange(3)
-    clamp = Clamp(latents, -torch.ones(3))
-    strengths = [2.0, 8.0, 32.0]
-    sweep = [unlearning.Setting(p, s, clamp) for p in (0, 1) for s in strengths]
-    s = torch.tensor(strengths)
-    # Path 0 is better at small costs, path 1 at large ones; costs grow as s^2 and s^1.5.
-    cost = torch.cat([1e-3 * s**2, 1e-3 * s**1.5])
-    gain = torch.cat([0.2 * s**0.5, 0.05 * s])
-    chosen = unlearning._settings_near_frontier(sweep, cost, gain, (0.01, 0.1))
-    by_path = {p: sorted(k for q, k in chosen if q == p) for p in (0, 1)}
-    meeting = (0.01 / 1e-3) ** 0.5, (0.1 / 1e-3) ** (1 / 1.5)
-    for path, at in enumerate(meeting):
-        assert by_path[path][0] < at < by_path[path][-1]
-        assert by_path[path][0] > at / 2.1
-        assert by_path[path][-1] < at * 2.1
+def test_projection_and_push_equal_the_full_model_with_a_hook(
+    model: Any, corpora: list[Any]
+) -> None:
+    """They act on every token but BOS, or on those with a high score."""
+    sae, tokens = build_sae(), corpora[0].held_out[:5]
+    generator = torch.Generator().manual_seed(0)
+    centre, direction = torch.randn(2, D_IN, generator=generator)
+    direction = direction / direction.norm()
+    detector = Detector(direction, 0.1)
+    edits = [
+        Projection(Erasure.onto(direction[None]), centre, 0.7),
+        Push(detector, 0.4, 3 * direction, 2.0),
+        Push(detector, 0.4, 3 * direction, 2.0, gate=1.0),
+    ]
+    measure = intervention.per_context_loss(tokens)
+    plain, changed = intervention.measure_clamps(model, sae, tokens, edits, measure, 3, "")
+    counted = ~torch.isin(tokens, torch.tensor(sorted(models.special_tokens(model))))[..., None]
+
+    def project(x: Tensor, hook: object) -> Tensor:
+        return torch.where(counted, x - 0.7 * ((x - centre) @ direction)[..., None] * direction, x)
+
+    def push(x: Tensor, hook: object) -> Tensor:
+        found = (x @ direction + 0.1 > 0.4)[..., None] & counted
+        assert found.any()
+        assert not found.all()
+        return torch.where(found, x - 6 * direction, x)
+
+    with torch.no_grad():
+        for number, edit in enumerate((project, push)):
+            logits = model.run_with_hooks(
+                tokens.long(), fwd_hooks=[(HOOK, edit)], prepend_bos=False
+            )
+            expected = measure.of(logits, torch.arange(5))
+            torch.testing.assert_close(changed[number], expected, atol=1e-4, rtol=1e-4)
+    assert (changed[0] - plain).abs().max() > 1e-3
+    assert torch.equal(changed[2], plain)
+
+
+def test_gate_keeps_contexts_with_few_firings(context: EvalContext) -> None:
+    """A clamp acts only in contexts where more than the given share of the tokens fires."""
+    model, sae, tokens = context.model, context.load(), context.forget.held_out[:8]
+    latents, values = torch.arange(32, 34), -4 * torch.ones(2)
+    measure = intervention.per_context_loss(tokens)
+    with torch.no_grad():
+        acts = sae.encode(model.run_with_cache(tokens.long(), prepend_bos=False)[1][HOOK])
+    counted = ~torch.isin(tokens, torch.tensor(sorted(models.special_tokens(model))))
+    fires = (acts[..., latents] > 0).any(-1) & counted
+    shares = fires.sum(1) / counted.sum(1)
+    gate = float(shares.median())
+    clamps = [Clamp(latents, values), Clamp(latents, values, gate), Clamp(latents, values, 1.0)]
+    plain, changed = intervention.measure_clamps(model, sae, tokens, clamps, measure, 3, "")
+    above = shares > gate
+    assert 0 < int(above.sum()) < 8
+    assert torch.equal(changed[1][above], changed[0][above])
+    assert torch.equal(changed[1][~above], plain[~above])
+    assert torch.equal(changed[2], plain)
+
+
+def test_padding_of_a_prompt_counts_for_nothing() -> None:
+    fires = torch.tensor([[True, True, False, True], [True, False, True, True]])
+    counted = torch.tensor([[False, True, True, False], [False, True, True, True]])
+    assert intervention.firing_share(fires, counted).tolist() == [0.5, pytest.approx(2 / 3)]
 
 
 # ------------------------------------------------------------------ questions
@@ -416,7 +466,7 @@ def test_results_are_repeatable_and_finite(context: EvalContext, few_questions: 
     first, second = (unlearning.run(context, settings) for _ in range(2))
     assert first == second
     assert all(v is not None and math.isfinite(v) for v in first.metrics.values())
-    for name in ("loss", "mcq"):
+    for name in ("loss", "token", "bounded", "mcq"):
         frontier = first.details["frontiers"][name]
         assert all(lo <= hi for lo, hi in zip(frontier["low"], frontier["high"], strict=True))
     assert first.metrics["mcq/n_forget_questions"] == 20
@@ -459,6 +509,131 @@ def test_one_corpus_is_not_enough(context: EvalContext) -> None:
     bench = dataclasses.replace(context.bench, corpora=context.corpora[:1])
     with pytest.raises(EvaluationError, match="a forget and a retain corpus"):
         unlearning.run(dataclasses.replace(context, bench=bench), unlearning.Settings())
+
+
+@pytest.fixture
+def many_corpora(context: EvalContext) -> EvalContext:
+    """Retain gives four of five retain rows, `near` the fifth one; `far` and `forget_test` none."""
+    forget, retain = context.corpora
+    others = [
+        dataclasses.replace(retain, domain="near", share=0.2, held_out=retain.train[-8:]),
+        dataclasses.replace(retain, domain="far", share=0.0, train=None),
+        dataclasses.replace(forget, domain="forget_test", share=0.0, train=None),
+    ]
+    corpora = [forget, dataclasses.replace(retain, share=0.8), *others]
+    bench = dataclasses.replace(context.bench, corpora=corpora)
+    return dataclasses.replace(context, bench=bench)
+
+
+def test_damage_on_every_corpus_is_read_at_the_frontier(many_corpora: EvalContext) -> None:
+    """Training text of corpora with share 0 is never looked at: here it does not even exist."""
+    outcome = unlearning.run(many_corpora, unlearning.Settings(questions="none", **QUICK))
+    found = outcome.metrics
+    for frontier in ("loss", "token", "bounded"):
+        for limit in ("0.05", "0.10", "0.20"):
+            # Both have the text of the forget and of the retain corpus, so the answer is known.
+            forget = found[f"{frontier}/forget_damage_at_{limit}"]
+            assert forget == pytest.approx(
+                found[f"{frontier}/transfer_damage_at_{limit}"], abs=1e-5
+            )
+            ratio = found[f"{frontier}/transfer_per_forget_damage_at_{limit}"]
+            assert ratio == pytest.approx(1, abs=1e-4)
+            assert found[f"{frontier}/far_damage_at_{limit}"] <= float(limit) + 1e-5
+            assert math.isfinite(found[f"{frontier}/near_damage_at_{limit}"])
+    assert outcome.details["n_passages"].keys() == {
+        "forget",
+        "retain",
+        "near",
+        "far",
+        "forget_test",
+    }
+
+
+def test_retain_side_mixes_by_shares(many_corpora: EvalContext) -> None:
+    settings = unlearning.Settings(n_select_contexts=4)
+    near = dataclasses.replace(many_corpora.corpora[2], train=many_corpora.forget.train)
+    bench = many_corpora.bench
+    corpora = [*bench.corpora[:2], near, *bench.corpora[3:]]
+    mixed = dataclasses.replace(many_corpora, bench=dataclasses.replace(bench, corpora=corpora))
+    sae = mixed.load()
+    alone = dataclasses.replace(mixed, bench=dataclasses.replace(bench, corpora=corpora[:2]))
+    alone.bench.corpora[1] = dataclasses.replace(corpora[1], share=1.0)
+    both, one = (selection.measure_statistics(c, sae, settings) for c in (mixed, alone))
+    torch.testing.assert_close(both.retain_rate, 0.8 * one.retain_rate + 0.2 * one.forget_rate)
+    torch.testing.assert_close(both.retain.mean, 0.8 * one.retain.mean + 0.2 * one.forget.mean)
+
+
+def test_ceilings_are_measured_once_for_all_saes(
+    context: EvalContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = unlearning.Settings(questions="none", **QUICK)
+    first = unlearning.run(context, settings).details["references"]
+    assert first.keys() == references.FRONTIER_OF.keys()
+    for name, metrics in first.items():
+        frontier = references.FRONTIER_OF[name]
+        assert metrics[f"{frontier}/forget_damage_at_0.10"] >= 0
+    monkeypatch.setattr(references, "ceilings", lambda *_: pytest.fail("measured again"))
+
+    def load() -> SAE[Any]:
+        sae = context.load()
+        with torch.no_grad():
+            sae.W_dec.copy_(sae.W_dec.flip(0))
+        return sae
+
+    other = unlearning.run(dataclasses.replace(context, load=load), settings).details["references"]
+    assert other.keys() == first.keys()
+    assert all(other[n] == first[n] for n in first if n != references.RANDOM)
+    without = dataclasses.replace(settings, references=False)
+    assert unlearning.run(context, without).details["references"] == {}
+
+
+def test_difference_of_means_is_removed_by_its_family(context: EvalContext) -> None:
+    """At strength 1, the means of both corpora are equal along the difference."""
+    settings = unlearning.Settings(n_select_contexts=8)
+    found = selection.measure_statistics(context, context.load(), settings)
+    samples = [
+        references.Sample(torch.randn(50, D_IN) + shift, torch.arange(50) // 5, 1.0)
+        for shift in (1.0, 0.0)
+    ]
+    ceilings = references.ceilings(found, samples, settings)
+    for name in ("difference of means", "LEACE"):
+        projection = ceilings[name].at(0, 1.0).intervention
+        assert isinstance(projection, Projection)
+        forget, retain = (
+            projection.erasure.apply(m.mean, projection.centre, 1.0)
+            for m in (found.forget, found.retain)
+        )
+        torch.testing.assert_close(forget, retain, atol=1e-4, rtol=0)
+    steps = []
+    for path in range(len(ceilings["detector"].paths)):
+        push = ceilings["detector"].at(path, 1.0).intervention
+        assert isinstance(push, Push)
+        steps.append(push.step)
+        assert push.detector.score(samples[0].x.double()).mean() > 0
+    difference = found.forget.mean - found.retain.mean
+    # Both steps change the detector's score by the same amount.
+    weight = push.detector.weight
+    for step in steps:
+        torch.testing.assert_close(weight @ step, weight @ difference)
+
+
+def test_token_frontier_is_that_of_the_token_gate(context: EvalContext) -> None:
+    settings = unlearning.Settings(questions="none", references=False, gate="sequence", **QUICK)
+    both = unlearning.run(context, settings).metrics
+    plain = unlearning.run(context, dataclasses.replace(settings, gate="token")).metrics
+    for limit in ("0.05", "0.10", "0.20"):
+        key = f"forget_damage_at_{limit}"
+        assert both[f"token/{key}"] == plain[f"loss/{key}"]
+
+
+@pytest.mark.parametrize("rule", ["coverage", "dsg"])
+@pytest.mark.parametrize("gate", ["token", "sequence"])
+def test_every_rule_and_gate_runs(context: EvalContext, rule: Any, gate: Any) -> None:
+    settings = unlearning.Settings(questions="none", selection=rule, gate=gate, **QUICK)
+    outcome = unlearning.run(context, settings)
+    assert outcome.details["references"].keys() == references.FRONTIER_OF.keys()
+    assert ("token/area" in outcome.metrics) == (gate == "sequence")
+    assert all(v is not None and math.isfinite(v) for v in outcome.metrics.values())
 
 
 @pytest.fixture

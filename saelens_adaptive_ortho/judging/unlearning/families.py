@@ -1,0 +1,193 @@
+"""Families of interventions: sets of latents to clamp, spans to remove, each at many strengths.
+
+A family has *paths*. A path is an intervention whose strength grows from zero. A coarse sweep over
+all paths finds the settings near the frontier on training text; they are measured in finer steps on
+held-out text.
+
+- The *gated* family clamps latents where they fire, to a multiple of their mean activation.
+- The *bounded* family removes directions at every token: ``x - s (x - mu) P``, where mu is the mean
+  of the retain side, ``0 < s <= 1``, and P projects onto the span of the decoder rows of the first
+  r latents of a ranking. Each span also comes without its part in the leading directions of the
+  retain side (:data:`RETAIN_SPAN`). The activations cannot leave the region between x and its
+  projection, so that damage comes from what is removed and not from a large push.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from sae_lens.saes.sae import SAE
+from torch import Tensor
+
+from saelens_adaptive_ortho.judging.unlearning.clamps import Clamp, Intervention, Projection
+from saelens_adaptive_ortho.judging.unlearning.selection import Selection, paths_of
+from saelens_adaptive_ortho.maths import frontier as frontiers
+from saelens_adaptive_ortho.maths.erasure import (
+    Erasure,
+    leading_directions,
+    orthonormal_basis,
+    removed,
+)
+
+BOUNDED_STRENGTHS = (0.5, 1.0)
+# Share of the retain side's variance in the directions that are left alone. Of .25, .5, .75 and .9,
+# it is the best one for a plain SAE on local text.
+RETAIN_SPAN = 0.75
+
+
+class Setting(NamedTuple):
+    """A point of a sweep: a path, a strength, and the intervention they give."""
+
+    path: int
+    strength: float
+    intervention: Intervention
+
+
+@dataclass(frozen=True)
+class Family:
+    """Interventions of one kind.
+
+    Args:
+        paths: each path gives the intervention of a strength.
+        strengths: strengths of the coarse sweep, rising.
+        largest: the largest strength allowed.
+    """
+
+    paths: Sequence[Callable[[float], Intervention]]
+    strengths: Sequence[float]
+    largest: float = math.inf
+
+    def at(self, path: int, strength: float) -> Setting:
+        """The intervention of ``path`` with a strength."""
+        return Setting(path, strength, self.paths[path](strength))
+
+    @property
+    def coarse(self) -> list[Setting]:
+        """Every path at every strength."""
+        return [self.at(p, s) for p, s in itertools.product(range(len(self.paths)), self.strengths)]
+
+    def near_frontier(
+        self,
+        cost: Float[Tensor, " n"],
+        gain: Float[Tensor, " n"],
+        budgets: Iterable[float],
+    ) -> list[Setting]:
+        """Settings near the frontier, given the cost and the gain of :attr:`coarse`.
+
+        For each budget, the best path is chosen. Its strengths lie on a grid with steps of a factor
+        ``sqrt(2)``. They reach from one step below the strength at which the path's cost meets the
+        smallest budget that the path is best at, to one step above that of the largest such budget.
+        """
+        n = len(self.strengths)
+        limits = torch.tensor(sorted(budgets), dtype=cost.dtype)
+        one = torch.zeros(n, dtype=torch.int64)
+        reached = torch.cat(
+            [
+                frontiers.envelope(c[None], g[None], one, limits)[0]
+                for c, g in zip(cost.split(n), gain.split(n), strict=True)
+            ]
+        )
+        best_at: dict[int, list[float]] = {}
+        for path, budget in zip(reached.argmax(0).tolist(), limits.tolist(), strict=True):
+            best_at.setdefault(path, []).append(budget)
+        chosen: set[tuple[int, float]] = set()
+        for path, path_budgets in best_at.items():
+            costs = cost[path * n : (path + 1) * n]
+            first, last = (
+                round(2 * math.log2(_strength_at_budget(self.strengths, costs, budget)))
+                for budget in (path_budgets[0], path_budgets[-1])
+            )
+            grid = (2 ** (k / 2) for k in range(first - 1, last + 2))
+            chosen |= {(path, min(s, self.largest)) for s in grid}
+        return [self.at(*setting) for setting in sorted(chosen)]
+
+
+def _strength_at_budget(
+    strengths: Sequence[float], cost: Float[Tensor, " n"], budget: float
+) -> float:
+    """The strength at which a path's cost first exceeds the budget.
+
+    Between two measured strengths, the cost is interpolated as a power of the strength.
+    """
+    before, cost_before = 0.0, 0.0
+    for strength, at in zip(strengths, cost.tolist(), strict=True):
+        if at > budget:
+            if cost_before <= 0 or budget <= 0:
+                return max(strength * budget / at, strengths[0] / 4)
+            share = math.log(budget / cost_before) / math.log(at / cost_before)
+            return before * (strength / before) ** share
+        before, cost_before = strength, at
+    return strengths[-1]
+
+
+def gated(
+    selection: Selection,
+    paths: Sequence[Int[Tensor, " n"]],
+    strengths: Iterable[float],
+    everywhere: bool = False,
+) -> Family:
+    """Clamp each set of latents to ``-strength`` times their mean activation.
+
+    Args:
+        selection: the latents, with the gates of their clamps.
+        paths: sets of latents.
+        strengths: strengths of the coarse sweep.
+        everywhere: act wherever a latent fires, without a gate.
+    """
+    scale = selection.statistics.scale
+
+    def path(latents: Tensor) -> Callable[[float], Intervention]:
+        gate = None if everywhere else selection.gate(latents)
+        return lambda strength: Clamp(latents, -strength * scale[latents], gate)
+
+    return Family([path(p) for p in paths], sorted(strengths))
+
+
+def bounded(
+    sae: SAE[Any],
+    selection: Selection,
+    ranks: Iterable[int],
+) -> Family:
+    """Remove the span of the decoder rows of the first r latents of each ranking by a ratio.
+
+    Rows are orthonormalised in the order of the ranking. The same spans follow without their part
+    in the leading directions of the retain side, which hold three quarters of its variance.
+    """
+    most = max(ranks)
+    retain = selection.statistics.retain
+    kept = leading_directions(retain.covariance, RETAIN_SPAN)
+    bases = []
+    for latents in paths_of(selection.by_ratio, [most]):
+        rows = sae.W_dec[latents].detach().cpu().double().flatten(1)
+        bases += [orthonormal_basis(rows), orthonormal_basis(removed(rows, kept))]
+    return projections(bases, ranks, retain.mean)
+
+
+def projections(
+    bases: Iterable[Float[Tensor, "n d_in"]], ranks: Iterable[int], centre: Float[Tensor, " d_in"]
+) -> Family:
+    """Remove the first r directions of each basis, for each rank r, at strengths up to 1."""
+    spans = []
+    for basis in bases:
+        spans += [basis[:r] for r in sorted({min(r, len(basis)) for r in ranks}) if r]
+    return erasures([Erasure.onto(span) for span in spans], centre, BOUNDED_STRENGTHS, 1.0)
+
+
+def erasures(
+    found: Sequence[Erasure],
+    centre: Float[Tensor, " d_in"],
+    strengths: Iterable[float],
+    largest: float,
+) -> Family:
+    """A path for each erasure."""
+
+    def path(erasure: Erasure) -> Callable[[float], Intervention]:
+        return lambda strength: Projection(erasure, centre, strength)
+
+    return Family([path(e) for e in found], sorted(strengths), largest)
