@@ -109,9 +109,9 @@ def measure(
 
 def unpenalised(variant: Variant) -> str | None:
     """Return the name of the variant that differs only in having no penalty; None if none does."""
-    if variant.fields is None or variant.fields["ortho_mode"] == "off":
+    if variant.fields in (None, {"ortho_mode": "off"}):
         return None
-    off = variant._replace(name="", fields={"ortho_mode": "off"})
+    off = variant._replace(name="", fields={"ortho_mode": "off"}, two_corpora=False)
     return next((v.name for v in BY_NAME.values() if v._replace(name="") == off), None)
 
 

@@ -14,6 +14,7 @@ from sae_lens.registry import get_sae_training_class
 from torch import Tensor
 
 from saelens_adaptive_ortho.host.architectures import PREFIX
+from saelens_adaptive_ortho.host.config import DEFAULT_SEPARATION
 from saelens_adaptive_ortho.host.penalty_mixin import CHECK_EVERY
 from saelens_adaptive_ortho.host.trainer import build_trainer
 
@@ -36,16 +37,19 @@ class Size(NamedTuple):
 class Variant(NamedTuple):
     """Settings of a training; if ``fields`` is None, the SAE is SAELens's own class.
 
-    The project's runner uses sparse products on a CPU.
+    The project's runner uses sparse products on a CPU. With ``two_corpora``, half of each batch
+    comes from a forget corpus, so that the group half of the penalty acts.
     """
 
     name: str
     fields: dict[str, Any] | None
     sparse_products: bool = False
+    two_corpora: bool = False
     autocast: bool = False
     compiled: bool = False
 
 
+GROUPS = {"ortho_mode": "off", "ortho_separation": DEFAULT_SEPARATION}
 VARIANTS = (
     Variant("stock", None),
     Variant("off", {"ortho_mode": "off"}),
@@ -53,7 +57,10 @@ VARIANTS = (
     Variant("fixed, every 5th", {"ortho_mode": "fixed", "ortho_every": 5}),
     Variant("gram", {"ortho_mode": "gram"}),
     Variant("adaptive", {"ortho_mode": "adaptive"}),
+    Variant("groups", GROUPS, two_corpora=True),
+    Variant("adaptive, two corpora", {"ortho_mode": "adaptive"}, two_corpora=True),
     Variant("off, sparse products", {"ortho_mode": "off"}, sparse_products=True),
+    Variant("groups, sparse products", GROUPS, sparse_products=True, two_corpora=True),
     Variant("fixed, sparse products", {"ortho_mode": "fixed"}, sparse_products=True),
     Variant("adaptive, sparse products", {"ortho_mode": "adaptive"}, sparse_products=True),
 )
@@ -116,6 +123,8 @@ class Stepper:
         fields = dict(variant.fields or {})
         if fields.get("ortho_mode") == "adaptive":
             fields["ortho_min_captured"] = 1e-9  # a check of the lists never starts a search
+        if variant.two_corpora:
+            fields["ortho_forget_rows"] = size.batch // 2
         cfg = cfg_class(d_in=size.d_in, d_sae=size.d_sae, device=device, **sparsity, **fields)
         trainer_cfg = SAETrainerConfig(
             total_training_samples=size.batch * 10 * ORIGIN,
@@ -172,9 +181,14 @@ class Stepper:
         if mode == "fixed" and cfg.ortho_every > 1:
             every = cfg.ortho_every
             return {"plain": Kind(ORIGIN + 1, 1 - 1 / every), "penalty": Kind(ORIGIN, 1 / every)}
-        if mode != "adaptive":
+        if mode != "adaptive" and not getattr(cfg, "ortho_forget_rows", 0):
             return {"plain": Kind(ORIGIN + 1, 1.0)}
         count, check = cfg.ortho_statistics_every, CHECK_EVERY
+        if mode != "adaptive":
+            return {
+                "plain": Kind(ORIGIN + 1, 1 - 1 / count),
+                "counted": Kind(ORIGIN + count, 1 / count),
+            }
         refresh = 1 / cfg.ortho_refresh_every
         search = max(0.0, 1 / search_every - refresh)
         return {
