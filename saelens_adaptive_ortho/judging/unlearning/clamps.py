@@ -389,7 +389,12 @@ def _run_from_layer(
 ) -> Float[Tensor, "batch p d_vocab"]:
     """Start at a layer, as TransformerLens's own models can."""
     x = x.to(next(model.parameters()).dtype)
-    x, hooks = _picked(x, positions, layer, model.cfg.n_layers)
+    last = model.cfg.n_layers - 1
+    hooks: list[Any] = []
+    if layer > last:
+        x = _select_positions(x, positions)
+    else:
+        hooks.append(_pick(f"blocks.{last}.hook_resid_post", positions))
     return model.run_with_hooks(x, start_at_layer=layer, fwd_hooks=hooks, return_type="logits")
 
 
@@ -407,11 +412,16 @@ def _run_skipping(
         as_tuple: whether the model's blocks return a tuple.
     """
     x = x.to(next(model.parameters()).dtype)
-    x, hooks = _picked(x, positions, layer, len(model.blocks))
+    hooks = [_pick("unembed.hook_in", positions)]
     with _blocks_return((x,) if as_tuple else x, model.blocks[:layer]):
         return model.run_with_hooks(
             tokens, fwd_hooks=hooks, prepend_bos=False, return_type="logits"
         )
+
+
+def _pick(hook_name: str, positions: Int[Tensor, "batch p"]) -> tuple[str, Callable[..., Tensor]]:
+    """A hook that keeps some positions: the unembedding is a large matrix in a small model."""
+    return hook_name, lambda x, hook: _select_positions(x, positions)  # noqa: ARG005
 
 
 @contextmanager
@@ -427,22 +437,6 @@ def _blocks_return(output: Any, blocks: Iterable[torch.nn.Module]) -> Iterator[N
             del vars(block)["forward"]
             if forward is not None:
                 vars(block)["forward"] = forward
-
-
-def _picked(
-    x: Float[Tensor, "batch context d_in"],
-    positions: Int[Tensor, "batch p"],
-    layer: int,
-    n_layers: int,
-) -> tuple[Tensor, list[Any]]:
-    """``x`` at the start of a layer, and hooks, so that only ``positions`` reach the unembedding.
-
-    The unembedding is the largest matrix of a small model.
-    """
-    if layer == n_layers:
-        return _select_positions(x, positions), []
-    last = f"blocks.{n_layers - 1}.hook_resid_post"
-    return x, [(last, lambda x, hook: _select_positions(x, positions))]  # noqa: ARG005
 
 
 def _replaced(whole: Tensor, x: Tensor, head: int | None) -> Tensor:

@@ -12,7 +12,16 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAE
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoTokenizer, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from saelens_adaptive_ortho.judging.unlearning import clamps
 from saelens_adaptive_ortho.judging.unlearning.clamps import (
@@ -24,6 +33,7 @@ from saelens_adaptive_ortho.judging.unlearning.clamps import (
 WIDTH, D_SAE = 32, 48
 TOKENS = torch.randint(3, 200, (7, 12), generator=torch.Generator().manual_seed(0))
 POSITIONS = torch.tensor([[0, 5, 10]]).expand(len(TOKENS), -1)
+BRIDGES = ["bridge", "llama", "gpt2", "gptj"]
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
 
 
@@ -34,8 +44,9 @@ def boot(path: Path, inner: Any) -> Any:
     )
 
 
-def build_llama() -> LlamaForCausalLM:
-    config = LlamaConfig(
+def build_others() -> dict[str, Any]:
+    """Models whose blocks are called in other ways. Those of GPT-J return tuples."""
+    llama = LlamaConfig(
         vocab_size=260,
         hidden_size=WIDTH,
         intermediate_size=48,
@@ -45,18 +56,30 @@ def build_llama() -> LlamaForCausalLM:
         max_position_embeddings=64,
         initializer_range=0.3,
     )
+    size: dict[str, Any] = {
+        "vocab_size": 260,
+        "n_embd": WIDTH,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 64,
+        "initializer_range": 0.3,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LlamaForCausalLM(config)
+        return {
+            "llama": LlamaForCausalLM(llama),
+            "gpt2": GPT2LMHeadModel(GPT2Config(**size)),
+            "gptj": GPTJForCausalLM(GPTJConfig(**size, rotary_dim=4)),
+        }
 
 
 @pytest.fixture(scope="module")
 def kinds(tiny: Any, model: Any) -> dict[str, Any]:
-    """The GPT-NeoX of the session in both classes, and a Llama with grouped queries."""
+    """The GPT-NeoX of the session in both classes, and other models in the bridge."""
     return {
         "hooked": model,
         "bridge": boot(tiny.model, GPTNeoXForCausalLM.from_pretrained(tiny.model).eval()),
-        "llama": boot(tiny.model, build_llama().eval()),
+        **{name: boot(tiny.model, inner.eval()) for name, inner in build_others().items()},
     }
 
 
@@ -80,7 +103,7 @@ def full_run(model: Any, hook: str, edit: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("kind", ["hooked", "bridge", "llama"])
+@pytest.mark.parametrize("kind", ["hooked", *BRIDGES])
 def test_later_blocks_alone_give_the_same_logits(
     kinds: dict[str, Any], kind: str, hook: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +131,7 @@ def test_later_blocks_alone_give_the_same_logits(
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("kind", ["bridge", "llama"])
+@pytest.mark.parametrize("kind", BRIDGES)
 def test_losses_under_clamps_equal_a_full_run(kinds: dict[str, Any], kind: str, hook: str) -> None:
     model, sae = kinds[kind], build_sae(hook)
     clamp = Clamp(torch.tensor([1, 5, 9]), torch.tensor([-3.0, 0.0, -20.0]))
