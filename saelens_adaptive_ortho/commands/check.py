@@ -44,6 +44,12 @@ def run(options: CheckOptions) -> int:
             f"{cfg.context_size} tokens ({corpus.train.numel():,} and {corpus.held_out.numel():,} "
             f"tokens); {use}"
         )
+    if store.cached:
+        size, folder = store.cache_size(), store.cached[0].folder
+        say(
+            f"cached activations: {size.total / 1e9:.3g} GB in {folder}, of which "
+            f"{size.missing / 1e9:.3g} GB are not there yet; delete the folder to free the space"
+        )
     say(f"{options.config}: ready to run.")
     return 0
 

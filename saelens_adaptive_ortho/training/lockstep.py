@@ -138,6 +138,9 @@ class LockstepTrainer:
         """
         for sae in self.saes.values():
             sae.to(self.cfg.device)
+        started = time.perf_counter()
+        self.store.fill_cache()
+        self.state.seconds["activations"] += time.perf_counter() - started
         self._estimate_normalisation()
         self.store.seek(self.state.n_training_steps)
         batch_size = self.cfg.train_batch_size_samples

@@ -38,6 +38,7 @@ NOT_FINGERPRINTED = {
     "sae_lens_version",
     "sae_lens_training_version",
     "ortho_log_every",
+    "ortho_cache_activations",
 }
 
 # Bounds of SAELens's own fields of a runner config.
@@ -86,6 +87,10 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             (:mod:`~saelens_adaptive_ortho.maths.sparse`). Results are equal up to rounding, and
             wide top-k SAEs train several times as fast. If it is off, a baseline is bit-identical
             to SAELens's own SAE.
+        ortho_cache_activations: keep the activations of the training text on disk, in the user's
+            cache folder, for all runs on the same text with the same model and hook
+            (:mod:`~saelens_adaptive_ortho.text.activation_cache`). They have the run's ``dtype``,
+            so nothing is lost; batches are the same up to the rounding of the model.
     """
 
     dataset_trust_remote_code: bool = False
@@ -100,6 +105,7 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     ortho_holdout_contexts: PositiveInt = 512
     ortho_log_every: PositiveInt = 50
     ortho_sparse_products: bool = True
+    ortho_cache_activations: bool = False
 
     def __post_init__(self) -> None:
         checkpoint_path = self.checkpoint_path

@@ -8,9 +8,12 @@ without replaying earlier steps, and its buffer need not be saved.
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +21,19 @@ from datasets import Dataset
 from jaxtyping import Bool, Float, Int
 from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.errors import Explained, reject
+from saelens_adaptive_ortho.files import check_writable, write_json
 from saelens_adaptive_ortho.rng import mix
 from saelens_adaptive_ortho.text import mixture
+from saelens_adaptive_ortho.text.activation_cache import (
+    FOLDER_VARIABLE,
+    CachedCorpus,
+    model_digest,
+    setup_folder,
+)
 from saelens_adaptive_ortho.text.corpora import TokenisedCorpus
 
 
@@ -38,6 +49,13 @@ class _Rows(NamedTuple):
 
     contexts: Int[Tensor, " n"]
     skip: int
+
+
+class CacheSize(NamedTuple):
+    """Bytes of the cached activations of a run, and how many of them are not on disk."""
+
+    total: int
+    missing: int
 
 
 class DomainRows:
@@ -87,10 +105,16 @@ class StratifiedActivationsStore(ActivationsStore):
     share 0 take no part. Iteration yields batches ``position, position + 1, ...``; :meth:`seek`
     sets the position. The inherited token interface (``get_batch_tokens``, used by evaluations)
     returns the held-out contexts of these corpora, interleaved.
+
+    Attributes:
+        cached: the activations of each corpus on disk, if the run has ``ortho_cache_activations``
+            (:mod:`~saelens_adaptive_ortho.text.activation_cache`); otherwise empty. Batches are
+            the same, up to the rounding with which the model reads other groups of contexts.
     """
 
     corpora: list[TokenisedCorpus]
     position: int
+    cached: list[CachedCorpus]
 
     @classmethod
     def build(
@@ -110,6 +134,8 @@ class StratifiedActivationsStore(ActivationsStore):
             store = cls.from_config(model, cfg, override_dataset=held_out_dataset(corpora))
         assert isinstance(store, StratifiedActivationsStore)
         store._set_corpora(corpora, rows_per_batch(cfg), seed)
+        if cfg.ortho_cache_activations:
+            store._set_cache(cfg.model_name)
         return store
 
     def _set_corpora(
@@ -127,6 +153,67 @@ class StratifiedActivationsStore(ActivationsStore):
         )
         self.batches_per_chunk = max(1, buffer_tokens // sum(rows_per_batch))
         self._chunk: tuple[int, list[Tensor]] | None = None
+        self.cached = []
+
+    def _set_cache(self, model_name: str) -> None:
+        positions = len(range(self.context_size)[slice(*self.seqpos_slice)])
+        setup = {
+            "model": model_digest(self.model),
+            "hook_name": self.hook_name,
+            "hook_head_index": self.hook_head_index,
+            "seqpos_slice": self.seqpos_slice,
+            "dtype": str(self.dtype),
+            "autocast_lm": self.autocast_lm,
+            "model_kwargs": self.model_kwargs,
+            "device": next(self.model.parameters()).device.type,
+        }
+        self._cache_setup = {"model_name": model_name, **setup}
+        self.cached = [
+            CachedCorpus(
+                setup_folder(setup),
+                domain.tokens,
+                self.store_batch_size_prompts,
+                (positions, self.d_in),
+                self.dtype,
+                partial(self._compute, d),
+            )
+            for d, domain in enumerate(self._domains)
+        ]
+
+    def fill_cache(self) -> None:
+        """Compute the activations of all contexts that are not in the cache, if there is one.
+
+        Raises:
+            ConfigError: the folder of the cache cannot be written, or its disk is too small.
+            StorageError: activations could not be written. Those written before are intact.
+            NonFiniteActivationsError: an activation is NaN or infinite.
+        """
+        size = self.cache_size()
+        if not size.missing:
+            return
+        folder = self.cached[0].folder
+        check_writable(FOLDER_VARIABLE, folder)
+        free = shutil.disk_usage(folder).free
+        if size.missing > free:
+            raise reject(
+                "ortho_cache_activations",
+                True,
+                f"needs {size.missing / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are "
+                f"free. Set {FOLDER_VARIABLE} to a folder on another disk, or switch it off.",
+            )
+        write_json(folder / "setup.json", json.loads(json.dumps(self._cache_setup, default=str)))
+        left = sum(c.n_contexts(c.missing()) for c in self.cached)
+        with tqdm(total=left, desc="Caching activations", unit=" contexts", leave=False) as bar:
+            for cached in self.cached:
+                cached.fill(bar.update)
+
+    def cache_size(self) -> CacheSize:
+        """How large the cached activations are; zero without a cache."""
+        total = missing = 0
+        for cached in self.cached:
+            total += len(cached.tokens) * cached.bytes_per_context
+            missing += cached.n_contexts(cached.missing()) * cached.bytes_per_context
+        return CacheSize(total, missing)
 
     def _usable(self, corpus: TokenisedCorpus) -> Bool[Tensor, "n context"]:
         usable = torch.zeros(corpus.train.shape, dtype=torch.bool)
@@ -175,25 +262,39 @@ class StratifiedActivationsStore(ActivationsStore):
     def _activations(
         self, d: int, contexts: Int[Tensor, " n"], chunk: int
     ) -> Float[Tensor, "rows d_in"]:
-        domain, corpus = self._domains[d], self.corpora[d]
-        device = next(self.model.parameters()).device
+        domain = self._domains[d]
         sliced = slice(*self.seqpos_slice)
+        first = chunk * self.batches_per_chunk
+        served = f" (batches {first} to {first + self.batches_per_chunk - 1})"
         out = []
         for batch in contexts.split(self.store_batch_size_prompts):
-            tokens = domain.tokens[batch].long().to(device)
-            acts = self.get_activations(tokens).to(self.device, self.dtype)
-            if not torch.isfinite(acts).all():
-                bad = batch[(~torch.isfinite(acts)).flatten(1).any(1).cpu()].tolist()
-                first = chunk * self.batches_per_chunk
-                raise NonFiniteActivationsError(
-                    f"The {corpus.domain} corpus gives NaN or infinite activations at "
-                    f"{self.hook_name}, in contexts {bad[:5]}{'...' if len(bad) > 5 else ''} "
-                    f"(batches {first} to {first + self.batches_per_chunk - 1}). Load the model "
-                    "in a wider dtype (bfloat16 or float32 rather than float16), or check its "
-                    "weights."
-                )
+            if self.cached:
+                acts = self.cached[d].read(batch).to(self.device)
+            else:
+                acts = self._compute(d, batch, served)
             out.append(acts[domain.usable[batch][:, sliced].to(acts.device)])
         return torch.cat(out)
+
+    def _compute(
+        self, d: int, contexts: Int[Tensor, " n"], served: str = ""
+    ) -> Float[Tensor, "n positions d_in"]:
+        """Run the model on some contexts of a corpus.
+
+        Args:
+            served: the batches that need these contexts, for the error.
+        """
+        tokens = self._domains[d].tokens[contexts].long()
+        acts = self.get_activations(tokens.to(next(self.model.parameters()).device))
+        acts = acts.to(self.device, self.dtype)
+        if not torch.isfinite(acts).all():
+            bad = contexts[(~torch.isfinite(acts)).flatten(1).any(1).cpu()].tolist()
+            raise NonFiniteActivationsError(
+                f"The {self.corpora[d].domain} corpus gives NaN or infinite activations at "
+                f"{self.hook_name}, in contexts {bad[:5]}{'...' if len(bad) > 5 else ''}{served}. "
+                "Load the model in a wider dtype (bfloat16 or float32 rather than float16), or "
+                "check its weights."
+            )
+        return acts
 
     def epochs(self, n_steps: int) -> dict[str, float]:
         """Number of epochs of each corpus in ``n_steps`` batches."""

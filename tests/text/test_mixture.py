@@ -62,7 +62,10 @@ def test_shares_of_the_retain_side_add_up_to_one(n: int) -> None:
         ({**TWO, "retian": {"path": "r"}}, r"Did you mean corpora\.retain\?"),
         ({**TWO, "forget-test": UNSEEN}, r"Did you mean corpora\.forget_test\?"),
         ({**TWO, "Forget": NEAR}, "'Forget' has a meaning of its own"),
-        *(({**TWO, n: NEAR}, f"'{n}' has a meaning") for n in sorted(set(RESERVED) - set(mixture.ROLES))),
+        *(
+            ({**TWO, n: NEAR}, f"'{n}' has a meaning")
+            for n in sorted(set(RESERVED) - set(mixture.ROLES))
+        ),
         ({**TWO, "a b": NEAR}, "has letters, digits, - and _ only"),
         ({**TWO, "-a": NEAR}, "has letters, digits, - and _ only"),
         ({**TWO, "a/b": NEAR}, "has letters, digits, - and _ only"),

@@ -9,9 +9,11 @@ activations themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -24,6 +26,11 @@ from transformer_lens import HookedRootModule, HookedTransformer
 
 from saelens_adaptive_ortho.judging.firing import at_hook, uncounted_tokens
 from saelens_adaptive_ortho.maths.erasure import Detector, Erasure
+
+# Hooks at the end of a block: the later blocks need nothing but the activations there.
+END_OF_BLOCK = re.compile(r"blocks\.(\d+)\.(?:hook_resid_post|hook_out)")
+# Relative distance of logits up to which two ways to run a model count as the same, in any dtype.
+SAME_LOGITS = 0.02
 
 
 class Measure(NamedTuple):
@@ -269,13 +276,15 @@ def measure_clamps(
     """
     edits = [i.on(sae) for i in interventions]
     ignored = torch.tensor(sorted(uncounted_tokens(sae, model)), dtype=torch.int64)
+    probe = contexts[:2].long().to(next(model.parameters()).device)
+    run = _run_from_hook(model, sae, probe, measure.positions[:2])
     plain, changed = [], []
     start = 0
     for tokens, x in hooked_batches(model, sae, contexts, batch_size, desc):
         numbers = torch.arange(start, start + len(tokens), device=x.device)
         start += len(tokens)
         positions = measure.positions[numbers.cpu()]
-        before = measure.read(_logits(model, sae, tokens, x, positions), numbers)
+        before = measure.read(run(tokens, x, positions), numbers)
         after = before.repeat(len(edits), 1)
         counted = ~torch.isin(tokens, ignored.to(tokens.device))
         counted[:, 0] = False
@@ -285,7 +294,7 @@ def measure_clamps(
             if not len(touched):
                 continue
             rows = touched.to(tokens.device)
-            logits = _logits(model, sae, tokens[rows], edited, positions[touched.cpu()])
+            logits = run(tokens[rows], edited, positions[touched.cpu()])
             after[number, touched] = measure.read(logits, numbers[touched])
         plain.append(before)
         changed.append(after)
@@ -305,36 +314,129 @@ def hooked_batches(
         yield tokens.long().to(device), at_hook(sae, model, tokens)
 
 
-def _logits(
+class _Run(Protocol):
+    """The model's logits at ``positions`` with ``x`` in place of the activations at the hook."""
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "batch context"],
+        x: Float[Tensor, "batch context d_in"],
+        positions: Int[Tensor, "batch p"],
+    ) -> Float[Tensor, "batch p d_vocab"]: ...
+
+
+def _run_from_hook(
     model: HookedRootModule,
     sae: SAE[Any],
+    tokens: Int[Tensor, "batch context"],
+    positions: Int[Tensor, "batch p"],
+) -> _Run:
+    """The quickest way to run a model from an SAE's hook on.
+
+    After a hook at the end of a block, only the later blocks run. Models differ in how their blocks
+    are called. So the quick way is compared with a run of the whole model, and it is taken only if
+    it gives the same logits.
+
+    Args:
+        tokens: two contexts or more for the comparison.
+        positions: positions in these contexts.
+    """
+    hook = sae.cfg.metadata.hook_name
+    whole = partial(_run_whole, model, hook, sae.cfg.metadata.hook_head_index)
+    found = END_OF_BLOCK.fullmatch(hook)
+    if found is None or not hasattr(model, "blocks"):
+        return whole
+    if isinstance(model, HookedTransformer):
+        return partial(_run_from_layer, model, int(found[1]) + 1)
+    x = -at_hook(sae, model, tokens)  # far from what the model itself computes
+    expected = whole(tokens, x, positions).float()
+    for as_tuple in (False, True):
+        quick = partial(_run_skipping, model, int(found[1]) + 1, as_tuple)
+        try:
+            logits = quick(tokens, x, positions).float()
+        except Exception:  # noqa: S112  a model that does not take such an output may raise anything
+            continue
+        if logits.shape == expected.shape:
+            error = (logits - expected).norm() / expected.norm()
+            if float(error) < SAME_LOGITS:
+                return quick
+    return whole
+
+
+def _run_whole(
+    model: HookedRootModule,
+    hook_name: str,
+    head: int | None,
     tokens: Int[Tensor, "batch context"],
     x: Float[Tensor, "batch context d_in"],
     positions: Int[Tensor, "batch p"],
 ) -> Float[Tensor, "batch p d_vocab"]:
-    """The model's logits at ``positions`` with ``x`` in place of the activations at the hook."""
-    hook = sae.cfg.metadata.hook_name
+    """Run the model with a hook that replaces the activations."""
     x = x.to(next(model.parameters()).dtype)
-    if not _is_resid_post(model, hook):
-        head = sae.cfg.metadata.hook_head_index
-        replace = (hook, lambda whole, hook: _replaced(whole, x, head))  # noqa: ARG005
-        logits = model.run_with_hooks(
-            tokens, fwd_hooks=[replace], prepend_bos=False, return_type="logits"
+    replace = (hook_name, lambda whole, hook: _replaced(whole, x, head))  # noqa: ARG005
+    logits = model.run_with_hooks(
+        tokens, fwd_hooks=[replace], prepend_bos=False, return_type="logits"
+    )
+    return _select_positions(logits, positions)
+
+
+def _run_from_layer(
+    model: HookedTransformer,
+    layer: int,
+    tokens: Int[Tensor, "batch context"],  # noqa: ARG001  as the other ways to run
+    x: Float[Tensor, "batch context d_in"],
+    positions: Int[Tensor, "batch p"],
+) -> Float[Tensor, "batch p d_vocab"]:
+    """Start at a layer, as TransformerLens's own models can."""
+    x = x.to(next(model.parameters()).dtype)
+    last = model.cfg.n_layers - 1
+    hooks: list[Any] = []
+    if layer > last:
+        x = _select_positions(x, positions)
+    else:
+        hooks.append(_pick(f"blocks.{last}.hook_resid_post", positions))
+    return model.run_with_hooks(x, start_at_layer=layer, fwd_hooks=hooks, return_type="logits")
+
+
+def _run_skipping(
+    model: Any,
+    layer: int,
+    as_tuple: bool,
+    tokens: Int[Tensor, "batch context"],
+    x: Float[Tensor, "batch context d_in"],
+    positions: Int[Tensor, "batch p"],
+) -> Float[Tensor, "batch p d_vocab"]:
+    """Run the model with blocks before ``layer`` that do nothing but return ``x``.
+
+    Args:
+        as_tuple: whether the model's blocks return a tuple.
+    """
+    x = x.to(next(model.parameters()).dtype)
+    hooks = [_pick("unembed.hook_in", positions)]
+    with _blocks_return((x,) if as_tuple else x, model.blocks[:layer]):
+        return model.run_with_hooks(
+            tokens, fwd_hooks=hooks, prepend_bos=False, return_type="logits"
         )
-        return _select_positions(logits, positions)
-    # The unembedding is the largest matrix of a small model. It runs only on these positions.
-    cfg: Any = model.cfg
-    last, layer = cfg.n_layers - 1, _layer(hook)
-    pick = (
-        f"blocks.{last}.hook_resid_post",
-        lambda x, hook: _select_positions(x, positions),  # noqa: ARG005
-    )
-    return model.run_with_hooks(
-        _select_positions(x, positions) if layer == last else x,
-        start_at_layer=layer + 1,
-        fwd_hooks=[pick] if layer < last else [],
-        return_type="logits",
-    )
+
+
+def _pick(hook_name: str, positions: Int[Tensor, "batch p"]) -> tuple[str, Callable[..., Tensor]]:
+    """A hook that keeps some positions: the unembedding is a large matrix in a small model."""
+    return hook_name, lambda x, hook: _select_positions(x, positions)  # noqa: ARG005
+
+
+@contextmanager
+def _blocks_return(output: Any, blocks: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Inside the ``with`` statement, the blocks return ``output``, whatever their input is."""
+    before = [(block, vars(block).get("forward")) for block in blocks]
+    try:
+        for block, _ in before:
+            vars(block)["forward"] = lambda *_, **__: output
+        yield
+    finally:
+        for block, forward in before:
+            del vars(block)["forward"]
+            if forward is not None:
+                vars(block)["forward"] = forward
 
 
 def _replaced(whole: Tensor, x: Tensor, head: int | None) -> Tensor:
@@ -350,15 +452,6 @@ def _select_positions(
     x: Float[Tensor, "batch context d"], positions: Int[Tensor, "batch p"]
 ) -> Float[Tensor, "batch p d"]:
     return x[torch.arange(len(x), device=x.device)[:, None], positions.to(x.device)]
-
-
-def _is_resid_post(model: HookedRootModule, hook: str) -> bool:
-    """Whether the rest of the model can run from the activations at this hook alone."""
-    return isinstance(model, HookedTransformer) and hook.endswith(".hook_resid_post")
-
-
-def _layer(hook: str) -> int:
-    return int(hook.split(".")[1])
 
 
 def per_context_loss(tokens: Int[Tensor, "n context"], every: int = 1) -> Measure:
