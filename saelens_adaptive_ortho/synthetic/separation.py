@@ -210,12 +210,13 @@ def selectivity_given_coverage(
             gains.append(forget)
             costs.append(max(retain, shared, 0.0))
             paths.append(path)
-    curve = envelope(
+    curves, _ = envelope(
         torch.tensor([costs], dtype=torch.float64),
         torch.tensor([gains], dtype=torch.float64),
         torch.tensor(paths, dtype=torch.int64),
         BUDGETS,
-    )[0]
+    )
+    curve = curves[0]
     enough = (curve >= 0.5).nonzero().flatten()
     return {
         "selectivity_given_coverage": 2 * float(torch.trapezoid(curve, BUDGETS)) - 1,

@@ -266,8 +266,10 @@ def test_penalties_command_lists_all_and_names_broken(
     assert listed["gram"].endswith(PENALTIES.own["gram"].help)
     assert "cannot be used" in listed["broken"]
     assert "broken = games:GONE of games" in listed["broken"]
-    affinities = [line.split()[0] for line in lines[split + 1 :]]
+    end = next(i for i, line in enumerate(lines) if line.startswith("ortho_separation"))
+    affinities = [line.split()[0] for line in lines[split + 1 : end]]
     assert affinities == [*AFFINITIES.own, "toy_half"]
+    assert "retain" in lines[end + 1]
 
 
 def test_built_in_penalties_load_no_plugin(

@@ -132,7 +132,7 @@ def test_primary_metrics_decide(shifts: Mapping[str, Sequence[float]], expected:
 
 def test_sentence() -> None:
     found = verdict(differing("unlearning", {DAMAGE[0]: UNCLEAR, DAMAGE[1]: CLEAR}))
-    assert (found.judged, found.absent, found.differing) == (2, 4, 1)
+    assert (found.judged, found.absent, found.differing) == (2, 7, 1)
     # Half width 0.01 · 4.302653 / √3 = 0.0248.
     assert found.text == (
         "adaptive against fixed, 3 seeds: better in 1 of 2 primary metrics "
@@ -232,4 +232,4 @@ def test_parts() -> None:
     (better,) = found.findings[0].findings
     assert better.label == "forget damage at retain damage ≤ 0.05 nats"
     assert [(e.mean, e.interval) for e in better.estimates] == [("+0.310", "[+0.285, +0.335]")]
-    assert found.rest == "; 4 not measured"
+    assert found.rest == "; 7 not measured"
