@@ -136,7 +136,7 @@ def test_sentence() -> None:
     # Half width 0.01 · 4.302653 / √3 = 0.0248.
     assert found.text == (
         "adaptive against fixed, 3 seeds: better in 1 of 2 primary metrics "
-        "(forget damage at retain damage ≤ 0.10 nats +0.310 [+0.285, +0.335]); 4 not measured"
+        "(forget damage at retain damage ≤ 0.10 nats +0.310 [+0.285, +0.335]); 7 not measured"
     )
     same = verdict(differing("tpp", {"threshold_10": UNCLEAR, "threshold_50": UNCLEAR}))
     # Half width 0.2 · 4.302653 / √3 = 0.497.
@@ -154,7 +154,7 @@ def test_sentence() -> None:
         "adaptive against fixed, 3 seeds: inconclusive in 1 of 2 primary metrics "
         "(forget damage at retain damage ≤ 0.10 nats 0.00 [−0.50, +0.50]; equivalent: forget "
         "damage at retain damage ≤ 0.05 nats 0.000 [−0.025, +0.025] within 0.3 nats); "
-        "4 not measured"
+        "7 not measured"
     )
     mixed = verdict(differing("unlearning", {DAMAGE[0]: CLEAR, ACCURACY[0]: CLEAR}))
     assert "mixed, better in 1 and worse in 1 of 2 primary metrics (better: " in mixed.text
