@@ -110,6 +110,8 @@ def test_unpenalised_differs_only_in_penalty() -> None:
         "off": None,
         "off, sparse products": None,
         **dict.fromkeys(("fixed", "fixed, every 5th", "gram", "adaptive"), "off"),
+        **dict.fromkeys(("groups", "adaptive, two corpora"), "off"),
+        "groups, sparse products": "off, sparse products",
         "fixed, sparse products": "off, sparse products",
         "adaptive, sparse products": "off, sparse products",
         "stock, bf16 autocast": None,
