@@ -88,10 +88,12 @@ class SeparationMixin(SwitchMixin):
         if step % cfg.ortho_refresh_every == 0:
             self._form_leanings()
         if step % every == 0:
+            leaning = self.ortho_leaning
             if not self._unit_rows():
-                acts = acts * self.W_dec.norm(dim=-1)
+                # The squared activation of a unit row. The gradient reaches the encoder alone.
+                leaning = leaning * self.W_dec.detach().float().square().sum(-1)
             loss = separation.separation_penalty(
-                acts, self.ortho_leaning, cfg.ortho_forget_rows, cfg.ortho_separated == "both"
+                acts, leaning, cfg.ortho_forget_rows, cfg.ortho_separated == "both"
             )
         return step_input.coefficients["separation"] * every * loss
 

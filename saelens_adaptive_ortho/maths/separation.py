@@ -42,8 +42,15 @@ def update_rates(
     """Add the firings of one batch. Rows ``[0:forget_rows]`` come from the forget corpus."""
     n = acts.shape[0]
     samples = torch.tensor([forget_rows, n - forget_rows], device=acts.device)
-    fired = torch.stack([(part > 0).sum(0) for part in (acts[:forget_rows], acts[forget_rows:])])
+    parts = (acts[:forget_rows], acts[forget_rows:])
+    fired = torch.stack([_column_counts(part > 0) for part in parts])
     return CorpusRates(counts.samples * decay + samples, counts.fired * decay + fired)
+
+
+def _column_counts(x: Tensor) -> Tensor:
+    """``x.sum(0)`` of a boolean matrix, as a product, which is several times as fast on a CPU."""
+    ones = torch.ones(len(x), device=x.device)
+    return ones @ x.to(ones.dtype)
 
 
 def corpus_sharing(rates: Float[Tensor, "2 d_sae"], ratio: float = 2.0) -> Float[Tensor, " d_sae"]:
@@ -125,7 +132,9 @@ class _WeightedSquares(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         acts, weights = ctx.saved_tensors
-        out = torch.zeros_like(acts)
         factors = (weights * (2 * gradient / len(acts))).to(acts.dtype)
-        out[ctx.rows] = acts[ctx.rows] * factors
+        start, end, _ = ctx.rows.indices(len(acts))
+        out = torch.empty_like(acts)
+        out[:start], out[end:] = 0, 0
+        torch.mul(acts[start:end], factors, out=out[start:end])
         return out, None, None
