@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -244,7 +245,7 @@ def _write_words(axes: Axes, summary: Summary, cost: str, gain: str, dashed: boo
     notes = [{"higher": "up is better", "lower": "down is better"}.get(y.direction or "", "")]
     notes += [f"small dots: {n} seeds", "bars: 95% intervals"] if n > 1 else []
     notes += ["dashed: no SAE"] if dashed else []
-    axes.set_title(_capital(_axis(y)), pad=18)
+    axes.set_title(textwrap.fill(_capital(_axis(y)), 44), pad=18)
     side_note(axes, " · ".join(note for note in notes if note), 1.01)
     better = {"higher": " (right is better)", "lower": " (left is better)"}
     axes.set_xlabel(_axis(x) + better.get(x.direction or "", ""))
