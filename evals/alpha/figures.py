@@ -4,16 +4,14 @@ python -m evals.alpha.figures RUN [--out FILE]
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from evals.alpha.tables import PANELS, REFERENCES, alpha_of, values_by_metric
-from saelens_adaptive_ortho.report.figures.files import save_figure
+from evals.draw import draw_study
 from saelens_adaptive_ortho.report.figures.style import (
     INK,
     STYLE,
@@ -23,7 +21,7 @@ from saelens_adaptive_ortho.report.figures.style import (
 )
 from saelens_adaptive_ortho.report.metrics import describe
 from saelens_adaptive_ortho.report.statistics import Spread
-from saelens_adaptive_ortho.results import Result, ResultError, load_results
+from saelens_adaptive_ortho.results import Result
 
 
 def alpha_figure(results: Sequence[Result]) -> Figure:
@@ -68,20 +66,7 @@ def alpha_figure(results: Sequence[Result]) -> Figure:
 
 def main() -> int:
     """Draw the figure; the exit status is 0, or 2 if the folder holds no alpha study."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="a run folder, or evals/alpha/results/NAME")
-    parser.add_argument(
-        "--out", type=Path, help="file name without ending; default RUN/plots/alpha"
-    )
-    args = parser.parse_args()
-    try:
-        figure = alpha_figure(load_results(args.run))
-    except ResultError as error:
-        print(f"alpha: error: {error}", file=sys.stderr)
-        return 2
-    for path in save_figure(figure, args.out or args.run / "plots" / "alpha"):
-        print(path)
-    return 0
+    return draw_study("alpha", alpha_figure, __doc__)
 
 
 if __name__ == "__main__":

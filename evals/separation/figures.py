@@ -5,17 +5,15 @@ python -m evals.separation.figures RUN [--out FILE]
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from saelens_adaptive_ortho.report.figures.files import save_figure
+from evals.draw import draw_study
 from saelens_adaptive_ortho.report.figures.tradeoff import tradeoff_panels
 from saelens_adaptive_ortho.report.statistics import summarise
-from saelens_adaptive_ortho.results import Result, ResultError, load_results
+from saelens_adaptive_ortho.results import Result, ResultError
 
 READINGS = (
     "unlearning/token/forget_damage_at_0.10",
@@ -46,18 +44,7 @@ def is_separation_study(results: Sequence[Result]) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the figure; the exit status is 0, or 2 if there is nothing to draw."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("run", type=Path, help="a run folder, or evals/separation/results/NAME")
-    parser.add_argument("--out", type=Path, help="without ending; default RUN/plots/separation")
-    args = parser.parse_args(argv)
-    try:
-        figure = separation_figure(load_results(args.run))
-    except ResultError as error:
-        print(f"separation: error: {error}", file=sys.stderr)
-        return 2
-    for path in save_figure(figure, args.out or args.run / "plots" / "separation"):
-        print(path)
-    return 0
+    return draw_study("separation", separation_figure, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -97,19 +97,8 @@ class AdaptiveOrthoMixin(SeparationMixin):
             self._after_step(step_input, output)
         return output
 
-    def calculate_aux_loss(
-        self,
-        step_input: TrainStepInput,
-        feature_acts: Tensor,
-        hidden_pre: Tensor,
-        sae_out: Tensor,
-    ) -> dict[str, Tensor]:
-        losses = super().calculate_aux_loss(  # pyright: ignore[reportAbstractUsage]
-            step_input=step_input,
-            feature_acts=feature_acts,
-            hidden_pre=hidden_pre,
-            sae_out=sae_out,
-        )
+    def _own_losses(self, step_input: TrainStepInput, acts: Tensor) -> dict[str, Tensor]:
+        losses = super()._own_losses(step_input, acts)
         loss, self._ortho_loss = self._ortho_loss, None
         return losses if loss is None else {**losses, "ortho_loss": loss}
 

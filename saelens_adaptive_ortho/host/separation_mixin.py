@@ -71,30 +71,36 @@ class SeparationMixin(SwitchMixin):
         )
         if not isinstance(losses, dict):  # SAELens also allows a single tensor
             losses = {"aux_loss": losses}
+        return {**losses, **self._own_losses(step_input, feature_acts)}
+
+    def _own_losses(self, step_input: TrainStepInput, acts: Tensor) -> dict[str, Tensor]:
+        """The losses that the stock class does not have, by name."""
         if not self._separates():
-            return losses
-        with torch.autocast(feature_acts.device.type, enabled=False):
-            return {**losses, "separation_loss": self._separation(step_input, feature_acts)}
+            return {}
+        with torch.autocast(acts.device.type, enabled=False):
+            return {"separation_loss": self._separation(step_input, acts)}
 
     def _separation(self, step_input: TrainStepInput, acts: Tensor) -> Tensor:
         """``lambda_sep * L_sep`` on every n-th step, with n times the coefficient; else 0."""
         cfg, step = self.cfg, step_input.n_training_steps
-        every, loss = cfg.ortho_statistics_every, acts.new_zeros((), dtype=torch.float32)
-        if step % every == 0:
+        every = cfg.ortho_statistics_every
+        counted = step % every == 0
+        if counted:
             acts = acts.to_dense() if acts.is_sparse else acts
             acts = acts.reshape(-1, acts.shape[-1])
             self._need_retain_rows(acts)
             self._count_corpora(acts)
         if step % cfg.ortho_refresh_every == 0:
             self._form_leanings()
-        if step % every == 0:
-            leaning = self.ortho_leaning
-            if not self._unit_rows():
-                # The squared activation of a unit row. The gradient reaches the encoder alone.
-                leaning = leaning * self.W_dec.detach().float().square().sum(-1)
-            loss = separation.separation_penalty(
-                acts, leaning, cfg.ortho_forget_rows, cfg.ortho_separated == "both"
-            )
+        if not counted:
+            return acts.new_zeros((), dtype=torch.float32)
+        leaning = self.ortho_leaning
+        if not self._unit_rows():
+            # The squared activation of a unit row. The gradient reaches the encoder alone.
+            leaning = leaning * self.W_dec.detach().float().square().sum(-1)
+        loss = separation.separation_penalty(
+            acts, leaning, cfg.ortho_forget_rows, cfg.ortho_separated == "both"
+        )
         return step_input.coefficients["separation"] * every * loss
 
     @torch.no_grad()
