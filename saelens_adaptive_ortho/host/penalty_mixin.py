@@ -14,7 +14,7 @@ from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepO
 from torch import Tensor
 
 from saelens_adaptive_ortho.host.config import ortho_coefficient, penalty_of
-from saelens_adaptive_ortho.host.separation_mixin import SeparationMixin
+from saelens_adaptive_ortho.host.separation_mixin import SeparationMixin, as_rows
 from saelens_adaptive_ortho.maths import coactivation, grouping, neighbours, schedule
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.maths.coactivation import CoactivationState
@@ -216,9 +216,7 @@ class AdaptiveOrthoMixin(SeparationMixin):
         if not self._keeps_lists():
             return
         if step_input.n_training_steps % cfg.ortho_statistics_every == 0:
-            acts = output.feature_acts
-            acts = acts.to_dense() if acts.is_sparse else acts
-            self._count(acts.reshape(-1, acts.shape[-1]), step_input.n_training_steps)
+            self._count(as_rows(output.feature_acts), step_input.n_training_steps)
         if cfg.ortho_min_captured:
             latest, lowest, total, number = self.ortho_captured
             output.metrics["ortho_captured"] = latest
@@ -236,7 +234,7 @@ class AdaptiveOrthoMixin(SeparationMixin):
         )
         self.ortho_state = coactivation.update(
             self.ortho_state,
-            acts.detach(),
+            acts,
             self.ortho_neighbours,
             signs.to(acts.device),
             cfg.ortho_statistics_decay,

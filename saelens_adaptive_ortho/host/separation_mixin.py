@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from torch import Tensor
 
@@ -16,6 +17,13 @@ from saelens_adaptive_ortho.host.config import separation_coefficient
 from saelens_adaptive_ortho.host.switch_mixin import SwitchMixin
 from saelens_adaptive_ortho.maths import separation
 from saelens_adaptive_ortho.maths.separation import CorpusRates
+
+
+def as_rows(acts: Float[Tensor, "... d_sae"]) -> Float[Tensor, "rows d_sae"]:
+    """The activations of a batch as a dense matrix; the tensor itself if it is one."""
+    if acts.is_sparse:
+        acts = acts.to_dense()
+    return acts if acts.ndim == 2 else acts.reshape(-1, acts.shape[-1])
 
 
 class SeparationMixin(SwitchMixin):
@@ -86,8 +94,7 @@ class SeparationMixin(SwitchMixin):
         every = cfg.ortho_statistics_every
         counted = step % every == 0
         if counted:
-            acts = acts.to_dense() if acts.is_sparse else acts
-            acts = acts.reshape(-1, acts.shape[-1])
+            acts = as_rows(acts)
             self._need_retain_rows(acts)
             self._count_corpora(acts)
         if step % cfg.ortho_refresh_every == 0:

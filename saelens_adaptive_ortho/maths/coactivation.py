@@ -114,6 +114,7 @@ def update(
         norms: norms of the decoder rows if they are not 1. Activations are multiplied by them.
     """
     stride = _counted_rows(acts)
+    known = Nonzeros.known(acts) if stride == 1 else None
     # With a stride, the forget rows are the first ceil(forget_rows / stride) counted rows.
     width = acts.shape[1] * stride  # distance in `flat` between two counted rows
     flat = acts.contiguous().view(-1)
@@ -121,8 +122,11 @@ def update(
     forget_rows = -(-forget_rows // stride)
     n, d_sae = acts.shape
     two_domains = state.samples.shape[0] == 2
-    rows, latents = acts.nonzero(as_tuple=True)
-    values = flat[rows * width + latents]
+    if known is None:
+        rows, latents = acts.nonzero(as_tuple=True)
+        values = flat[rows * width + latents]
+    else:
+        rows, latents, values, _ = known
     if bool((values < 0).any()):
         positive = values > 0
         rows, latents, values = rows[positive], latents[positive], values[positive]

@@ -24,6 +24,8 @@ from saelens_adaptive_ortho.maths import typed
 
 # The dense product is faster above this share of non-zeros.
 DENSE_FROM = 0.04
+# Attribute of a tensor: its version and its non-zeros.
+_REMEMBERED = "_ortho_nonzeros"
 
 
 def estimated_nonzeros(x: Float[Tensor, "n m"], sample: int = 64) -> int:
@@ -41,12 +43,24 @@ class Nonzeros(NamedTuple):
     shape: Sequence[int]
 
     @classmethod
+    @torch.no_grad()
     def of(cls, x: Float[Tensor, "n m"]) -> Nonzeros | None:
-        """The non-zeros of ``x``; None if a sample shows that a dense product is faster."""
-        if estimated_nonzeros(x) > DENSE_FROM * x.numel():
-            return None
-        rows, columns = x.nonzero(as_tuple=True)
-        return cls(rows, columns, x[rows, columns], x.shape)
+        """The non-zeros of ``x``; None if a sample shows that a dense product is faster.
+
+        The tensor remembers them until it changes, see :meth:`known`.
+        """
+        found = cls.known(x)
+        if found is None and estimated_nonzeros(x) <= DENSE_FROM * x.numel():
+            rows, columns = x.nonzero(as_tuple=True)
+            found = cls(rows, columns, x[rows, columns], x.shape)
+            setattr(x, _REMEMBERED, (x._version, found))
+        return found
+
+    @classmethod
+    def known(cls, x: Float[Tensor, "n m"]) -> Nonzeros | None:
+        """What :meth:`of` found for this very tensor; None if it was not called or x changed."""
+        version, found = getattr(x, _REMEMBERED, (None, None))
+        return found if version == x._version else None
 
     @classmethod
     def of_entries(
@@ -109,7 +123,7 @@ def matmul(acts: Float[Tensor, "batch n"], W: Float[Tensor, "n d"]) -> Float[Ten
     Nothing is lost behind an activation function that is flat where it is zero (ReLU, TopK,
     BatchTopK), because such a function passes no other gradient on.
     """
-    return _Matmul.apply(acts, W)  # type: ignore[no-any-return]
+    return _Matmul.apply(acts, W, Nonzeros.of(acts))  # type: ignore[no-any-return]
 
 
 def linear(
@@ -121,8 +135,7 @@ def linear(
 
 class _Matmul(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, acts: Tensor, W: Tensor) -> Tensor:
-        found = Nonzeros.of(acts)
+    def forward(ctx: Any, acts: Tensor, W: Tensor, found: Nonzeros | None) -> Tensor:
         ctx.shape = acts.shape
         if found is None:
             ctx.save_for_backward(acts, W)
@@ -133,17 +146,22 @@ class _Matmul(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        need_acts, need_W = ctx.needs_input_grad
+        need_acts, need_W, _ = ctx.needs_input_grad
         g = g.contiguous()
         *saved, W = ctx.saved_tensors
         if len(saved) == 1:
             (acts,) = saved
-            return (g @ W.T).mul_(acts != 0) if need_acts else None, acts.T @ g if need_W else None
+            return (
+                (g @ W.T).mul_(acts != 0) if need_acts else None,
+                acts.T @ g if need_W else None,
+                None,
+            )
         rows, columns, values = saved
         found = Nonzeros(rows, columns, values, ctx.shape)
         return (
             found.of_product(g, W) if need_acts else None,
             found.transposed().times(g) if need_W else None,
+            None,
         )
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -89,6 +90,18 @@ def csr_matrix(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int
     return torch.sparse_csr_tensor(  # pyright: ignore[reportUnknownMemberType]  # a bare `list` in torch
         starts, columns, values, shape, check_invariants=False
     )
+
+
+def coo_matrix(places: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
+    """A sparse COO matrix from distinct ``places`` [2, k] in row-major order. Not checked."""
+    return torch.sparse_coo_tensor(  # pyright: ignore[reportUnknownMemberType]  # a bare `list` in torch
+        places, values, tuple(shape), is_coalesced=True, check_invariants=False
+    )
+
+
+def blocks(x: Tensor, rows: int) -> tuple[Tensor, ...]:
+    """``x`` in blocks of this many rows; the last may have fewer."""
+    return cast(tuple[Tensor, ...], x.split(rows))  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
 
 
 def sampled_product(places: Tensor, X: Tensor, Y: Tensor) -> Tensor:

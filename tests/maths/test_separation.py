@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from saelens_adaptive_ortho.maths import sparse
 from saelens_adaptive_ortho.maths.separation import (
     CorpusRates,
     corpus_sharing,
@@ -105,3 +106,24 @@ def test_rates_are_decayed_counts_of_each_corpus() -> None:
     counts = update_rates(counts, second, 2, 0.5)
     fired = 0.5 * (first[4:] > 0).sum(0) + (second[2:] > 0).sum(0)
     assert torch.allclose(counts.rates()[1], fired / (0.5 * 8 + 6))
+
+
+def test_known_nonzeros_give_the_same_counts_loss_and_gradient() -> None:
+    dense = torch.where(torch.rand(40, 300, generator=torch.manual_seed(3)) < 0.02, 1.5, 0.0)
+    rates = torch.rand(2, 300, generator=torch.manual_seed(4))
+    W = torch.randn(300, 6, generator=torch.manual_seed(5))
+
+    def step(remember: bool) -> tuple[torch.Tensor, ...]:
+        acts = dense.clone().requires_grad_()
+        out = sparse.matmul(acts, W) if remember else acts @ W
+        assert (sparse.Nonzeros.known(acts) is not None) == remember
+        counts = update_rates(CorpusRates(torch.zeros(2), torch.zeros(2, 300)), acts, 15, 0.9)
+        loss = separation_penalty(acts, leanings(rates, 0.3), 15, both_sides=True)
+        (out.square().sum() + 2.5 * loss).backward()
+        gradient = acts.grad
+        assert gradient is not None
+        assert not gradient.is_sparse
+        return counts.fired, loss.detach(), torch.where(dense > 0, gradient, 0)
+
+    for found, expected in zip(step(True), step(False), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-4)

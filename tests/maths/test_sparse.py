@@ -83,3 +83,17 @@ def test_sampled_product_keeps_column_order() -> None:
     starts, columns = torch.tensor([0, 2, 2, 5]), torch.tensor([3, 1, 0, 2, 1])
     expected = (X @ Y.T)[torch.tensor([0, 0, 2, 2, 2]), columns]
     torch.testing.assert_close(sparse.sampled_product(X, Y, starts, columns), expected)
+
+
+def test_a_tensor_remembers_its_nonzeros_until_it_changes() -> None:
+    x = torch.zeros(30, 40)
+    x[3, 5] = 2.0
+    assert sparse.Nonzeros.known(x) is None
+    assert sparse.Nonzeros.of(x) is not None
+    assert sparse.Nonzeros.known(x) is sparse.Nonzeros.of(x)
+    assert sparse.Nonzeros.known(x.clone()) is None
+    x[4, 6] = 1.0
+    assert sparse.Nonzeros.known(x) is None
+    found = sparse.Nonzeros.of(x)
+    assert found is not None
+    assert found.values.tolist() == [2.0, 1.0]
