@@ -16,6 +16,7 @@ from evals.alpha.tables import alpha_table
 from evals.compact import read_runs
 from evals.performance import tables as performance
 from evals.prior_runs import tables as prior_runs
+from evals.separation.answer import answer, load_studies
 from evals.synthetic import tables as synthetic
 from saelens_adaptive_ortho.report.markdown import (
     RENDERERS,
@@ -30,6 +31,13 @@ ROOT = Path(__file__).parents[1]
 
 def _alpha(root: Path, path: str, where: str) -> str:
     return alpha_table(results_of(root, path, where))
+
+
+def _answer(root: Path, path: str, where: str) -> str:
+    try:
+        return answer(load_studies(root / path))
+    except ResultError as error:
+        raise ResultError(f"{where}: {error}") from error
 
 
 def _costs(root: Path, path: str, where: str) -> str:
@@ -62,6 +70,7 @@ def _runs(render: Callable[[Sequence[Any]], str], pattern: str = "*.json") -> Re
 KINDS: dict[str, Renderer] = {
     **RENDERERS,
     "alpha": _alpha,
+    "answer": _answer,
     "costs": _costs,
     "prior-runs": _runs(prior_runs.table),
     "overhead": _runs(performance.overhead_table, "overhead*.json"),

@@ -1,6 +1,7 @@
 """Draw explained variance against every measure of separation, a panel for each.
 
 python -m evals.separation.figures RUN [--out FILE]
+python -m evals.separation.answer    # one panel for each study, for the first page
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from evals.separation.answer import answer, answer_figure, load_studies
 from evals.separation.figures import is_separation_study, main, separation_figure
 from saelens_adaptive_ortho.commands.experiment import load_experiment
 from saelens_adaptive_ortho.results import Result, ResultError, write_results_file
@@ -66,3 +67,34 @@ def test_config_is_valid_and_begins_with_the_baseline(config: Path) -> None:
     experiment = load_experiment(config)
     assert next(iter(experiment.variants)) == "baseline"
     assert len(experiment.seeds) >= 3
+
+
+def committed(folder: Path, values: dict[str, float]) -> None:
+    """Write a study with three seeds of each variant; the reference without an SAE reaches .7."""
+    found = []
+    for variant, value in values.items():
+        for seed in range(3):
+            ev = 0.97 - 0.001 * (variant == "adaptive") + 1e-4 * seed
+            metrics = {"mcq/forget_accuracy_at_0.95": value + 0.01 * seed}
+            details = {"references": {"detector": {"mcq/forget_accuracy_at_0.95": 0.7}}}
+            found.append(Result("core", variant, seed, metrics={"pooled/explained_variance": ev}))
+            found.append(Result("unlearning", variant, seed, metrics=metrics, details=details))
+    folder.mkdir(parents=True)
+    write_results_file(folder / "results.jsonl", found)
+
+
+def test_answer_has_a_sentence_and_a_panel_for_each_committed_study(tmp_path: Path) -> None:
+    committed(tmp_path / "demo", {"baseline": 0.8, "groups": 0.61, "adaptive": 0.6})
+    studies = load_studies(tmp_path)
+    text = answer(studies)
+    assert text.count("\n") == 0
+    assert "0.610 with `adaptive`, 0.810 with `baseline`" in text
+    assert "Others: `groups` 0.620." in text
+    assert "Best without an SAE: detector 0.700." in text
+    (panel,) = answer_figure(studies).axes
+    assert "Forget accuracy" in panel.get_title(loc="left")
+
+
+def test_answer_needs_a_committed_study(tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match="holds none of the studies demo, local_text, textbooks"):
+        load_studies(tmp_path)

@@ -55,6 +55,20 @@ _STYLE: dict[Any, Any] = {
 _WIDTH, _HEIGHT = 4.7, 4.0
 
 
+class Panel(NamedTuple):
+    """A panel of a trade-off figure.
+
+    Attributes:
+        summary: statistics of the run.
+        gain: key of the metric on the y axis.
+        title: what stands above; by default the name of the metric.
+    """
+
+    summary: Summary
+    gain: str
+    title: str = ""
+
+
 class _Point(NamedTuple):
     """A variant: the means of both metrics, their 95% intervals, and the values of its SAEs."""
 
@@ -96,20 +110,32 @@ def tradeoff_panels(summary: Summary, gains: Sequence[str], cost: str = COST) ->
     Returns:
         The figure, or None if no SAE has the cost and a gain.
     """
-    panels = {gain: points for gain in gains if (points := _points(summary, cost, gain))}
-    if not panels:
+    return panels_side_by_side([Panel(summary, gain) for gain in gains], cost)
+
+
+def panels_side_by_side(
+    panels: Sequence[Panel], cost: str = COST, most_columns: int = 2
+) -> Figure | None:
+    """Draw panels of one run or of several runs, without those that no SAE has both metrics for.
+
+    Returns:
+        The figure, or None if no panel is left.
+    """
+    drawn = [
+        (panel, points) for panel in panels if (points := _points(panel.summary, cost, panel.gain))
+    ]
+    if not drawn:
         return None
-    columns = min(2, len(panels))
+    columns = min(most_columns, len(drawn))
     with matplotlib.rc_context(_STYLE):
-        figure, grid = panel_grid(len(panels), _HEIGHT, columns * _WIDTH, columns)
-        for axes, (gain, points) in zip(grid, panels.items(), strict=True):
-            _draw_panel(axes, summary, cost, gain, points)
+        figure, grid = panel_grid(len(drawn), _HEIGHT, columns * _WIDTH, columns)
+        for axes, (panel, points) in zip(grid, drawn, strict=True):
+            _draw_panel(axes, panel, cost, points)
     return figure
 
 
-def _draw_panel(
-    axes: Axes, summary: Summary, cost: str, gain: str, points: Sequence[_Point]
-) -> None:
+def _draw_panel(axes: Axes, panel: Panel, cost: str, points: Sequence[_Point]) -> None:
+    summary, gain, _ = panel
     references = {
         name: metrics[gain] for name, metrics in summary.without_sae.items() if gain in metrics
     }
@@ -124,7 +150,7 @@ def _draw_panel(
         covered += _between(list(zip(x, y, strict=True)))
     for level in references.values():
         axes.axhline(level, color=MUTED, lw=1.1, ls=(0, (5, 3)), zorder=1)
-    _write_words(axes, summary, cost, gain, dashed=bool(references))
+    _write_words(axes, panel, cost, dashed=bool(references))
     labels = [
         Label(text, styles[point.variant][0], around(*point.mean), bold=True)
         for point, text in zip(points, _names(points), strict=True)
@@ -239,13 +265,14 @@ def _draw_margin(axes: Axes, summary: Summary, info: MetricInfo) -> list[Label]:
     ]
 
 
-def _write_words(axes: Axes, summary: Summary, cost: str, gain: str, dashed: bool) -> None:
+def _write_words(axes: Axes, panel: Panel, cost: str, dashed: bool) -> None:
+    summary, gain, title = panel
     x, y = summary.metrics[cost].info, summary.metrics[gain].info
     n = len(summary.seeds)
     notes = [{"higher": "up is better", "lower": "down is better"}.get(y.direction or "", "")]
     notes += [f"small dots: {n} seeds", "bars: 95% intervals"] if n > 1 else []
     notes += ["dashed: no SAE"] if dashed else []
-    axes.set_title(textwrap.fill(_capital(_axis(y)), 44), pad=18)
+    axes.set_title(textwrap.fill(title or _capital(_axis(y)), 44), pad=18)
     side_note(axes, " · ".join(note for note in notes if note), 1.01)
     better = {"higher": " (right is better)", "lower": " (left is better)"}
     axes.set_xlabel(_axis(x) + better.get(x.direction or "", ""))
