@@ -116,7 +116,7 @@ class Comparison:
         folder = self.root / f"seed{seed}"
         cfg = self._seeded(seed, checkpoint_path=str(folder / "checkpoints"))
         runner = self._runner(cfg, missing, folder / "checkpoints")
-        self.say(f"Seed {seed}: training {', '.join(missing)}")
+        self.say(f"Seed {seed}: training {', '.join(missing)}; {runner.placement()}")
         runner.trainer.fit()
         for name in missing:
             runner.export(name, self._sae_dir(name, seed))

@@ -12,7 +12,9 @@ def run(options: ExperimentOptions) -> int:
     from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner
 
     cfg = load_experiment(options.config, options.set).runner
-    AdaptiveOrthoRunner(cfg).run()
+    runner = AdaptiveOrthoRunner(cfg)
+    say(f"Training; {runner.placement()}")
+    runner.run()
     say(f"Saved: {cfg.output_path}/sae")
     return 0
 

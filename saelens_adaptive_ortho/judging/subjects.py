@@ -20,6 +20,7 @@ import torch
 from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.saes.sae import SAE
 
+from saelens_adaptive_ortho.devices import check_device
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.judging.contract import Workbench
 from saelens_adaptive_ortho.judging.options import JudgingOptions
@@ -235,11 +236,7 @@ def check_device_and_dtype(options: JudgingOptions) -> None:
     except ValueError as error:
         known = "float32, bfloat16, float16, float64"
         raise reject("--dtype", options.dtype, f"must be one of {known}.") from error
-    try:
-        torch.empty(0, device=options.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0].rstrip(".")
-        raise reject("--device", options.device, f"torch cannot use it ({reason}).") from error
+    check_device("--device", options.device)
 
 
 @contextmanager

@@ -126,8 +126,9 @@ def _load_local(path: Path, device: str, kwargs: dict[str, Any]) -> HookedRootMo
         from transformer_lens.model_bridge import TransformerBridge
 
         bridge = TransformerBridge.boot_transformers(
-            str(path), device=device, dtype=dtype, tokenizer=tokenizer, hf_model=hf_model
+            str(path), device="cpu", dtype=dtype, tokenizer=tokenizer, hf_model=hf_model
         )
+        bridge.to(device, print_details=False)  # a bridge leaves a loaded model where it is
         return cast(HookedRootModule, bridge)  # same hooks and calls, but another base class
     with tempfile.TemporaryDirectory() as folder:
         # It also chooses the config class by the path ("gemma", "llama"), so it gets a path without

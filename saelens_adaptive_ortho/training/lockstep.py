@@ -35,6 +35,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from saelens_adaptive_ortho.devices import check_placed
 from saelens_adaptive_ortho.errors import ConfigError, Explained, reject
 from saelens_adaptive_ortho.files import atomic_directory, write_json
 from saelens_adaptive_ortho.host.trainer import build_trainer
@@ -119,6 +120,7 @@ class LockstepTrainer:
             name: build_trainer(trainer_cfg, sae, data_provider=iter(()))
             for name, sae in saes.items()
         }
+        self._checked_batch = False
         self.n_steps = -(-cfg.total_training_samples // cfg.train_batch_size_samples)
         self.checkpoint_steps = {
             round(self.n_steps * i / (cfg.n_checkpoints + 1))
@@ -136,8 +138,8 @@ class LockstepTrainer:
             Interrupted: SIGINT or SIGTERM arrived. A checkpoint is saved first.
             StorageError: a checkpoint could not be written. Earlier checkpoints survive.
         """
-        for sae in self.saes.values():
-            sae.to(self.cfg.device)
+        for name, sae in self.saes.items():
+            check_placed(f"the SAE {name}", sae.to(self.cfg.device), "device", self.cfg.device)
         started = time.perf_counter()
         self.store.fill_cache()
         self.state.seconds["activations"] += time.perf_counter() - started
@@ -187,6 +189,11 @@ class LockstepTrainer:
     def _step(self, batches: Iterator[Tensor]) -> dict[str, TrainStepOutput]:
         started = time.perf_counter()
         batch = next(batches)
+        if not self._checked_batch:
+            check_placed(
+                "a batch of activations", batch, "act_store_device", str(self.store.device)
+            )
+            self._checked_batch = True
         self.state.seconds["activations"] += time.perf_counter() - started
         outputs = {}
         for name, trainer in self.trainers.items():

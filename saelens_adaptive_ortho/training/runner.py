@@ -20,8 +20,10 @@ from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainingSAE
 from safetensors.torch import save_file
+from torch import nn
 from transformer_lens import HookedRootModule
 
+from saelens_adaptive_ortho.devices import check_device, check_placed
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import atomic_directory, check_writable, write_json
 from saelens_adaptive_ortho.text import mixture, models
@@ -52,6 +54,9 @@ def check(cfg: AdaptiveOrthoRunnerConfig) -> None:
     """
     if cfg.output_path is not None:
         check_writable("output_path", cfg.output_path)
+    for field in ("device", "llm_device", "act_store_device"):
+        if getattr(cfg, field) not in (None, "with_model"):
+            check_device(field, getattr(cfg, field))
     models.check_model(cfg.model_name)
     for domain, corpus in cfg.corpora().items():
         where = cfg.corpus_field(domain)
@@ -79,6 +84,8 @@ def prepare(
             cfg.model_from_pretrained_kwargs,
             [cfg.hook_name],
         )
+    if isinstance(model, nn.Module):
+        check_placed("the language model", model, "llm_device", str(cfg.llm_device))
     models.check_hook(model, cfg.hook_name)
     models.check_d_in(model, cfg.hook_name, cfg.hook_head_index, cfg.sae.d_in)
     models.check_context_size(model, cfg.context_size)
@@ -205,6 +212,13 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
             on_log=on_log or (self._log_to_wandb if cfg.logger.log_to_wandb else None),
         )
 
+    def placement(self) -> str:
+        """Where the model, the SAEs and the batches are, and in which dtype, as one sentence."""
+        places = {"language model": next(self.model.parameters()), "SAEs": self.sae.W_dec}
+        parts = [f"{what} on {t.device} ({_short(t.dtype)})" for what, t in places.items()]
+        store = self.activations_store
+        return ", ".join([*parts, f"batches on {store.device} ({_short(store.dtype)})"])
+
     def run(self) -> Any:
         """Train, starting from ``resume_from_checkpoint`` if set, and export the SAEs.
 
@@ -246,6 +260,10 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
             save_file({"sparsity": trainer.log_feature_sparsity}, temporary / SPARSITY_FILENAME)
             write_json(temporary / RUNNER_CFG_FILENAME, _plain(self.configs[name].to_dict()))
         return target
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 from saelens_adaptive_ortho.errors import ConfigError
@@ -22,6 +23,7 @@ from saelens_adaptive_ortho.text.models import (
     local_model_dir,
 )
 from saelens_adaptive_ortho.training.runner import prepare
+from tests.tiny import build_tokenizer
 
 HOOK, WIDTH = "blocks.1.hook_resid_post", 32
 WEIGHTS = "model.safetensors"
@@ -179,3 +181,73 @@ def test_failed_hub_model_is_refused_with_remedy(
     monkeypatch.setattr(models, "load_model", fail)
     with pytest.raises(ConfigError, match=f"model_name='somebody/model': .*{message}"):
         load_language_model("somebody/model")
+
+
+SMALL = {"vocab_size": 260, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+LIKE_LLAMA = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    **SMALL,
+}
+FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
+    "llama": (transformers.LlamaConfig, LIKE_LLAMA),
+    "mistral": (transformers.MistralConfig, LIKE_LLAMA),
+    "qwen3": (transformers.Qwen3Config, {**LIKE_LLAMA, "head_dim": 8}),
+    "gemma2": (transformers.Gemma2Config, {**LIKE_LLAMA, "head_dim": 8}),
+    "gpt2": (
+        transformers.GPT2Config,
+        {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, **SMALL},
+    ),
+    "gpt_neox": (transformers.GPTNeoXConfig, LIKE_LLAMA),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a tiny model of a family, as ``save_pretrained`` writes it."""
+    path = tmp_path_factory.mktemp("family") / request.param
+    config_class, settings = FAMILIES[request.param]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config_class(**settings)).save_pretrained(path)
+    build_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_family_is_on_the_device_and_in_the_dtype_of_the_config(
+    family: Path, dtype: str
+) -> None:
+    # "meta" stands for a GPU: parameters can move there on every machine.
+    loaded = load_language_model(
+        str(family), "meta", model_from_pretrained_kwargs={"dtype": dtype}
+    )
+    assert {p.device.type for p in loaded.parameters()} == {"meta"}
+    assert {p.dtype for p in loaded.parameters()} == {getattr(torch, dtype)}
+
+
+def test_every_family_gives_the_logits_of_transformers(family: Path) -> None:
+    tokens = torch.randint(3, 200, (2, 9), generator=torch.Generator().manual_seed(0))
+    reference = AutoModelForCausalLM.from_pretrained(family, local_files_only=True)
+    loaded = load_language_model(str(family))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(tokens), reference(tokens).logits, rtol=0, atol=1e-4)
+
+
+def test_model_on_another_device_is_refused_before_the_corpora_are_read(
+    tiny: Any, make_config: Callable[..., Any]
+) -> None:
+    elsewhere = load_language_model(str(tiny.model), "meta")
+    with pytest.raises(ConfigError, match=r"llm_device='cpu': the language model: .* is on meta"):
+        prepare(make_config(), model=elsewhere)
+
+
+def test_unusable_device_is_named_before_the_model_is_loaded(
+    make_config: Callable[..., Any],
+) -> None:
+    with pytest.raises(ConfigError, match=r"^device='gpu': torch cannot use it"):
+        prepare(make_config(device="gpu"))
