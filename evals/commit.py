@@ -74,7 +74,7 @@ def commit_run(run: Path, target: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="a finished run folder")
-    parser.add_argument("target", type=Path, help="e.g. evals/separation/results/demo; it is replaced")
+    parser.add_argument("target", type=Path, help="evals/STUDY/results/NAME; it is replaced")
     args = parser.parse_args(argv)
     commit_run(args.run, args.target)
 

@@ -25,6 +25,7 @@ from saelens_adaptive_ortho.settings import (
     parse_yaml,
     reject_unknown,
 )
+from saelens_adaptive_ortho.text.models import hook_width
 from saelens_adaptive_ortho.training.runner_config import (
     RUNNER_FIELDS,
     AdaptiveOrthoRunnerConfig,
@@ -80,8 +81,11 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     """
     path = find_config(path)
     tree = read_tree(path)
+    before = _site(tree)
     for override in overrides or []:
         apply_override(tree, override)
+    if _site(tree) != before and not any(o.startswith("sae.d_in=") for o in overrides or []):
+        _drop_width(tree)
     return build_experiment(tree, path.stem)
 
 
@@ -98,14 +102,28 @@ def lay_over(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """The settings of ``tree``, overridden by those of ``changes``.
 
     ``sae`` and ``logger`` are merged field by field. Any other setting is replaced as a whole, such
-    as the variants or a corpus.
+    as the variants or a corpus. With another model or another kind of hook, ``sae.d_in`` is dropped
+    unless it is among the changes: it is then that of the new model.
     """
+    sites = _site(tree), _site({**tree, **changes})
+    if sites[0] != sites[1]:
+        _drop_width(tree := {**tree, "sae": tree.get("sae")})
     merged = {
         key: {**tree[key], **changes[key]}
         for key in MERGED_KEYS
         if isinstance(tree.get(key), dict) and isinstance(changes.get(key), dict)
     }
     return {**tree, **changes, **merged}
+
+
+def _site(tree: dict[str, Any]) -> tuple[object, str]:
+    """The model and the kind of hook; the layer does not count."""
+    return tree.get("model_name"), re.sub(r"\d+", "N", str(tree.get("hook_name")))
+
+
+def _drop_width(tree: dict[str, Any]) -> None:
+    if isinstance(tree.get("sae"), dict):
+        tree["sae"] = {name: value for name, value in tree["sae"].items() if name != "d_in"}
 
 
 def _read_tree(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
@@ -169,18 +187,17 @@ def build_experiment(tree: dict[str, Any], name: str = "experiment") -> Experime
 def _build_runner(tree: dict[str, Any]) -> AdaptiveOrthoRunnerConfig:
     sae = tree.pop("sae", None)
     if not isinstance(sae, dict):
-        raise reject("sae", sae, "must be a mapping with at least architecture, d_in and d_sae.")
-    sae_cfg = _build_sae(sae)
+        raise reject("sae", sae, "must be a mapping with at least architecture and d_sae.")
     logger = tree.pop("logger", {"log_to_wandb": False})
     if not isinstance(logger, dict):
         raise reject("logger", logger, "must be a mapping of SAELens LoggingConfig fields.")
-    built = {
-        "sae": sae_cfg,
-        "logger": parse(LoggingConfig, {"log_to_wandb": False, **logger}, "logger."),
-    }
     for key in ("model_name", "hook_name"):  # SAELens's defaults belong to its own example
         if not tree.get(key):
             raise reject(key, tree.get(key), "must be given.")
+    built = {
+        "sae": _build_sae({"d_in": _width(tree), **sae} if "d_in" not in sae else sae),
+        "logger": parse(LoggingConfig, {"log_to_wandb": False, **logger}, "logger."),
+    }
     if isinstance(tree.get("seqpos_slice"), list):
         tree["seqpos_slice"] = tuple(tree["seqpos_slice"])
     corpora = tree.get("ortho_corpora", {})
@@ -193,6 +210,15 @@ def _build_runner(tree: dict[str, Any]) -> AdaptiveOrthoRunnerConfig:
         raise
     except (TypeError, ValueError) as error:  # SAELens's own checks
         raise ConfigError(f"config: SAELens refuses it: {error}") from error
+
+
+def _width(tree: dict[str, Any]) -> int:
+    """The width at the hook, from the config of the model."""
+    width = hook_width(tree["model_name"], tree["hook_name"], tree.get("hook_head_index"))
+    if width is None:
+        rule = f"must be given: the name {tree['hook_name']} does not tell its width."
+        raise reject("sae.d_in", None, rule)
+    return width
 
 
 def _build_sae(sae: dict[str, Any]) -> Any:

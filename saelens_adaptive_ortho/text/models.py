@@ -17,7 +17,7 @@ from sae_lens.load_model import load_model
 from sae_lens.util import str_to_dtype
 from transformer_lens import HookedRootModule, HookedTransformer
 from transformer_lens import loading as tl_loading
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from saelens_adaptive_ortho.demo import MODEL_DIR
 from saelens_adaptive_ortho.errors import ConfigError, reject
@@ -178,6 +178,40 @@ def check_context_size(model: HookedRootModule, context_size: int) -> None:
     n_ctx = getattr(getattr(model, "cfg", None), "n_ctx", None)
     if n_ctx is not None and context_size > n_ctx:
         raise reject("context_size", context_size, f"the model sees {n_ctx} tokens at most.")
+
+
+def hook_width(name: str, hook_name: str, hook_head_index: int | None = None) -> int | None:
+    """The width of the activations at a hook, from the config of the model alone.
+
+    Returns:
+        The width, or None if the name of the hook does not tell it.
+
+    Raises:
+        ConfigError: the model does not exist, or its config cannot be read.
+    """
+    check_model(name)
+    path = local_model_dir(name)
+    try:
+        if path is not None:
+            config = AutoConfig.from_pretrained(path, local_files_only=True)
+        else:
+            official = tl_loading.make_model_alias_map().get(name, name)
+            with hub.offline_if_unreachable():
+                config = AutoConfig.from_pretrained(official)
+    except Exception as error:
+        raise reject("model_name", name, _explain_load_failure(error, path)) from error
+    config = config.get_text_config()
+    hook = re.sub(r"^blocks\.\d+\.", "", hook_name)
+    if re.fullmatch(r"hook_(resid_\w+|\w+_out|embed|in|out)", hook):
+        return int(config.hidden_size)
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if hook == "attn.hook_z":
+        return int(head if hook_head_index is not None else heads * head)
+    if hook == "mlp.hook_post":
+        inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+        return int(inner or 4 * config.hidden_size)
+    return None
 
 
 @torch.no_grad()

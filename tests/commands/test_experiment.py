@@ -155,9 +155,7 @@ def test_wrong_type_or_value_is_refused(
         build_experiment(changed(settings(), key, value))
 
 
-@pytest.mark.parametrize(
-    "key", ["model_name", "hook_name", "sae", "sae.d_in", "sae.d_sae", "sae.architecture"]
-)
+@pytest.mark.parametrize("key", ["model_name", "hook_name", "sae", "sae.d_sae", "sae.architecture"])
 def test_missing_key_is_named(settings: Settings, key: str) -> None:
     with pytest.raises(ConfigError, match=f"{re.escape(key)}=None"):
         build_experiment(remove(settings(), key))

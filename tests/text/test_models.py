@@ -223,9 +223,7 @@ def test_every_family_is_on_the_device_and_in_the_dtype_of_the_config(
     family: Path, dtype: str
 ) -> None:
     # "meta" stands for a GPU: parameters can move there on every machine.
-    loaded = load_language_model(
-        str(family), "meta", model_from_pretrained_kwargs={"dtype": dtype}
-    )
+    loaded = load_language_model(str(family), "meta", model_from_pretrained_kwargs={"dtype": dtype})
     assert {p.device.type for p in loaded.parameters()} == {"meta"}
     assert {p.dtype for p in loaded.parameters()} == {getattr(torch, dtype)}
 
