@@ -151,8 +151,8 @@ def offline_if_unreachable() -> Iterator[None]:
     Raises:
         ConnectionError: a requested file is not cached. The message says how the hub failed.
     """
-    problem = None if constants.HF_HUB_OFFLINE else _problem()
-    if problem is None:
+    reason = None if constants.HF_HUB_OFFLINE else problem()
+    if reason is None:
         yield
         return
     constants.HF_HUB_OFFLINE = True
@@ -161,12 +161,12 @@ def offline_if_unreachable() -> Iterator[None]:
     except Exception as error:
         if diagnose(error).kind != "unreachable":
             raise
-        raise ConnectionError(f"no answer from {constants.ENDPOINT}: {problem}") from error
+        raise ConnectionError(f"no answer from {constants.ENDPOINT}: {reason}") from error
     finally:
         constants.HF_HUB_OFFLINE = False
 
 
-def _problem() -> str | None:
+def problem() -> str | None:
     """The reason why the hub does not answer; None if it answers.
 
     The time limit is that of the client library for small requests. An answer with any status

@@ -107,12 +107,15 @@ class StratifiedActivationsStore(ActivationsStore):
     returns the held-out contexts of these corpora, interleaved.
 
     Attributes:
+        corpora: the corpora that are trained on.
+        rows_per_batch: rows of a batch that come from each of them.
         cached: the activations of each corpus on disk, if the run has ``ortho_cache_activations``
             (:mod:`~saelens_adaptive_ortho.text.activation_cache`); otherwise empty. Batches are
             the same, up to the rounding with which the model reads other groups of contexts.
     """
 
     corpora: list[TokenisedCorpus]
+    rows_per_batch: list[int]
     position: int
     cached: list[CachedCorpus]
 
@@ -143,7 +146,7 @@ class StratifiedActivationsStore(ActivationsStore):
     ) -> None:
         self.corpora = corpora
         self.position = 0
-        self._rows_per_batch = rows_per_batch
+        self.rows_per_batch = rows_per_batch
         self._domains = [
             DomainRows(c.train, self._usable(c), mix(seed, i)) for i, c in enumerate(corpora)
         ]
@@ -175,7 +178,7 @@ class StratifiedActivationsStore(ActivationsStore):
                 self.store_batch_size_prompts,
                 (positions, self.d_in),
                 self.dtype,
-                partial(self._compute, d),
+                partial(self.compute, d),
             )
             for d, domain in enumerate(self._domains)
         ]
@@ -244,13 +247,13 @@ class StratifiedActivationsStore(ActivationsStore):
         return torch.cat(
             [
                 rows[slot * n : (slot + 1) * n]
-                for rows, n in zip(self._chunk[1], self._rows_per_batch, strict=True)
+                for rows, n in zip(self._chunk[1], self.rows_per_batch, strict=True)
             ]
         )
 
     def _fill(self, d: int, chunk: int) -> Float[Tensor, "rows d_in"]:
         """Shuffled activations of one corpus for a whole chunk."""
-        n = self._rows_per_batch[d] * self.batches_per_chunk
+        n = self.rows_per_batch[d] * self.batches_per_chunk
         start, pieces = chunk * n, []
         for piece in self._domains[d].locate(start, n):
             rows = self._activations(d, piece.contexts, chunk)
@@ -271,16 +274,18 @@ class StratifiedActivationsStore(ActivationsStore):
             if self.cached:
                 acts = self.cached[d].read(batch).to(self.device)
             else:
-                acts = self._compute(d, batch, served)
+                acts = self.compute(d, batch, served)
             out.append(acts[domain.usable[batch][:, sliced].to(acts.device)])
         return torch.cat(out)
 
-    def _compute(
+    def compute(
         self, d: int, contexts: Int[Tensor, " n"], served: str = ""
     ) -> Float[Tensor, "n positions d_in"]:
         """Run the model on some contexts of a corpus.
 
         Args:
+            d: number of the corpus in ``corpora``.
+            contexts: numbers of the contexts.
             served: the batches that need these contexts, for the error.
         """
         tokens = self._domains[d].tokens[contexts].long()
@@ -300,7 +305,7 @@ class StratifiedActivationsStore(ActivationsStore):
         """Number of epochs of each corpus in ``n_steps`` batches."""
         return {
             c.domain: n * n_steps / d.rows_per_epoch
-            for c, d, n in zip(self.corpora, self._domains, self._rows_per_batch, strict=True)
+            for c, d, n in zip(self.corpora, self._domains, self.rows_per_batch, strict=True)
         }
 
 

@@ -1,0 +1,88 @@
+"""``adaptive-ortho plan``: what a comparison will cost, before anything long starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from saelens_adaptive_ortho.commands.compare import ExperimentOptions
+from saelens_adaptive_ortho.commands.options import Command, say
+
+if TYPE_CHECKING:
+    from saelens_adaptive_ortho.commands.experiment import Experiment
+    from saelens_adaptive_ortho.training.costs import Costs
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(ExperimentOptions):
+    """The experiment, and how long to measure.
+
+    Args:
+        steps: timed steps of each SAE.
+    """
+
+    steps: int = 20
+
+
+def run(options: PlanOptions) -> int:
+    """Load model and text, time some steps, and print the costs."""
+    from saelens_adaptive_ortho.commands.experiment import load_experiment
+    from saelens_adaptive_ortho.errors import reject
+    from saelens_adaptive_ortho.training.costs import measure_costs
+    from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, prepare
+
+    if options.steps < 1:
+        raise reject("--steps", options.steps, "must be at least 1.")
+    experiment = load_experiment(options.config, options.set)
+    cfg = experiment.runner
+    runner = AdaptiveOrthoRunner(cfg, experiment.variants, prepare(cfg))
+    say(f"{runner.placement()}; timing {options.steps} steps of {', '.join(runner.saes)} ...")
+    for name, text in described(experiment, measure_costs(runner, options.steps)).items():
+        say(f"{name:<13}{text}")
+    return 0
+
+
+def described(experiment: Experiment, costs: Costs) -> dict[str, str]:
+    """The costs in words, by topic."""
+    cfg, seeds = experiment.runner, len(experiment.seeds)
+    n = len(costs.step_seconds) * seeds
+    cached = cfg.ortho_cache_activations
+    steps = ", ".join(f"{name} {1e3 * s:,.0f} ms" for name, s in costs.step_seconds.items())
+    d_in, widest = cfg.sae.d_in, max(costs.parameters.values())
+    disk = f"{_gb(costs.export * seeds)} for SAEs, up to {_gb(costs.checkpoints)} for checkpoints"
+    if cached:
+        disk += f", {_gb(costs.cache)} for cached activations that are not there yet"
+    evals = ", ".join(experiment.evals) or "none"
+    return {
+        "model": f"{cfg.model_name}, {cfg.hook_name}, width {d_in:,}",
+        "SAEs": f"{n} ({len(costs.step_seconds)} variants x {seeds} seeds), {cfg.sae.d_sae:,} "
+        f"latents, up to {widest / 1e6:,.1f} M parameters",
+        "steps": f"{costs.steps:,} of {costs.batch:,} tokens for each SAE",
+        "a step": f"{steps}; the model's batch {1e3 * costs.activation_seconds:,.0f} ms",
+        "speed": f"{costs.tokens_per_second:,.0f} tokens/s, from text to all SAEs of a seed",
+        "training": f"{_duration(costs.seconds())} for a seed, "
+        f"{_duration(costs.seconds(seeds, cached))} for all",
+        "memory": f"{_gb(costs.memory + costs.buffer)} at the peak, of which {_gb(costs.buffer)} "
+        "for shuffled activations",
+        "disk": disk,
+        "evaluations": f"{evals}; their time is not in this plan",
+    }
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+COMMAND = Command(
+    name="plan",
+    help="Say what a comparison will cost: time, memory, disk. Some steps are timed, none is kept.",
+    options=PlanOptions,
+    run=run,
+)
