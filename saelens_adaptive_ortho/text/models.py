@@ -24,8 +24,8 @@ from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.text import hub
 
 DEMO_MODEL = "demo:model"
-# TransformerLens recognises most architectures by hub name, but only few from a directory. For the
-# others, its TransformerBridge offers the same hook points around the Hugging Face model.
+# TransformerLens recognises the models that it lists, and few architectures from a directory. For
+# all others, its TransformerBridge offers the same hook points around the Hugging Face model.
 CONVERTED_FROM_ANY_DIRECTORY = {"GPTNeoXForCausalLM"}
 LOCAL_KWARGS = {"dtype", "torch_dtype", "center_writing_weights"}
 
@@ -93,10 +93,12 @@ def load_language_model(
     path = local_model_dir(name)
     kwargs = dict(model_from_pretrained_kwargs or {})
     try:
-        if path is not None and model_class_name == "HookedTransformer":
-            return _load_local(path, device, kwargs)
         resolved = resolve_model_name(name)
+        if path is not None and model_class_name == "HookedTransformer":
+            return _load_unlisted(path, device, kwargs)
         with hub.offline_if_unreachable():
+            if model_class_name == "HookedTransformer" and _is_unlisted(resolved):
+                return _load_unlisted(resolved, device, kwargs)
             return load_model(model_class_name, resolved, device, kwargs, hook_names)
     except ConfigError:
         raise
@@ -104,32 +106,51 @@ def load_language_model(
         raise reject("model_name", name, _explain_load_failure(error, path)) from error
 
 
-def _load_local(path: Path, device: str, kwargs: dict[str, Any]) -> HookedRootModule:
+def _is_unlisted(name: str) -> bool:
+    """Whether a name of the form ``owner/model`` is not in TransformerLens's own list."""
+    aliases = tl_loading.make_model_alias_map()
+    known = {*aliases, *(official.lower() for official in aliases.values())}
+    return "/" in name and name.lower() not in known
+
+
+def _load_unlisted(source: Path | str, device: str, kwargs: dict[str, Any]) -> HookedRootModule:
+    """Load a directory, or a hub model that TransformerLens does not list, by transformers."""
     unknown = set(kwargs) - LOCAL_KWARGS
     if unknown:
         raise reject(
             "model_from_pretrained_kwargs",
             sorted(unknown),
-            f"a local model takes only {', '.join(sorted(LOCAL_KWARGS))}.",
+            f"such a model takes only {', '.join(sorted(LOCAL_KWARGS))}.",
         )
+    local = isinstance(source, Path)
     dtype = kwargs.get("dtype", kwargs.get("torch_dtype", torch.float32))
     dtype = str_to_dtype(dtype) if isinstance(dtype, str) else dtype
     # TransformerLens chooses the Hugging Face class by substrings of the *path* ("bert", "t5"), so
     # it gets the loaded model instead.
     hf_model = AutoModelForCausalLM.from_pretrained(
-        path, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype
+        source, local_files_only=local, use_safetensors=True, trust_remote_code=False, dtype=dtype
     )
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    if not set(hf_model.config.architectures or []) & CONVERTED_FROM_ANY_DIRECTORY:
-        # TransformerBridge has no top-level name. It is imported here, so that only these models
-        # need its module.
-        from transformer_lens.model_bridge import TransformerBridge
+    tokenizer = AutoTokenizer.from_pretrained(
+        source, local_files_only=local, trust_remote_code=False
+    )
+    converted = set(hf_model.config.architectures or []) & CONVERTED_FROM_ANY_DIRECTORY
+    if isinstance(source, Path) and converted:
+        return _convert(source, hf_model, tokenizer, device, dtype)
+    # TransformerBridge has no top-level name. It is imported here, so that only these models need
+    # its module.
+    from transformer_lens.model_bridge import TransformerBridge
 
-        bridge = TransformerBridge.boot_transformers(
-            str(path), device="cpu", dtype=dtype, tokenizer=tokenizer, hf_model=hf_model
-        )
-        bridge.to(device, print_details=False)  # a bridge leaves a loaded model where it is
-        return cast(HookedRootModule, bridge)  # same hooks and calls, but another base class
+    bridge = TransformerBridge.boot_transformers(
+        str(source), device="cpu", dtype=dtype, tokenizer=tokenizer, hf_model=hf_model
+    )
+    bridge.to(device, print_details=False)  # a bridge leaves a loaded model where it is
+    return cast(HookedRootModule, bridge)  # same hooks and calls, but another base class
+
+
+def _convert(
+    path: Path, hf_model: Any, tokenizer: Any, device: str, dtype: torch.dtype
+) -> HookedRootModule:
+    """A HookedTransformer from a loaded model of an architecture that can be converted."""
     with tempfile.TemporaryDirectory() as folder:
         # It also chooses the config class by the path ("gemma", "llama"), so it gets a path without
         # such names.

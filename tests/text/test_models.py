@@ -175,12 +175,14 @@ def test_too_long_context_is_refused(make_config: Callable[..., Any], model: Any
 def test_failed_hub_model_is_refused_with_remedy(
     monkeypatch: pytest.MonkeyPatch, raised: str, message: str
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(raised)
 
     monkeypatch.setattr(models, "load_model", fail)
-    with pytest.raises(ConfigError, match=f"model_name='somebody/model': .*{message}"):
-        load_language_model("somebody/model")
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", fail)
+    for name in ("somebody/model", "pythia-70m-deduped"):  # the second one is listed
+        with pytest.raises(ConfigError, match=f"model_name='{name}': .*{message}"):
+            load_language_model(name)
 
 
 SMALL = {"vocab_size": 260, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}

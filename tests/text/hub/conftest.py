@@ -21,6 +21,7 @@ from tests.text.hub.repositories import (
 def repositories(tmp_path_factory: pytest.TempPathFactory) -> Repositories:
     repos = Repositories(tmp_path_factory.mktemp("hub"))
     repos.model(PYTHIA)
+    repos.model("somebody/model")
     repos.sae("ctigges/pythia-70m-deduped__res-sm_processed", "3-res-sm", OLD_CFG)
     repos.jsonl(GATED, FORGET_CORPUS, 1500, "bio_remove_dataset.jsonl")
     repos.text("cais/wmdp-corpora", FORGET_CORPUS, 300, "bio-retain-corpus", "cyber-retain-corpus")

@@ -15,6 +15,7 @@ from tests.text.hub.server import MEMBER
 
 GATED = "cais/wmdp-bio-forget-corpus"
 MODEL = "pythia-70m-deduped"
+UNLISTED = "somebody/model"  # not in TransformerLens's list
 RELEASE, SAE_ID = "pythia-70m-deduped-res-sm", "blocks.3.hook_resid_post"
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     if sys.argv[3:] == ["compare"]:
         client.step("compare", compare)
         return
-    for action in (model, sae, corpora, evaluate, core, probing, questions, sae_lens, check):
+    for action in (model, unlisted, sae, corpora, evaluate, core, probing, questions, sae_lens, check):
         client.step(action.__name__, action)
 
 
@@ -40,6 +41,20 @@ def model() -> dict[str, Any]:
         "width": hub.cfg.d_model,
         "vocabulary": len(hub.tokenizer),
         "as_local": torch.equal(hub(tokens), local(tokens)),
+    }
+
+
+def unlisted() -> dict[str, Any]:
+    import torch
+
+    from saelens_adaptive_ortho.text.models import hook_width, load_language_model
+
+    hub, local = load_language_model(UNLISTED), load_language_model("demo:model")
+    tokens = torch.arange(60)[None]
+    return {
+        "class": type(hub).__name__,
+        "width": hook_width(UNLISTED, "blocks.0.hook_resid_post"),
+        "as_local": torch.allclose(hub(tokens), local(tokens), atol=1e-4),
     }
 
 

@@ -41,6 +41,11 @@ def test_pythia_loads_by_its_transformer_lens_name(step: Any) -> None:
     assert step == {"layers": 4, "width": D_IN, "vocabulary": 705, "as_local": True}
 
 
+@of("unlisted")
+def test_model_that_transformer_lens_does_not_list_loads_by_its_bridge(step: Any) -> None:
+    assert step == {"class": "TransformerBridge", "width": D_IN, "as_local": True}
+
+
 @of("sae")
 def test_registered_sae_loads(step: Any, repositories: Repositories) -> None:
     folder = repositories.root / "models/ctigges/pythia-70m-deduped__res-sm_processed/3-res-sm"
