@@ -52,6 +52,8 @@ class CorpusConfig:
         name: configuration of a hub data set.
         split: split of a hub data set.
         text_field: column that holds the text.
+        tokens_field: column that holds token ids of the run's model, instead of text. Each row is
+            one context: its first ``context_size`` tokens are used as they are.
         max_documents: largest number of documents to read.
         revision: branch, tag or commit of a hub data set.
         share: share of the retain rows of every training batch that come from this corpus. Only
@@ -65,6 +67,11 @@ class CorpusConfig:
     max_documents: PositiveInt | None = None
     revision: str | None = None
     share: Annotated[float, Field(ge=0, lt=1)] | None = None
+    tokens_field: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as plain values; those that came later only if they are set."""
+        return {k: v for k, v in asdict(self).items() if k != "tokens_field" or v is not None}
 
     @classmethod
     def from_dict(cls, where: str, value: object) -> CorpusConfig:
@@ -134,6 +141,51 @@ def read_documents(corpus: CorpusConfig, where: str) -> Iterator[str]:
         ConfigError: the corpus is missing, unreadable or gated, or its text field is missing. The
             message names ``where``.
     """
+    for number, row in _rows(corpus, where):
+        text = _field(row, "text_field", corpus.text_field, number, corpus, where)
+        if not isinstance(text, str):
+            raise reject(
+                f"{where}.text_field",
+                corpus.text_field,
+                f"document {number} of {corpus.path} has {type(text).__name__} there, not text.",
+            )
+        if text.strip():
+            yield text
+
+
+def read_tokens(corpus: CorpusConfig, where: str) -> Iterator[Int[Tensor, " n"]]:
+    """Stream the token ids of a corpus that has a ``tokens_field``, row by row.
+
+    Raises:
+        ConfigError: as :func:`read_documents`; or a row holds something else than whole numbers.
+    """
+    assert corpus.tokens_field is not None
+    for number, row in _rows(corpus, where):
+        ids = _field(row, "tokens_field", corpus.tokens_field, number, corpus, where)
+        if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+            raise reject(
+                f"{where}.tokens_field",
+                corpus.tokens_field,
+                f"row {number} of {corpus.path} holds no list of token ids there. Without this "
+                "field, `text_field` is tokenised.",
+            )
+        yield torch.tensor(ids, dtype=torch.int64)
+
+
+def _field(
+    row: dict[str, Any], setting: str, name: str, number: int, corpus: CorpusConfig, where: str
+) -> Any:
+    if name not in row:
+        raise reject(
+            f"{where}.{setting}",
+            name,
+            f"no such field in document {number} of {corpus.path}; it has {sorted(row)}.",
+        )
+    return row[name]
+
+
+def _rows(corpus: CorpusConfig, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and content of each row of a corpus, up to ``max_documents``."""
     try:
         files = local_files(corpus.path)
     except ConfigError as error:
@@ -151,21 +203,7 @@ def read_documents(corpus: CorpusConfig, where: str) -> Iterator[str]:
             raise reject(
                 f"{where}.path", corpus.path, _explain_read_failure(error, corpus, files, number)
             ) from error
-        if corpus.text_field not in row:
-            raise reject(
-                f"{where}.text_field",
-                corpus.text_field,
-                f"no such field in document {number} of {corpus.path}; it has {sorted(row)}.",
-            )
-        text = row[corpus.text_field]
-        if not isinstance(text, str):
-            raise reject(
-                f"{where}.text_field",
-                corpus.text_field,
-                f"document {number} of {corpus.path} has {type(text).__name__} there, not text.",
-            )
-        if text.strip():
-            yield text
+        yield number, row
 
 
 def _open(corpus: CorpusConfig, where: str, files: list[Path] | None) -> Iterator[dict[str, Any]]:
@@ -286,9 +324,12 @@ def tokenise_corpus(
     cached = cache_dir / f"{domain}-{key[:16]}.safetensors" if cache_dir else None
     if cached is not None and (found := _read_cache(cached, domain, key)) is not None:
         return found
-    documents = _tokenise(corpus, domain, tokenizer, how, train_contexts, where)
-    train = _pack(documents.train, tokenizer, how, train_contexts)
-    held_out = _pack(documents.held_out, tokenizer, how, how.holdout_contexts)
+    if corpus.tokens_field is None:
+        documents = _tokenise(corpus, domain, tokenizer, how, train_contexts, where)
+        train = _pack(documents.train, tokenizer, how, train_contexts)
+        held_out = _pack(documents.held_out, tokenizer, how, how.holdout_contexts)
+    else:
+        train, held_out = _as_contexts(corpus, domain, tokenizer, how, train_contexts, where)
     if not train or not held_out:
         raise reject(
             f"{where}.path",
@@ -346,6 +387,47 @@ def _tokenise(
     return _Documents(parts[False], parts[True])
 
 
+def _as_contexts(
+    corpus: CorpusConfig,
+    domain: str,
+    tokenizer: Any,
+    how: Tokenisation,
+    train_contexts: int,
+    where: str,
+) -> _Documents:
+    """The rows of a tokenised corpus as contexts, until both parts have enough of them."""
+    stride = max(2, round(1 / how.holdout_fraction))
+    parts = _Documents([], [])
+    rows = enumerate(read_tokens(corpus, where))
+    for number, ids in tqdm(rows, desc=f"Reading {domain}", unit=" rows", leave=False):
+        if len(parts.train) >= train_contexts and parts.held_out:
+            break
+        problem = _unfit(ids, tokenizer, how)
+        if problem:
+            raise reject(f"{where}.tokens_field", corpus.tokens_field, f"row {number} {problem}")
+        held = number % stride == stride - 1
+        part, wanted = (parts.held_out, how.holdout_contexts) if held else (parts.train, None)
+        if wanted is None or len(part) < wanted:
+            part.append(ids[: how.context_size].to(torch.int32))
+    return _Documents(parts.train[:train_contexts], parts.held_out)
+
+
+def _unfit(ids: Int[Tensor, " n"], tokenizer: Any, how: Tokenisation) -> str:
+    """Why a row of token ids cannot be a context; empty if it can."""
+    if len(ids) < how.context_size:
+        return f"has {len(ids)} tokens, fewer than context_size={how.context_size}. Lower that."
+    if int(ids.min()) < 0 or int(ids.max()) >= len(tokenizer):
+        return (
+            f"holds the ids {int(ids.min())} to {int(ids.max())}, but the model's tokenizer has "
+            f"{len(tokenizer)}. Was it tokenised for another model?"
+        )
+    starts = int(ids[0]) == tokenizer.bos_token_id
+    if starts != how.prepend_bos:
+        found = "begins with BOS" if starts else "does not begin with BOS"
+        return f"{found}, but prepend_bos is {str(how.prepend_bos).lower()}. Change that."
+    return ""
+
+
 def _pack(
     documents: list[Tensor], tokenizer: Any, how: Tokenisation, limit: int
 ) -> list[Int[Tensor, " context"]]:
@@ -363,7 +445,7 @@ def _pack(
 def _cache_key(corpus: CorpusConfig, tokenizer: Any, how: Tokenisation, train_contexts: int) -> str:
     """Digest of everything that determines a tokenised corpus, including local file contents."""
     digest = hashlib.sha256()
-    source = {k: v for k, v in asdict(corpus).items() if k != "share"}  # shares choose no text
+    source = {k: v for k, v in corpus.settings().items() if k != "share"}  # chooses no text
     for part in (source, how._asdict(), train_contexts):
         digest.update(json.dumps(part, sort_keys=True).encode())
     digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())

@@ -32,6 +32,7 @@ from saelens_adaptive_ortho.text.corpora import (
     Tokenisation,
     TokenisedCorpus,
     read_documents,
+    read_tokens,
     tokenise_corpus,
 )
 from saelens_adaptive_ortho.training.lockstep import LockstepTrainer
@@ -60,7 +61,8 @@ def check(cfg: AdaptiveOrthoRunnerConfig) -> None:
     models.check_model(cfg.model_name)
     for domain, corpus in cfg.corpora().items():
         where = cfg.corpus_field(domain)
-        if next(read_documents(corpus, where), None) is None:
+        read = read_documents if corpus.tokens_field is None else read_tokens
+        if next(read(corpus, where), None) is None:
             raise reject(f"{where}.path", corpus.path, "holds no text; a corpus needs documents.")
 
 

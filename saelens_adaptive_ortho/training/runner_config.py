@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -121,7 +121,10 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         A single corpus has the name ``corpus`` and no domain.
         """
         if not self.ortho_corpora:
-            return {"corpus": CorpusConfig.from_dict("dataset_path", self.dataset_path)}
+            corpus = CorpusConfig.from_dict("dataset_path", self.dataset_path)
+            if self.is_dataset_tokenized and corpus.tokens_field is None:
+                corpus = replace(corpus, tokens_field="tokens")  # its name in SAELens's data sets
+            return {"corpus": corpus}
         return mixture.arrange(self.ortho_corpora, "ortho_corpora.{}".format)
 
     def corpus_field(self, domain: str) -> str:
@@ -139,6 +142,9 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             raise reject("dataset_path", self.dataset_path, "give it or ortho_corpora, not both.")
         if not self.ortho_corpora and not self.dataset_path:
             raise reject("dataset_path", "", "name a corpus here, or two in ortho_corpora.")
+        if self.ortho_corpora and self.is_dataset_tokenized:
+            rule = "name the column of token ids in `tokens_field` of each corpus instead."
+            raise reject("is_dataset_tokenized", True, rule)
         self.corpora()
         if self.training_tokens < self.train_batch_size_tokens:
             raise reject(
@@ -179,7 +185,9 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         plain = {k: v for k, v in self.to_dict().items() if k not in NOT_FINGERPRINTED}
         plain["sae"] = {k: v for k, v in plain["sae"].items() if k not in {"metadata", "device"}}
         plain["sae"] = without_defaults_added_later(plain["sae"])
-        plain["ortho_corpora"] = {k: asdict(v) for k, v in mixture.trained(self.corpora()).items()}
+        plain["ortho_corpora"] = {
+            name: corpus.settings() for name, corpus in mixture.trained(self.corpora()).items()
+        }
         return json.loads(json.dumps(plain, default=str))
 
 

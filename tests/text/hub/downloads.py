@@ -25,7 +25,18 @@ def main() -> None:
     if sys.argv[3:] == ["compare"]:
         client.step("compare", compare)
         return
-    for action in (model, unlisted, sae, corpora, evaluate, core, probing, questions, sae_lens, check):
+    for action in (
+        model,
+        unlisted,
+        sae,
+        corpora,
+        evaluate,
+        core,
+        probing,
+        questions,
+        sae_lens,
+        check,
+    ):
         client.step(action.__name__, action)
 
 
