@@ -75,8 +75,10 @@ def check_target(target: Path) -> None:
     """Refuse a folder that has files in it, or that cannot be written.
 
     Raises:
-        ConfigError: ``target`` is a file, is not empty, or cannot be written.
+        ConfigError: ``target`` is a file, the working directory, not empty, or cannot be written.
     """
+    if target.resolve() == Path.cwd():  # it would be replaced by another folder
+        raise reject("DIR", str(target), "is the working directory. Name a new folder.")
     if target.exists() and not target.is_dir():
         raise reject("DIR", str(target), "is a file. Name a new folder.")
     if target.is_dir() and any(target.iterdir()):

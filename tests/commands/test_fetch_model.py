@@ -158,13 +158,15 @@ def test_model_is_given_once(message: Callable[..., str], tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("how", [["smollm2-135m"], ["--gguf", "x.gguf"]])
 def test_used_folder_is_refused(
-    message: Callable[..., str], tmp_path: Path, how: list[str]
+    message: Callable[..., str], tmp_path: Path, how: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("mine")
     assert "is not empty. Name a new folder" in message(*how, str(tmp_path))
     assert "is a file" in message(*how, str(tmp_path / "file"))
     assert "cannot be written" in message(*how, str(tmp_path / "file" / "model"))
     assert (tmp_path / "file").read_text() == "mine"
+    monkeypatch.chdir(tmp_path)
+    assert "is the working directory" in message(*how, ".")
 
 
 # -------------------------------------------------------------------- download
