@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,26 +76,45 @@ def atomic_directory(target: Path, survives: str) -> Iterator[Path]:
             The temporary folder is removed, and an existing ``target`` does not change.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    recover_directory(target)
+    temporary, old = _beside(target)
     try:
         with write_failures_named(target, survives):
             temporary.mkdir()
             yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _sync(file)
+            for path in [*temporary.rglob("*"), temporary]:
+                _sync(path)
             if target.exists():
-                old = target.with_name(f".{target.name}.old")
-                shutil.rmtree(old, ignore_errors=True)
                 target.rename(old)
+            try:
                 temporary.rename(target)
-                shutil.rmtree(old)
-            else:
-                temporary.rename(target)
+            except BaseException:
+                if old.exists():
+                    old.rename(target)
+                raise
+            _sync(target.parent)
+            shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def recover_directory(target: Path) -> None:
+    """Clean up after an :func:`atomic_directory` that was killed.
+
+    If it was killed between the two renames, the earlier folder gets its name back. What is left of
+    an unfinished folder is deleted.
+    """
+    temporary, old = _beside(target)
+    if old.exists() and not target.exists():
+        old.rename(target)
+    for left in (temporary, old):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _beside(target: Path) -> tuple[Path, Path]:
+    """The temporary folder, and the name of the earlier folder during the swap."""
+    return target.with_name(f".{target.name}.tmp"), target.with_name(f".{target.name}.old")
 
 
 def write_text_atomic(path: str | Path, text: str) -> Path:
@@ -129,9 +148,15 @@ def write_json(path: Path, value: Any) -> None:
         raise StorageError(f"{path} could not be written ({error.strerror}).") from error
 
 
-def _sync(file: Path) -> None:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
+def _sync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        # Some file systems cannot flush a folder.
+        with suppress(OSError) if path.is_dir() else nullcontext():
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _is_write_failure(error: Exception) -> bool:

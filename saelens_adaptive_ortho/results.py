@@ -132,6 +132,11 @@ def result_path(run_dir: str | Path, variant: str, seed: int, eval: str) -> Path
     return Path(run_dir) / "results" / name
 
 
+def is_result_name(name: str) -> bool:
+    """Whether a file name is one that :func:`result_path` gives."""
+    return _FILE_NAME.fullmatch(name) is not None
+
+
 def write_result(path: str | Path, result: Result) -> Path:
     """Write one result atomically and return its path.
 

@@ -7,6 +7,7 @@ A run folder holds ``config.yaml``, ``seed<S>/<variant>/`` (SAEs that plain SAEL
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,18 +19,25 @@ from sae_lens.saes.sae import SAE
 
 from saelens_adaptive_ortho.commands.experiment import Experiment
 from saelens_adaptive_ortho.errors import ConfigError, reject
-from saelens_adaptive_ortho.files import write_failures_named, write_json, write_text_atomic
+from saelens_adaptive_ortho.files import (
+    recover_directory,
+    write_failures_named,
+    write_json,
+    write_text_atomic,
+)
 from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome, Workbench
 from saelens_adaptive_ortho.judging.running import check_evals_runnable, run_missing, write_outcome
 from saelens_adaptive_ortho.report import summary
 from saelens_adaptive_ortho.report.page import run as page
-from saelens_adaptive_ortho.results import Result, load_results
+from saelens_adaptive_ortho.results import Result, is_result_name, load_results
 from saelens_adaptive_ortho.settings import dump_yaml
 from saelens_adaptive_ortho.training.lockstep import list_checkpoints
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared, prepare
 from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig, with_sae
 
 RECORD = "ortho_run.json"
+CHECKPOINTS = "checkpoints"
+RAW = "sae_bench"  # folder of SAEBench's own result files
 HISTORY_KEYS = ("step", "mse_loss", "ortho_loss", "explained_variance", "l0")
 
 
@@ -69,7 +77,8 @@ class Comparison:
         """Train and evaluate what is missing, and write the report.
 
         Args:
-            fresh: delete this folder's SAEs, checkpoints and results first.
+            fresh: delete this folder's SAEs, checkpoints and results first, after everything was
+                checked. Only what a comparison made is deleted.
 
         Returns:
             All results, including those of failed evaluations.
@@ -78,10 +87,12 @@ class Comparison:
             ConfigError: a setting cannot work, or the folder holds SAEs of other settings.
             StorageError: a file could not be written. SAEs and results finished before are intact.
         """
-        if fresh:
-            self.clear()
         check_evals_runnable(self.experiment.evals)
         self.prepared = prepare(self.experiment.runner, self.root / "cache")
+        for folder in self._sae_dirs():
+            recover_directory(folder)
+        if fresh:
+            self.clear()
         self._refuse_other_settings()
         with write_failures_named(self.root, "SAEs and results finished before are intact."):
             self._write_config()
@@ -96,10 +107,35 @@ class Comparison:
         return results
 
     def clear(self) -> None:
-        """Delete the SAEs, checkpoints, results and the cache of this folder, and nothing else."""
-        for path in [*self.root.glob("seed[0-9]*"), self.results, self.root / "cache"]:
+        """Delete the SAEs, checkpoints and results that comparisons made in this folder.
+
+        Their records and names prove what they are. Everything else stays, and so does the
+        tokenised text, which is found by its content.
+        """
+        made = self._made_by_comparisons()
+        if not made:
+            return
+        n = sum(path.parent != self.results for path in made)
+        self.say(f"{self.root}: deleting {n} folders of SAEs or checkpoints, and their results")
+        for path in made:
             if path.is_dir():
                 shutil.rmtree(path)
+            else:
+                path.unlink()
+        for folder in {path.parent for path in made}:
+            if folder != self.root and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _made_by_comparisons(self) -> list[Path]:
+        seeds = [p for p in _real_folders(self.root) if re.fullmatch(r"seed\d+", p.name)]
+        inside = [path for seed in seeds for path in _real_folders(seed)]
+        made = [p for p in inside if (p / RECORD).is_file()]
+        # Checkpoints of a run that has none yet: nothing but folders of steps.
+        made += [p for p in inside if p.name == CHECKPOINTS and _holds_only(p, r"\.?step_\d+.*")]
+        if self.results.is_symlink() or not self.results.is_dir():
+            return made
+        made += [p for p in self.results.iterdir() if is_result_name(p.name) and p.is_file()]
+        return made + [p for p in _real_folders(self.results) if p.name == RAW]
 
     # ------------------------------------------------------------------ train
 
@@ -114,14 +150,14 @@ class Comparison:
             self.say(f"Seed {seed}: every variant is trained already.")
             return
         folder = self.root / f"seed{seed}"
-        cfg = self._seeded(seed, checkpoint_path=str(folder / "checkpoints"))
-        runner = self._runner(cfg, missing, folder / "checkpoints")
+        cfg = self._seeded(seed, checkpoint_path=str(folder / CHECKPOINTS))
+        runner = self._runner(cfg, missing, folder / CHECKPOINTS)
         self.say(f"Seed {seed}: training {', '.join(missing)}; {runner.placement()}")
         runner.trainer.fit()
         for name in missing:
             runner.export(name, self._sae_dir(name, seed))
             self._write_training(name, seed, runner)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
     def _runner(
         self, cfg: AdaptiveOrthoRunnerConfig, variants: dict[str, dict[str, Any]], folder: Path
@@ -201,7 +237,7 @@ class Comparison:
             load=lambda: SAE.load_from_disk(folder, self.bench.device),
             variant=variant,
             seed=seed,
-            raw_dir=self.results.resolve() / "sae_bench",
+            raw_dir=self.results.resolve() / RAW,
         )
         run_missing(context, self.experiment.evals, self.root, self.say)
 
@@ -212,6 +248,10 @@ class Comparison:
         return workbench(self.experiment.runner, self.prepared, self.root / "cache")
 
     # ------------------------------------------------------------------ paths
+
+    def _sae_dirs(self) -> list[Path]:
+        seeds, variants = self.experiment.seeds, self.experiment.variants
+        return [self._sae_dir(variant, seed) for seed in seeds for variant in variants]
 
     def _sae_dir(self, variant: str, seed: int) -> Path:
         return self.root / f"seed{seed}" / variant
@@ -251,6 +291,16 @@ class Comparison:
             "evals": self.experiment.evals,
         }
         write_text_atomic(self.root / "config.yaml", dump_yaml(tree))
+
+
+def _real_folders(path: Path) -> list[Path]:
+    """The folders in a folder, without links."""
+    return [p for p in path.iterdir() if p.is_dir() and not p.is_symlink()] if path.is_dir() else []
+
+
+def _holds_only(folder: Path, pattern: str) -> bool:
+    """Whether the names of everything in a folder match."""
+    return all(re.fullmatch(pattern, path.name) for path in folder.iterdir())
 
 
 def _difference(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:

@@ -279,6 +279,54 @@ def test_fresh_run_trains_all_and_keeps_other_files(run: Path, compare: Callable
 
 
 @pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("ortho_corpora.forget.path=/nope.jsonl", "ortho_corpora.forget.path"),
+        ("sae.d_in=33", "sae.d_in"),
+        ("hook_name=blocks.9.hook_resid_post", "hook_name"),
+        ("model_name=/nope", "model_name"),
+    ],
+)
+def test_fresh_run_deletes_nothing_if_a_setting_cannot_work(
+    run: Path,
+    compare: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    field: str,
+) -> None:
+    before = snapshot(run)
+    assert compare("--fresh", "--set", override) == 2
+    assert field in capsys.readouterr().err
+    assert before.items() <= snapshot(run).items()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_fresh_run_deletes_only_what_comparisons_made(
+    run: Path, compare: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = [
+        run / "seed1_notes" / "mine",
+        run / "seed7" / "mine",
+        run / "seed0" / "mine" / "weights",
+        run / "results" / "mine.json",
+        run / "cache" / "mine",
+        run / "seed8" / "checkpoints" / "mine",
+    ]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    elsewhere = shutil.move(run / "seed1", tmp_path / "seed1")
+    (run / "seed1").symlink_to(elsewhere)
+    kept = snapshot(Path(elsewhere))
+    assert compare("--fresh", "--set", "evals=[]", "--set", "seeds=[3]") == 0
+    assert "deleting 2 folders" in capsys.readouterr().out
+    assert all(path.read_text() == "mine" for path in mine)
+    assert sorted(p.name for p in (run / "seed0").iterdir()) == ["mine"]
+    assert snapshot(Path(elsewhere)) == kept
+
+
+@pytest.mark.usefixtures("no_training")
 def test_failed_evaluation_is_explained_and_retried(
     run: Path,
     compare: Callable[..., int],

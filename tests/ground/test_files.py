@@ -22,6 +22,7 @@ from saelens_adaptive_ortho.files import (
     StorageError,
     atomic_directory,
     check_writable,
+    recover_directory,
     write_json,
     write_text_atomic,
 )
@@ -52,6 +53,51 @@ def fill(folder: Path, text: str) -> None:
 
 
 # --------------------------------------------------------------- atomic folders
+
+
+def written(target: Path, text: str) -> Path:
+    with atomic_directory(target, "Nothing.") as temporary:
+        fill(temporary, text)
+    return target
+
+
+def test_killed_swap_is_undone(tmp_path: Path) -> None:
+    """The process died between the two renames, so nothing has the name of the target."""
+    target = written(tmp_path / "target", "old")
+    target.rename(tmp_path / ".target.old")
+    (tmp_path / ".target.tmp").mkdir()
+    recover_directory(target)
+    assert (target / "inner" / "file.txt").read_text() == "old"
+    assert names(tmp_path) == ["target"]
+
+
+def test_litter_of_a_finished_swap_is_removed(tmp_path: Path) -> None:
+    target = written(tmp_path / "target", "new")
+    (tmp_path / ".target.old").mkdir()
+    fill(tmp_path / ".target.old", "old")
+    recover_directory(target)
+    assert (target / "inner" / "file.txt").read_text() == "new"
+    assert names(tmp_path) == ["target"]
+
+
+def test_failed_second_rename_gives_the_old_folder_its_name_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename = written(tmp_path / "target", "old"), Path.rename
+
+    def full(self: Path, to: Path) -> Path:
+        if self.name == ".target.tmp":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with (
+        pytest.raises(StorageError, match="Nothing is lost"),
+        atomic_directory(target, "Nothing is lost.") as temporary,
+    ):
+        fill(temporary, "new")
+    assert (target / "inner" / "file.txt").read_text() == "old"
+    assert names(tmp_path) == ["target"]
 
 
 def test_folder_is_written_atomically_over_old_one(tmp_path: Path) -> None:
