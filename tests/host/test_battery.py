@@ -617,6 +617,33 @@ def test_logged_metrics_are_finite_numbers(
     assert log["details/ortho_coefficient"] == DEFAULT_COEFFICIENTS["energy"]
 
 
+DEGENERATE = {
+    "constant rows": lambda: torch.ones(64, 16),
+    "zero rows": lambda: torch.zeros(64, 16),
+    "one row": lambda: torch.randn(1, 16, generator=torch.manual_seed(0)),
+    "tiny rows": lambda: 1e-30 * torch.randn(64, 16, generator=torch.manual_seed(0)),
+    "one large value": lambda: torch.zeros(64, 16).index_put(
+        (torch.tensor(3), torch.tensor(5)), torch.tensor(1e6)
+    ),
+}
+
+
+@every_architecture
+@pytest.mark.parametrize("mode", ["off", *PENALTIES.own])
+def test_degenerate_batches_give_finite_losses_and_gradients(
+    build_sae: Build, name: str, mode: str
+) -> None:
+    for kind, make in DEGENERATE.items():
+        sae, batch = build_sae(name, ortho_mode=mode), make()
+        for step in range(3):
+            output = sae.training_forward_pass(step_input(sae, batch, step))
+            assert math.isfinite(float(output.loss.detach())), kind
+            output.loss.backward()
+        for parameter in sae.parameters():
+            if parameter.grad is not None:
+                assert parameter.grad.isfinite().all(), kind
+
+
 @pytest.mark.parametrize("affinity", ["lift", "overlap", "group"])
 def test_training_sae_finds_planted_groups_and_domains(build_sae: Build, affinity: str) -> None:
     """The SAE copies its 8 inputs, and the inputs have a known structure."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -67,8 +68,13 @@ class PairStatistics:
         return coactivation.firing_rates(self.state)
 
     def energies(self) -> Float[Tensor, " d_sae"]:
-        """``e_i``: share of the activations' total variance that a latent contributes."""
-        return coactivation.energies(self.state) / self.variance
+        """``e_i``: share of the activations' total variance that a latent contributes.
+
+        It is 0 for activations without variance, which have nothing to contribute to.
+        """
+        return torch.where(
+            self.variance > 0, coactivation.energies(self.state) / self.variance, 0.0
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
