@@ -50,7 +50,11 @@ STUDIES: Mapping[str, Study] = {
     "demo": Study(
         "Questions about known facts, embedded model", "unlearning/mcq/forget_accuracy_at_0.95"
     ),
-    "local_text": Study("Medical abstracts, 1.8M parameters", _DAMAGE.format("0.10")),
+    "local_text": Study(
+        "Medical abstracts, 1.8M parameters",
+        _DAMAGE.format("0.10"),
+        beside=("unlearning/token/retain_damage_at_forget_2",),
+    ),
     "textbooks": Study(
         "Textbooks, 135M parameters", _DAMAGE.format("0.05"), beside=(_NEAR, _TRANSFER)
     ),
