@@ -39,7 +39,8 @@ def find_config(path: str | Path) -> Path:
     An existing file takes precedence. Only a bare name (``demo``) stands for a shipped config.
 
     Raises:
-        ConfigError: the file does not exist, and has the name of a shipped config.
+        ConfigError: the file does not exist, and has the name of a shipped config, or is a bare
+            name that no shipped config has.
     """
     path = Path(path)
     if path.is_file():
@@ -53,6 +54,12 @@ def find_config(path: str | Path) -> Path:
             str(path),
             f"no such file. `adaptive-ortho config copy {path.stem}` writes {path.stem}.yaml, "
             f"which ships with the package; the bare name {path.stem} stands for it.",
+        )
+    near = difflib.get_close_matches(path.stem, shipped, n=1)
+    if path.name == str(path) and not path.exists() and (near or not path.suffix):
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise reject(
+            "config", str(path), f"no such file, and no config of that name ships with it.{hint}"
         )
     return path  # reading it will raise the right error
 

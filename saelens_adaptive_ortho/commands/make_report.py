@@ -23,12 +23,16 @@ def run(options: ReportOptions) -> int:
     """Write ``report.html`` and ``summary.json``."""
     from rich.console import Console
 
+    from saelens_adaptive_ortho.errors import reject
     from saelens_adaptive_ortho.report import summary
     from saelens_adaptive_ortho.report.page import run as page
     from saelens_adaptive_ortho.report.statistics import summarise
     from saelens_adaptive_ortho.report.tables import terminal_table
     from saelens_adaptive_ortho.results import load_results
 
+    if options.run_dir.is_file():
+        rule = "is a file; name the run folder that holds the results."
+        raise reject("RUN_DIR", str(options.run_dir), rule)
     summary.write_summary(options.run_dir)
     say(f"Report: {page.write_report(options.run_dir)}")
     Console().print(terminal_table(summarise(load_results(options.run_dir))))

@@ -374,3 +374,11 @@ def test_check_opens_everything_and_trains_nothing(
     assert main(["check", missing, "--offline"]) == 0
     assert "were not opened" in capsys.readouterr().out
     assert main(["check", missing]) == 2
+
+
+def test_report_of_a_file_names_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.jsonl").write_text("")
+    assert main(["report", str(tmp_path / "results.jsonl")]) == 2
+    assert "is a file; name the run folder" in capsys.readouterr().err

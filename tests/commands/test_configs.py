@@ -91,7 +91,7 @@ def test_bare_name_is_a_file_or_else_shipped_config(
     for path in ("demo.yaml", "configs/demo.yaml"):
         assert main(["check", path, "--offline"]) == 2
         assert "`adaptive-ortho config copy demo` writes demo.yaml" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="demos.*cannot be read"):
+    with pytest.raises(ConfigError, match="demos.*no such file.*Did you mean demo"):
         load_experiment("demos")
 
 
@@ -136,3 +136,14 @@ def test_copy_into_a_path_through_a_file(
     (tmp_path / "file").write_text("")
     assert main(["config", "copy", "demo", str(tmp_path / "file" / "x")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_misspelt_bare_name_suggests_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "dmeo"]) == 2
+    assert "config='dmeo': no such file" in (error := capsys.readouterr().err)
+    assert "Did you mean demo?" in error
+    assert main(["check", "nothing like it.yaml"]) == 2
+    assert "cannot be read (No such file or directory)" in capsys.readouterr().err
