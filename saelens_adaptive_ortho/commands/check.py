@@ -27,7 +27,10 @@ def run(options: CheckOptions) -> int:
 
     experiment = load_experiment(options.config, options.set)
     if options.offline:
-        say(f"{options.config}: settings are valid (corpora and model were not opened).")
+        say(
+            f"{options.config}: settings are valid. Corpora and model were not opened, and their "
+            "paths were not checked."
+        )
         return 0
     cfg = experiment.runner
     prepared = runner.prepare(cfg)
