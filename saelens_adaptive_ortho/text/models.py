@@ -214,11 +214,13 @@ def hook_width(name: str, hook_name: str, hook_head_index: int | None = None) ->
     path = local_model_dir(name)
     try:
         if path is not None:
-            config = AutoConfig.from_pretrained(path, local_files_only=True)
+            config = AutoConfig.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
         else:
             official = tl_loading.make_model_alias_map().get(name, name)
             with hub.offline_if_unreachable():
-                config = AutoConfig.from_pretrained(official)
+                config = AutoConfig.from_pretrained(official, trust_remote_code=False)
     except Exception as error:
         raise reject("model_name", name, _explain_load_failure(error, path)) from error
     config = config.get_text_config()
