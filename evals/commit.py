@@ -16,6 +16,7 @@ from pathlib import Path
 
 from evals.alpha.figures import alpha_figure
 from evals.alpha.tables import PANELS, is_alpha_study
+from evals.draw import keep_png
 from evals.separation.figures import is_separation_study, separation_figure
 from saelens_adaptive_ortho.report.figures.files import save_figure, save_plots
 from saelens_adaptive_ortho.results import (
@@ -66,9 +67,7 @@ def commit_run(run: Path, target: Path) -> None:
         plots = save_plots(run, target / "plots")
     if is_separation_study(results):
         plots += save_figure(separation_figure(results), target / "plots" / "separation")
-    for plot in plots:
-        if plot.suffix != ".png":  # the README shows the PNG only
-            plot.unlink()
+    keep_png(plots)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -44,3 +44,11 @@ def draw_study(
     for path in save_figure(drawn, args.out or args.run / "plots" / name):
         print(path)
     return 0
+
+
+def keep_png(plots: Sequence[Path]) -> list[Path]:
+    """Delete the files of figures that are no PNG, because a README shows the PNG only."""
+    for plot in plots:
+        if plot.suffix != ".png":
+            plot.unlink()
+    return [plot for plot in plots if plot.suffix == ".png"]

@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from evals.draw import keep_png
 from saelens_adaptive_ortho.report.figures.files import save_figure
 from saelens_adaptive_ortho.report.figures.tradeoff import COST, Panel, panels_side_by_side
 from saelens_adaptive_ortho.report.formatting import (
+    capital,
     error_decimals,
     estimate,
     number,
@@ -93,7 +95,9 @@ def answer_figure(studies: Mapping[str, Summary]) -> Figure:
         study = STUDIES[name]
         metric = summary.metrics.get(study.gain)
         if metric is not None:
-            panels.append(Panel(summary, study.gain, f"{study.title}:\n{_label(metric)}"))
+            panels.append(
+                Panel(summary, study.gain, f"{study.title}:\n{capital(metric.info.label)}")
+            )
     figure = panels_side_by_side(panels, most_columns=3)
     if figure is None:
         raise ResultError("no SAE has both results of core and of unlearning.")
@@ -127,7 +131,7 @@ def _sentence(study: Study, summary: Summary) -> str:
 
 def _compared(metric: MetricSummary) -> str:
     """``Forget accuracy: 0.58 with `adaptive`, 0.78 with `baseline`: -0.20 [..], better.``"""
-    label = _label(metric)
+    label = capital(metric.info.label)
     values = f"{_mean(metric, FOCUS)} with `{FOCUS}`, {_mean(metric, BASELINE)} with `{BASELINE}`"
     difference = metric.difference(FOCUS, BASELINE)
     if difference is None or difference.spread.mean is None:
@@ -135,11 +139,6 @@ def _compared(metric: MetricSummary) -> str:
     change = " ".join(estimate(difference.spread.mean, difference.spread.ci95))
     word = f", {difference.words}" if difference.words else ""
     return f"{label}: {values} ({change}{word})."
-
-
-def _label(metric: MetricSummary) -> str:
-    label = metric.info.label
-    return label[:1].upper() + label[1:]
 
 
 def _mean(metric: MetricSummary, variant: str) -> str:
@@ -167,11 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"answer: error: {error}", file=sys.stderr)
         return 2
     print(answer(studies))
-    for path in save_figure(figure, args.out):
-        if path.suffix == ".png":
-            print(path)
-        else:
-            path.unlink()
+    for path in keep_png(save_figure(figure, args.out)):
+        print(path)
     return 0
 
 

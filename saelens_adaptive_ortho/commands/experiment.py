@@ -85,7 +85,7 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     for override in overrides or []:
         apply_override(tree, override)
     if _site(tree) != before and not any(o.startswith("sae.d_in=") for o in overrides or []):
-        _drop_width(tree)
+        tree = _without_width(tree)
     return build_experiment(tree, path.stem)
 
 
@@ -105,9 +105,8 @@ def lay_over(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     as the variants or a corpus. With another model or another kind of hook, ``sae.d_in`` is dropped
     unless it is among the changes: it is then that of the new model.
     """
-    sites = _site(tree), _site({**tree, **changes})
-    if sites[0] != sites[1]:
-        _drop_width(tree := {**tree, "sae": tree.get("sae")})
+    if _site({**tree, **changes}) != _site(tree):
+        tree = _without_width(tree)
     merged = {
         key: {**tree[key], **changes[key]}
         for key in MERGED_KEYS
@@ -121,9 +120,11 @@ def _site(tree: dict[str, Any]) -> tuple[object, str]:
     return tree.get("model_name"), re.sub(r"\d+", "N", str(tree.get("hook_name")))
 
 
-def _drop_width(tree: dict[str, Any]) -> None:
-    if isinstance(tree.get("sae"), dict):
-        tree["sae"] = {name: value for name, value in tree["sae"].items() if name != "d_in"}
+def _without_width(tree: dict[str, Any]) -> dict[str, Any]:
+    sae = tree.get("sae")
+    if not isinstance(sae, dict):
+        return tree
+    return {**tree, "sae": {name: value for name, value in sae.items() if name != "d_in"}}
 
 
 def _read_tree(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
@@ -194,8 +195,10 @@ def _build_runner(tree: dict[str, Any]) -> AdaptiveOrthoRunnerConfig:
     for key in ("model_name", "hook_name"):  # SAELens's defaults belong to its own example
         if not tree.get(key):
             raise reject(key, tree.get(key), "must be given.")
+    if "d_in" not in sae:
+        sae = {**sae, "d_in": _width(tree)}
     built = {
-        "sae": _build_sae({"d_in": _width(tree), **sae} if "d_in" not in sae else sae),
+        "sae": _build_sae(sae),
         "logger": parse(LoggingConfig, {"log_to_wandb": False, **logger}, "logger."),
     }
     if isinstance(tree.get("seqpos_slice"), list):

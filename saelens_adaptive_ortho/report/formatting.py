@@ -105,6 +105,11 @@ def estimate(mean: float, interval: tuple[float, float] | None, unit: str = "") 
     return text, f"[{low}, {high}]"
 
 
+def capital(text: str) -> str:
+    """The text with its first letter as a capital; the others stay as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
     """Return a markdown table without a trailing newline.
 

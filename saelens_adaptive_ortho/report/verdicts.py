@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from saelens_adaptive_ortho.evaluations import evaluation, primary_keys
-from saelens_adaptive_ortho.report.formatting import estimate, number, value_decimals
+from saelens_adaptive_ortho.report.formatting import capital, estimate, number, value_decimals
 from saelens_adaptive_ortho.report.metrics import MetricInfo
 from saelens_adaptive_ortho.report.statistics import (
     BETTER,
@@ -364,7 +364,7 @@ def _overall(summary: Summary, variant: str, reference: str) -> OverallVerdict:
     if knowledge:
         clauses = [
             _separation(knowledge, variant, "knowledge", "unlearning"),
-            _capital(_separation(geometry, "it", *directions)),
+            capital(_separation(geometry, "it", *directions)),
         ]
     else:
         clauses = [_separation(geometry, variant, *directions)]
@@ -498,7 +498,3 @@ def _range(numbers: Sequence[int]) -> str:
 
 def _plural(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
-def _capital(clause: str) -> str:
-    return clause[:1].upper() + clause[1:]

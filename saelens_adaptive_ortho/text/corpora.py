@@ -298,6 +298,11 @@ class Tokenisation(NamedTuple):
     holdout_fraction: float = 0.05
     holdout_contexts: int = 1024
 
+    def holds_out(self, number: int) -> bool:
+        """Whether the document or row of this number is held out from training."""
+        stride = max(2, round(1 / self.holdout_fraction))
+        return number % stride == stride - 1
+
 
 def tokenise_corpus(
     corpus: CorpusConfig,
@@ -363,7 +368,6 @@ def _tokenise(
     where: str,
 ) -> _Documents:
     """Token ids of each document, read until both parts have enough for their contexts."""
-    stride = max(2, round(1 / how.holdout_fraction))
     wanted = {False: train_contexts, True: how.holdout_contexts}
     parts: dict[bool, list[Tensor]] = {False: [], True: []}
     full = {False: 0.0, True: 0.0}  # number of contexts that the tokens so far fill
@@ -376,7 +380,7 @@ def _tokenise(
             texts = [text for _, text in block]
             ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
             for (number, _), tokens in zip(block, ids, strict=True):
-                held = number % stride == stride - 1
+                held = how.holds_out(number)
                 if not tokens or (held and full[True] >= wanted[True]):
                     continue
                 parts[held].append(torch.tensor(tokens, dtype=torch.int32))
@@ -396,7 +400,6 @@ def _as_contexts(
     where: str,
 ) -> _Documents:
     """The rows of a tokenised corpus as contexts, until both parts have enough of them."""
-    stride = max(2, round(1 / how.holdout_fraction))
     parts = _Documents([], [])
     rows = enumerate(read_tokens(corpus, where))
     for number, ids in tqdm(rows, desc=f"Reading {domain}", unit=" rows", leave=False):
@@ -405,7 +408,7 @@ def _as_contexts(
         problem = _unfit(ids, tokenizer, how)
         if problem:
             raise reject(f"{where}.tokens_field", corpus.tokens_field, f"row {number} {problem}")
-        held = number % stride == stride - 1
+        held = how.holds_out(number)
         part, wanted = (parts.held_out, how.holdout_contexts) if held else (parts.train, None)
         if wanted is None or len(part) < wanted:
             part.append(ids[: how.context_size].to(torch.int32))

@@ -120,7 +120,6 @@ class LockstepTrainer:
             name: build_trainer(trainer_cfg, sae, data_provider=iter(()))
             for name, sae in saes.items()
         }
-        self._checked_batch = False
         self.n_steps = -(-cfg.total_training_samples // cfg.train_batch_size_samples)
         self.checkpoint_steps = {
             round(self.n_steps * i / (cfg.n_checkpoints + 1))
@@ -189,11 +188,7 @@ class LockstepTrainer:
     def _step(self, batches: Iterator[Tensor]) -> dict[str, TrainStepOutput]:
         started = time.perf_counter()
         batch = next(batches)
-        if not self._checked_batch:
-            check_placed(
-                "a batch of activations", batch, "act_store_device", str(self.store.device)
-            )
-            self._checked_batch = True
+        check_placed("a batch of activations", batch, "act_store_device", str(self.store.device))
         self.state.seconds["activations"] += time.perf_counter() - started
         outputs = {}
         for name, trainer in self.trainers.items():

@@ -32,7 +32,7 @@ from saelens_adaptive_ortho.report.figures.style import (
     side_note,
     variant_styles,
 )
-from saelens_adaptive_ortho.report.formatting import MINUS
+from saelens_adaptive_ortho.report.formatting import MINUS, capital
 from saelens_adaptive_ortho.report.metrics import MetricInfo
 from saelens_adaptive_ortho.report.statistics import Spread, Summary
 
@@ -272,7 +272,7 @@ def _write_words(axes: Axes, panel: Panel, cost: str, dashed: bool) -> None:
     notes = [{"higher": "up is better", "lower": "down is better"}.get(y.direction or "", "")]
     notes += [f"small dots: {n} seeds", "bars: 95% intervals"] if n > 1 else []
     notes += ["dashed: no SAE"] if dashed else []
-    axes.set_title(textwrap.fill(title or _capital(_axis(y)), 44), pad=18)
+    axes.set_title(textwrap.fill(title or capital(_axis(y)), 44), pad=18)
     side_note(axes, " · ".join(note for note in notes if note), 1.01)
     better = {"higher": " (right is better)", "lower": " (left is better)"}
     axes.set_xlabel(_axis(x) + better.get(x.direction or "", ""))
@@ -284,7 +284,3 @@ def _write_words(axes: Axes, panel: Panel, cost: str, dashed: bool) -> None:
 def _axis(info: MetricInfo) -> str:
     unit = f" ({info.unit})" if info.unit and info.unit not in info.name else ""
     return f"{info.label}{unit}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
