@@ -15,7 +15,12 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 from saelens_adaptive_ortho.commands.experiment import build_experiment
 from saelens_adaptive_ortho.report import summary
@@ -75,6 +80,15 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def save_model(config: PretrainedConfig, path: Path) -> Path:
+    """Save a random model of this config, and the tokenizer, in the format of Hugging Face."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    build_tokenizer().save_pretrained(path)
+    return path
+
+
 def build_model(path: Path) -> Path:
     """Save a random GPT-NeoX and its tokenizer in the format of Hugging Face."""
     config = GPTNeoXConfig(
@@ -90,12 +104,7 @@ def build_model(path: Path) -> Path:
         # Large enough that tokens differ at every layer.
         initializer_range=0.3,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = GPTNeoXForCausalLM(config)
-    model.save_pretrained(path)
-    build_tokenizer().save_pretrained(path)
-    return path
+    return save_model(config, path)
 
 
 @pytest.fixture(scope="session")

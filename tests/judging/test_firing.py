@@ -13,7 +13,7 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAE
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
 from saelens_adaptive_ortho.evaluations import core as core_settings
 from saelens_adaptive_ortho.judging import firing, geometry, pairs
@@ -42,7 +42,7 @@ from saelens_adaptive_ortho.text.corpora import (
     tokenise_corpus,
 )
 from saelens_adaptive_ortho.text.models import load_language_model
-from tests.tiny import BOS, CONTEXT, HOOK, PAD, WIDTH, Tiny, build_tokenizer
+from tests.tiny import BOS, CONTEXT, HOOK, PAD, WIDTH, Tiny, save_model
 
 D_SAE, N_HEADS = 24, 2
 HEADS = "blocks.1.attn.hook_z"
@@ -487,11 +487,7 @@ def bridge(tmp_path_factory: pytest.TempPathFactory) -> Any:
         pad_token_id=PAD,
         initializer_range=0.3,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(path)
-    build_tokenizer().save_pretrained(path)
-    found = load_language_model(str(path))
+    found = load_language_model(str(save_model(config, path)))
     assert isinstance(found, TransformerBridge)
     return found
 

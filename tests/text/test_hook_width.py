@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, Qwen3Config
+from transformers import GPT2Config, Qwen3Config
 
 from saelens_adaptive_ortho.commands.experiment import build_experiment, load_experiment
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.text.models import hook_width, load_language_model
-from tests.tiny import build_tokenizer
+from tests.tiny import save_model
 
 CONFIGS: dict[str, Any] = {
     "gpt2": GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=64, vocab_size=260),
@@ -31,9 +31,7 @@ CONFIGS: dict[str, Any] = {
 @pytest.fixture(scope="module", params=CONFIGS)
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("width") / request.param
-    AutoModelForCausalLM.from_config(CONFIGS[request.param]).save_pretrained(path)
-    build_tokenizer().save_pretrained(path)
-    return str(path)
+    return str(save_model(CONFIGS[request.param], path))
 
 
 def test_width_is_that_of_the_activations(directory: str) -> None:

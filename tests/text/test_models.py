@@ -23,7 +23,7 @@ from saelens_adaptive_ortho.text.models import (
     local_model_dir,
 )
 from saelens_adaptive_ortho.training.runner import prepare
-from tests.tiny import build_tokenizer
+from tests.tiny import save_model
 
 HOOK, WIDTH = "blocks.1.hook_resid_post", 32
 WEIGHTS = "model.safetensors"
@@ -211,13 +211,8 @@ FAMILIES: dict[str, tuple[type, dict[str, Any]]] = {
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a tiny model of a family, as ``save_pretrained`` writes it."""
-    path = tmp_path_factory.mktemp("family") / request.param
     config_class, settings = FAMILIES[request.param]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config_class(**settings)).save_pretrained(path)
-    build_tokenizer().save_pretrained(path)
-    return path
+    return save_model(config_class(**settings), tmp_path_factory.mktemp("family") / request.param)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
