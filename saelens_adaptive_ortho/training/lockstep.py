@@ -78,6 +78,7 @@ class LockstepTrainer:
         prefetch: number of batches that a thread prepares in advance.
         sparse_products: use the products of :mod:`saelens_adaptive_ortho.maths.sparse`; otherwise
             those of SAELens.
+        b_dec_at_mean: start ``b_dec`` at the mean of the first batches, not at zero.
         on_log: function that is called with ``(step, {name: row})`` for each row.
     """
 
@@ -91,6 +92,7 @@ class LockstepTrainer:
         log_every: int = 50,
         prefetch: int = 0,
         sparse_products: bool = False,
+        b_dec_at_mean: bool = False,
         on_log: Callable[[int, dict[str, dict[str, float]]], None] | None = None,
     ) -> None:
         if not saes:
@@ -104,6 +106,7 @@ class LockstepTrainer:
         self.fingerprint = fingerprint
         self.log_every = log_every
         self.prefetch = prefetch
+        self.b_dec_at_mean = b_dec_at_mean
         self.on_log = on_log
         self.state = LockstepState(
             seconds={name: 0.0 for name in [*saes, "activations"]},
@@ -143,6 +146,8 @@ class LockstepTrainer:
         self.store.fill_cache()
         self.state.seconds["activations"] += time.perf_counter() - started
         self._estimate_normalisation()
+        if self.b_dec_at_mean and self.state.n_training_steps == 0:
+            self._start_b_dec_at_mean()
         self.store.seek(self.state.n_training_steps)
         batch_size = self.cfg.train_batch_size_samples
         bar = tqdm(
@@ -227,6 +232,17 @@ class LockstepTrainer:
             for trainer in needing[1:]:
                 trainer.activation_scaler.scaling_factor = scaler.scaling_factor
                 trainer.activation_scaler.whitening = scaler.whitening
+
+    @torch.no_grad()
+    def _start_b_dec_at_mean(self) -> None:
+        """Set ``b_dec`` to the mean activation of the first batches, as the SAE sees it."""
+        self.store.seek(0)
+        batches = iter(self.store)
+        n = self.cfg.n_batches_for_norm_estimate
+        mean = torch.stack([next(batches).double().mean(0) for _ in range(n)]).mean(0)
+        for trainer in self.trainers.values():
+            b_dec = trainer.sae.b_dec
+            b_dec.copy_(trainer.activation_scaler(mean.to(b_dec.dtype)[None])[0])
 
     def _fold(self, name: str, trainer: SAETrainer[Any, Any]) -> None:
         scaler, sae = trainer.activation_scaler, self.saes[name]

@@ -211,6 +211,7 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
             log_every=cfg.ortho_log_every,
             prefetch=int(cfg.prefetch_llm_batches),
             sparse_products=cfg.ortho_sparse_products,
+            b_dec_at_mean=cfg.ortho_b_dec_init == "mean",
             on_log=on_log or (self._log_to_wandb if cfg.logger.log_to_wandb else None),
         )
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 from sae_lens import LanguageModelSAERunnerConfig
@@ -91,6 +91,10 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             cache folder, for all runs on the same text with the same model and hook
             (:mod:`~saelens_adaptive_ortho.text.activation_cache`). They have the run's ``dtype``,
             so nothing is lost; batches are the same up to the rounding of the model.
+        ortho_b_dec_init: ``zeros`` as in SAELens, or ``mean``: ``b_dec`` starts at the mean of the
+            batches that also estimate the norm (``n_batches_for_norm_estimate``). Large language
+            models have a few dimensions with a mean far from zero. In a short run, ``b_dec`` does
+            not get there, and latents spend themselves on the mean.
     """
 
     dataset_trust_remote_code: bool = False
@@ -106,6 +110,7 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     ortho_log_every: PositiveInt = 50
     ortho_sparse_products: bool = True
     ortho_cache_activations: bool = False
+    ortho_b_dec_init: Literal["zeros", "mean"] = "zeros"
 
     def __post_init__(self) -> None:
         checkpoint_path = self.checkpoint_path
@@ -185,6 +190,8 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         plain = {k: v for k, v in self.to_dict().items() if k not in NOT_FINGERPRINTED}
         plain["sae"] = {k: v for k, v in plain["sae"].items() if k not in {"metadata", "device"}}
         plain["sae"] = without_defaults_added_later(plain["sae"])
+        if self.ortho_b_dec_init == "zeros":  # added later; older digests do not change
+            del plain["ortho_b_dec_init"]
         plain["ortho_corpora"] = {
             name: corpus.settings() for name, corpus in mixture.trained(self.corpora()).items()
         }

@@ -185,6 +185,46 @@ def test_stop_signal_saves_a_resumable_checkpoint(
     assert_same_state(resumed.sae, whole.sae)
 
 
+# -------------------------------------------------------------------- starting
+
+MEAN = {"ortho_b_dec_init": "mean"}
+
+
+@pytest.mark.parametrize("normalisation", ["none", "expected_average_only_in"])
+def test_b_dec_starts_at_mean_of_first_batches(
+    make_runner: Callable[..., AdaptiveOrthoRunner], normalisation: str
+) -> None:
+    def start(**changes: Any) -> AdaptiveOrthoRunner:
+        sae = {"ortho_mode": "off", "normalize_activations": normalisation}
+        runner = make_runner(sae, lr=1e-12, **changes)
+        runner.trainer.fit()  # it also folds the norm into the weights
+        return runner
+
+    stock, ours = start(), start(**MEAN)
+    store, n = ours.activations_store, ours.cfg.n_batches_for_norm_estimate
+    store.seek(0)
+    batches = iter(store)
+    mean = torch.cat([next(batches) for _ in range(n)]).mean(0)
+    assert mean.norm() > 0.1
+    torch.testing.assert_close(ours.sae.b_dec, mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stock.sae.b_dec, torch.zeros_like(mean), rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.sae.W_enc, stock.sae.W_enc)
+
+
+def test_resuming_does_not_set_b_dec_again(
+    make_runner: Callable[..., AdaptiveOrthoRunner], tmp_path: Path
+) -> None:
+    whole = make_runner(checkpoints=1, **MEAN)
+    whole.trainer.fit()
+    checkpoint = list_checkpoints(tmp_path / "checkpoints")[0]
+    resumed = make_runner(**MEAN)
+    resumed.trainer.load_checkpoint(checkpoint)
+    resumed.trainer.fit()
+    assert_same_state(resumed.sae, whole.sae)
+    with pytest.raises(ConfigError, match="other settings"):
+        make_runner().trainer.load_checkpoint(checkpoint)
+
+
 # -------------------------------------------------------------------- lockstep
 
 
