@@ -1,4 +1,4 @@
-"""What was found on separation, in one sentence and one panel for each study.
+"""What was found on separation: one table, and one panel for each study.
 
 python -m evals.separation.answer [--out FILE]
 """
@@ -17,14 +17,17 @@ from evals.draw import keep_png
 from saelens_adaptive_ortho.report.figures.files import save_figure
 from saelens_adaptive_ortho.report.figures.tradeoff import COST, Panel, panels_side_by_side
 from saelens_adaptive_ortho.report.formatting import (
+    DASH,
+    MINUS,
     capital,
     error_decimals,
     estimate,
+    markdown,
     number,
     value_decimals,
 )
 from saelens_adaptive_ortho.report.statistics import MetricSummary, Summary, summarise
-from saelens_adaptive_ortho.results import ResultError, load_results
+from saelens_adaptive_ortho.results import ResultError, load_results, order_variants
 
 RESULTS = Path(__file__).parent / "results"
 FOCUS, BASELINE = "adaptive", "baseline"
@@ -36,7 +39,7 @@ class Study(NamedTuple):
     Attributes:
         title: the model and the text.
         gain: key of the metric that answers.
-        beside: keys of other metrics that the sentence gives.
+        beside: keys of other metrics in the table.
     """
 
     title: str
@@ -80,8 +83,11 @@ def load_studies(results: Path = RESULTS) -> dict[str, Summary]:
 
 
 def answer(studies: Mapping[str, Summary]) -> str:
-    """Return a list in markdown with an item for each study."""
-    return "\n".join(_sentence(STUDIES[name], summary) for name, summary in studies.items())
+    """Return a table in markdown: what answers in each study, its companions, and the cost."""
+    variants = order_variants(v for summary in studies.values() for v in summary.variants)
+    head = ["mean over seeds", *variants, f"{FOCUS} {MINUS} {BASELINE}", "best without an SAE"]
+    rows = [row for name, found in studies.items() for row in _rows(STUDIES[name], found, variants)]
+    return markdown(head, rows, text_columns=1)
 
 
 def answer_figure(studies: Mapping[str, Summary]) -> Figure:
@@ -104,41 +110,36 @@ def answer_figure(studies: Mapping[str, Summary]) -> Figure:
     return figure
 
 
-def _sentence(study: Study, summary: Summary) -> str:
-    gain = summary.metrics[study.gain]
-    difference = gain.difference(FOCUS, BASELINE)
+def _rows(study: Study, summary: Summary, variants: Sequence[str]) -> list[list[str]]:
+    difference = summary.metrics[study.gain].difference(FOCUS, BASELINE)
     seeds = 0 if difference is None else difference.spread.n
-    text = f"- **{study.title}**, {seeds} paired seeds. {_compared(gain)}"
-    others = [
-        f"`{variant}` {_mean(gain, variant)}"
-        for variant in summary.variants
-        if variant not in (FOCUS, BASELINE)
-    ]
-    text += f" Others: {', '.join(others)}." if others else ""
-    levels = {
-        name: metrics[study.gain]
-        for name, metrics in summary.without_sae.items()
-        if study.gain in metrics
-    }
-    if levels:
-        best = (min if gain.info.direction == "lower" else max)(levels, key=levels.__getitem__)
-        text += f" Best without an SAE: {best} {_number(gain, levels[best])}."
-    for key in (*study.beside, COST):
+    rows = [[f"**{study.title}**, {seeds} paired seeds", *[""] * (len(variants) + 2)]]
+    for key in (study.gain, *study.beside, COST):
         if key in summary.metrics:
-            text += f" {_compared(summary.metrics[key])}"
-    return text
+            metric = summary.metrics[key]
+            cells = [_mean(metric, v) if v in summary.variants else DASH for v in variants]
+            label = capital(f"{metric.info.label} {metric.info.arrow}")
+            rows.append([label, *cells, _change(metric), _best_without_sae(summary, key)])
+    return rows
 
 
-def _compared(metric: MetricSummary) -> str:
-    """``Forget accuracy: 0.58 with `adaptive`, 0.78 with `baseline`: -0.20 [..], better.``"""
-    label = capital(metric.info.label)
-    values = f"{_mean(metric, FOCUS)} with `{FOCUS}`, {_mean(metric, BASELINE)} with `{BASELINE}`"
+def _change(metric: MetricSummary) -> str:
+    """``-0.20 [-0.25, -0.15] better``."""
     difference = metric.difference(FOCUS, BASELINE)
     if difference is None or difference.spread.mean is None:
-        return f"{label}: {values}."
+        return DASH
     change = " ".join(estimate(difference.spread.mean, difference.spread.ci95))
-    word = f", {difference.words}" if difference.words else ""
-    return f"{label}: {values} ({change}{word})."
+    return f"{change} {difference.words}".rstrip()
+
+
+def _best_without_sae(summary: Summary, key: str) -> str:
+    """``detector 0.81``."""
+    metric = summary.metrics[key]
+    levels = {name: found[key] for name, found in summary.without_sae.items() if key in found}
+    if not levels:
+        return DASH
+    best = (min if metric.info.direction == "lower" else max)(levels, key=levels.__getitem__)
+    return f"{best} {_number(metric, levels[best])}"
 
 
 def _mean(metric: MetricSummary, variant: str) -> str:
@@ -153,7 +154,7 @@ def _number(metric: MetricSummary, value: float | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw the figure and print the list; the exit status is 0, or 2 if there is nothing."""
+    """Draw the figure and print the table; the exit status is 0, or 2 if there is nothing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--out", type=Path, default=RESULTS.parent / "answer", help="file name without ending"

@@ -107,7 +107,8 @@ def headline_keys(keys: Iterable[str]) -> list[str]:
 
 def essential_keys(keys: Iterable[str]) -> list[str]:
     """The metrics of the short table among ``keys``, in the table's order."""
-    return _among(keys, (key for e in every().values() for key in e.keys(e.essential)))
+    names = ((e, dict.fromkeys((*e.essential, *e.primary))) for e in every().values())
+    return _among(keys, (key for e, wanted in names for key in e.keys(wanted)))
 
 
 def primary_keys(keys: Iterable[str]) -> list[str]:

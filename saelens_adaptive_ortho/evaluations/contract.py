@@ -90,7 +90,7 @@ class Evaluation:
         primary: metrics that the verdict judges, chosen before any result was seen.
         headline: metrics in the headline table. ``{corpus}`` stands for every other corpus.
         glance: metrics with a panel in the headline figure.
-        essential: metrics in the short table.
+        essential: metrics in the short table, before those of ``primary`` that are not among them.
         short: text before a metric's label outside the section; empty if the label is clear alone.
         caveat: a warning to the reader, if the results themselves do not contain one.
         figures: figures of the section.

@@ -206,9 +206,22 @@ class Difference:
         return f"within {self.margin}" if self.equivalent else ""
 
     @property
+    def remark(self) -> str:
+        """What the verdict alone does not say; it follows the verdict. Empty if there is nothing.
+
+        The margin, if the difference is shown to lie within it; or that an inconclusive metric
+        would be significant without the correction.
+        """
+        if self.equivalent:
+            joint = " " if self.verdict == EQUIVALENT else ", but "
+            return f"{joint}{self.within}"
+        alone = self.p is not None and self.p <= LEVEL
+        return " after correction" if self.verdict == INCONCLUSIVE and alone else ""
+
+    @property
     def words(self) -> str:
-        """The verdict in words: ``better``, ``equivalent within 0.004``; empty if there is none."""
-        return f"{self.verdict or ''} {self.within}".strip()
+        """The verdict in words: ``better``, ``worse, but within 0.004``; empty if there is none."""
+        return f"{self.verdict}{self.remark}" if self.verdict else ""
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ def _markdown_cell(difference: Difference | None) -> str:
     if difference is None or difference.verdict is None or text == DASH:
         return text
     if difference.verdict in (BETTER, WORSE):
-        return f"{text} **{difference.verdict}** {difference.within}".rstrip()
+        return f"{text} **{difference.verdict}**{difference.remark}"
     return f"{text} {difference.words}"
 
 

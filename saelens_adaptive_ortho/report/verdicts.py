@@ -43,8 +43,9 @@ RULES = (
     "primary metrics with a better direction, for one pair of variants; at least {seeds} seeds, "
     "and a spread between them above the metric's resolution. Equivalent: shown to differ by less "
     "than the given margin (two one-sided t-tests at 5%: the 90% interval lies within the margin). "
-    "Inconclusive: none of these is shown, which is no evidence of equality. The 95% intervals "
-    "take one metric at a time and are not corrected."
+    "Inconclusive: none of these is shown, which is no evidence of equality; after correction: the "
+    "metric alone would be significant. The 95% intervals take one metric at a time and are not "
+    "corrected."
 )
 
 #: Labels in the verdicts. The principal angle is between forget and retain, the cosine is taken

@@ -83,14 +83,17 @@ def committed(folder: Path, values: dict[str, float]) -> None:
     write_results_file(folder / "results.jsonl", found)
 
 
-def test_answer_has_a_sentence_and_a_panel_for_each_committed_study(tmp_path: Path) -> None:
+def test_answer_has_rows_and_a_panel_for_each_committed_study(tmp_path: Path) -> None:
     committed(tmp_path / "demo", {"baseline": 0.8, "groups": 0.61, "adaptive": 0.6})
     studies = load_studies(tmp_path)
-    text = answer(studies)
-    assert text.count("\n") == 0
-    assert "0.610 with `adaptive`, 0.810 with `baseline`" in text
-    assert "Others: `groups` 0.620." in text
-    assert "Best without an SAE: detector 0.700." in text
+    head, _, title, gain, *others = answer(studies).splitlines()
+    assert "| baseline | groups | adaptive | adaptive − baseline |" in head
+    assert "3 paired seeds" in title
+    assert gain.startswith(
+        "| Forget accuracy at retain accuracy ≥ 0.95 ↓ | 0.810 | 0.620 | 0.610 |"
+    )
+    assert gain.endswith("| detector 0.700 |")
+    assert all(row.count("|") == head.count("|") for row in [title, gain, *others])
     (panel,) = answer_figure(studies).axes
     assert "Forget accuracy" in panel.get_title(loc="left")
 

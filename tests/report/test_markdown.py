@@ -47,9 +47,11 @@ def test_short_form(tmp_path: Path) -> None:
     short, full = readme.read_text().split("<!-- results: a short run -->")
     assert "| explained variance, pooled ↑ |" in short
     assert "**Found.** adaptive against baseline over 3 paired seeds: " in short
-    assert "mean principal angle (°)" not in short
+    # Every metric that the sentence names has a row.
+    assert "| mean principal angle (°) ↑ |" in short
+    assert "| L0" not in short
     assert "**Verdict.**" not in short
-    assert "mean principal angle (°)" in full
+    assert "| L0" in full
     assert "**Verdict.**" in full
     assert update_tables(readme, check=True) is False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,8 +102,16 @@ def test_equivalence_needs_a_narrow_interval_and_a_margin() -> None:
 def test_a_clear_difference_within_the_margin_says_both() -> None:
     found = judged("core", "pooled/explained_variance", [-0.0010, -0.00101, -0.00099])
     assert (found.verdict, found.equivalent) == ("worse", True)
-    assert found.words == "worse within 0.004"
+    assert found.words == "worse, but within 0.004"
     assert judged("core", "pooled/explained_variance", [-0.9, -0.91, -0.92]).words == "worse"
+
+
+def test_an_inconclusive_metric_says_whether_the_correction_made_it_so() -> None:
+    alone = judged("subspace", "mean_max_cosine", [-0.10, -0.11, -0.12])
+    assert alone.verdict == "better"
+    corrected = replace(alone, verdict="inconclusive", p_holm=0.2)
+    assert corrected.words == "inconclusive after correction"
+    assert replace(corrected, p=0.06).words == "inconclusive"
 
 
 def test_a_zero_spread_gives_no_verdict() -> None:
