@@ -125,7 +125,7 @@ def reject_unknown(tree: Mapping[str, Any], known: Collection[str], prefix: str)
             elif len(known) <= LISTED:
                 hint = f"Known: {', '.join(known)}."
             else:
-                hint = "See configs/ for the known keys."
+                hint = "`adaptive-ortho config copy demo` writes an example."
             raise reject(f"{prefix}{key}", value, f"unknown key. {hint}")
 
 

@@ -135,8 +135,7 @@ def run(options: FetchOptions) -> int:
     )
     print(
         f"adaptive-ortho compare local_text --set model_name={shlex.quote(str(options.dir))} "
-        f"--set hook_name=blocks.{converted.layers // 2}.hook_resid_post "
-        f"--set sae.d_in={converted.width} \\\n"
+        f"--set hook_name=blocks.{converted.layers // 2}.hook_resid_post \\\n"
         "    --set ortho_corpora.forget.path=FORGET --set ortho_corpora.retain.path=RETAIN"
     )
     return 0

@@ -147,7 +147,8 @@ def read_documents(corpus: CorpusConfig, where: str) -> Iterator[str]:
             raise reject(
                 f"{where}.text_field",
                 corpus.text_field,
-                f"document {number} of {corpus.path} has {type(text).__name__} there, not text.",
+                f"document {number} of {corpus.path} has {_kind(text)} there, not text; it has the "
+                f"fields {sorted(row)}.",
             )
         if text.strip():
             yield text
@@ -179,13 +180,17 @@ def _field(
         raise reject(
             f"{where}.{setting}",
             name,
-            f"no such field in document {number} of {corpus.path}; it has {sorted(row)}.",
+            f"no such field in document {number} of {corpus.path}; it has the fields {sorted(row)}.",
         )
     return row[name]
 
 
+def _kind(value: object) -> str:
+    return "null" if value is None else type(value).__name__
+
+
 def _rows(corpus: CorpusConfig, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and content of each row of a corpus, up to ``max_documents``."""
+    """Number (from 1) and content of each row of a corpus, up to ``max_documents``."""
     try:
         files = local_files(corpus.path)
     except ConfigError as error:
@@ -194,7 +199,7 @@ def _rows(corpus: CorpusConfig, where: str) -> Iterator[tuple[int, dict[str, Any
     if corpus.max_documents is not None:
         rows = itertools.islice(rows, corpus.max_documents)
     rows = iter(rows)
-    for number in itertools.count():
+    for number in itertools.count(1):
         try:
             row = next(rows)
         except StopIteration:
@@ -234,7 +239,7 @@ def _open(corpus: CorpusConfig, where: str, files: list[Path] | None) -> Iterato
         raise
     except Exception as error:
         raise reject(
-            f"{where}.path", corpus.path, _explain_read_failure(error, corpus, files, 0)
+            f"{where}.path", corpus.path, _explain_read_failure(error, corpus, files, 1)
         ) from error
     return iter(dataset)  # type: ignore[arg-type]
 
@@ -407,7 +412,7 @@ def _as_contexts(
             break
         problem = _unfit(ids, tokenizer, how)
         if problem:
-            raise reject(f"{where}.tokens_field", corpus.tokens_field, f"row {number} {problem}")
+            raise reject(f"{where}.tokens_field", corpus.tokens_field, f"row {number + 1} {problem}")
         held = how.holds_out(number)
         part, wanted = (parts.held_out, how.holdout_contexts) if held else (parts.train, None)
         if wanted is None or len(part) < wanted:

@@ -74,8 +74,8 @@ def remove(tree: dict[str, Any], key: str) -> dict[str, Any]:
         ("evals.subspaces", "Did you mean 'subspace'?"),
         ("ortho_corpora.forgot", "Did you mean ortho_corpora.forget?"),
         ("ortho_corpora.forget.text_fields", "text_field"),
-        ("zzz", "See configs/ for the known keys"),
-        ("sae.zzz", "See configs/ for the known keys"),
+        ("zzz", "`adaptive-ortho config copy demo`"),
+        ("sae.zzz", "`adaptive-ortho config copy demo`"),
     ],
 )
 def test_unknown_key_suggests_the_nearest(settings: Settings, key: str, nearest: str) -> None:

@@ -149,7 +149,7 @@ def test_name_outside_table_is_refused_with_nearest() -> None:
         ("lerning", ["learning", "steps"], "Did you mean a.learning?"),
         ("zzz", ["learning", "steps"], "Known: learning, steps."),
         ("zzz", [], "There are no settings here."),
-        ("zzz", list("abcdefghi"), "See configs/ for the known keys."),
+        ("zzz", list("abcdefghi"), "`adaptive-ortho config copy demo` writes an example."),
     ],
 )
 def test_unknown_key_is_refused_with_nearest(key: str, known: list[str], hint: str) -> None:

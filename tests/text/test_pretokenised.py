@@ -50,9 +50,9 @@ def test_reading_stops_when_there_are_enough_contexts(
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ([0, 3, 4], "row 1 has 3 tokens, fewer than context_size=6"),
-        ([0, 3, 4, 5, 6, 90_000], "row 1 holds the ids 0 to 90000, .* another model"),
-        ([3, 4, 5, 6, 7, 8], "row 1 does not begin with BOS, but prepend_bos is true"),
+        ([0, 3, 4], "row 2 has 3 tokens, fewer than context_size=6"),
+        ([0, 3, 4, 5, 6, 90_000], "row 2 holds the ids 0 to 90000, .* another model"),
+        ([3, 4, 5, 6, 7, 8], "row 2 does not begin with BOS, but prepend_bos is true"),
     ],
 )
 def test_unfit_row_is_named(
@@ -64,7 +64,7 @@ def test_unfit_row_is_named(
 
 
 def test_text_is_no_row_of_ids(rows: Callable[..., CorpusConfig], model: Any) -> None:
-    with pytest.raises(ConfigError, match=r"row 0 of .* holds no list of token ids"):
+    with pytest.raises(ConfigError, match=r"row 1 of .* holds no list of token ids"):
         tokenise_corpus(rows(["some text"]), "retain", model.tokenizer, HOW, train_contexts=9)
     with pytest.raises(ConfigError, match=r"tokens_field='input_ids': no such field .*'ids'"):
         tokenise_corpus(rows(ROWS, "ids"), "retain", model.tokenizer, HOW, train_contexts=9)
