@@ -180,7 +180,7 @@ def _field(
         raise reject(
             f"{where}.{setting}",
             name,
-            f"no such field in document {number} of {corpus.path}; it has the fields {sorted(row)}.",
+            f"no such field in document {number} of {corpus.path}; it has {sorted(row)}.",
         )
     return row[name]
 
@@ -412,7 +412,8 @@ def _as_contexts(
             break
         problem = _unfit(ids, tokenizer, how)
         if problem:
-            raise reject(f"{where}.tokens_field", corpus.tokens_field, f"row {number + 1} {problem}")
+            problem = f"row {number + 1} {problem}"
+            raise reject(f"{where}.tokens_field", corpus.tokens_field, problem)
         held = how.holds_out(number)
         part, wanted = (parts.held_out, how.holdout_contexts) if held else (parts.train, None)
         if wanted is None or len(part) < wanted:
