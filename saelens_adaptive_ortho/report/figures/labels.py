@@ -19,6 +19,8 @@ from matplotlib.transforms import Bbox, Transform
 _DISTANCES = (6.0, 16.0, 30.0, 46.0)
 #: Directions in which a label may stand, the best one first.
 _DIRECTIONS = ((1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
+#: Half the size of a point and of a large point, in pixels.
+_RADIUS, _LARGE_RADIUS = 5, 9
 _HORIZONTAL = {1: "left", 0: "center", -1: "right"}
 _VERTICAL = {1: "bottom", 0: "center", -1: "top"}
 
@@ -94,7 +96,7 @@ def place_labels(
     labels: Iterable[Label],
     points: Iterable[tuple[float, float]],
     levels: Iterable[float] = (),
-    radius: float = 5,
+    marks: Iterable[tuple[float, float]] = (),
 ) -> None:
     """Write each label at the first place where it covers nothing, or where it covers least.
 
@@ -105,15 +107,15 @@ def place_labels(
         labels: labels in order of importance; a later one does not cover an earlier one.
         points: data points that no label should cover.
         levels: heights of horizontal lines that no label should cover.
-        radius: half the size of a point, in pixels.
+        marks: large data points that no label should cover.
     """
     figure = cast("Figure", axes.figure)
     figure.draw_without_rendering()
     renderer = cast("FigureCanvasAgg", figure.canvas).get_renderer()
-    taken = [
-        Bbox.from_extents(x - radius, y - radius, x + radius, y + radius)
-        for x, y in (axes.transData.transform(point) for point in points)
-    ]
+    taken = []
+    for found, radius in ((points, _RADIUS), (marks, _LARGE_RADIUS)):
+        for x, y in (axes.transData.transform(point) for point in found):
+            taken.append(Bbox.from_extents(x - radius, y - radius, x + radius, y + radius))
     for _, y in (axes.transData.transform((0, level)) for level in levels):
         taken.append(Bbox.from_extents(axes.bbox.x0, y - 1, axes.bbox.x1, y + 1))
     for label in labels:

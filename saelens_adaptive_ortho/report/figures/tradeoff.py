@@ -143,7 +143,7 @@ def _draw_panel(axes: Axes, panel: Panel, cost: str, points: Sequence[_Point]) -
     _set_limits(axes, points, list(references.values()))
     for point in points:
         _draw_point(axes, point, styles[point.variant])
-    covered = [xy for point in points for xy in (*point.saes, point.mean)]
+    covered = [xy for point in points for xy in point.saes]
     for series in _series(points):
         x, y = zip(*(point.mean for point in series), strict=True)
         axes.plot(x, y, color=styles[series[0].variant][0], lw=1.4, alpha=0.8, zorder=2)
@@ -158,7 +158,7 @@ def _draw_panel(axes: Axes, panel: Panel, cost: str, points: Sequence[_Point]) -
     labels += [Label(name, MUTED, along(axes, level)) for name, level in references.items()]
     if len(points) > 1:
         labels += _draw_margin(axes, summary, summary.metrics[cost].info)
-    place_labels(axes, labels, covered, references.values())
+    place_labels(axes, labels, covered, references.values(), [point.mean for point in points])
 
 
 def _points(summary: Summary, cost: str, gain: str) -> list[_Point]:
