@@ -112,7 +112,7 @@ def place_labels(
     figure = cast("Figure", axes.figure)
     figure.draw_without_rendering()
     renderer = cast("FigureCanvasAgg", figure.canvas).get_renderer()
-    taken = []
+    taken: list[Bbox] = []
     for found, radius in ((points, _RADIUS), (marks, _LARGE_RADIUS)):
         for x, y in (axes.transData.transform(point) for point in found):
             taken.append(Bbox.from_extents(x - radius, y - radius, x + radius, y + radius))
