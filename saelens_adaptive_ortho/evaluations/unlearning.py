@@ -21,12 +21,20 @@ PRIMARY = (
     *(f"token/forget_damage_at_{limit}" for limit in LIMITS),
     *(f"mcq/forget_accuracy_at_{limit}" for limit in ("0.99", "0.95", "0.90")),
 )
-#: What other texts lose: a second forget text, and named retain corpora.
+#: What other texts lose: a second forget text, and named retain corpora. Then the frontier whose
+#: cost is the damage on the corpus of the retain side that loses most.
 ELSEWHERE = tuple(
-    f"{frontier}/{corpus}_{reading}"
+    f"{frontier}/{reading}"
     for frontier in ("loss", "token")
-    for corpus in ("transfer", "{corpus}")
-    for reading in ("per_forget_damage_at_0.10", "damage_at_forget_2")
+    for reading in (
+        *(
+            f"{corpus}_{of}"
+            for corpus in ("transfer", "{corpus}")
+            for of in ("per_forget_damage_at_0.10", "damage_at_forget_2")
+        ),
+        *(f"kept_forget_damage_at_{limit}" for limit in LIMITS),
+        "kept_damage_at_forget_2",
+    )
 )
 
 #: Nats. Differences between paired seeds have a standard deviation of about 0.3, so this is the
@@ -114,7 +122,24 @@ def _other_corpora(frontier: str, before: str) -> dict[str, Metric]:
             key = f"{frontier}/{corpus}_{name}"
             found[key] = Metric(f"{before}{label}", unit, better)
             found[f"{key}_halfwidth"] = Metric(f"{before}bootstrap half-width: {label}", unit)
-    return found
+    return found | _kept(frontier, before)
+
+
+def _kept(frontier: str, before: str) -> dict[str, Metric]:
+    """The frontier whose cost is the damage on the corpus of the retain side that loses most."""
+    at = "forget damage if no retain corpus loses more than {n} nats"
+    fixed = "damage on the retain corpus that loses most, at forget damage {n} nats"
+    metrics = {
+        f"{frontier}/kept_forget_damage_at_{{n}}": Metric(
+            before + at, "nats", "higher", DAMAGE_MARGIN
+        ),
+        f"{frontier}/kept_damage_at_forget_{{n}}": Metric(before + fixed, "nats", "lower"),
+    }
+    halves = {
+        f"{key}_halfwidth": Metric(f"{before}bootstrap half-width: {text}", "nats")
+        for key, text in zip(metrics, (at, fixed), strict=True)
+    }
+    return metrics | halves
 
 
 def _companion(frontier: str, before: str) -> dict[str, Metric]:

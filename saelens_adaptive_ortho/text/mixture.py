@@ -20,7 +20,7 @@ FORGET_TEST = "forget_test"
 ONLY = "corpus"  # the name of a single corpus
 ROLES = (FORGET, RETAIN, FORGET_TEST)
 # Results use these words for other things than a corpus.
-RESERVED = (*ROLES, ONLY, "all", "inactive", "pooled", "shared", "transfer")
+RESERVED = (*ROLES, ONLY, "all", "inactive", "kept", "pooled", "shared", "transfer")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 TRAIN_CONTEXTS = 1024  # contexts of a corpus's training part that evaluations may read
 MISSPELT = 0.8  # a name this similar to a missing role is a spelling mistake

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,9 +96,10 @@ def loss_frontiers(
 ) -> dict[str, Readings]:
     """The frontiers of several families.
 
-    Training text of the forget corpus and of the retain side chooses the settings. The first
-    ``n_contexts`` held-out contexts of every corpus measure them. One run of the model up to the
-    hook serves all families.
+    Training text of the forget corpus and of the retain side chooses the settings: those near the
+    frontier for the mean cost of the retain side, and for the largest cost of its corpora. The
+    first ``n_contexts`` held-out contexts of every corpus measure them. One run of the model up to
+    the hook serves all families.
     """
     settings, context = trial.settings, trial.context
     sweeps = {name: family.coarse for name, family in families.items()}
@@ -108,20 +109,25 @@ def loss_frontiers(
         for c in context.trained
     ]
     gain = means[0].split([len(s) for s in sweeps.values()])
-    mixed = torch.stack([c.share * m for c, m in zip(context.trained[1:], means[1:], strict=True)])
-    cost = mixed.sum(0).split([len(s) for s in sweeps.values()])
-    fine = {
-        name: families[name].near_frontier(c, g, budgets_for(sweeps[name], c, g))
-        for name, c, g in zip(sweeps, cost, gain, strict=True)
-    }
+    kept = context.trained[1:]
+    mixed = torch.stack([c.share * m for c, m in zip(kept, means[1:], strict=True)]).sum(0)
+    costs = [mixed] if len(kept) == 1 else [mixed, torch.stack(means[1:]).amax(0)]
+    found: dict[str, dict[tuple[int, float], Setting]] = {name: {} for name in sweeps}
+    for cost in costs:
+        parts = cost.split([len(s) for s in sweeps.values()])
+        for name, c, g in zip(sweeps, parts, gain, strict=True):
+            near = families[name].near_frontier(c, g, budgets_for(sweeps[name], c, g))
+            found[name] |= {(setting.path, setting.strength): setting for setting in near}
+    fine = {name: [near[key] for key in sorted(near)] for name, near in found.items()}
     sizes = [len(s) for s in fine.values()]
     whole = [s for sweep in fine.values() for s in sweep]
     increases = {
         c.domain: trial.loss_increase(c, "held_out", n_contexts, whole).split(sizes)
         for c in context.corpora
     }
+    domains = [c.domain for c in kept]
     return {
-        name: read(sweep, {d: parts[i] for d, parts in increases.items()}, settings.replicates)
+        name: read(sweep, {d: p[i] for d, p in increases.items()}, settings.replicates, domains)
         for i, (name, sweep) in enumerate(fine.items())
     }
 
@@ -137,7 +143,10 @@ def budgets_for(
 
 
 def read(
-    sweep: list[Setting], increases: Mapping[str, Float[Tensor, "n_settings n"]], replicates: int
+    sweep: list[Setting],
+    increases: Mapping[str, Float[Tensor, "n_settings n"]],
+    replicates: int,
+    kept: Sequence[str] = (),
 ) -> Readings:
     """The frontier of a sweep, and the damage on every other corpus at the frontier's points.
 
@@ -148,6 +157,9 @@ def read(
         increases: rise of the loss under each setting on each passage of each corpus, forget and
             retain first.
         replicates: number of bootstrap replicates.
+        kept: names of the corpora of the retain side. If there are several, there is also a
+            frontier whose cost is the damage on the one that loses most. Between two settings, the
+            larger damage is at most the straight line that the frontier assumes.
     """
     cost, gain = increases[mixture.RETAIN], increases[mixture.FORGET]
     paths = torch.tensor([s.path for s in sweep])
@@ -177,6 +189,15 @@ def read(
         for name in (mixture.RETAIN, *others):
             other = torch.where(price[:, 0] < torch.inf, points.read(means[name])[:, 0], torch.nan)
             values[f"{name}_damage_at_forget_{FIXED_DAMAGE:g}"] = other
+    if len(kept) > 1:
+        worst = torch.stack([means[name] for name in kept]).amax(0)
+        limits = torch.tensor(RETAIN_COSTS, dtype=torch.float64)
+        damages, _ = frontiers.envelope(worst, means[mixture.FORGET], paths, limits)
+        for budget, damage in zip(RETAIN_COSTS, damages.T, strict=True):
+            values[f"kept_forget_damage_at_{budget:.2f}"] = damage
+        price, _ = frontiers.cheapest(worst, means[mixture.FORGET], paths, target)
+        if float(price[0]) <= MOST_COST:
+            values[f"kept_damage_at_forget_{FIXED_DAMAGE:g}"] = price[:, 0]
     metrics: dict[str, float | None] = {}
     drawn: dict[str, Tensor] = {}
     for key, value in values.items():

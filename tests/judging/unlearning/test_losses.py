@@ -83,6 +83,24 @@ def test_other_corpora_are_read_at_the_frontier() -> None:
     assert found["area"] == pytest.approx(3.0, rel=1e-5)
 
 
+def test_kept_frontier_costs_what_the_worst_corpus_loses() -> None:
+    """Near pays 0.6 and forget loses 3 per unit of strength; retain pays less than near."""
+    increases = {
+        "forget": linear(3.0),
+        "retain": linear(0.1),
+        "near": linear(0.6),
+        "unseen": linear(9.0),
+    }
+    found = losses.read(SWEEP, increases, 20, ["retain", "near"]).metrics
+    for budget in (0.05, 0.10, 0.20):
+        key = f"kept_forget_damage_at_{budget:.2f}"
+        assert found[key] == pytest.approx(budget / 0.6 * 3, rel=1e-5)
+        assert found[f"{key}_halfwidth"] == pytest.approx(0, abs=1e-6)
+    assert found["kept_damage_at_forget_2"] == pytest.approx(2 / 3 * 0.6)
+    for alone in (["retain"], []):
+        assert not any("kept" in key for key in losses.read(SWEEP, increases, 20, alone).metrics)
+
+
 def test_replicates_are_read_at_their_own_points() -> None:
     """A replicate with a cheap retain corpus reaches a larger strength, and more near damage."""
     cost, near = linear(0.2, 0.3), linear(0.5, 0.3)
