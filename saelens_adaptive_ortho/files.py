@@ -9,13 +9,16 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from saelens_adaptive_ortho.errors import Explained, reject
+from saelens_adaptive_ortho.locks import write_lock
+
+WRITE_PATIENCE = 600.0  # seconds that a folder waits for another process that writes it
 
 
 class StorageError(Explained, RuntimeError):
@@ -67,6 +70,8 @@ def write_failures_named(target: Path, survives: str) -> Iterator[None]:
 def atomic_directory(target: Path, survives: str) -> Iterator[Path]:
     """A temporary folder beside ``target`` that replaces ``target`` only if the block succeeds.
 
+    If another process is writing the same ``target``, this one waits until it has finished.
+
     Args:
         target: the folder to write.
         survives: a sentence that says what is still intact if writing fails, for the error.
@@ -76,7 +81,28 @@ def atomic_directory(target: Path, survives: str) -> Iterator[Path]:
             The temporary folder is removed, and an existing ``target`` does not change.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    recover_directory(target)
+    with _sole_writer(target, survives):
+        recover_directory(target)
+        with _written_beside(target, survives) as temporary:
+            yield temporary
+
+
+@contextmanager
+def _sole_writer(target: Path, survives: str) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            with write_failures_named(target, survives):
+                stack.enter_context(write_lock(target, WRITE_PATIENCE))
+        except TimeoutError as error:
+            raise StorageError(
+                f"{target} could not be written: another process has been writing it for "
+                f"{WRITE_PATIENCE:g} seconds. {survives}"
+            ) from error
+        yield
+
+
+@contextmanager
+def _written_beside(target: Path, survives: str) -> Iterator[Path]:
     temporary, old = _beside(target)
     try:
         with write_failures_named(target, survives):

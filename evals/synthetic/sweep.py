@@ -41,7 +41,9 @@ from saelens_adaptive_ortho.host.config import (
     OrthoWeighting,
     ortho_coefficient,
 )
+from saelens_adaptive_ortho.locks import run_lock
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
+from saelens_adaptive_ortho.signals import Interrupted, stop_raises
 from saelens_adaptive_ortho.synthetic.pool import load_pool
 from saelens_adaptive_ortho.synthetic.run import BASES, Run, build_run, execute, parse_settings
 from saelens_adaptive_ortho.synthetic.worlds import WORLDS
@@ -507,11 +509,13 @@ def _quiet_children() -> Iterator[None]:
 def _run_one(job: Job, work: Path, cache: str | Path) -> str | None:
     """Run a job and write its result; return the error as text, or None."""
     torch.set_num_threads(1)
+    out = work / f"{job.name}.json"
     try:
-        result = execute(job.run, cache, work / f"{job.name}.checkpoint")
+        with run_lock("run", out, "a sweep"):
+            result = execute(job.run, cache, work / f"{job.name}.checkpoint")
+            write_json(out, compact(job, result))
     except (RuntimeError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
-    write_json(work / f"{job.name}.json", compact(job, result))
     return None
 
 
@@ -519,7 +523,10 @@ def _run_one(job: Job, work: Path, cache: str | Path) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Exit status: 0 done, 1 runs failed, 2 bad input, 130 interrupted."""
+    """The command line.
+
+    Exit status: 0 done, 1 runs failed, 2 bad input, 128 plus its number after a signal.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=["coarse", "final", "transfer", "width", "separation"])
     parser.add_argument(
@@ -544,13 +551,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.list:
             print("\n".join(job.name for job in jobs))
             return 0
-        run_jobs(jobs, Path(args.out) / f"{args.stage}.jsonl", args.cache, args.workers, tqdm.write)
+        out = Path(args.out) / f"{args.stage}.jsonl"
+        with stop_raises():
+            run_jobs(jobs, out, args.cache, args.workers, tqdm.write)
     except (ConfigError, StorageError, SweepError) as error:
         print(f"sweep: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, SweepError) else 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("sweep: interrupted. The same command continues.", file=sys.stderr)
-        return 130
+        return error.status if isinstance(error, Interrupted) else 130
     return 0
 
 

@@ -11,6 +11,7 @@ from saelens_adaptive_ortho.files import check_writable, write_failures_named, w
 from saelens_adaptive_ortho.judging import pairs
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Workbench
 from saelens_adaptive_ortho.judging.subjects import Subject, named_subjects, workbench_for
+from saelens_adaptive_ortho.locks import run_lock
 from saelens_adaptive_ortho.report.page.analysis import write_analysis
 from saelens_adaptive_ortho.results import Result, versions
 
@@ -27,6 +28,13 @@ def analyse(options: AnalyseOptions, say: Callable[[str], None] = print) -> list
     """
     subjects = named_subjects(options.saes)
     check_writable("--out", options.out)
+    with run_lock("--out", options.out, "adaptive-ortho analyse"):
+        return _analyse(subjects, options, say)
+
+
+def _analyse(
+    subjects: list[Subject], options: AnalyseOptions, say: Callable[[str], None]
+) -> list[Result]:
     bench = workbench_for(subjects, options)
     if not bench.corpora:
         raise reject(

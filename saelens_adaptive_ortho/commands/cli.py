@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from saelens_adaptive_ortho.commands import (
     analyse,
@@ -25,6 +26,7 @@ from saelens_adaptive_ortho.commands import (
 )
 from saelens_adaptive_ortho.commands.options import Command, Parser, build_parser, run
 from saelens_adaptive_ortho.errors import Explained
+from saelens_adaptive_ortho.signals import Interrupted, stop_raises
 
 PROG = "adaptive-ortho"
 
@@ -57,24 +59,42 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, and return the exit status.
 
-    The status is 0 after success, 1 if an evaluation failed, 2 for bad input, and 130 after an
-    interruption.
+    The status is 0 after success, 1 if an evaluation failed, and 2 for bad input. After a signal it
+    is 128 plus the number of the signal: 130 for INT, 143 for TERM, 129 for HUP.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     host = argv[:1] == [sae_lens.COMMAND.name]  # SAELens parses its options
     args = None if host else parser().parse_args(argv)
     try:
-        return sae_lens.run(argv[1:]) if args is None else run(args.command, args)
+        if args is None:
+            return sae_lens.run(argv[1:])  # SAELens handles signals itself
+        with stop_raises():
+            return run(args.command, args)
     except Explained as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         message = str(error) or "interrupted"
-        print(f"{PROG}: {message}. {args.command.resume if args else ''}", file=sys.stderr)
-        return 130
+        _say_last(f"{PROG}: {message}. {args.command.resume if args else ''}")
+        return error.status if isinstance(error, Interrupted) else 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has what it wants
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _to_nowhere(sys.stdout)
         return 0
+
+
+def _say_last(line: str) -> None:
+    """Print a line at the end of an interrupted command. After SIGHUP, the terminal may be gone."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    except OSError:
+        _to_nowhere(sys.stderr)
+        _to_nowhere(sys.stdout)
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    """Send what is still in a stream to nowhere. Otherwise Python fails when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Train each variant with each seed, evaluate it, and report. Finished work is not repeated.
 
 A run folder holds ``config.yaml``, ``seed<S>/<variant>/`` (SAEs that plain SAELens loads),
-``seed<S>/checkpoints/`` while training, ``results/*.json`` and ``report.html``.
+``seed<S>/checkpoints/`` while training, ``results/*.json`` and ``report.html``. With W&B there are
+also ``wandb.json`` and ``wandb/``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from sae_lens.saes.sae import SAE
 from saelens_adaptive_ortho.commands.experiment import Experiment
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import (
+    check_writable,
     recover_directory,
     write_failures_named,
     write_json,
@@ -27,6 +30,7 @@ from saelens_adaptive_ortho.files import (
 )
 from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome, Workbench
 from saelens_adaptive_ortho.judging.running import check_evals_runnable, run_missing, write_outcome
+from saelens_adaptive_ortho.locks import run_lock
 from saelens_adaptive_ortho.report import summary
 from saelens_adaptive_ortho.report.page import run as page
 from saelens_adaptive_ortho.results import Result, is_result_name, load_results
@@ -34,6 +38,7 @@ from saelens_adaptive_ortho.settings import dump_yaml
 from saelens_adaptive_ortho.training.lockstep import list_checkpoints
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared, prepare
 from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig, with_sae
+from saelens_adaptive_ortho.training.tracking import ID_FILE, Tracking
 
 RECORD = "ortho_run.json"
 CHECKPOINTS = "checkpoints"
@@ -72,6 +77,7 @@ class Comparison:
         self.root = Path(experiment.runner.output_path)
         self.results = self.root / "results"
         self.prepared: Prepared | None = None
+        self.tracking = Tracking(experiment.runner.logger, self.root)
 
     def run(self, fresh: bool = False) -> list[Result]:
         """Train and evaluate what is missing, and write the report.
@@ -84,10 +90,17 @@ class Comparison:
             All results, including those of failed evaluations.
 
         Raises:
-            ConfigError: a setting cannot work, or the folder holds SAEs of other settings.
+            ConfigError: a setting cannot work, the folder holds SAEs of other settings, or another
+                process runs there.
             StorageError: a file could not be written. SAEs and results finished before are intact.
+            Interrupted: a signal asked the process to stop. Finished work is kept.
         """
         check_evals_runnable(self.experiment.evals)
+        check_writable("output_path", self.root)
+        with run_lock("output_path", self.root, "adaptive-ortho compare"), self.tracking:
+            return self._run(fresh)
+
+    def _run(self, fresh: bool) -> list[Result]:
         self.prepared = prepare(self.experiment.runner, self.root / "cache")
         for folder in self._sae_dirs():
             recover_directory(folder)
@@ -104,6 +117,7 @@ class Comparison:
             summary.write_summary(self.root)
             path = page.write_report(self.root)
         self.say(f"Report: {path}")
+        self._track(results, path)
         return results
 
     def clear(self) -> None:
@@ -122,6 +136,7 @@ class Comparison:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+        (self.root / ID_FILE).unlink(missing_ok=True)  # the new SAEs get new W&B runs
         for folder in {path.parent for path in made}:
             if folder != self.root and not any(folder.iterdir()):
                 folder.rmdir()
@@ -153,6 +168,10 @@ class Comparison:
         cfg = self._seeded(seed, checkpoint_path=str(folder / CHECKPOINTS))
         runner = self._runner(cfg, missing, folder / CHECKPOINTS)
         self.say(f"Seed {seed}: training {', '.join(missing)}; {runner.placement()}")
+        for name in missing:
+            history = runner.trainer.state.history[name]
+            self.tracking.open(name, seed, runner.configs[name].settings(), history)
+        runner.trainer.on_log = partial(self.tracking.log, seed)
         runner.trainer.fit()
         for name in missing:
             runner.export(name, self._sae_dir(name, seed))
@@ -246,6 +265,25 @@ class Comparison:
         """The model and the corpora on which all SAEs are judged."""
         assert self.prepared is not None
         return workbench(self.experiment.runner, self.prepared, self.root / "cache")
+
+    def _track(self, results: list[Result], report: Path) -> None:
+        """Send the final metrics and the report to the W&B run of each SAE."""
+        if not self.experiment.runner.logger.log_to_wandb:
+            return
+        for variant, seed in product(self.experiment.variants, self.experiment.seeds):
+            of_sae = {r.eval: r for r in results if (r.variant, r.seed) == (variant, seed) and r.ok}
+            # SAEs that an earlier process trained have no open run here.
+            settings = json.loads(self._record(variant, seed).read_text())["settings"]
+            training = of_sae.get("training")
+            history = training.details["history"] if training else []
+            self.tracking.open(variant, seed, settings, history)
+            metrics = {
+                f"{name}/{metric}": value
+                for name, result in of_sae.items()
+                for metric, value in result.metrics.items()
+                if value is not None
+            }
+            self.tracking.summarise(variant, seed, metrics, report)
 
     # ------------------------------------------------------------------ paths
 

@@ -10,6 +10,7 @@ from saelens_adaptive_ortho.files import check_writable, write_failures_named
 from saelens_adaptive_ortho.judging.contract import EvalContext
 from saelens_adaptive_ortho.judging.running import check_evals_runnable, run_missing
 from saelens_adaptive_ortho.judging.subjects import named_subjects, workbench_for
+from saelens_adaptive_ortho.locks import run_lock
 from saelens_adaptive_ortho.report import summary
 from saelens_adaptive_ortho.report.page import run as page
 from saelens_adaptive_ortho.results import Result, load_results
@@ -19,15 +20,19 @@ def run_suite(options: EvalOptions, say: Callable[[str], None] = print) -> list[
     """Run each evaluation on each SAE, unless it has a result already, and write the report.
 
     Raises:
-        ConfigError: a setting cannot work. This is checked before any evaluation starts.
+        ConfigError: a setting cannot work, or another process writes to the folder. This is
+            checked before any evaluation starts.
         StorageError: a file could not be written. Results finished before are intact.
     """
     evals = eval_settings(options.evals.split(","), options.set)
     subjects = named_subjects(options.saes)
     check_evals_runnable(evals)
     check_writable("--out", options.out)
-    bench = workbench_for(subjects, options)
-    with write_failures_named(options.out, "Results finished before are intact."):
+    with (
+        run_lock("--out", options.out, "adaptive-ortho eval"),
+        write_failures_named(options.out, "Results finished before are intact."),
+    ):
+        bench = workbench_for(subjects, options)
         for subject in subjects:
             context = EvalContext(
                 bench=bench,

@@ -55,6 +55,7 @@ def run(options: SynthOptions) -> int:
     from rich.table import Table
 
     from saelens_adaptive_ortho.files import check_writable, write_json
+    from saelens_adaptive_ortho.locks import run_lock
     from saelens_adaptive_ortho.synthetic.run import build_run, execute, parse_settings
 
     world_run = build_run(
@@ -64,8 +65,9 @@ def run(options: SynthOptions) -> int:
     check_writable("--json", out.parent)
     check_writable("--cache", options.cache)
     checkpoints = out.with_name(f"{out.name}.checkpoint")
-    result = execute(world_run, options.cache, checkpoints, options.checkpoint_every)
-    write_json(out, result)
+    with run_lock("--json", out, "adaptive-ortho synth"):
+        result = execute(world_run, options.cache, checkpoints, options.checkpoint_every)
+        write_json(out, result)
     table = Table("metric", "value")
     for name, value in result.items():
         if isinstance(value, float):

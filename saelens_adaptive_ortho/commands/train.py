@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
 from saelens_adaptive_ortho.commands.compare import ExperimentOptions
 from saelens_adaptive_ortho.commands.options import Command, say
 
@@ -12,11 +16,34 @@ def run(options: ExperimentOptions) -> int:
     from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner
 
     cfg = load_experiment(options.config, options.set).runner
-    runner = AdaptiveOrthoRunner(cfg)
-    say(f"Training; {runner.placement()}")
-    runner.run()
+    with _locks(cfg.output_path, cfg.checkpoint_path):
+        runner = AdaptiveOrthoRunner(cfg)
+        say(f"Training; {runner.placement()}")
+        runner.run()
     say(f"Saved: {cfg.output_path}/sae")
     return 0
+
+
+@contextmanager
+def _locks(output_path: str | None, checkpoint_path: str | None) -> Iterator[None]:
+    """Both folders, each locked once."""
+    from saelens_adaptive_ortho.files import check_writable
+    from saelens_adaptive_ortho.locks import run_lock
+
+    fields = {"checkpoint_path": checkpoint_path, "output_path": output_path}
+    folders = {Path(folder).resolve(): field for field, folder in fields.items() if folder}
+    with ExitStack() as stack:
+        for folder, field in folders.items():
+            if not folder.exists():  # without checkpoints, none is left
+                stack.callback(_remove_empty, folder)
+            check_writable(field, folder)
+            stack.enter_context(run_lock(field, folder, "adaptive-ortho train"))
+        yield
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 COMMAND = Command(

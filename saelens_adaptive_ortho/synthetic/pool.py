@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -27,9 +28,11 @@ from torch.nn.functional import embedding_bag
 from tqdm.auto import tqdm
 
 from saelens_adaptive_ortho.files import write_failures_named
+from saelens_adaptive_ortho.locks import write_lock
 from saelens_adaptive_ortho.settings import check_fields
 from saelens_adaptive_ortho.synthetic.worlds import World
 
+INTACT = "Pools drawn before are intact."
 FORMAT = 1
 CHUNK = 4096
 TRAIN, HELD_OUT = "train", "held_out"
@@ -193,6 +196,8 @@ class PoolSettings:
 def load_pool(world: World, cache: str | Path, settings: PoolSettings | None = None) -> Pool:
     """Read the pool of a world from ``cache``, or draw it and write it there.
 
+    If another process is drawing it, this one waits for it.
+
     Args:
         cache: folder of pools. All parameters of the world and both sizes determine the file.
 
@@ -210,9 +215,16 @@ def load_pool(world: World, cache: str | Path, settings: PoolSettings | None = N
     digest = hashlib.sha256(text.encode()).hexdigest()
     path = Path(cache) / f"{world.name}-seed{world.seed}-{digest[:12]}.safetensors"
     pool = _read(path, text, world.n_domains)
-    if pool is None:
-        pool = draw_pool(world, settings.train_samples, settings.held_out)
-        _write(path, text, pool)
+    if pool is not None:
+        return pool
+    with ExitStack() as stack:
+        with write_failures_named(path, INTACT):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(write_lock(path))
+        pool = _read(path, text, world.n_domains)  # another process may have drawn it meanwhile
+        if pool is None:
+            pool = draw_pool(world, settings.train_samples, settings.held_out)
+            _write(path, text, pool)
     return pool
 
 
@@ -266,8 +278,7 @@ def _write(path: Path, key: str, pool: Pool) -> None:
             for field, value in rows._asdict().items():
                 tensors[f"{name}.{domain}.{field}"] = value
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with write_failures_named(path, "Pools drawn before are intact."):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with write_failures_named(path, INTACT):
         try:
             save_file(tensors, temporary, metadata={"key": key})
             temporary.replace(path)

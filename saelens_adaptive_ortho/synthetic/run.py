@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import SAE, TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
 
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import atomic_directory, write_json
@@ -35,6 +37,7 @@ from saelens_adaptive_ortho.settings import (
     check_value,
     parse,
 )
+from saelens_adaptive_ortho.signals import Interrupted, Stop, signal_name, stop_noted
 from saelens_adaptive_ortho.synthetic.metrics import feature_metrics
 from saelens_adaptive_ortho.synthetic.pool import Batches, Pool, PoolSettings, load_pool
 from saelens_adaptive_ortho.synthetic.selectivity import domain_metrics
@@ -202,6 +205,7 @@ def train_sae(
     Raises:
         NonFiniteLossError: training diverged.
         StorageError: a checkpoint could not be written.
+        Interrupted: a signal asked the process to stop. A checkpoint is saved first.
     """
     train = run.train
     with torch.random.fork_rng(devices=[]):
@@ -233,12 +237,28 @@ def train_sae(
         batches.seek(trainer.n_training_steps)
     started = time.perf_counter() - seconds
 
-    def save(checkpoint_path: Path | None) -> None:  # noqa: ARG001  # SAELens's signature
+    def save(n_steps: int) -> None:
         assert checkpoints is not None
-        _save(trainer, checkpoints, run.digest(), time.perf_counter() - started)
+        _save(trainer, n_steps, checkpoints, run.digest(), time.perf_counter() - started)
 
-    trainer.save_checkpoint_fn = save
-    trainer.fit()
+    def until_stopped(stop: Stop) -> Iterator[Tensor]:
+        for batch in batches:
+            done = trainer.n_training_steps
+            if stop.number:
+                if checkpoints is not None and done > 0:
+                    save(done)
+                where = f"; saved {checkpoints}" if checkpoints is not None and done > 0 else ""
+                raise Interrupted(
+                    f"{signal_name(stop.number)}: stopped at step {done} of {train.steps}{where}",
+                    stop.number,
+                )
+            yield batch
+
+    # SAELens increases the step count only after it has saved the checkpoint of a step.
+    trainer.save_checkpoint_fn = lambda **_: save(trainer.n_training_steps + 1)
+    with stop_noted() as stop:
+        trainer.data_provider = until_stopped(stop)
+        trainer.fit()
     seconds = time.perf_counter() - started
     if not all(bool(p.isfinite().all()) for p in sae.parameters()):
         raise NonFiniteLossError(
@@ -248,13 +268,15 @@ def train_sae(
     return sae, seconds
 
 
-def _save(trainer: SAETrainer[Any, Any], folder: Path, digest: str, seconds: float) -> None:
+def _save(
+    trainer: SAETrainer[Any, Any], n_steps: int, folder: Path, digest: str, seconds: float
+) -> None:
     with atomic_directory(folder, "The checkpoint before is intact.") as temporary:
         trainer.sae.save_model(temporary)
-        # SAELens increases the step count only after it has saved the checkpoint of a step.
-        trainer.n_training_steps += 1
+        current = trainer.n_training_steps
+        trainer.n_training_steps = n_steps
         trainer.save_trainer_state(temporary)
-        trainer.n_training_steps -= 1
+        trainer.n_training_steps = current
         write_json(temporary / CHECKPOINT_FILE, {"digest": digest, "seconds": seconds})
 
 

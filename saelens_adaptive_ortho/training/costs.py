@@ -91,6 +91,7 @@ def measure_costs(runner: AdaptiveOrthoRunner, n_steps: int = TIMED_STEPS) -> Co
         step_seconds[name] = _steps(one, batch, n_steps) / n_steps
     saes = list(runner.saes.values())
     rows = store.batches_per_chunk * len(batch)
+    saves = cfg.n_checkpoints or cfg.checkpoint_every_minutes
     return Costs(
         steps=trainer.n_steps,
         batch=len(batch),
@@ -101,7 +102,7 @@ def measure_costs(runner: AdaptiveOrthoRunner, n_steps: int = TIMED_STEPS) -> Co
         buffer=2 * rows * batch.shape[1] * batch.element_size(),
         export=_bytes_of(saes),
         # Weights and two moments of Adam; one checkpoint is written before an old one is deleted.
-        checkpoints=(KEPT_CHECKPOINTS + 1) * 3 * _bytes_of(saes) if cfg.n_checkpoints else 0,
+        checkpoints=(KEPT_CHECKPOINTS + 1) * 3 * _bytes_of(saes) if saves else 0,
         cache=store.cache_size().missing if store.cached else 0,
     )
 

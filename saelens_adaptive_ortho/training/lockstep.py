@@ -11,8 +11,6 @@ import json
 import math
 import pickle
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +37,7 @@ from saelens_adaptive_ortho.devices import check_placed
 from saelens_adaptive_ortho.errors import ConfigError, Explained, reject
 from saelens_adaptive_ortho.files import atomic_directory, write_json
 from saelens_adaptive_ortho.host.trainer import build_trainer
+from saelens_adaptive_ortho.signals import Interrupted, signal_name, stop_noted
 from saelens_adaptive_ortho.training.store import StratifiedActivationsStore
 
 STATE_FILE = "lockstep_state.json"
@@ -48,10 +47,6 @@ KEPT_CHECKPOINTS = 2
 
 class NonFiniteLossError(Explained, RuntimeError):
     """A loss became NaN or infinite. The message names the SAE and the step."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop. It saved a checkpoint first, unless checkpoints are off."""
 
 
 @dataclass
@@ -74,6 +69,8 @@ class LockstepTrainer:
         store: the activation stream.
         checkpoint_dir: folder of the checkpoints; None for no checkpoints.
         fingerprint: digest of settings and data. A checkpoint with another fingerprint is refused.
+        checkpoint_every_minutes: time between checkpoints, beside those of ``cfg.n_checkpoints``;
+            None for no others.
         log_every: steps between rows of the history.
         prefetch: number of batches that a thread prepares in advance.
         sparse_products: use the products of :mod:`saelens_adaptive_ortho.maths.sparse`; otherwise
@@ -89,6 +86,7 @@ class LockstepTrainer:
         store: StratifiedActivationsStore,
         checkpoint_dir: Path | None = None,
         fingerprint: str = "",
+        checkpoint_every_minutes: float | None = None,
         log_every: int = 50,
         prefetch: int = 0,
         sparse_products: bool = False,
@@ -104,6 +102,7 @@ class LockstepTrainer:
         self.store = store
         self.checkpoint_dir = checkpoint_dir
         self.fingerprint = fingerprint
+        self.checkpoint_every_minutes = checkpoint_every_minutes
         self.log_every = log_every
         self.prefetch = prefetch
         self.b_dec_at_mean = b_dec_at_mean
@@ -137,7 +136,7 @@ class LockstepTrainer:
         Raises:
             NonFiniteLossError: a loss is NaN or infinite.
             NonFiniteActivationsError: an activation is NaN or infinite.
-            Interrupted: SIGINT or SIGTERM arrived. A checkpoint is saved first.
+            Interrupted: a signal asked the process to stop. A checkpoint is saved first.
             StorageError: a checkpoint could not be written. Earlier checkpoints survive.
         """
         for name, sae in self.saes.items():
@@ -158,26 +157,38 @@ class LockstepTrainer:
             unit_scale=True,
             smoothing=0.05,
         )
-        with bar, _graceful_stop() as stop, self._batches() as batches:
+        saved_at = time.monotonic()
+        with bar, stop_noted() as stop, self._batches() as batches:
             while self.state.n_training_steps < self.n_steps:
                 outputs = self._step(batches)
                 bar.update(batch_size)
                 step = self.state.n_training_steps
                 if step % self.log_every == 0 or step in {1, self.n_steps}:
                     self._log(outputs, bar)
-                stopping = stop.is_set() and step < self.n_steps
                 saved = None
-                if stopping or step in self.checkpoint_steps:
+                if stop.number or step in self.checkpoint_steps or self._is_due(saved_at):
                     self._refuse_non_finite(outputs)  # otherwise every resumed run fails too
                     saved = self.save_checkpoint()
-                if stopping:
+                    saved_at = time.monotonic()
+                if stop.number:
                     where = f"; saved {saved}" if saved else " (checkpoints are off)"
-                    raise Interrupted(f"stopped at step {step} of {self.n_steps}{where}")
+                    raise Interrupted(
+                        f"{signal_name(stop.number)}: stopped at step {step} of "
+                        f"{self.n_steps}{where}",
+                        stop.number,
+                    )
         for name, trainer in self.trainers.items():
             trainer.sae.ortho_project()
             self._fold(name, trainer)
             trainer.set_final_sae_metadata()
         return self.saes
+
+    def _is_due(self, saved_at: float) -> bool:
+        """Whether ``checkpoint_every_minutes`` have passed, and training goes on."""
+        minutes = self.checkpoint_every_minutes
+        if minutes is None or self.state.n_training_steps == self.n_steps:
+            return False
+        return time.monotonic() - saved_at >= 60 * minutes
 
     @contextmanager
     def _batches(self) -> Iterator[Iterator[Tensor]]:
@@ -394,21 +405,3 @@ def _corruption_named(file: Path) -> Iterator[Path]:
             f"is corrupt or truncated ({type(error).__name__}: {text}). Remove its checkpoint and "
             "resume from an earlier one.",
         ) from error
-
-
-@contextmanager
-def _graceful_stop() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set. The previous handlers are restored on any exit."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    previous = {
-        number: signal.signal(number, lambda *_: stop.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import wandb
 from sae_lens import LanguageModelSAETrainingRunner
 from sae_lens.constants import RUNNER_CFG_FILENAME, SPARSITY_FILENAME
 from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
@@ -38,6 +37,7 @@ from saelens_adaptive_ortho.text.corpora import (
 from saelens_adaptive_ortho.training.lockstep import LockstepTrainer
 from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig, with_sae
 from saelens_adaptive_ortho.training.store import StratifiedActivationsStore
+from saelens_adaptive_ortho.training.tracking import TrackedRun, check_tracking
 
 
 class Prepared(NamedTuple):
@@ -58,6 +58,7 @@ def check(cfg: AdaptiveOrthoRunnerConfig) -> None:
     for field in ("device", "llm_device", "act_store_device"):
         if getattr(cfg, field) not in (None, "with_model"):
             check_device(field, getattr(cfg, field))
+    check_tracking(cfg.logger)
     models.check_model(cfg.model_name)
     for domain, corpus in cfg.corpora().items():
         where = cfg.corpus_field(domain)
@@ -208,11 +209,12 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
             store=self.activations_store,
             checkpoint_dir=checkpoints,
             fingerprint=hashlib.sha256("".join(fingerprints).encode()).hexdigest(),
+            checkpoint_every_minutes=cfg.checkpoint_every_minutes,
             log_every=cfg.ortho_log_every,
             prefetch=int(cfg.prefetch_llm_batches),
             sparse_products=cfg.ortho_sparse_products,
             b_dec_at_mean=cfg.ortho_b_dec_init == "mean",
-            on_log=on_log or (self._log_to_wandb if cfg.logger.log_to_wandb else None),
+            on_log=on_log,
         )
 
     def placement(self) -> str:
@@ -226,30 +228,41 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
         """Train, starting from ``resume_from_checkpoint`` if set, and export the SAEs.
 
         Returns the SAE if it is the only one and named ``sae``; otherwise a dict of the variants.
-        Each SAE is exported to a folder with its name in ``output_path``, if that is set.
+        Each SAE is exported to a folder with its name in ``output_path``, if that is set. With
+        ``logger.log_to_wandb`` there is one W&B run; the names of its curves begin with the name of
+        the SAE.
         """
         if self.cfg.resume_from_checkpoint is not None:
             self.trainer.load_checkpoint(self.cfg.resume_from_checkpoint)
-        logger = self.cfg.logger
-        if logger.log_to_wandb:
-            wandb.init(
-                project=logger.wandb_project,
-                entity=logger.wandb_entity,
-                config=_plain(self.cfg.to_dict()),
-                name=logger.run_name,
-                id=logger.wandb_id,
-            )
-        self.trainer.fit()
-        if logger.log_to_wandb:
-            wandb.finish()
+        with self._tracked():
+            self.trainer.fit()
         if self.cfg.output_path is not None:
             for name in self.saes:
                 self.export(name, Path(self.cfg.output_path) / name)
         return self.saes if set(self.saes) != {"sae"} else self.sae
 
-    @staticmethod
-    def _log_to_wandb(step: int, rows: dict[str, dict[str, float]]) -> None:
-        wandb.log({f"{name}/{k}": v for name, row in rows.items() for k, v in row.items()}, step)
+    @contextmanager
+    def _tracked(self) -> Iterator[None]:
+        logger, folder = self.cfg.logger, self.cfg.output_path
+        if not logger.log_to_wandb:
+            yield
+            return
+        with TrackedRun(
+            logger,
+            logger.run_name,
+            _plain(self.cfg.to_dict()),
+            folder=Path(folder) if folder else None,
+            id=logger.wandb_id,
+        ) as run:
+            other = self.trainer.on_log
+
+            def log(step: int, rows: dict[str, dict[str, float]]) -> None:
+                run.log(step, {f"{n}/{k}": v for n, row in rows.items() for k, v in row.items()})
+                if other is not None:
+                    other(step, rows)
+
+            self.trainer.on_log = log
+            yield
 
     def export(self, name: str, target: Path) -> Path:
         """Write atomically an SAE that SAELens can load without this package.

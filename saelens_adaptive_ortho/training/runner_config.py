@@ -25,6 +25,7 @@ NOT_FINGERPRINTED = {
     "output_path",
     "checkpoint_path",
     "n_checkpoints",
+    "checkpoint_every_minutes",
     "save_final_checkpoint",
     "resume_from_checkpoint",
     "logger",
@@ -74,6 +75,8 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     tokenised here, and the norm is estimated on 20 batches (not 1,000).
 
     Args:
+        checkpoint_every_minutes: save a checkpoint whenever the newest one is this old, beside the
+            ``n_checkpoints`` at fixed steps. It changes nothing that is learned.
         ortho_corpora: ``forget`` and ``retain`` (or only ``retain``), each a path or a mapping of
             :class:`~saelens_adaptive_ortho.text.corpora.CorpusConfig` fields. Beside both there may
             be ``forget_test`` and named retain corpora with a ``share``
@@ -103,6 +106,7 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     verbose: bool = False
     logger: LoggingConfig = field(default_factory=lambda: LoggingConfig(log_to_wandb=False))
 
+    checkpoint_every_minutes: PositiveFloat | None = None
     ortho_corpora: dict[str, Any] = field(default_factory=dict)
     ortho_forget_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
     ortho_holdout_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.05
@@ -141,7 +145,8 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
 
     def _validate(self) -> None:
         ortho_fields = [f.name for f in fields(self) if f.name.startswith("ortho_")]
-        values = {name: getattr(self, name) for name in [*ortho_fields, *RUNNER_FIELDS]}
+        ours = ["checkpoint_every_minutes", *ortho_fields]
+        values = {name: getattr(self, name) for name in [*ours, *RUNNER_FIELDS]}
         check_values(values, type(self), also=RUNNER_FIELDS)
         if self.ortho_corpora and self.dataset_path:
             raise reject("dataset_path", self.dataset_path, "give it or ortho_corpora, not both.")
