@@ -25,6 +25,7 @@ from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.host.architectures import ARCHITECTURES
 from saelens_adaptive_ortho.host.config import OrthoConfig
 from saelens_adaptive_ortho.host.penalty_mixin import AdaptiveOrthoMixin
+from saelens_adaptive_ortho.signals import STOP_SIGNALS
 from saelens_adaptive_ortho.training import lockstep, store
 from saelens_adaptive_ortho.training.lockstep import (
     STATE_FILE,
@@ -166,23 +167,92 @@ def test_old_checkpoints_do_not_replace_new_ones(
     assert {"step_000000016", "step_000000020"} <= {p.name for p in folder.iterdir()}
 
 
-def test_stop_signal_saves_a_resumable_checkpoint(
-    make_runner: Callable[..., AdaptiveOrthoRunner], tmp_path: Path
+def send_at(step: int, number: int) -> Callable[..., None]:
+    """An ``on_log`` that sends this process a signal at a step."""
+    return lambda at, _: os.kill(os.getpid(), number) if at == step else None
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_stop_signal_saves_a_checkpoint(
+    make_runner: Callable[..., AdaptiveOrthoRunner], tmp_path: Path, number: signal.Signals
+) -> None:
+    stopped = make_runner(checkpoints=1)
+    stopped.trainer.on_log = send_at(4, number)
+    handler = signal.getsignal(number)
+    message = rf"{number.name}: stopped at step 4 of 24; saved .*step_000000004"
+    with pytest.raises(Interrupted, match=message) as caught:
+        stopped.trainer.fit()
+    assert caught.value.status == 128 + number
+    assert signal.getsignal(number) is handler
+    assert [p.name for p in list_checkpoints(tmp_path / "checkpoints")] == ["step_000000004"]
+
+
+@pytest.mark.parametrize("step", [4, 24])
+def test_training_resumes_after_a_stop_signal(
+    make_runner: Callable[..., AdaptiveOrthoRunner], tmp_path: Path, step: int
 ) -> None:
     whole = make_runner()
     whole.trainer.fit()
     stopped = make_runner(checkpoints=1)
-    stopped.trainer.on_log = lambda step, _: (
-        os.kill(os.getpid(), signal.SIGTERM) if step == 4 else None
-    )
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match=r"stopped at step 4 of 24; saved .*step_000000004"):
+    stopped.trainer.on_log = send_at(step, signal.SIGUSR1)
+    with pytest.raises(Interrupted, match=f"stopped at step {step} of 24"):
         stopped.trainer.fit()
-    assert signal.getsignal(signal.SIGTERM) is handler
     resumed = make_runner()
-    resumed.trainer.load_checkpoint(tmp_path / "checkpoints" / "step_000000004")
+    resumed.trainer.load_checkpoint(tmp_path / "checkpoints" / f"step_{step:09d}")
     resumed.trainer.fit()
     assert_same_state(resumed.sae, whole.sae)
+    assert resumed.trainer.state.history == whole.trainer.state.history
+
+
+def test_stop_signal_without_checkpoints(
+    make_runner: Callable[..., AdaptiveOrthoRunner],
+) -> None:
+    stopped = make_runner()
+    stopped.trainer.on_log = send_at(4, signal.SIGHUP)
+    with pytest.raises(Interrupted, match=r"SIGHUP: stopped at step 4 of 24 \(checkpoints are off"):
+        stopped.trainer.fit()
+
+
+# ------------------------------------------------------------- checkpoints by time
+
+
+def test_checkpoints_by_time(
+    make_runner: Callable[..., AdaptiveOrthoRunner],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain, runner = make_runner(checkpoints=1), make_runner(checkpoints=1)
+    plain.trainer.fit()
+    shutil.rmtree(tmp_path / "checkpoints")
+    steps: list[int] = []
+    save = runner.trainer.save_checkpoint
+
+    def counted() -> Path | None:
+        steps.append(runner.trainer.state.n_training_steps)
+        return save()
+
+    # A step takes a minute.
+    clock = lambda: 60.0 * runner.trainer.state.n_training_steps  # noqa: E731
+    monkeypatch.setattr(lockstep.time, "monotonic", clock)
+    monkeypatch.setattr(runner.trainer, "save_checkpoint", counted)
+    runner.trainer.checkpoint_every_minutes = 5
+    runner.trainer.fit()
+    assert steps == [5, 10, 12, 17, 22]  # that of n_checkpoints is at 12
+    assert_same_state(runner.sae, plain.sae)
+    assert runner.trainer.state.history == plain.trainer.state.history
+
+
+def test_checkpoints_by_time_change_no_digest(make_config: MakeConfig, prepared: Prepared) -> None:
+    plain, timed = make_config(), make_config(checkpoint_every_minutes=0.5)
+    assert timed.checkpoint_every_minutes == 0.5
+    assert timed.settings() == plain.settings()
+    assert timed.fingerprint(prepared.corpora) == plain.fingerprint(prepared.corpora)
+
+
+@pytest.mark.parametrize("minutes", [0, -1, "5"])
+def test_bad_time_between_checkpoints_is_refused(make_config: MakeConfig, minutes: object) -> None:
+    with pytest.raises(ConfigError, match=f"checkpoint_every_minutes={minutes!r}"):
+        make_config(checkpoint_every_minutes=minutes)
 
 
 # -------------------------------------------------------------------- starting
@@ -469,7 +539,7 @@ def test_killed_run_resumes_to_same_weights(
     assert not (tmp_path / "run" / "seed0" / "checkpoints").exists()
 
 
-def test_terminated_run_exits_with_130_and_resumes(
+def test_terminated_run_exits_with_143_and_resumes(
     config: str,
     uninterrupted: Path,
     tmp_path: Path,
@@ -485,8 +555,8 @@ def test_terminated_run_exits_with_130_and_resumes(
 
     with monkeypatch.context() as patch:
         patch.setattr(store.StratifiedActivationsStore, "__next__", terminated)
-        assert main(["compare", config]) == 130
-    assert "stopped at step 11 of 24; saved" in capsys.readouterr().err
+        assert main(["compare", config]) == 128 + signal.SIGTERM == 143
+    assert "SIGTERM: stopped at step 11 of 24; saved" in capsys.readouterr().err
     found = list_checkpoints(tmp_path / "run" / "seed0" / "checkpoints")
     assert [p.name for p in found] == ["step_000000008", "step_000000011"]
     assert main(["compare", config]) == 0
