@@ -126,7 +126,7 @@ class Tracking:
     folder. Use it as a context manager, which closes the runs.
 
     Args:
-        logger: SAELens's logging settings. ``run_name`` is the name of the group.
+        logger: SAELens's logging settings. The name of the group begins with ``run_name``.
         folder: the folder of the comparison.
 
     Raises:
@@ -162,7 +162,7 @@ class Tracking:
             name=f"{variant}-seed{seed}",
             config={**settings, "variant": variant, "seed": seed},
             folder=self.folder,
-            group=self.logger.run_name or f"{self.folder.resolve().name}-{own}",
+            group=f"{self.logger.run_name}-{own}",
             id=sha256(f"{own}/{variant}/{seed}".encode()).hexdigest()[:16],
         )
         self.runs[variant, seed] = self.open_runs.enter_context(run)
@@ -181,7 +181,7 @@ class Tracking:
             self.runs[variant, seed].summarise(metrics, report)
 
     def _id(self) -> str:
-        """Eight random letters that belong to the folder."""
+        """Eight random characters that belong to the folder."""
         file = self.folder / ID_FILE
         if not file.is_file():
             write_json(file, {"id": secrets.token_hex(4)})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from evals.synthetic import figures, sweep, tables
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.host.config import separation_coefficient
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
+from saelens_adaptive_ortho.signals import Interrupted
 from saelens_adaptive_ortho.synthetic import run as runs
 from saelens_adaptive_ortho.synthetic.pool import Batches, load_pool
 from saelens_adaptive_ortho.synthetic.run import BASES, build_run, execute, parse_settings
@@ -172,6 +175,58 @@ def test_interrupted_run_gives_equal_weights(
     assert seen[0] == 5
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("with_folder", [True, False])
+def test_signal_saves_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_folder: bool
+) -> None:
+    run = build_run("cluster", settings=TINY)
+    pool = load_pool(run.world, tmp_path, run.pool)
+    whole, _ = runs.train_sae(run, pool)
+    following = Batches.__next__
+
+    def terminated(self: Batches) -> torch.Tensor:
+        if self.position == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return following(self)
+
+    folder = tmp_path / "checkpoint" if with_folder else None
+    saved = f"; saved {folder}" if folder else "$"
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "__next__", terminated)
+        with pytest.raises(Interrupted, match=f"SIGTERM: stopped at step 6 of 12{saved}"):
+            runs.train_sae(run, pool, folder)
+    if folder is None:
+        return
+    seen: list[int] = []
+
+    def counted(self: Batches) -> torch.Tensor:
+        seen.append(self.position)
+        return following(self)
+
+    monkeypatch.setattr(Batches, "__next__", counted)
+    resumed, _ = runs.train_sae(run, pool, folder)
+    assert seen[0] == 6
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_signal_before_the_first_step_saves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = build_run("cluster", settings=TINY)
+    pool = load_pool(run.world, tmp_path, run.pool)
+    following = Batches.__next__
+
+    def terminated(self: Batches) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return following(self)
+
+    monkeypatch.setattr(Batches, "__next__", terminated)
+    with pytest.raises(Interrupted, match="SIGUSR1: stopped at step 0 of 12$"):
+        runs.train_sae(run, pool, tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists()
 
 
 # ----------------------------------------------------------------------- sweep
