@@ -56,4 +56,5 @@ COMMAND = Command(
     help="Geometry of finished SAEs: conditioning, angles and cosines of groups, similar pairs.",
     options=AnalyseOptions,
     run=run,
+    resume="The same command begins again.",
 )

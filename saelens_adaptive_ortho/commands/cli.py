@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as error:
         message = str(error) or "interrupted"
-        _say_last(f"{PROG}: {message}. {args.command.resume if args else ''}")
+        _say_last(f"{PROG}: {message}. {args.command.resume if args else ''}".rstrip())
         return error.status if isinstance(error, Interrupted) else 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has what it wants
         _to_nowhere(sys.stdout)

@@ -77,7 +77,7 @@ class Comparison:
         self.root = Path(experiment.runner.output_path)
         self.results = self.root / "results"
         self.prepared: Prepared | None = None
-        self.tracking = Tracking(experiment.runner.logger, self.root)
+        self.tracking = Tracking(experiment.runner.logger, self.root, say)
 
     def run(self, fresh: bool = False) -> list[Result]:
         """Train and evaluate what is missing, and write the report.

@@ -254,8 +254,11 @@ def train_sae(
                 )
             yield batch
 
-    # SAELens increases the step count only after it has saved the checkpoint of a step.
-    trainer.save_checkpoint_fn = lambda **_: save(trainer.n_training_steps + 1)
+    def save_of_step(checkpoint_path: Path | None) -> None:  # noqa: ARG001  # SAELens's signature
+        # SAELens increases the step count only after it has saved the checkpoint of a step.
+        save(trainer.n_training_steps + 1)
+
+    trainer.save_checkpoint_fn = save_of_step
     with stop_noted() as stop:
         trainer.data_provider = until_stopped(stop)
         trainer.fit()

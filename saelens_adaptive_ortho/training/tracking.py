@@ -49,6 +49,7 @@ class TrackedRun:
         folder: folder for W&B's files; None for the working directory.
         group: name of the group of runs; None for none.
         id: W&B's id of the run. A run with this id is continued.
+        quiet: print nothing.
 
     Raises:
         ConfigError: wandb is missing, or W&B cannot start the run (for example, nobody is logged
@@ -63,6 +64,7 @@ class TrackedRun:
         folder: Path | None = None,
         group: str | None = None,
         id: str | None = None,
+        quiet: bool = False,
     ) -> None:
         wandb = _wandb()
         try:
@@ -76,7 +78,7 @@ class TrackedRun:
                 dir=folder,
                 resume="allow",
                 reinit="create_new",  # runs of several SAEs are open at the same time
-                settings=wandb.Settings(console="off", silent=True),
+                settings=wandb.Settings(console="off", silent=quiet),
             )
         except Exception as error:  # W&B has many kinds, and some are those of its own parts
             rule = f"W&B does not start ({error}). Run `wandb login`, set the environment variable "
@@ -128,14 +130,16 @@ class Tracking:
     Args:
         logger: SAELens's logging settings. The name of the group begins with ``run_name``.
         folder: the folder of the comparison.
+        say: function that shows a line of progress.
 
     Raises:
         ConfigError: wandb is missing, or ``wandb_id`` is set.
     """
 
-    def __init__(self, logger: LoggingConfig, folder: Path) -> None:
+    def __init__(self, logger: LoggingConfig, folder: Path, say: Callable[[str], None]) -> None:
         self.logger = logger
         self.folder = folder
+        self.say = say
         self.runs: dict[tuple[str, int], TrackedRun] = {}
         self.open_runs = ExitStack()
         check_tracking(logger)
@@ -164,7 +168,10 @@ class Tracking:
             folder=self.folder,
             group=f"{self.logger.run_name}-{own}",
             id=sha256(f"{own}/{variant}/{seed}".encode()).hexdigest()[:16],
+            quiet=True,
         )
+        if run.run.url:  # there is none offline
+            self.say(f"Seed {seed}: W&B run of {variant}: {run.run.url}")
         self.runs[variant, seed] = self.open_runs.enter_context(run)
         for row in history:
             run.log(int(row["step"]), _without_step(row))

@@ -21,6 +21,7 @@ from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.evaluations import runnable
 from saelens_adaptive_ortho.judging import subjects
 from saelens_adaptive_ortho.judging.options import JudgingOptions
+from saelens_adaptive_ortho.locks import run_lock
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
 
 ROOT = Path(__file__).parents[2]
@@ -270,6 +271,17 @@ def test_interruption_says_how_to_continue(
     monkeypatch.setattr(suite, "run_suite", stop)
     assert main(["eval", str(sae), "--out", str(tmp_path)]) == 130
     assert "interrupted. The same command continues." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["eval", "analyse"])
+def test_folder_in_use_is_refused(
+    sae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    with run_lock("output_path", tmp_path, "adaptive-ortho compare"):
+        assert main([command, str(sae), "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"--out={str(tmp_path)!r}: is in use: `adaptive-ortho compare` runs there" in error
+    assert list(tmp_path.iterdir()) == []
 
 
 # ------------------------------------------------------------------ evaluations

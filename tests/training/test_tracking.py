@@ -18,6 +18,8 @@ from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from safetensors.torch import load_file
 
 from saelens_adaptive_ortho.commands.cli import main
+from saelens_adaptive_ortho.files import write_text_atomic
+from saelens_adaptive_ortho.report.page import run as page
 from saelens_adaptive_ortho.results import load_results
 from saelens_adaptive_ortho.training import lockstep
 
@@ -37,6 +39,10 @@ class Run:
     summary: dict[str, Any] = field(default_factory=dict)
     report: str = ""
     statuses: list[int] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"https://wandb.ai/{self.settings['id']}"
 
     def log(self, row: dict[str, Any], step: int | None = None) -> None:
         assert len(self.statuses) < self.settings["opened"], "the run is closed"
@@ -100,12 +106,21 @@ def weights(root: Path) -> dict[str, torch.Tensor]:
 
 
 def test_one_run_per_sae_in_one_group(
-    config: str, tmp_path: Path, wandb: Wandb, monkeypatch: pytest.MonkeyPatch
+    config: str,
+    tmp_path: Path,
+    wandb: Wandb,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(
+        page, "write_report", lambda root: write_text_atomic(root / "report.html", "<p>Report")
+    )
     assert main(["compare", config, *LOG, "--set", "logger.wandb_project=mine", *NAMED]) == 0
     root = tmp_path / "run"
     runs = wandb.named()
     assert set(runs) == NAMES
+    url = runs["adaptive-seed1"].url
+    assert f"Seed 1: W&B run of adaptive: {url}\n" in capsys.readouterr().out
     groups = {run.settings["group"] for run in runs.values()}
     assert len(groups) == 1
     assert groups.pop().startswith("first-")
@@ -133,7 +148,7 @@ def test_one_run_per_sae_in_one_group(
             for metric, value in r.metrics.items()
             if value is not None
         }
-        assert run.report == (root / "report.html").read_text()
+        assert run.report == "<p>Report"
     # Nothing that is learned changes, and neither do the digests.
     other = tmp_path / "other"
     assert main(["compare", config, "--set", f"output_path={other}"]) == 0
