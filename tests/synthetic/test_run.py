@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.host.config import separation_coefficient
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.signals import Interrupted
+from saelens_adaptive_ortho.synthetic import pool as pools
 from saelens_adaptive_ortho.synthetic import run as runs
 from saelens_adaptive_ortho.synthetic.pool import Batches, load_pool
 from saelens_adaptive_ortho.synthetic.run import BASES, build_run, execute, parse_settings
@@ -227,6 +230,31 @@ def test_signal_before_the_first_step_saves_nothing(
     with pytest.raises(Interrupted, match="SIGUSR1: stopped at step 0 of 12$"):
         runs.train_sae(run, pool, tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint").exists()
+
+
+def test_pool_is_drawn_once_by_two_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = build_run("cluster", settings=TINY)
+    draw, drawn, read = pools.draw_pool, [], []
+    both = threading.Barrier(2)
+
+    def slow(*args: Any) -> Any:
+        drawn.append(args)
+        time.sleep(0.2)
+        return draw(*args)
+
+    def load() -> None:
+        both.wait()
+        read.append(load_pool(run.world, tmp_path, run.pool).directions)
+
+    monkeypatch.setattr(pools, "draw_pool", slow)
+    readers = [threading.Thread(target=load) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert len(drawn) == 1
+    assert torch.equal(*read)
+    assert [p.suffix for p in tmp_path.iterdir()] == [".safetensors"]
 
 
 # ----------------------------------------------------------------------- sweep
