@@ -1,11 +1,11 @@
 """Choose the one intervention to use: the largest damage on forget within a damage budget.
 
 The evaluation measures whole frontiers. Here one setting of its families is chosen, on training
-text alone:
+text alone. Latents and gates fit the contexts that ranked them better than other text, so the
+damage is measured on further contexts, as far as the training text has them:
 
-1. The coarse sweep of the evaluation, on the first ``n_choose_contexts`` contexts of each corpus.
-2. The settings near the frontier around the budget, on as many further contexts that ranked no
-   latent, if the training text has them.
+1. The coarse sweep of the evaluation, on ``n_choose_contexts`` contexts of each corpus.
+2. The settings near the frontier around the budget, on twice as many contexts after those.
 3. Of these, the setting with the largest damage on forget, among those under which no corpus of the
    retain side loses more than the budget.
 
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from sae_lens.saes.sae import SAE
 from torch import Tensor
 
@@ -58,10 +59,14 @@ from saelens_adaptive_ortho.judging.unlearning.selection import (
 )
 from saelens_adaptive_ortho.results import versions
 from saelens_adaptive_ortho.settings import check_one_of
-from saelens_adaptive_ortho.text.corpora import TokenisedCorpus
 
 BUDGET = 0.05  # nats per token
-AROUND = (0.5, 1.0, 2.0)  # multiples of the budget at which the coarse sweep proposes settings
+AROUND = (
+    0.25,
+    0.5,
+    1.0,
+    2.0,
+)  # multiples of the budget at which the coarse sweep proposes settings
 
 
 def choose_selection(
@@ -164,12 +169,11 @@ def choose(
     selection = select(context, sae, settings, measure_statistics(context, sae, settings))
     sets, family = _paths(sae, selection, settings, kind)
 
-    corpora, n = context.trained, settings.n_choose_contexts
-    damage = _damage(trial, corpora, n, family.coarse)
-    cost = damage[1:].amax(0)
-    near = family.near_frontier(cost, damage[0], [budget * by for by in AROUND])
-    fresh = [_further(c, settings.n_select_contexts, n) for c in corpora]
-    damage = _damage(trial, fresh, n, near)
+    corpora, first, n = context.trained, settings.n_select_contexts, settings.n_choose_contexts
+    damage = _damage(trial, first, n, family.coarse)
+    budgets = [budget * multiple for multiple in AROUND]
+    near = family.near_frontier(damage[1:].amax(0), damage[0], budgets)
+    damage = _damage(trial, first + n, 2 * n, near)
     within = (damage[1:].amax(0) <= budget) & (damage[0] > 0)
     if not within.any():
         raise EvaluationError(
@@ -192,7 +196,7 @@ def choose(
         budget=float(budget),
         ranking=settings.selection,
         n_select_contexts=settings.n_select_contexts,
-        n_choose_contexts=n,
+        n_choose_contexts=2 * n,
     )
     return UnlearningSelection(
         kind=kind,
@@ -221,16 +225,21 @@ def _paths(
 
 
 def _damage(
-    trial: Trial, corpora: list[TokenisedCorpus], n: int, sweep: list[Setting]
-) -> Tensor:
-    """The mean rise of the loss on each corpus under each setting, ``[corpora, settings]``."""
-    return torch.stack([trial.loss_increase(c, "train", n, sweep).mean(1) for c in corpora])
+    trial: Trial, first: int, n: int, sweep: list[Setting]
+) -> Float[Tensor, "n_corpora n_settings"]:
+    """The mean rise of the loss on training text of each corpus under each setting.
 
-
-def _further(corpus: TokenisedCorpus, n_seen: int, n: int) -> TokenisedCorpus:
-    """The corpus without its first training contexts, if enough are left."""
-    rest = corpus.train[n_seen:]
-    return replace(corpus, train=rest) if len(rest) >= n else corpus
+    Args:
+        first: the first context that is read. A corpus with too little text after it is read from
+            its beginning.
+        n: number of contexts.
+    """
+    found = []
+    for corpus in trial.context.trained:
+        rest = corpus.train[first:]
+        further = replace(corpus, train=rest) if len(rest) >= n else corpus
+        found.append(trial.loss_increase(further, "train", n, sweep).mean(1))
+    return torch.stack(found)
 
 
 def _edit(setting: Setting) -> dict[str, Any]:

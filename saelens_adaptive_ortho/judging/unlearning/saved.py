@@ -56,7 +56,7 @@ class ChosenOn:
         budget: largest damage in nats per token that every corpus of the retain side may have.
         ranking: rule that ranked the latents (``Settings.selection`` of the evaluation).
         n_select_contexts: contexts of each corpus that ranked the latents.
-        n_choose_contexts: contexts of each corpus that chose the setting.
+        n_choose_contexts: contexts of each corpus on which the damage was measured.
     """
 
     corpora: list[Corpus]

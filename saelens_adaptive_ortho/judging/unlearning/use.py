@@ -172,7 +172,6 @@ class _Edit:
         first = real.int().argmax(1, keepdim=True)
         positions = torch.arange(past, past + n, device=device)
         usual = ~torch.isin(tokens, self.ignored)
-        self.counted = real[:, past:] & usual & (positions != first)
         kept = getattr(cache, KEPT, {}).get(self.key)
         self.earlier = kept.first(past) if kept is not None else None
         have = 0 if self.earlier is None else self.earlier.fires.shape[1]
@@ -183,6 +182,7 @@ class _Edit:
                 "the sequence gate has not seen them. Read the whole sequence inside the `with` "
                 "statement, or use a selection without a gate.",
             )
+        self.counted = real[:, past:] & usual & (positions != first)
 
     def apply(self, x: Tensor) -> Tensor:
         """The edited activations at the hook."""
@@ -204,6 +204,10 @@ class _Edit:
         """The model has read the tokens; ``cache`` holds them, or is None."""
         if self.gated and cache is not None and self.earlier is not None:
             _keep_on(cache, self.key, self.earlier)
+        self.forget_call()
+
+    def forget_call(self) -> None:
+        """No call is known any more: the next activations must be announced by :meth:`begin`."""
         self.counted = self.earlier = None
 
     def _change(
@@ -333,10 +337,10 @@ def _attach_hooked_transformer(
         fresh[0] = True
 
     def begins(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG001
+        edit.forget_call()
         tokens = _latest(embedded, args[0].shape[1]) if fresh[0] else None
         fresh[0] = False
         if tokens is None or len(tokens) != len(args[0]):
-            edit.counted = None
             return
         if tokens is embedded[-1]:
             del embedded[:-1]
@@ -376,6 +380,7 @@ def _watch_calls(model: torch.nn.Module, edit: _Edit, keep: Keep) -> None:
         return found
 
     def begins(module: Any, args: Any, kwargs: dict[str, Any]) -> None:  # noqa: ARG001
+        edit.forget_call()
         call = given(args, kwargs)
         tokens, mask = call.get("input_ids"), call.get("attention_mask")
         if tokens is None:
