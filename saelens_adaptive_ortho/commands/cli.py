@@ -22,6 +22,7 @@ from saelens_adaptive_ortho.commands import (
     synth,
     tables,
     train,
+    unlearn,
 )
 from saelens_adaptive_ortho.commands.options import Command, Parser, build_parser, run
 from saelens_adaptive_ortho.errors import Explained
@@ -33,6 +34,7 @@ COMMANDS: tuple[Command, ...] = (
     compare.COMMAND,
     train.COMMAND,
     judge.COMMAND,
+    unlearn.COMMAND,
     analyse.COMMAND,
     synth.COMMAND,
     check.COMMAND,

@@ -104,7 +104,7 @@ def choose_selection(
         check_writable("save", Path(save).expanduser().parent)
     with ExitStack() as stack:
         folder = cache or stack.enter_context(tempfile.TemporaryDirectory())
-        judging = JudgingOptions(saes=[str(sae)], out=Path(folder), **options)
+        judging = JudgingOptions(out=Path(folder), **options)
         context = context_for(subject, judging)
         chosen = choose(context, budget, kind, settings, subject.source)
     if save is not None:

@@ -1,4 +1,4 @@
-"""A model that forgets inside a ``with`` statement: one pass, generation, padding, and afterwards."""
+"""A model that forgets inside a ``with`` statement: one pass, generation, padding, clean-up."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, T5Config
-from transformers import T5ForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import saelens_adaptive_ortho as ortho
 from saelens_adaptive_ortho.demo import MODEL_DIR, RETAIN_CORPUS
