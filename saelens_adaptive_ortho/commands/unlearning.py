@@ -318,5 +318,5 @@ def shown(answer: Answer) -> Table:
     if answer.before.loss is not None and answer.after.loss is not None:
         table.add_section()
         losses = (answer.before.loss, answer.after.loss)
-        table.add_row(*(f"loss of the continuation: {x:.2f} nats per token" for x in losses))
+        table.add_row(*(f"true text: {loss:.2f} nats per token" for loss in losses))
     return table

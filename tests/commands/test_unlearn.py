@@ -3,38 +3,53 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 
 from saelens_adaptive_ortho.commands import cli, unlearning
+from saelens_adaptive_ortho.commands.unlearn import UnlearnOptions
 from saelens_adaptive_ortho.judging.unlearning.saved import UnlearningSelection
 from saelens_adaptive_ortho.judging.unlearning.use import unlearn
 from saelens_adaptive_ortho.text.models import load_language_model
-from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
 
-PROMPT = "virus1 the2 virus3 virus4 the5"
+PROMPT = "The colour of the bilok is black. Many books say that the colour of the befurn is"
+CONTINUATION = " grey. As for"
+CONTEXT = 40
 QUICK = [
     f"--set=unlearning.{setting}"
     for setting in ("n_select_contexts=8", "n_choose_contexts=4", "counts=[8]", "strengths=[4, 16]")
 ]
+QUICK.append("--set=unlearning.specificities=[1.01]")  # of a random SAE
+
+
+def build_sae(seed: int) -> JumpReLUSAE:
+    """A random SAE for the demo's model."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.nn.functional.normalize(torch.randn(64, 96, generator=generator), dim=1)
+    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=96, d_sae=64))
+    with torch.no_grad():
+        sae.W_dec.copy_(rows)
+        sae.W_enc.copy_(rows.T)
+        sae.threshold.fill_(6.0)
+    metadata = sae.cfg.metadata
+    metadata.hook_name, metadata.model_name = "blocks.1.hook_resid_post", "demo:model"
+    metadata.context_size = CONTEXT
+    return sae
 
 
 @pytest.fixture(scope="module")
-def run(
-    make_config: Callable[..., Any], prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A run folder with one SAE of two variants."""
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with the SAEs of two variants."""
     root = tmp_path_factory.mktemp("run")
-    runner = AdaptiveOrthoRunner(
-        make_config(), {"adaptive": {}, "baseline": {"ortho_mode": "off"}}, prepared
-    )
-    runner.trainer.fit()
-    for name in runner.saes:
-        runner.export(name, root / "seed0" / name)
+    corpora = {d: {"path": f"demo:{d}", "max_documents": 200} for d in ("forget", "retain")}
+    for seed, variant in enumerate(("adaptive", "baseline")):
+        build_sae(seed).save_model(root / "seed0" / variant)
+        record = json.dumps({"ortho_corpora": corpora, "ortho_holdout_fraction": 0.1})
+        (root / "seed0" / variant / "runner_cfg.json").write_text(record)
     return root
 
 
@@ -47,38 +62,36 @@ def saved(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_selection_is_chosen_on_the_corpora_of_the_training(saved: Path, tiny: Any) -> None:
+def test_selection_is_chosen_on_the_corpora_of_the_training(saved: Path) -> None:
     selection = UnlearningSelection.load(saved)
     assert selection.kind == "clamp"
     assert selection.chosen_on is not None
-    assert [c.path for c in selection.chosen_on.corpora] == [str(tiny.forget), str(tiny.retain)]
+    assert [c.path for c in selection.chosen_on.corpora] == ["demo:forget", "demo:retain"]
     assert selection.chosen_on.budget == 4
-    assert selection.chosen_on.context_size == tiny.context
+    assert selection.chosen_on.context_size == CONTEXT
 
 
-def test_before_and_after(
-    run: Path, saved: Path, tiny: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_before_and_after(run: Path, saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command shows what the model writes and loses, without and with the selection."""
     arguments = ["unlearn", str(run), "--selection", str(saved), "--max-new-tokens", "4"]
-    arguments += ["--prompt", PROMPT, "--continuation", " virus7 virus8"]
+    arguments += ["--prompt", PROMPT, "--continuation", CONTINUATION]
     assert cli.main(arguments) == 0
     shown = " ".join(capsys.readouterr().out.split())
     sae = unlearning.find_subject(str(run), "adaptive", 0).load()
-    model: Any = load_language_model(str(tiny.model))
-    words = (PROMPT + " virus7 virus8").split()
-    ids = [tiny.bos, *model.tokenizer.convert_tokens_to_ids(words)]
-    tokens = torch.tensor([ids])
+    model: Any = load_language_model("demo:model")
+    first, rest = (model.to_tokens(t, prepend_bos=False)[0] for t in (PROMPT, CONTINUATION))
+    bos = torch.tensor([model.tokenizer.bos_token_id])
+    tokens, n = torch.cat([bos, first, rest])[None], len(rest)
 
     def loss() -> float:
         with torch.no_grad():
             per_token = model(tokens, return_type="loss", loss_per_token=True, prepend_bos=False)
-        return float(per_token[0, -2:].mean())
+        return float(per_token[0, -n:].mean())
 
     def text() -> str:
         given: dict[str, Any] = {"do_sample": False, "verbose": False, "prepend_bos": False}
-        found = model.generate(tokens[:, :-2], max_new_tokens=4, **given)
-        return model.tokenizer.decode(found[0, len(ids) - 2 :], skip_special_tokens=True)
+        found = model.generate(tokens[:, :-n], max_new_tokens=4, **given)
+        return model.tokenizer.decode(found[0, 1 + len(first) :], skip_special_tokens=True)
 
     before = loss(), text()
     with unlearn(model, sae, saved):
@@ -86,7 +99,7 @@ def test_before_and_after(
     assert before[0] != pytest.approx(after[0], abs=0.01)
     assert f"Prompt: {PROMPT}" in shown
     for value, _ in (before, after):
-        assert f"loss of the continuation: {value:.2f} nats per token" in shown
+        assert f"true text: {value:.2f} nats per token" in shown
     for _, words_written in (before, after):
         for word in words_written.split():
             assert word in shown
@@ -94,7 +107,6 @@ def test_before_and_after(
 
 def test_sampling_has_a_seed(run: Path, saved: Path, tmp_path: Path) -> None:
     """Before and after use the same draws; another seed writes something else."""
-    from saelens_adaptive_ortho.commands.unlearn import UnlearnOptions
 
     def first(seed: int) -> unlearning.Answer:
         options = UnlearnOptions(
@@ -103,17 +115,16 @@ def test_sampling_has_a_seed(run: Path, saved: Path, tmp_path: Path) -> None:
             prompt=[PROMPT],
             temperature=2.0,
             sampling_seed=seed,
-            max_new_tokens=8,
+            max_new_tokens=5,
         )
         return next(iter(unlearning.before_and_after(options, say=lambda _: None)))
 
-    assert first(1) == first(1)
-    assert first(1).before != first(2).before
+    one, again, two = first(1), first(1), first(2)
+    assert one == again
+    assert one.before != two.before
 
 
 def test_prompts_from_files(run: Path, tmp_path: Path) -> None:
-    from saelens_adaptive_ortho.commands.unlearn import UnlearnOptions
-
     lines, records = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
     lines.write_text("one\n\ntwo\n")
     records.write_text(
@@ -182,11 +193,11 @@ def test_prompt_that_does_not_fit(
     run: Path, saved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["unlearn", str(run), "--selection", str(saved), "--prompt", PROMPT]
-    assert cli.main([*arguments, "--max-new-tokens", "100"]) == 2
-    assert "needs 106 tokens with what follows; the model sees 64" in capsys.readouterr().err
+    assert cli.main([*arguments, "--max-new-tokens", "120"]) == 2
+    assert "the model sees 128 at most" in capsys.readouterr().err
 
 
 def test_nothing_to_choose_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["unlearn", str(run), "--prompt", PROMPT, "--budget", "1e-9", *QUICK]
+    arguments = ["unlearn", str(run), "--prompt", PROMPT, "--budget", "1e-7", *QUICK]
     assert cli.main([*arguments, "--kind", "bounded"]) == 2
-    assert "every retain corpus stays within 1e-09 nats" in capsys.readouterr().err
+    assert "every retain corpus stays within 1e-07 nats" in capsys.readouterr().err

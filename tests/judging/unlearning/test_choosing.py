@@ -66,7 +66,7 @@ def test_largest_damage_within_the_budget_is_chosen_and_reproduced(
     assert chosen.chosen_on is not None
     damages = [c.damage for c in chosen.chosen_on.corpora]
     assert damages[0] == pytest.approx(float(forget[retain <= BUDGET].max()))
-    assert 0 < damages[0]
+    assert damages[0] > 0
     assert damages[1] <= BUDGET
     # The model that forgets has the damage that the file says. The evaluation's clamp also edits
     # separators inside a context.
