@@ -421,7 +421,7 @@ def _attach_to_layer(model: Any, hook_name: str, edit: _Edit, keep: Keep) -> Non
             "a model of transformers has the hooks blocks.N.hook_resid_pre and _post only; load it "
             "as HookedTransformer or TransformerBridge.",
         )
-    layers = _decoder_layers(model)
+    layers = decoder_layers(model)
     if int(found[1]) >= len(layers):
         raise reject("hook_name", hook_name, f"the model has {len(layers)} layers.")
     width = model.config.get_text_config().hidden_size
@@ -446,7 +446,7 @@ def _attach_to_layer(model: Any, hook_name: str, edit: _Edit, keep: Keep) -> Non
         keep(layer.register_forward_hook(returns))
 
 
-def _decoder_layers(model: Any) -> torch.nn.ModuleList:
+def decoder_layers(model: Any) -> torch.nn.ModuleList:
     """The list of decoder layers: the only list of modules that is as long as the config says.
 
     Raises:
