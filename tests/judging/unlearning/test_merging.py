@@ -1,4 +1,4 @@
-"""A bounded projection in the weights of a checkpoint: exact at the embedding, refused elsewhere."""
+"""A bounded projection in a checkpoint: exact at the embedding, refused elsewhere."""
 
 from __future__ import annotations
 
@@ -41,6 +41,9 @@ SIZE: dict[str, Any] = {
 
 def build_sae(hook: str, width: int = WIDTH) -> JumpReLUSAE:
     sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=width, d_sae=8))
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.fill_(0.1)
     sae.cfg.metadata.hook_name = hook
     return sae
 

@@ -566,3 +566,11 @@ def test_cache_from_outside_serves_a_selection_without_a_gate(
         with ortho.unlearn(model, sae, selection):
             found = model(tokens[:, 12:], past_key_values=cache).logits
     assert (found - plain).abs().max() > 0.1
+
+
+def test_package_offers_its_names_when_they_are_used() -> None:
+    assert ortho.unlearn is use.unlearn
+    assert ortho.UnlearningSelection is UnlearningSelection
+    assert all(hasattr(ortho, name) for name in ortho.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'unlearned'"):
+        _ = ortho.unlearned
