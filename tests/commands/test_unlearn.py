@@ -21,7 +21,13 @@ CONTINUATION = " grey. As for"
 CONTEXT = 40
 QUICK = [
     f"--set=unlearning.{setting}"
-    for setting in ("n_select_contexts=8", "n_choose_contexts=4", "counts=[8]", "strengths=[4, 16]")
+    for setting in (
+        "n_select_contexts=8",
+        "n_choose_contexts=4",
+        "counts=[8]",
+        "strengths=[4, 16]",
+        "ranks=[2]",
+    )
 ]
 QUICK.append("--set=unlearning.specificities=[1.01]")  # of a random SAE
 
