@@ -4,7 +4,14 @@ Importing the package registers the architectures ``adaptive_ortho_standard``, `
 ``_batchtopk``, ``_jumprelu``, ``_gated`` and ``_matryoshka_batchtopk`` with SAELens.
 """
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saelens_adaptive_ortho.judging.unlearning.choosing import choose_selection
+    from saelens_adaptive_ortho.judging.unlearning.saved import UnlearningSelection
+    from saelens_adaptive_ortho.judging.unlearning.use import unlearn
 
 __version__ = version("saelens-adaptive-ortho")
 
@@ -40,6 +47,25 @@ else:
         "AdaptiveOrthoStandardConfig",
         "AdaptiveOrthoTopKConfig",
         "ConfigError",
+        "UnlearningSelection",
         "__version__",
+        "choose_selection",
         "register",
+        "unlearn",
     ]
+
+# What judges or changes finished models is imported when it is first used: training needs none of
+# it.
+_LATER = {
+    "UnlearningSelection": "judging.unlearning.saved",
+    "choose_selection": "judging.unlearning.choosing",
+    "unlearn": "judging.unlearning.use",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    globals()[name] = value
+    return value

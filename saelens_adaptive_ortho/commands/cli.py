@@ -14,6 +14,7 @@ from saelens_adaptive_ortho.commands import (
     configs,
     doctor,
     evaluations,
+    export_merged,
     fetch_model,
     fetch_text,
     judge,
@@ -24,6 +25,7 @@ from saelens_adaptive_ortho.commands import (
     synth,
     tables,
     train,
+    unlearn,
 )
 from saelens_adaptive_ortho.commands.options import Command, Parser, build_parser, run
 from saelens_adaptive_ortho.errors import Explained
@@ -36,6 +38,8 @@ COMMANDS: tuple[Command, ...] = (
     compare.COMMAND,
     train.COMMAND,
     judge.COMMAND,
+    unlearn.COMMAND,
+    export_merged.COMMAND,
     analyse.COMMAND,
     synth.COMMAND,
     check.COMMAND,

@@ -136,6 +136,23 @@ def named_subjects(saes: Sequence[str]) -> list[Subject]:
     return subjects
 
 
+def find_subject(text: str, variant: str, seed: int) -> Subject:
+    """The SAE of a variant and seed in a run folder, or what :meth:`Subject.parse` reads.
+
+    Raises:
+        ConfigError: the run has no such SAE, or the text names no SAE.
+    """
+    run = Path(text).expanduser()
+    if not run.is_dir() or (run / "cfg.json").is_file():
+        return Subject.parse(text)
+    found = [f.parent for f in run.glob("seed*/*/cfg.json") if SEED_FOLDER.fullmatch(f.parts[-3])]
+    chosen = run / f"seed{seed}" / variant
+    if found and chosen not in found:
+        known = ", ".join(sorted(f"{folder.parent.name}/{folder.name}" for folder in found))
+        raise reject("--variant", variant, f"{run} has no seed{seed}/{variant}. It has {known}.")
+    return Subject.parse(str(chosen if found else run))
+
+
 def given_corpora(options: JudgingOptions) -> dict[str, CorpusConfig]:
     """The corpora of --forget, --retain and --forget-test, by name.
 

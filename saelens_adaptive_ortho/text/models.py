@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -104,6 +105,33 @@ def load_language_model(
         raise
     except Exception as error:
         raise reject("model_name", name, _explain_load_failure(error, path)) from error
+
+
+def load_plain_model(name: str) -> tuple[Any, Any]:
+    """A causal model of transformers in float32, without hook points, and its tokenizer.
+
+    Raises:
+        ConfigError: the model does not exist, is gated, is corrupt, or cannot be reached.
+    """
+    check_model(name)
+    path = local_model_dir(name)
+    source = tl_loading.make_model_alias_map().get(name, name) if path is None else path
+    local = path is not None
+    try:
+        with nullcontext() if local else hub.offline_if_unreachable():
+            model = AutoModelForCausalLM.from_pretrained(
+                source,
+                local_files_only=local,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                source, local_files_only=local, trust_remote_code=False
+            )
+    except Exception as error:
+        raise reject("model_name", name, _explain_load_failure(error, path)) from error
+    return model.eval(), tokenizer
 
 
 def _is_unlisted(name: str) -> bool:

@@ -152,34 +152,56 @@ def gated(
     return Family([path(p) for p in paths], sorted(strengths))
 
 
+class Span(NamedTuple):
+    """Directions of a bounded intervention, and the latents that they come from.
+
+    Attributes:
+        latents: latents whose decoder rows span the directions.
+        basis: orthonormal directions.
+    """
+
+    latents: Int[Tensor, " r"]
+    basis: Float[Tensor, "r d_in"]
+
+
+def spans(sae: SAE[Any], selection: Selection, ranks: Iterable[int]) -> list[Span]:
+    """The spans of the decoder rows of the first r latents of each ranking by a ratio.
+
+    Rows are orthonormalised in the order of the ranking. The same spans follow without their part
+    in the leading directions of the retain side, which hold three quarters of its variance.
+    """
+    ranks = list(ranks)
+    kept = leading_directions(selection.statistics.retain.covariance, RETAIN_SPAN)
+    found = []
+    for latents in paths_of(selection.by_ratio, [max(ranks)]):
+        rows = sae.W_dec[latents].detach().cpu().double().flatten(1)
+        for basis in (orthonormal_basis(rows), orthonormal_basis(removed(rows, kept))):
+            found += [Span(latents[:r], basis[:r]) for r in distinct_ranks(basis, ranks)]
+    return found
+
+
 def bounded(
     sae: SAE[Any],
     selection: Selection,
     ranks: Iterable[int],
 ) -> Family:
-    """Remove the span of the decoder rows of the first r latents of each ranking by a ratio.
-
-    Rows are orthonormalised in the order of the ranking. The same spans follow without their part
-    in the leading directions of the retain side, which hold three quarters of its variance.
-    """
-    most = max(ranks)
-    retain = selection.statistics.retain
-    kept = leading_directions(retain.covariance, RETAIN_SPAN)
-    bases = []
-    for latents in paths_of(selection.by_ratio, [most]):
-        rows = sae.W_dec[latents].detach().cpu().double().flatten(1)
-        bases += [orthonormal_basis(rows), orthonormal_basis(removed(rows, kept))]
-    return projections(bases, ranks, retain.mean)
+    """Remove each of the :func:`spans`."""
+    found = [Erasure.onto(span.basis) for span in spans(sae, selection, ranks)]
+    return erasures(found, selection.statistics.retain.mean, BOUNDED_STRENGTHS, 1.0)
 
 
 def projections(
     bases: Iterable[Float[Tensor, "n d_in"]], ranks: Iterable[int], centre: Float[Tensor, " d_in"]
 ) -> Family:
     """Remove the first r directions of each basis, for each rank r, at strengths up to 1."""
-    spans = []
-    for basis in bases:
-        spans += [basis[:r] for r in sorted({min(r, len(basis)) for r in ranks}) if r]
-    return erasures([Erasure.onto(span) for span in spans], centre, BOUNDED_STRENGTHS, 1.0)
+    ranks = list(ranks)
+    found = [Erasure.onto(basis[:r]) for basis in bases for r in distinct_ranks(basis, ranks)]
+    return erasures(found, centre, BOUNDED_STRENGTHS, 1.0)
+
+
+def distinct_ranks(basis: Float[Tensor, "n d_in"], ranks: Iterable[int]) -> list[int]:
+    """The ranks above 0 that a basis has, rising."""
+    return sorted({min(r, len(basis)) for r in ranks} - {0})
 
 
 def erasures(

@@ -1,0 +1,322 @@
+"""The work of ``adaptive-ortho unlearn``: choose or read a selection, write before and after."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+from sae_lens.saes.sae import SAE
+from torch import Tensor
+
+from saelens_adaptive_ortho.commands.experiment import eval_settings
+from saelens_adaptive_ortho.commands.unlearn import UnlearnOptions
+from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.evaluations.unlearning import Settings
+from saelens_adaptive_ortho.files import check_writable
+from saelens_adaptive_ortho.judging.contract import EvaluationError
+from saelens_adaptive_ortho.judging.options import JudgingOptions
+from saelens_adaptive_ortho.judging.subjects import (
+    Subject,
+    check_device_and_dtype,
+    find_subject,
+    given_corpora,
+)
+from saelens_adaptive_ortho.judging.unlearning.choosing import (
+    BUDGET,
+    check_choice,
+    choose,
+    context_for,
+)
+from saelens_adaptive_ortho.judging.unlearning.saved import CLAMP, UnlearningSelection
+from saelens_adaptive_ortho.judging.unlearning.use import unlearn
+from saelens_adaptive_ortho.settings import parse
+from saelens_adaptive_ortho.text import models
+
+# Options that say how to choose, and their values when they are not given.
+CHOOSING = {
+    "budget": None,
+    "kind": CLAMP,
+    "set": [],
+    "forget": None,
+    "retain": [],
+    "retain_share": [],
+    "context_size": None,
+}
+# Options that the commands for finished SAEs share.
+JUDGING = ("model", "forget", "retain", "retain_share", "context_size", "device", "dtype")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Text that the model continues.
+
+    Args:
+        prompt: the text.
+        continuation: how it truly goes on, with the space in front; None if it is not known.
+    """
+
+    prompt: str
+    continuation: str | None = None
+
+
+class Written(NamedTuple):
+    """What a model does with a prompt.
+
+    Attributes:
+        text: what it writes.
+        loss: loss of the true continuation, in nats per token; None without one.
+    """
+
+    text: str
+    loss: float | None
+
+
+class Answer(NamedTuple):
+    """A prompt, and what the model does with it before and after."""
+
+    prompt: Prompt
+    before: Written
+    after: Written
+
+
+def before_and_after(
+    options: UnlearnOptions, say: Callable[[str], None] = print
+) -> Iterator[Answer]:
+    """Choose or read a selection, save it if asked to, and let the model continue the prompts.
+
+    Raises:
+        ConfigError: an option cannot work. What can be checked without the model is checked before
+            it is loaded.
+        StorageError: the selection could not be written.
+    """
+    prompts = read_prompts(options)
+    subject = find_subject(options.sae, options.variant, options.seed)
+    selection = _given_selection(options)
+    judging = JudgingOptions(out=Path(), **{name: getattr(options, name) for name in JUDGING})
+    check_device_and_dtype(judging)
+    if options.save is not None:
+        check_writable("--save", options.save.expanduser().parent)
+    if selection is None:
+        check_choice(BUDGET if options.budget is None else options.budget, options.kind)
+        settings = Settings(**eval_settings(["unlearning"], options.set)["unlearning"])
+        given_corpora(judging)
+        model, sae, selection = _choose(options, subject, judging, settings)
+    else:
+        sae = subject.load(options.device, options.dtype)
+        selection.check_sae(sae)
+        model = _load_model(options, sae, selection)
+    say(in_words(selection))
+    if options.save is not None:
+        say(f"Selection: {selection.save(options.save)}")
+    _check_lengths(model, sae, prompts, options.max_new_tokens)
+    for prompt in prompts:
+        before = write(model, sae, prompt, options)
+        with unlearn(model, sae, selection):
+            after = write(model, sae, prompt, options)
+        yield Answer(prompt, before, after)
+
+
+def read_prompts(options: UnlearnOptions) -> list[Prompt]:
+    """The prompts of the command line and of the file.
+
+    Raises:
+        ConfigError: there is nothing to do, a continuation has no prompt, or the file cannot be
+            read.
+    """
+    given: list[str | None] = [*options.continuation]
+    if given and len(given) != len(options.prompt):
+        rule = f"give one for each of the {len(options.prompt)} --prompt, or none."
+        raise reject("--continuation", options.continuation[-1], rule)
+    pairs = zip(options.prompt, given or [None] * len(options.prompt), strict=True)
+    prompts = [Prompt(*pair) for pair in pairs]
+    if options.prompt_file is not None:
+        prompts += _prompts_in(options.prompt_file.expanduser())
+    for prompt in prompts:
+        if not prompt.prompt.strip():
+            raise reject("--prompt", prompt.prompt, "is empty.")
+    if not prompts and options.save is None:
+        rule = "give --prompt or --prompt-file; with --save alone a selection is only chosen."
+        raise reject("--prompt", None, rule)
+    return prompts
+
+
+def _prompts_in(file: Path) -> list[Prompt]:
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        cause = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise reject("--prompt-file", str(file), f"cannot be read ({cause}).") from error
+    if not lines:
+        raise reject("--prompt-file", str(file), "holds no prompt.")
+    if file.suffix != ".jsonl":
+        return [Prompt(line) for line in lines]
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            rule = f"line {number} is no JSON ({error})."
+            raise reject("--prompt-file", str(file), rule) from error
+        found.append(parse(Prompt, fields, f"--prompt-file line {number}: "))
+    return found
+
+
+def _given_selection(options: UnlearnOptions) -> UnlearningSelection | None:
+    """The selection of the file; None if one is to be chosen."""
+    if options.selection is None:
+        return None
+    for name, default in CHOOSING.items():
+        value = getattr(options, name)
+        if value != default:
+            flag = f"--{name.replace('_', '-')}"
+            raise reject(flag, value, "nothing is chosen with --selection; leave one of them out.")
+    return UnlearningSelection.load(options.selection)
+
+
+def _choose(
+    options: UnlearnOptions, subject: Subject, judging: JudgingOptions, settings: Settings
+) -> tuple[Any, SAE[Any], UnlearningSelection]:
+    """The model and the SAE, and the selection that was chosen."""
+    run = Path(options.sae).expanduser()
+    is_run = subject.path is not None and run.is_dir() and run.resolve() != subject.path
+    with ExitStack() as stack:
+        if is_run and os.access(run, os.W_OK):
+            folder = run  # with the tokenised corpora of the run
+        else:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        context = context_for(subject, replace(judging, out=folder))
+        budget = BUDGET if options.budget is None else options.budget
+        try:
+            selection = choose(
+                context,
+                budget,
+                options.kind,  # type: ignore[arg-type]  check_choice has checked it
+                settings,
+                subject.source,
+            )
+        except EvaluationError as error:
+            raise reject("SAE", subject.source, str(error)) from error
+    return context.bench.language_model(settings.model_name), context.load(), selection
+
+
+def _load_model(options: UnlearnOptions, sae: SAE[Any], selection: UnlearningSelection) -> Any:
+    """The model of the selection, without any text."""
+    metadata = sae.cfg.metadata
+    model = models.load_language_model(
+        options.model or selection.model_name,
+        options.device,
+        metadata.model_class_name or "HookedTransformer",
+        {"dtype": options.dtype},
+        [selection.hook_name],
+    )
+    models.check_hook(model, selection.hook_name)
+    models.check_d_in(model, selection.hook_name, metadata.hook_head_index, sae.cfg.d_in)
+    return model
+
+
+# ------------------------------------------------------------------ what the model writes
+
+
+def _check_lengths(model: Any, sae: SAE[Any], prompts: list[Prompt], new: int) -> None:
+    """Refuse prompts that do not fit into the model's context window."""
+    n_ctx = getattr(model.cfg, "n_ctx", None)
+    for prompt in prompts:
+        whole, n = encoded(model, sae, prompt)
+        most = max(n + new, len(whole))
+        if n_ctx is not None and most > n_ctx:
+            rule = f"needs {most} tokens with what follows; the model sees {n_ctx} at most."
+            raise reject("--prompt", prompt.prompt[:40], rule)
+
+
+def encoded(model: Any, sae: SAE[Any], prompt: Prompt) -> tuple[Int[Tensor, " n"], int]:
+    """The tokens of prompt and continuation, and the number of those of the prompt.
+
+    BOS comes first if the SAE was trained with it. Where the two texts meet, the tokens are those
+    of the whole text: the continuation begins at the first token that differs from those of the
+    prompt alone.
+    """
+    tokenizer = model.tokenizer
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    alone = ids(prompt.prompt)
+    whole = ids(prompt.prompt + (prompt.continuation or ""))
+    same = [a == b for a, b in zip(alone, whole, strict=False)]
+    n = same.index(False) if False in same else len(same)
+    wanted = sae.cfg.metadata.prepend_bos is not False and tokenizer.bos_token_id is not None
+    bos = [tokenizer.bos_token_id] if wanted else []
+    return torch.tensor([*bos, *whole], dtype=torch.int64), len(bos) + n
+
+
+@torch.no_grad()
+def write(model: Any, sae: SAE[Any], prompt: Prompt, options: UnlearnOptions) -> Written:
+    """What the model writes after a prompt, and its loss on the true continuation.
+
+    The loss comes from one pass over prompt and continuation.
+    """
+    whole, n = encoded(model, sae, prompt)
+    whole = whole.to(next(model.parameters()).device)
+    sampling = {"do_sample": True, "temperature": options.temperature}
+    torch.manual_seed(options.sampling_seed)
+    found = model.generate(
+        whole[None, :n],
+        max_new_tokens=options.max_new_tokens,
+        stop_at_eos=model.tokenizer.eos_token_id is not None,
+        prepend_bos=False,
+        return_type="tokens",
+        verbose=False,
+        **(sampling if options.temperature > 0 else {"do_sample": False}),
+    )
+    text = model.tokenizer.decode(found[0, n:], skip_special_tokens=True)
+    if len(whole) == n:
+        return Written(text, None)
+    logits = model(whole[None], prepend_bos=False, return_type="logits")[0, n - 1 : -1]
+    loss = torch.nn.functional.cross_entropy(logits.float(), whole[n:].to(logits.device))
+    return Written(text, float(loss))
+
+
+# ------------------------------------------------------------------ what is shown
+
+
+def in_words(selection: UnlearningSelection) -> str:
+    """The selection in a line or two."""
+    n = len(selection.latents)
+    if selection.kind == CLAMP:
+        where = "wherever they fire"
+        if selection.gate is not None:
+            where = f"in texts where they fire on more than {selection.gate:.1%} of the tokens"
+        text = f"Clamp of {n} latents at -{selection.strength:.3g} times their mean, {where}."
+    else:
+        share = f"{selection.strength:.0%}"
+        text = f"{len(selection.basis)} directions of {n} latents removed by {share} everywhere."
+    on = selection.chosen_on
+    if on is None:
+        return text
+    damages = ", ".join(f"{c.name} {c.damage:+.3f}" for c in on.corpora)
+    return f"{text}\nLoss on training text: {damages} nats per token (budget {on.budget:g})."
+
+
+def shown(answer: Answer) -> Table:
+    """Before and after, side by side, under the prompt."""
+    title = Text("Prompt: ", style="bold") + Text(answer.prompt.prompt, style="not bold")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, expand=True, padding=(0, 1))
+    table.add_column("before", ratio=1)
+    table.add_column("after", ratio=1)
+    table.add_row(Text(answer.before.text), Text(answer.after.text))
+    if answer.before.loss is not None and answer.after.loss is not None:
+        table.add_section()
+        losses = (answer.before.loss, answer.after.loss)
+        table.add_row(*(f"true text: {loss:.2f} nats per token" for loss in losses))
+    return table
