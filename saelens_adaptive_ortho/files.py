@@ -22,6 +22,19 @@ class StorageError(Explained, RuntimeError):
     """A write failed. The message names the path, the cause and what survived."""
 
 
+def user_path(text: str) -> Path:
+    """The path that a user names: ``~`` is the home folder, as in a shell.
+
+    A file whose own name begins with ``~`` is found if nothing lies in such a home folder.
+    """
+    literal = Path(text)
+    try:
+        expanded = literal.expanduser()
+    except RuntimeError:  # there is no such user
+        return literal
+    return literal if os.path.exists(literal) and not os.path.exists(expanded) else expanded
+
+
 def check_writable(field: str, path: str | Path) -> None:
     """Refuse an output folder that cannot be written, before any long work starts.
 
