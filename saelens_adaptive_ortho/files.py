@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,32 @@ def user_path(text: str) -> Path:
     except RuntimeError:  # there is no such user
         return literal
     return literal if os.path.exists(literal) and not os.path.exists(expanded) else expanded
+
+
+def without_home(value: Any) -> Any:
+    """A JSON value with ``~`` for the home folder in every text.
+
+    Files that are published then do not tell the name of the user. :func:`user_path` reads such a
+    path again.
+    """
+    if isinstance(value, str):
+        return _without_home(value)
+    if isinstance(value, Mapping):
+        return {key: without_home(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_home(item) for item in value]
+    return value
+
+
+def _without_home(text: str) -> str:
+    try:
+        home = str(Path.home())
+    except RuntimeError:  # there is no home folder
+        return text
+    if home not in text or home == os.sep:
+        return text
+    # Not a part of a longer name, such as /mnt/home/me or /home/me2.
+    return re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w.-])", "~", text)
 
 
 def check_writable(field: str, path: str | Path) -> None:

@@ -94,25 +94,39 @@ def read_rows(path: Path, fields: Sequence[str], kind: str | None = None) -> Ite
     kind = kind or kind_of(path)
     assert kind is not None
     read = {"json": _json_rows, "text": _paragraphs, "parquet": _table_rows}[kind]
+    with _opened(path) as file:
+        yield from read(file, path, fields)
+
+
+def read_json(path: Path) -> Any:
+    """The single JSON value that a file holds.
+
+    Raises:
+        ReadError: as for :func:`read_rows`.
+    """
+    with _opened(path) as file:
+        text = _rest(_lines(file, path), path)
     try:
-        if path.exists() and not path.is_file():
-            raise ReadError(f"{path} is no regular file. Give the path of a file.")
-        with _opened(path) as file:
-            yield from read(file, path, fields)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ReadError(f"{path} is no whole gzip file ({error}). Is it truncated?") from error
-    except OSError as error:
-        raise ReadError(f"{path} cannot be read ({error.strerror or error}).") from error
+        return DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise _no_json(error, _line_of(error, path)) from error
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[io.BufferedReader]:
-    """The file, unpacked if its first bytes are those of gzip."""
-    with path.open("rb") as file:
-        if file.peek(2).startswith(b"\x1f\x8b"):
-            yield io.BufferedReader(gzip.GzipFile(fileobj=file))  # type: ignore[type-var]
-        else:
-            yield file
+    """The file, unpacked if its first bytes are those of gzip; failures inside are explained."""
+    try:
+        if not path.is_file() and (path.exists() or "\0" in str(path)):
+            raise ReadError(f"{str(path)!r} is no regular file. Give the path of a file.")
+        with path.open("rb") as file:
+            if file.peek(2).startswith(b"\x1f\x8b"):
+                yield io.BufferedReader(gzip.GzipFile(fileobj=file))  # type: ignore[type-var]
+            else:
+                yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ReadError(f"{path} is no whole gzip file ({error}). Is it truncated?") from error
+    except OSError as error:
+        raise ReadError(f"{path} cannot be read ({error.strerror or error}).") from error
 
 
 # ----------------------------------------------------------------------------------- lines of text
@@ -210,7 +224,7 @@ def _json_rows(file: io.BufferedReader, path: Path, fields: Sequence[str]) -> It
         begun = True
         place = f"line {number} of {path}"
         try:
-            value = DECODER.decode(line)
+            value = DECODER.decode(line.rstrip("\r\n"))
         except (ValueError, RecursionError) as error:
             raise _no_json(error, place) from error
         yield from _object(value, place, fields)
@@ -246,16 +260,19 @@ def _layout_rows(text: str, path: Path, fields: Sequence[str]) -> Iterator[Row]:
     while at < len(text):
         try:
             value, at = DECODER.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise _no_json(error, f"line {error.lineno} of {path}") from error
-        except RecursionError as error:
-            raise _no_json(error, str(path)) from error
+        except (ValueError, RecursionError) as error:
+            raise _no_json(error, _line_of(error, path)) from error
         at = JSON_SPACE(text, at).end()
         for item in value if isinstance(value, list) else [value]:
             number += 1
             # A text without a field counts as the field ``text``.
             item = {TEXT: item} if isinstance(item, str) else item
             yield from _object(item, f"item {number} of {path}", fields)
+
+
+def _line_of(error: Exception, path: Path) -> str:
+    lineno = getattr(error, "lineno", None)
+    return f"line {lineno} of {path}" if lineno is not None else str(path)
 
 
 def _no_json(error: Exception, place: str) -> ReadError:
