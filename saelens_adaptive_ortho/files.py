@@ -59,7 +59,7 @@ def _without_home(text: str) -> str:
     if home not in text or home == os.sep:
         return text
     # Not a part of a longer name, such as /mnt/home/me or /home/me2.
-    return re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w.-])", "~", text)
+    return re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w-]|\.\w)", "~", text)
 
 
 def check_writable(field: str, path: str | Path) -> None:
