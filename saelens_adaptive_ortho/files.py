@@ -28,12 +28,8 @@ def user_path(text: str) -> Path:
 
     A file whose own name begins with ``~`` is found if nothing lies in such a home folder.
     """
-    literal = Path(text)
-    try:
-        expanded = literal.expanduser()
-    except RuntimeError:  # there is no such user
-        return literal
-    return literal if os.path.exists(literal) and not os.path.exists(expanded) else expanded
+    expanded = os.path.expanduser(text)  # of Path, "./~" would be the home folder, too
+    return Path(text if os.path.exists(text) and not os.path.exists(expanded) else expanded)
 
 
 def without_home(value: Any) -> Any:
