@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from torch.linalg import LinAlgError
+from torch.linalg import LinAlgError  # pyright: ignore[reportAttributeAccessIssue]  untyped
 
 from saelens_adaptive_ortho.commands.analyse import AnalyseOptions
 from saelens_adaptive_ortho.errors import reject

@@ -26,7 +26,6 @@ LONGEST = 1 << 30  # bytes of one line, of one paragraph, or of a file that is o
 PARQUET_ROWS = 256  # rows in memory at a time
 MAX_DIGITS = 4000  # Python reads no longer whole numbers; one in another field does no harm
 DECODER = json.JSONDecoder(parse_int=lambda text: int(text) if len(text) < MAX_DIGITS else text)
-JSON_SPACE = re.compile(r"[ \t\r\n]*").match
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, which begins with the same bytes
@@ -255,19 +254,24 @@ def _rest(lines: Iterator[tuple[int, str]], path: Path) -> str:
 
 def _layout_rows(text: str, path: Path, fields: Sequence[str]) -> Iterator[Row]:
     """The objects of a text of any layout: one after another, or in arrays."""
-    at = JSON_SPACE(text).end()
+    at = _past_space(text, 0)
     number = 0
     while at < len(text):
         try:
             value, at = DECODER.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             raise _no_json(error, _line_of(error, path)) from error
-        at = JSON_SPACE(text, at).end()
+        at = _past_space(text, at)
         for item in value if isinstance(value, list) else [value]:
             number += 1
             # A text without a field counts as the field ``text``.
             item = {TEXT: item} if isinstance(item, str) else item
             yield from _object(item, f"item {number} of {path}", fields)
+
+
+def _past_space(text: str, at: int) -> int:
+    found = re.compile(r"[^ \t\r\n]").search(text, at)
+    return found.start() if found else len(text)
 
 
 def _line_of(error: Exception, path: Path) -> str:

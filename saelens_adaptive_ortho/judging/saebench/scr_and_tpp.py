@@ -112,7 +112,7 @@ def _no_pickle(device: str) -> Iterator[None]:
 
     with (
         replaced(main, "pickle", _ProbeFiles(device)),
-        entry_set(vars(main), "open", opened),
+        entry_set(main.__dict__, "open", opened),
     ):
         yield
 
