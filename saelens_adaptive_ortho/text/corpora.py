@@ -275,10 +275,14 @@ class Tokenisation(NamedTuple):
     holdout_fraction: float = 0.05
     holdout_contexts: int = 1024
 
+    @property
+    def stride(self) -> int:
+        """One document in this many is held out from training."""
+        return max(2, round(1 / self.holdout_fraction))
+
     def holds_out(self, number: int) -> bool:
         """Whether the document or row of this number is held out from training."""
-        stride = max(2, round(1 / self.holdout_fraction))
-        return number % stride == stride - 1
+        return number % self.stride == self.stride - 1
 
 
 def tokenise_corpus(
@@ -311,14 +315,15 @@ def tokenise_corpus(
         train = _pack(documents.train, tokenizer, how, train_contexts)
         held_out = _pack(documents.held_out, tokenizer, how, how.holdout_contexts)
     else:
-        train, held_out = _as_contexts(corpus, domain, tokenizer, how, train_contexts, where)
+        documents = _as_contexts(corpus, domain, tokenizer, how, train_contexts, where)
+        train, held_out = documents
     if not train or not held_out:
         raise reject(
             f"{where}.path",
             corpus.path,
             f"too little text: {len(train)} training and {len(held_out)} held-out contexts of "
-            f"{how.context_size} tokens (both need at least one). Add text, lower context_size, "
-            "or raise ortho_holdout_fraction.",
+            f"{how.context_size} tokens (both need at least one). "
+            f"{_remedy(sum(map(len, documents)), how)}",
         )
     result = TokenisedCorpus(domain, torch.stack(train), torch.stack(held_out), key)
     if cached is not None:
@@ -329,6 +334,19 @@ def tokenise_corpus(
             save_file(parts, temporary, {"fingerprint": key})
             temporary.replace(cached)
     return result
+
+
+def _remedy(n_documents: int, how: Tokenisation) -> str:
+    """What helps a corpus with too little text."""
+    stride = how.stride
+    if n_documents >= stride:
+        return "Add text, lower context_size, or raise ortho_holdout_fraction."
+    split = (
+        f"It has {n_documents} document{'s' if n_documents != 1 else ''}, and one in {stride} is "
+        "held out as a whole: split the text into more documents (an empty line ends a document "
+        "of a .txt file), add text, or lower context_size"
+    )
+    return f"{split}." if n_documents < 2 else f"{split}, or raise ortho_holdout_fraction."
 
 
 class _Documents(NamedTuple):

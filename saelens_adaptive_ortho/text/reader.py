@@ -262,6 +262,8 @@ def _layout_rows(text: str, path: Path, fields: Sequence[str]) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             raise _no_json(error, _line_of(error, path)) from error
         at = _past_space(text, at)
+        if isinstance(value, list) and (number or at < len(text)):
+            raise ReadError(f"{path} holds more than one JSON array. Write one object per line.")
         for item in value if isinstance(value, list) else [value]:
             number += 1
             # A text without a field counts as the field ``text``.
@@ -299,7 +301,7 @@ def _object(value: Any, place: str, fields: Sequence[str]) -> Iterator[Row]:
         return
     if not isinstance(value, dict):
         raise ReadError(
-            f"{place} holds a {type(value).__name__}, not an object such as "
+            f"{place} holds {type(value).__name__}, not an object such as "
             f'{{"{fields[0]}": ...}}. Write one object per line.'
         )
     values = {name: value[name] for name in fields if name in value}

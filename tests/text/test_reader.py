@@ -162,8 +162,8 @@ def test_null_and_blank_texts_are_left_out(put: Callable[..., Path], tmp_path: P
         ('{"text": "a"', "is not JSON (Expecting ',' delimiter). Each line must hold one"),
         ('{"text": "a"} {"text": "b"}', "is not JSON (Extra data)"),
         ('{"text": "a"}\r{"text": "b"}', "is not JSON (Extra data)"),
-        ('"a"', "holds a str, not an object such as"),
-        ('["a"]', "holds a list, not an object"),
+        ('"a"', "holds str, not an object such as"),
+        ('["a"]', "holds list, not an object"),
         ('{"text": "\\ud83d"}', "holds '\\ud83d', half of a character"),
         ("[" * 100_000, "is nested too deeply"),
     ],
@@ -179,6 +179,7 @@ def test_bad_item_of_an_array_is_named(put: Callable[..., Path]) -> None:
     assert "item 2 of " in refused(put("a.json", '[{"text": "a"},\n 3]'))
     assert "line 3 of " in refused(put("b.json", '\n[{"text": "a"},\n {"text": ]'))
     assert "nested too deeply" in refused(put("c.json", "[" * 100_000))
+    assert "more than one JSON array" in refused(put("d.jsonl", '["a", "b"]\n["c", "d"]\n'))
 
 
 def test_too_long_lines_are_refused(

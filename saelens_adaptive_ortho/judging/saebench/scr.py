@@ -263,7 +263,7 @@ def _explained(load: Callable[..., Any]) -> Callable[..., Any]:
                 return load(name, *args, **kwargs)
         except Exception as error:
             reason = hub.explain_failure(
-                error, f"the data set {name}", "a .jsonl file as evals.scr.source"
+                error, f"the data set {name}", "a file as evals.scr.source"
             )
             raise EvaluationError(reason) from error
 
