@@ -306,7 +306,13 @@ def tokenise_corpus(
         StorageError: the cache could not be written.
     """
     where = where or f"ortho_corpora.{domain}"
-    key = _cache_key(corpus, tokenizer, how, train_contexts)
+    try:
+        key = _cache_key(corpus, tokenizer, how, train_contexts)
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None
+    except OSError as error:
+        rule = f"{error.filename} cannot be read ({error.strerror})."
+        raise reject(f"{where}.path", corpus.path, rule) from error
     cached = cache_dir / f"{domain}-{key[:16]}.safetensors" if cache_dir else None
     if cached is not None and (found := _read_cache(cached, domain, key)) is not None:
         return found

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,13 @@ from hypothesis import strategies as st
 
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.text import reader
-from saelens_adaptive_ortho.text.corpora import CorpusConfig, read_documents, read_tokens
+from saelens_adaptive_ortho.text.corpora import (
+    CorpusConfig,
+    Tokenisation,
+    read_documents,
+    read_tokens,
+    tokenise_corpus,
+)
 from saelens_adaptive_ortho.text.reader import ReadError, read_json, read_rows
 
 TEXTS = ["first café", "2020-01-31", "007", "1e5", "true", "a\u2028b\u0085c\x0bd", "  spaced "]
@@ -280,6 +287,25 @@ def test_what_is_no_file_is_refused(put: Callable[..., Path], tmp_path: Path) ->
         list(read_rows(tmp_path / "absent.jsonl", ["text"]))
     with pytest.raises(ReadError, match="no regular file"):
         list(read_rows(Path("a\0.jsonl"), ["text"]))
+
+
+def test_unreadable_file_of_a_folder_is_named(
+    put: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put("a.jsonl", lines(["one"]))
+    bad, opened = put("b.jsonl", lines(["two"])), Path.open
+
+    def denied(path: Path, *args: Any, **options: Any) -> Any:
+        if path == bad:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", denied)
+    assert f"{bad} cannot be read (Permission denied)" in refused(tmp_path)
+    corpus, how = CorpusConfig(path=str(tmp_path)), Tokenisation(8)
+    for where, message in ((corpus, rf"^W.path=.*{bad} cannot"), (CorpusConfig(path="./x"), "^W.")):
+        with pytest.raises(ConfigError, match=message):
+            tokenise_corpus(where, "retain", SimpleNamespace(get_vocab=dict), how, 9, where="W")
 
 
 def test_single_value_is_read(put: Callable[..., Path]) -> None:
