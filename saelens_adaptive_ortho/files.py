@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -73,6 +74,42 @@ def check_writable(field: str, path: str | Path) -> None:
         raise reject(
             field, str(path), f"cannot be written ({error.strerror}). Choose another folder."
         ) from error
+
+
+def check_new_folder(field: str, target: Path) -> None:
+    """Refuse a folder that has files in it, or that cannot be written.
+
+    Raises:
+        ConfigError: ``target`` is a file, the working directory, not empty, or cannot be written.
+    """
+    if target.resolve() == Path.cwd():  # it would be replaced by another folder
+        raise reject(field, str(target), "is the working directory. Name a new folder.")
+    if target.exists() and not target.is_dir():
+        raise reject(field, str(target), "is a file. Name a new folder.")
+    if target.is_dir() and any(target.iterdir()):
+        raise reject(field, str(target), "is not empty. Name a new folder; nothing is overwritten.")
+    check_writable(field, target.parent)
+
+
+def check_space(field: str, target: Path, needed: int) -> None:
+    """Refuse a disk with less than ``needed`` bytes of free space.
+
+    Raises:
+        ConfigError: there is too little space where ``target`` will be.
+    """
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise reject(
+            field,
+            str(target),
+            f"needs {megabytes(needed)} of free disk space, and there are {megabytes(free)}. "
+            "Free some space, or name a folder on another disk.",
+        )
+
+
+def megabytes(n_bytes: int) -> str:
+    """A number of bytes as a text in MB, rounded up."""
+    return f"{math.ceil(n_bytes / 1e6):,} MB"
 
 
 @contextmanager

@@ -25,6 +25,7 @@ SCHEMA_VERSION = 1
 
 #: Variants that always come first. The others follow in order of appearance.
 LEADING_VARIANTS = ("baseline", "fixed", "directions", "groups", "adaptive")
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 #: Name of the file with all results of a run, in a folder that replaces the run folder.
 RESULTS_FILE = "results.jsonl"
@@ -281,10 +282,20 @@ def order_variants(names: Iterable[str], first: Sequence[str] | None = None) -> 
     """Return the distinct names in report order.
 
     The names in ``first`` come first (by default :data:`LEADING_VARIANTS`). The others follow in
-    order of appearance. The first returned name is the reference of every comparison.
+    order of appearance; those of a series (``alpha=0.5``, ``alpha=1``) follow its first one, in
+    order of their numbers. The first returned name is the reference of every comparison.
     """
     distinct = list(dict.fromkeys(names))
     leading = [name for name in (first or LEADING_VARIANTS) if name in distinct]
+    series: dict[str, list[tuple[float, str]]] = {}
+    for name in distinct:
+        start, _, number = name.rpartition("=")
+        if start and _NUMBER.fullmatch(number):
+            series.setdefault(f"{start}=", []).append((float(number), name))
+        else:
+            series.setdefault(name, []).append((0.0, name))
+    if first is None:
+        distinct = [name for members in series.values() for _, name in sorted(members)]
     return leading + [name for name in distinct if name not in leading]
 
 

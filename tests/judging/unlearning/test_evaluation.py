@@ -25,6 +25,7 @@ from saelens_adaptive_ortho.judging.unlearning import published as published_unl
 from saelens_adaptive_ortho.judging.unlearning import questions as mcq
 from saelens_adaptive_ortho.judging.unlearning import references, selection
 from saelens_adaptive_ortho.judging.unlearning.clamps import Clamp, Projection, Push
+from saelens_adaptive_ortho.judging.unlearning.families import Family
 from saelens_adaptive_ortho.maths.erasure import Detector, Erasure
 from saelens_adaptive_ortho.text import models
 from saelens_adaptive_ortho.text.corpora import CorpusConfig, Tokenisation, tokenise_corpus
@@ -643,6 +644,21 @@ def test_token_frontier_is_that_of_the_token_gate(context: EvalContext) -> None:
     for limit in ("0.05", "0.10", "0.20"):
         key = f"forget_damage_at_{limit}"
         assert both[f"token/{key}"] == plain[f"loss/{key}"]
+
+
+@pytest.mark.parametrize("with_references", [True, False])
+def test_families_without_a_path_are_left_out(
+    context: EvalContext, with_references: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No latent may differ enough between the corpora, and no threshold may be selective."""
+    monkeypatch.setattr(unlearning, "bounded", lambda *_: Family([], [0.5, 1.0], 1.0))
+    monkeypatch.setattr(references, "detector_family", lambda *_, **__: Family([], [1.0]))
+    settings = unlearning.Settings(questions="none", references=with_references, **QUICK)
+    outcome = unlearning.run(context, settings)
+    assert not any("bounded" in key for key in outcome.metrics)
+    assert "loss/forget_damage_at_0.10" in outcome.metrics
+    left = {name for name in references.FRONTIERS_OF if "detector" not in name}
+    assert outcome.details["references"].keys() == (left if with_references else set())
 
 
 @pytest.mark.parametrize("rule", ["coverage", "dsg"])
