@@ -347,12 +347,14 @@ def _remedy(n_documents: int, how: Tokenisation) -> str:
     stride = how.stride
     if n_documents >= stride:
         return "Add text, lower context_size, or raise ortho_holdout_fraction."
-    split = (
-        f"It has {n_documents} document{'s' if n_documents != 1 else ''}, and one in {stride} is "
-        "held out as a whole: split the text into more documents (an empty line ends a document "
-        "of a .txt file), add text, or lower context_size"
+    rule = f"one in {stride} is held out as a whole"
+    split = "split the text into more documents (an empty line ends a document of a .txt file)"
+    if n_documents < 2:
+        return f"It is one document, and {rule}: {split}."
+    return (
+        f"It has {n_documents} documents, and {rule}: {split}, add text, lower context_size, or "
+        "raise ortho_holdout_fraction."
     )
-    return f"{split}." if n_documents < 2 else f"{split}, or raise ortho_holdout_fraction."
 
 
 class _Documents(NamedTuple):

@@ -638,8 +638,8 @@ def test_blank_documents_are_skipped_but_counted(tiny: Any, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("n", "remedy"),
     [
-        (1, r"has 1 document, and one in 10 is held out .* empty line .* lower context_size\."),
-        (4, r"has 4 documents, .* or raise ortho_holdout_fraction\."),
+        (1, r"It is one document, and one in 10 is held out .* empty line ends a document .*\)\.$"),
+        (4, r"has 4 documents, and one in 10 .*, or raise ortho_holdout_fraction\."),
         (11, r"\. Add text, lower context_size, or raise"),
     ],
 )
