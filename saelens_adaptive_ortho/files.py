@@ -6,10 +6,11 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,41 @@ WRITE_PATIENCE = 600.0  # seconds that a folder waits for another process that w
 
 class StorageError(Explained, RuntimeError):
     """A write failed. The message names the path, the cause and what survived."""
+
+
+def user_path(text: str) -> Path:
+    """The path that a user names: ``~`` is the home folder, as in a shell.
+
+    A file whose own name begins with ``~`` is found if nothing lies in such a home folder.
+    """
+    expanded = os.path.expanduser(text)  # of Path, "./~" would be the home folder, too
+    return Path(text if os.path.exists(text) and not os.path.exists(expanded) else expanded)
+
+
+def without_home(value: Any) -> Any:
+    """A JSON value with ``~`` for the home folder in every text.
+
+    Files that are published then do not tell the name of the user. :func:`user_path` reads such a
+    path again.
+    """
+    if isinstance(value, str):
+        return _without_home(value)
+    if isinstance(value, Mapping):
+        return {key: without_home(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_home(item) for item in value]
+    return value
+
+
+def _without_home(text: str) -> str:
+    try:
+        home = str(Path.home())
+    except RuntimeError:  # there is no home folder
+        return text
+    if home not in text or home == os.sep:
+        return text
+    # Not a part of a longer name, such as /mnt/home/me or /home/me2.
+    return re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w-]|\.\w)", "~", text)
 
 
 def check_writable(field: str, path: str | Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from saelens_adaptive_ortho.errors import Explained
-from saelens_adaptive_ortho.files import write_text_atomic
+from saelens_adaptive_ortho.files import without_home, write_text_atomic
 
 SCHEMA_VERSION = 1
 
@@ -67,6 +67,8 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain dictionaries, lists, strings and finite numbers.
 
+        The home folder is written ``~``.
+
         Raises:
             ValueError: a metric or a detail is NaN or infinite. The message names it.
         """
@@ -76,13 +78,13 @@ class Result:
             "variant": self.variant,
             "seed": int(self.seed),
             "status": self.status,
-            "reason": self.reason,
+            "reason": without_home(self.reason),
             "seconds": _plain(self.seconds, "seconds"),
             "metrics": {
                 name: None if value is None else _finite(value, f"metric {name!r}")
                 for name, value in self.metrics.items()
             },
-            "details": _plain(self.details, "details"),
+            "details": without_home(_plain(self.details, "details")),
             "fingerprint": self.fingerprint,
             "versions": dict(self.versions),
         }
@@ -92,7 +94,7 @@ def _finite(value: Any, where: str) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(
-            f"{where} is {number}; write None and say why in details, or mark the result failed"
+            f"{where} is {number}, not a finite number (None stands for a missing value)"
         )
     return number
 
@@ -138,18 +140,30 @@ def is_result_name(name: str) -> bool:
     return _FILE_NAME.fullmatch(name) is not None
 
 
+def result_text(result: Result, where: str | Path = "the result") -> str:
+    """The text of a result file.
+
+    Args:
+        where: what the error names.
+
+    Raises:
+        ValueError: a metric or detail is NaN or infinite or no valid text, or the result is
+            inconsistent (an unknown status, or a failure without a reason).
+    """
+    document = result.to_json()
+    _parse(document, where)
+    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
+    text.encode()
+    return text + "\n"
+
+
 def write_result(path: str | Path, result: Result) -> Path:
     """Write one result atomically and return its path.
 
     Raises:
-        ValueError: a metric or detail is NaN or infinite, or the result is inconsistent (an unknown
-            status, or a failure without a reason). Nothing is written then.
+        ValueError: as for :func:`result_text`. Nothing is written then.
     """
-    path = Path(path)
-    document = result.to_json()
-    _parse(document, path)
-    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
-    return write_text_atomic(path, text + "\n")
+    return write_text_atomic(path, result_text(result, path))
 
 
 def load_result(path: str | Path) -> Result:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+from torch.linalg import LinAlgError  # pyright: ignore[reportAttributeAccessIssue]  untyped
+
 from saelens_adaptive_ortho.commands.analyse import AnalyseOptions
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import check_writable, write_failures_named, write_text_atomic
 from saelens_adaptive_ortho.judging import pairs
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Workbench
+from saelens_adaptive_ortho.judging.running import storable
 from saelens_adaptive_ortho.judging.subjects import Subject, named_subjects, workbench_for
 from saelens_adaptive_ortho.locks import run_lock
 from saelens_adaptive_ortho.report.page.analysis import write_analysis
@@ -72,9 +75,12 @@ def _analyse_one(subject: Subject, bench: Workbench, options: AnalyseOptions) ->
         n_texts=options.texts,
     )
     try:
-        outcome = pairs.run(context, settings)
+        outcome = storable(pairs.run(context, settings))
     except EvaluationError as error:
         raise reject("SAE", subject.source, str(error)) from error
+    except LinAlgError as error:
+        rule = f"its decoder cannot be analysed ({error}). Are its weights finite?"
+        raise reject("SAE", subject.source, rule) from error
     cfg = context.load().cfg
     return Result(
         eval="subspace",

@@ -20,8 +20,9 @@ class CheckOptions(ExperimentOptions):
 
 
 def run(options: CheckOptions) -> int:
-    """Read the config, and open the corpora and the model that it names."""
+    """Read the config, and open the texts and the model that it names."""
     from saelens_adaptive_ortho.commands.experiment import load_experiment
+    from saelens_adaptive_ortho.judging.running import check_evals_runnable
     from saelens_adaptive_ortho.training import runner
     from saelens_adaptive_ortho.training.store import StratifiedActivationsStore, rows_per_batch
 
@@ -33,6 +34,7 @@ def run(options: CheckOptions) -> int:
         )
         return 0
     cfg = experiment.runner
+    check_evals_runnable(experiment.evals)
     prepared = runner.prepare(cfg)
     store = StratifiedActivationsStore.build(prepared.model, cfg, prepared.corpora, cfg.seed)
     epochs = store.epochs(-(-cfg.training_tokens // cfg.train_batch_size_tokens))

@@ -24,6 +24,7 @@ from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import (
     check_writable,
     recover_directory,
+    without_home,
     write_failures_named,
     write_json,
     write_text_atomic,
@@ -241,10 +242,8 @@ class Comparison:
             fingerprint,
         )
         # The record comes last, so an SAE counts as trained only if all its files are on disk.
-        write_json(
-            self._record(variant, seed),
-            {"fingerprint": fingerprint, "settings": runner.configs[variant].settings()},
-        )
+        settings = without_home(runner.configs[variant].settings())
+        write_json(self._record(variant, seed), {"fingerprint": fingerprint, "settings": settings})
 
     # --------------------------------------------------------------- evaluate
 
@@ -311,7 +310,8 @@ class Comparison:
                 cfg = with_sae(self._seeded(seed), changes)
                 saved = json.loads(record.read_text())
                 if saved["fingerprint"] != cfg.fingerprint(self.prepared.corpora):
-                    differing = _difference(saved["settings"], cfg.settings())
+                    settings = without_home(cfg.settings())
+                    differing = _difference(without_home(saved["settings"]), settings)
                     raise reject(
                         "output_path",
                         str(self.root),
@@ -328,7 +328,7 @@ class Comparison:
             "seeds": self.experiment.seeds,
             "evals": self.experiment.evals,
         }
-        write_text_atomic(self.root / "config.yaml", dump_yaml(tree))
+        write_text_atomic(self.root / "config.yaml", dump_yaml(without_home(tree)))
 
 
 def _real_folders(path: Path) -> list[Path]:

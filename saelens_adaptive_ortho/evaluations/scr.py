@@ -25,9 +25,9 @@ class Settings:
     Args:
         source: source of texts labelled by two crossed attributes: ``demo:crossed``,
             ``published`` (SAEBench's two data sets), the name of one published data set, or a
-            .jsonl file with the field text and the two fields in ``columns``. ``auto`` means
+            file with the field text and the two fields in ``columns``. ``auto`` means
             ``demo:crossed`` for the demo model and ``published`` for a hub model.
-        columns: the two fields of a .jsonl file that hold the attributes, with two values each.
+        columns: the two fields of a file that hold the attributes, with two values each.
         train_size: training texts per value; by default 2000 for published texts, 300 for others.
         test_size: test texts per value; by default 500 for published texts, 100 for others.
         context_length: maximum number of tokens of a text.

@@ -26,7 +26,7 @@ class Settings:
     Args:
         source: source of labelled texts: ``demo:probing`` (embedded texts by topic),
             ``published`` (SAEBench's data sets), the name of one published data set, ``corpus``
-            (the two corpora), or a .jsonl file with the fields text and label. ``auto`` means
+            (the two corpora), or a file with the fields text and label. ``auto`` means
             ``demo:probing`` for the demo model, ``published`` for a hub model, and ``corpus`` for
             a local model.
         k_values: numbers of latents that a probe uses, from 1, 2, 5, 10, 20, 50 and 100.

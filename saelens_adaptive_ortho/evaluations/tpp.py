@@ -25,7 +25,7 @@ class Settings:
     Args:
         source: source of labelled texts with at least three classes: ``demo:probing`` (embedded
             texts by topic), ``published`` (SAEBench's two data sets), the name of one published
-            data set, or a .jsonl file with the fields text and label. ``auto`` means
+            data set, or a file with the fields text and label. ``auto`` means
             ``demo:probing`` for the demo model and ``published`` for a hub model.
         train_size: training texts per class; by default 2000 for published texts, 300 for others.
         test_size: test texts per class; by default 500 for published texts, 100 for others.

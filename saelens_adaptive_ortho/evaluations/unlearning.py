@@ -51,7 +51,7 @@ class Settings:
     Args:
         questions: multiple-choice questions: ``demo:questions``, ``demo:questions_second`` (without
             the organisms of ``demo:forget_first``), ``published`` (WMDP-bio and four MMLU subjects,
-            from the hub), a .jsonl file, or ``none``. ``auto`` means
+            from the hub), a file, or ``none``. ``auto`` means
             ``demo:questions`` for the demo model, ``none`` for another local model, and
             ``published`` for a hub model.
         template: template of the prompts: ``plain``, ``chat``, or ``auto`` (chat if the tokenizer

@@ -2,6 +2,9 @@
 
 The module of an evaluation has ``run(context, settings) -> Outcome``. A module that drives SAEBench
 imports it inside ``run``. So a missing extra stops only the evaluations that need it.
+
+The module may also have ``check(settings)``. It reads the files that the settings name, before
+training, and raises a ``ConfigError`` or an :class:`EvaluationError` if one cannot be read.
 """
 
 from __future__ import annotations

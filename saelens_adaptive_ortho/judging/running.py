@@ -7,16 +7,26 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.errors import ConfigError, Explained, reject
 from saelens_adaptive_ortho.evaluations import Evaluation, runnable
 from saelens_adaptive_ortho.evaluations.contract import SEED
+from saelens_adaptive_ortho.files import user_path
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
-from saelens_adaptive_ortho.results import Result, load_result, result_path, versions, write_result
+from saelens_adaptive_ortho.results import (
+    Result,
+    ResultError,
+    load_result,
+    result_path,
+    result_text,
+    versions,
+    write_result,
+)
 from saelens_adaptive_ortho.rng import state_kept
 from saelens_adaptive_ortho.text.corpora import DOMAINS
 from saelens_adaptive_ortho.text.mixture import ONLY
@@ -43,16 +53,34 @@ def complete(chosen: Evaluation, settings: dict[str, Any]) -> Any:
     return () if chosen.settings is None else chosen.settings(**settings)
 
 
-def check_evals_runnable(evals: Iterable[str]) -> None:
-    """Refuse evaluations that lack a package, before any long work starts.
+def check_evals_runnable(evals: Mapping[str, dict[str, Any]]) -> None:
+    """Refuse evaluations that cannot run, before any long work starts.
+
+    An evaluation cannot run if a package is missing, or if a file of questions or labelled texts
+    cannot be read (see ``judging.contract``).
+
+    Args:
+        evals: settings of the evaluations, by name.
 
     Raises:
-        ConfigError: a package is missing. The message names it.
+        ConfigError: an evaluation cannot run. The message names it and the reason.
     """
-    for name in evals:
-        lack = runnable()[name].lacks
-        if lack is not None:
-            raise reject("evals", name, f"{lack}, or take it off the list.")
+    for name, settings in evals.items():
+        chosen = runnable()[name]
+        if chosen.lacks is not None:
+            raise reject("evals", name, f"{chosen.lacks}, or take it off the list.")
+        try:
+            check = getattr(importlib.import_module(chosen.module), "check", None)
+        except Exception:  # the run reports it as the failure of this evaluation
+            continue
+        if check is None:
+            continue
+        try:
+            check(complete(chosen, settings))
+        except ConfigError as error:
+            raise ConfigError(f"evals.{name}.{error}") from error
+        except EvaluationError as error:
+            raise ConfigError(f"evals.{name}: {error}.") from error
 
 
 def run_missing(
@@ -63,40 +91,60 @@ def run_missing(
 ) -> None:
     """Run the evaluations that have no result in ``root`` yet.
 
-    If one fails, its result file holds the reason, and the other evaluations still run.
+    If one fails, or a value in its result is NaN or infinite, its result file holds the reason, and
+    the other evaluations still run. A damaged result file is made again.
     """
     for name, settings in evals.items():
-        fingerprint = _fingerprint(name, settings, context)
         path = result_path(root, context.variant, context.seed, name)
-        if path.is_file():
-            found = load_result(path)
-            if found.ok and found.fingerprint == fingerprint:
-                continue
-        say(f"Seed {context.seed}: evaluating {context.variant} ({name})")
+        fingerprint = ""
         started = time.perf_counter()
         try:
-            outcome = _storable(run_evaluation(name, context, settings))
+            fingerprint = _fingerprint(name, settings, context)
+            if _is_finished(path, fingerprint, say):
+                continue
+            say(f"Seed {context.seed}: evaluating {context.variant} ({name})")
+            outcome = storable(run_evaluation(name, context, settings))
         # The other evaluations still run, and the report shows the reason. An evaluation of
         # another package may even exit.
         except (Exception, SystemExit) as error:
-            outcome = str(error) if isinstance(error, EvaluationError) else repr(error)
+            outcome = _reason(error)
             say(f"Seed {context.seed}: {name} of {context.variant} failed: {outcome}")
         seconds = time.perf_counter() - started
         write_outcome(root, name, context.variant, context.seed, outcome, seconds, fingerprint)
 
 
-def _storable(outcome: object) -> Outcome:
+def _is_finished(path: Path, fingerprint: str, say: Callable[[str], None]) -> bool:
+    """Whether a file holds the result of these settings."""
+    if not path.is_file():
+        return False
+    try:
+        found = load_result(path)
+    except ResultError as error:
+        say(f"{path.name} is damaged and is made again ({error})")
+        return False
+    return found.ok and found.fingerprint == fingerprint
+
+
+def _reason(error: BaseException) -> str:
+    """What a result file says about an evaluation that failed; never empty, and valid UTF-8."""
+    explained = isinstance(error, EvaluationError | Explained)
+    reason = (explained and str(error)) or repr(error)
+    return reason.encode("utf-8", "backslashreplace").decode()
+
+
+def storable(outcome: object) -> Outcome:
     """The outcome, if a result file can hold it.
 
     Raises:
-        EvaluationError: it is no :class:`Outcome`, or a value in it is not finite or not JSON.
+        EvaluationError: it is no :class:`Outcome`, or a value in it is not finite or not JSON. The
+            message names the value.
     """
     if not isinstance(outcome, Outcome):
         raise EvaluationError(f"run returned a {type(outcome).__name__}, not an Outcome")
     try:
-        Result("", "", 0, metrics=outcome.metrics, details=outcome.details).to_json()
+        result_text(Result("none", "none", 0, metrics=outcome.metrics, details=outcome.details))
     except (TypeError, ValueError, AttributeError) as error:
-        raise EvaluationError(f"run returned what a result cannot hold: {error}") from error
+        raise EvaluationError(f"the result cannot be stored: {error}") from error
     return outcome
 
 
@@ -104,7 +152,7 @@ def _fingerprint(name: str, settings: dict[str, Any], context: EvalContext) -> s
     bench = context.bench
     chosen = runnable()[name]
     values = dataclasses.asdict(complete(chosen, settings)) if chosen.settings else {}
-    texts = [Path(v).expanduser() for v in values.values() if isinstance(v, str) and v]
+    texts = [user_path(v) for v in values.values() if isinstance(v, str) and v]
     # A corpus beside forget and retain counts with its name and its share.
     corpora = [
         c.fingerprint if c.domain in (*DOMAINS, ONLY) else [c.domain, c.share, c.fingerprint]
@@ -115,7 +163,7 @@ def _fingerprint(name: str, settings: dict[str, Any], context: EvalContext) -> s
         chosen.version,
         values,
         # Some settings name a file (questions, labelled texts): its content counts, too.
-        [hashlib.sha256(t.read_bytes()).hexdigest() for t in texts if t.is_file()],
+        [hashlib.sha256(t.read_bytes()).hexdigest() for t in texts if os.path.isfile(t)],
         context.sae_digest,
         bench.model_digest,
         corpora,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from sae_lens.saes.sae import SAE
 
 from saelens_adaptive_ortho.devices import check_device
 from saelens_adaptive_ortho.errors import ConfigError, reject
+from saelens_adaptive_ortho.files import user_path
 from saelens_adaptive_ortho.judging.contract import Workbench
 from saelens_adaptive_ortho.judging.options import JudgingOptions
 from saelens_adaptive_ortho.text import hub, mixture, models
@@ -64,7 +66,7 @@ class Subject:
         """
         name, sep, rest = text.partition("=")
         name, rest = (name, rest) if sep else ("", text)
-        path = Path(rest).expanduser()
+        path = user_path(rest)
         if (path / "cfg.json").is_file():
             match = SEED_FOLDER.fullmatch(path.resolve().parent.name)
             seed = int(match[1]) if match else 0
@@ -186,7 +188,7 @@ def _named(text: str) -> tuple[str, str]:
         ConfigError: the name is one that another option gives.
     """
     name, sep, rest = text.partition("=")
-    if not sep or "/" in name or Path(text).expanduser().exists():
+    if not sep or "/" in name or os.path.exists(user_path(text)):
         return RETAIN, text
     if name in mixture.ROLES:
         raise reject("--retain", text, f"{name} is no name for a retain corpus; use {_flag(name)}.")

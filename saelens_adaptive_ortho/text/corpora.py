@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,12 +28,12 @@ from tqdm.auto import tqdm
 
 from saelens_adaptive_ortho.demo import CORPORA as DEMO_CORPORA
 from saelens_adaptive_ortho.errors import ConfigError, reject
-from saelens_adaptive_ortho.files import write_failures_named
+from saelens_adaptive_ortho.files import user_path, write_failures_named
 from saelens_adaptive_ortho.settings import parse
-from saelens_adaptive_ortho.text import hub
+from saelens_adaptive_ortho.text import hub, reader
+from saelens_adaptive_ortho.text.reader import KINDS, ReadError, Row, kind_of
 
 DOMAINS = ("forget", "retain")
-BUILDERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
 GATED_STAND_INS = {
     "cais/wmdp-bio-forget-corpus": (
         "an open corpus that may stand in: path=cais/wmdp-corpora, name=bio-retain-corpus, "
@@ -97,7 +98,7 @@ class CorpusConfig:
             ConfigError: the value is empty.
         """
         path, _, name = text.partition(":")
-        if not name or path == "demo" or Path(text).expanduser().exists():
+        if not name or path == "demo" or os.path.exists(user_path(text)):
             return cls.from_dict(where, text)
         return cls.from_dict(where, {"path": path, "name": name})
 
@@ -113,146 +114,117 @@ def local_files(path: str) -> list[Path] | None:
         return [DEMO_CORPORA[path]]
     if path.startswith("demo:"):
         raise reject("path", path, f"no such demo corpus; known: {', '.join(DEMO_CORPORA)}.")
-    p = Path(path).expanduser()
-    if p.is_file():
-        if _builder(p) is None:
-            raise reject("path", path, f"unknown kind of file; known: {sorted(BUILDERS)} (+ .gz).")
-        return [p]
-    if p.is_dir():
-        found = sorted(f for f in p.rglob("*") if f.is_file() and _builder(f))
-        if not found:
-            raise reject("path", path, f"the directory holds no {sorted(BUILDERS)} file.")
-        return found
-    looks_local = p.is_absolute() or path.startswith((".", "~")) or _builder(p) is not None
+    try:
+        p = user_path(path)
+        if p.is_file():
+            if kind_of(p) is None:
+                raise reject("path", path, f"unknown kind of file; known: {sorted(KINDS)} (+ .gz).")
+            return [p]
+        if p.is_dir():
+            found = reader.files_in(p)
+            if not found:
+                raise reject("path", path, f"the directory holds no {sorted(KINDS)} file.")
+            return found
+        if p.exists():
+            raise reject("path", path, "is no regular file. Give a file or a directory.")
+    except OSError as error:
+        raise reject("path", path, f"cannot be read ({error.strerror}).") from error
+    looks_local = p.is_absolute() or path.startswith((".", "~")) or kind_of(p) is not None
     if looks_local:
         raise reject("path", path, "no such file or directory.")
     return None
 
 
-def _builder(path: Path) -> str | None:
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    return BUILDERS.get(suffix)
-
-
 def read_documents(corpus: CorpusConfig, where: str) -> Iterator[str]:
-    """Stream the non-empty texts of a corpus.
+    """Stream the texts of a corpus. Blank and null texts are left out.
 
     Raises:
         ConfigError: the corpus is missing, unreadable or gated, or its text field is missing. The
-            message names ``where``.
+            message names ``where``, the file and the line.
     """
-    for number, row in _rows(corpus, where):
-        text = _field(row, "text_field", corpus.text_field, number, corpus, where)
+    for row in _rows(corpus, where, corpus.text_field):
+        text = _field(row, "text_field", corpus.text_field, where)
+        if text is None:
+            continue
         if not isinstance(text, str):
             raise reject(
                 f"{where}.text_field",
                 corpus.text_field,
-                f"document {number} of {corpus.path} has {_kind(text)} there, not text; it has the "
-                f"fields {sorted(row)}.",
+                f"{row.place} has {type(text).__name__} there, not text; it has the fields "
+                f"{sorted(row.names)}.",
             )
         if text.strip():
             yield text
 
 
 def read_tokens(corpus: CorpusConfig, where: str) -> Iterator[Int[Tensor, " n"]]:
-    """Stream the token ids of a corpus that has a ``tokens_field``, row by row.
+    """Stream the token ids of a corpus that has a ``tokens_field``, row by row, without nulls.
 
     Raises:
         ConfigError: as :func:`read_documents`; or a row holds something else than whole numbers.
     """
     assert corpus.tokens_field is not None
-    for number, row in _rows(corpus, where):
-        ids = _field(row, "tokens_field", corpus.tokens_field, number, corpus, where)
+    for row in _rows(corpus, where, corpus.tokens_field):
+        ids = _field(row, "tokens_field", corpus.tokens_field, where)
+        if ids is None:
+            continue
         if not isinstance(ids, list) or not all(type(i) is int for i in ids):
             raise reject(
                 f"{where}.tokens_field",
                 corpus.tokens_field,
-                f"row {number} of {corpus.path} holds no list of token ids there. Without this "
-                "field, `text_field` is tokenised.",
+                f"{row.place} holds no list of token ids there. Without this field, `text_field` "
+                "is tokenised.",
             )
         yield torch.tensor(ids, dtype=torch.int64)
 
 
-def _field(
-    row: dict[str, Any], setting: str, name: str, number: int, corpus: CorpusConfig, where: str
-) -> Any:
-    if name not in row:
+def _field(row: Row, setting: str, name: str, where: str) -> Any:
+    if name not in row.values:
         raise reject(
             f"{where}.{setting}",
             name,
-            f"no such field in document {number} of {corpus.path}; it has {sorted(row)}.",
+            f"no such field in {row.place}; it has {sorted(row.names)}.",
         )
-    return row[name]
+    return row.values[name]
 
 
-def _kind(value: object) -> str:
-    return "null" if value is None else type(value).__name__
-
-
-def _rows(corpus: CorpusConfig, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number (from 1) and content of each row of a corpus, up to ``max_documents``."""
+def _rows(corpus: CorpusConfig, where: str, field: str) -> Iterator[Row]:
+    """The rows of a corpus, up to ``max_documents``."""
     try:
         files = local_files(corpus.path)
     except ConfigError as error:
         raise ConfigError(f"{where}.{error}") from None
-    rows = _open(corpus, where, files)
-    if corpus.max_documents is not None:
-        rows = itertools.islice(rows, corpus.max_documents)
-    rows = iter(rows)
-    for number in itertools.count(1):
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise reject(
-                f"{where}.path", corpus.path, _explain_read_failure(error, corpus, files, number)
-            ) from error
-        yield number, row
-
-
-def _open(corpus: CorpusConfig, where: str, files: list[Path] | None) -> Iterator[dict[str, Any]]:
+    if files is None:
+        rows = _hub_rows(corpus, where)
+    elif len({kind_of(file) for file in files}) > 1:
+        rule = "the directory mixes kinds of files. Keep one kind."
+        raise reject(f"{where}.path", corpus.path, rule)
+    else:
+        rows = itertools.chain.from_iterable(reader.read_rows(f, [field]) for f in files)
     try:
-        if files is None:
-            with hub.offline_if_unreachable():
-                dataset = load_dataset(
-                    corpus.path,
-                    corpus.name,
-                    split=corpus.split,
-                    revision=corpus.revision,
-                    streaming=True,
-                )
-        else:
-            builder = _builder(files[0])
-            same = [str(f) for f in files if _builder(f) == builder]
-            if len(same) != len(files):
-                raise reject(
-                    f"{where}.path",
-                    corpus.path,
-                    "the directory mixes kinds of files. Keep one kind.",
-                )
-            extra: dict[str, Any] = {"sample_by": "paragraph"} if builder == "text" else {}
+        yield from itertools.islice(rows, corpus.max_documents)
+    except ReadError as error:
+        raise reject(f"{where}.path", corpus.path, str(error)) from error
+
+
+def _hub_rows(corpus: CorpusConfig, where: str) -> Iterator[Row]:
+    try:
+        with hub.offline_if_unreachable():
             dataset = load_dataset(
-                str(builder), data_files=same, split="train", streaming=True, **extra
+                corpus.path,
+                corpus.name,
+                split=corpus.split,
+                revision=corpus.revision,
+                streaming=True,
             )
-    except ConfigError:
-        raise
+        for number, row in enumerate(dataset, 1):
+            yield Row(f"document {number} of {corpus.path}", dict(row), list(row))
     except Exception as error:
-        raise reject(
-            f"{where}.path", corpus.path, _explain_read_failure(error, corpus, files, 1)
-        ) from error
-    return iter(dataset)  # type: ignore[arg-type]
+        rule = _explain_read_failure(error, corpus)
+        raise reject(f"{where}.path", corpus.path, rule) from error
 
 
-def _explain_read_failure(
-    error: Exception, corpus: CorpusConfig, files: list[Path] | None, number: int
-) -> str:
-    if files is not None:
-        empty = [f.name for f in files if f.stat().st_size == 0]
-        if empty:
-            return f"the file {empty[0]} is empty; a corpus needs text."
-        text = hub.diagnose(error).text
-        return f"unreadable at document {number} ({text}). Is a file truncated, or not UTF-8 text?"
+def _explain_read_failure(error: Exception, corpus: CorpusConfig) -> str:
     kind, text = hub.diagnose(error)
     if kind == "refused":
         stand_in = GATED_STAND_INS.get(corpus.path, "or point `path` at a local file")
@@ -303,10 +275,14 @@ class Tokenisation(NamedTuple):
     holdout_fraction: float = 0.05
     holdout_contexts: int = 1024
 
+    @property
+    def stride(self) -> int:
+        """One document in this many is held out from training."""
+        return max(2, round(1 / self.holdout_fraction))
+
     def holds_out(self, number: int) -> bool:
         """Whether the document or row of this number is held out from training."""
-        stride = max(2, round(1 / self.holdout_fraction))
-        return number % stride == stride - 1
+        return number % self.stride == self.stride - 1
 
 
 def tokenise_corpus(
@@ -330,7 +306,13 @@ def tokenise_corpus(
         StorageError: the cache could not be written.
     """
     where = where or f"ortho_corpora.{domain}"
-    key = _cache_key(corpus, tokenizer, how, train_contexts)
+    try:
+        key = _cache_key(corpus, tokenizer, how, train_contexts)
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None
+    except OSError as error:
+        rule = f"{error.filename} cannot be read ({error.strerror})."
+        raise reject(f"{where}.path", corpus.path, rule) from error
     cached = cache_dir / f"{domain}-{key[:16]}.safetensors" if cache_dir else None
     if cached is not None and (found := _read_cache(cached, domain, key)) is not None:
         return found
@@ -339,14 +321,15 @@ def tokenise_corpus(
         train = _pack(documents.train, tokenizer, how, train_contexts)
         held_out = _pack(documents.held_out, tokenizer, how, how.holdout_contexts)
     else:
-        train, held_out = _as_contexts(corpus, domain, tokenizer, how, train_contexts, where)
+        documents = _as_contexts(corpus, domain, tokenizer, how, train_contexts, where)
+        train, held_out = documents
     if not train or not held_out:
         raise reject(
             f"{where}.path",
             corpus.path,
             f"too little text: {len(train)} training and {len(held_out)} held-out contexts of "
-            f"{how.context_size} tokens (both need at least one). Add text, lower context_size, "
-            "or raise ortho_holdout_fraction.",
+            f"{how.context_size} tokens (both need at least one). "
+            f"{_remedy(sum(map(len, documents)), how)}",
         )
     result = TokenisedCorpus(domain, torch.stack(train), torch.stack(held_out), key)
     if cached is not None:
@@ -357,6 +340,21 @@ def tokenise_corpus(
             save_file(parts, temporary, {"fingerprint": key})
             temporary.replace(cached)
     return result
+
+
+def _remedy(n_documents: int, how: Tokenisation) -> str:
+    """What helps a corpus with too little text."""
+    stride = how.stride
+    if n_documents >= stride:
+        return "Add text, lower context_size, or raise ortho_holdout_fraction."
+    rule = f"one in {stride} is held out as a whole"
+    split = "split the text into more documents (an empty line ends a document of a .txt file)"
+    if n_documents < 2:
+        return f"It is one document, and {rule}: {split}."
+    return (
+        f"It has {n_documents} documents, and {rule}: {split}, add text, lower context_size, or "
+        "raise ortho_holdout_fraction."
+    )
 
 
 class _Documents(NamedTuple):

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from saelens_adaptive_ortho.demo import MODEL_DIR
 from saelens_adaptive_ortho.errors import ConfigError, reject
+from saelens_adaptive_ortho.files import user_path
 from saelens_adaptive_ortho.text import hub
 
 DEMO_MODEL = "demo:model"
@@ -42,7 +43,7 @@ def local_model_dir(name: str) -> Path | None:
     An absolute path or a name that starts with ``.`` or ``~`` is a directory, even if it does not
     exist. Any other name is a directory if a directory of this name has a ``config.json``.
     """
-    path = Path(resolve_model_name(name)).expanduser()
+    path = user_path(resolve_model_name(name))
     looks_local = path.is_absolute() or name.startswith((".", "~"))
     return path if looks_local or (path / "config.json").is_file() else None
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from sae_lens import LanguageModelSAETrainingRunner
-from sae_lens.constants import RUNNER_CFG_FILENAME, SPARSITY_FILENAME
+from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SPARSITY_FILENAME
 from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainingSAE
@@ -24,7 +24,12 @@ from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.devices import check_device, check_placed
 from saelens_adaptive_ortho.errors import reject
-from saelens_adaptive_ortho.files import atomic_directory, check_writable, write_json
+from saelens_adaptive_ortho.files import (
+    atomic_directory,
+    check_writable,
+    without_home,
+    write_json,
+)
 from saelens_adaptive_ortho.text import mixture, models
 from saelens_adaptive_ortho.text.corpora import (
     DOMAINS,
@@ -267,19 +272,31 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
     def export(self, name: str, target: Path) -> Path:
         """Write atomically an SAE that SAELens can load without this package.
 
+        The paths in its settings are written with ``~`` for the home folder.
+
         Raises:
             StorageError: the SAE could not be written. An earlier export survives.
         """
         sae, trainer = self.saes[name], self.trainer.trainers[name]
         with atomic_directory(target, "The checkpoints are intact.") as temporary:
             sae.save_inference_model(temporary)
+            _rewrite_without_home(temporary / SAE_CFG_FILENAME)
             save_file({"sparsity": trainer.log_feature_sparsity}, temporary / SPARSITY_FILENAME)
-            write_json(temporary / RUNNER_CFG_FILENAME, _plain(self.configs[name].to_dict()))
+            settings = without_home(_plain(self.configs[name].to_dict()))
+            write_json(temporary / RUNNER_CFG_FILENAME, settings)
         return target
 
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _rewrite_without_home(path: Path) -> None:
+    """Write the settings of an SAE again if they name the home folder."""
+    text = path.read_text(encoding="utf-8")
+    settings = json.loads(text)
+    if (hidden := without_home(settings)) != settings:
+        path.write_text(json.dumps(hidden), encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

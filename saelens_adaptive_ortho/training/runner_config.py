@@ -14,6 +14,7 @@ from sae_lens.config import LoggingConfig
 from sae_lens.registry import get_sae_training_class
 
 from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.files import user_path
 from saelens_adaptive_ortho.host.config import without_defaults_added_later
 from saelens_adaptive_ortho.settings import check_values
 from saelens_adaptive_ortho.text import mixture
@@ -121,6 +122,8 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         super().__post_init__()
         # SAELens appends a random id, and then no run could find its checkpoints again.
         self.checkpoint_path = checkpoint_path
+        if self.output_path is not None and self.output_path.startswith("~"):
+            self.output_path = str(user_path(self.output_path))
         self._validate()
         self.sae.ortho_forget_rows = self._forget_rows()
 

@@ -23,6 +23,8 @@ from saelens_adaptive_ortho.files import (
     atomic_directory,
     check_writable,
     recover_directory,
+    user_path,
+    without_home,
     write_json,
     write_text_atomic,
 )
@@ -50,6 +52,50 @@ def names(folder: Path) -> list[str]:
 def fill(folder: Path, text: str) -> None:
     (folder / "inner").mkdir()
     (folder / "inner" / "file.txt").write_text(text)
+
+
+# ------------------------------------------------------------------------- paths
+
+
+def test_user_path_is_that_of_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.chdir(tmp_path)
+    for plain in ("a b", "a=b", "run[0]*", "./~", "x/~/y"):
+        assert user_path(plain) == Path(plain)
+    assert user_path("~/x") == tmp_path / "me" / "x"
+    assert user_path("~nobody-such/x") == Path("~nobody-such/x")
+    (tmp_path / "~").mkdir()
+    (tmp_path / "~" / "x").touch()
+    assert user_path("~/x") == Path("~/x")  # there is no other
+    (tmp_path / "me").mkdir()
+    (tmp_path / "me" / "x").touch()
+    assert user_path("~/x") == tmp_path / "me" / "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("/home/me", "~"),
+        ("/home/me/a/b", "~/a/b"),
+        ("see /home/me/a, '/home/me/b'", "see ~/a, '~/b'"),
+        ("file:///home/me/a", "file://~/a"),
+        ("in /home/me.", "in ~."),
+        ("/home/me2/a", "/home/me2/a"),
+        ("/home/me.old/a", "/home/me.old/a"),
+        ("/mnt/home/me/a", "/mnt/home/me/a"),
+        ("~/home/me", "~/home/me"),
+    ],
+)
+def test_home_folder_is_hidden(monkeypatch: pytest.MonkeyPatch, text: str, hidden: str) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert without_home(text) == hidden
+    assert without_home({"a": [text, 1], "b": (None, text)}) == {
+        "a": [hidden, 1],
+        "b": [None, hidden],
+    }
+    for home in ("/", "/elsewhere"):
+        monkeypatch.setenv("HOME", home)
+        assert without_home(text) == text
 
 
 # --------------------------------------------------------------- atomic folders

@@ -113,6 +113,16 @@ def test_round_trip(tmp_path: Path) -> None:
     assert load_result(write_result(path, written)) == written
 
 
+def test_home_folder_is_in_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    held = {"source": "/home/me/sae", "metrics": {"x": 1.0}}
+    path = result_path(tmp_path, "a", 0, "core")
+    write_result(path, Result("core", "a", 0, "failed", "no /home/me/x", details=held))
+    assert "/home/me" not in path.read_text()
+    assert load_result(path).reason == "no ~/x"
+    assert load_result(path).details == {"source": "~/sae", "metrics": {"x": 1.0}}
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_not_finite(tmp_path: Path, bad: float) -> None:
     path = tmp_path / "baseline__seed0__core.json"

@@ -635,6 +635,24 @@ def test_blank_documents_are_skipped_but_counted(tiny: Any, tmp_path: Path) -> N
     assert list(read_documents(corpus, "dataset_path")) == ["the1", "the2"]
 
 
+@pytest.mark.parametrize(
+    ("n", "remedy"),
+    [
+        (1, r"It is one document, and one in 10 is held out .* empty line ends a document .*\)\.$"),
+        (4, r"has 4 documents, and one in 10 .*, or raise ortho_holdout_fraction\."),
+        (11, r"\. Add text, lower context_size, or raise"),
+    ],
+)
+def test_too_few_documents_are_counted(
+    tiny: Any, model: Any, tmp_path: Path, n: int, remedy: str
+) -> None:
+    path = tmp_path / "few.txt"
+    path.write_text("\n\n".join(["the1 the2"] * n))
+    how = Tokenisation(context_size=32, holdout_fraction=0.1)
+    with pytest.raises(ConfigError, match=rf"few.txt': too little text: .*{remedy}"):
+        tokenise_corpus(CorpusConfig(path=str(path)), "retain", model.tokenizer, how, 9)
+
+
 def test_directory_with_mixed_kinds_is_refused(tiny: Any, tmp_path: Path) -> None:
     write_corpus(tiny, tmp_path, "txt")
     write_corpus(tiny, tmp_path, "jsonl")

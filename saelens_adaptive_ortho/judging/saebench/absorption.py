@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from tqdm import tqdm  # tqdm.auto starts the iteration twice, which draws random numbers twice
 
 from saelens_adaptive_ortho.evaluations.absorption import Settings
@@ -38,6 +40,7 @@ ENOUGH_LATENTS, ENOUGH_PARAMETERS = 16_384, 1_000_000_000
 # For a small vocabulary that makes 50 steps, too few to move away from the random initial weights.
 PROBE_BATCHES = 10
 ENCODED_BYTES = 2**31  # up to this size, the training words' latent activations stay in memory
+PROBE = "probe.safetensors"
 MODEL = "model"  # the model's name in the paths of SAEBench's probes
 
 
@@ -157,13 +160,30 @@ def _words_and_position(context: EvalContext, template: str) -> tuple[list[str],
 
 @contextmanager
 def _served(context: EvalContext, words: list[str]) -> Iterator[None]:
-    """Make SAEBench draw from these words, store its probes under ``MODEL``, and train silently."""
-    from sae_bench.evals.absorption import common, feature_absorption, probing
+    """Make SAEBench draw from these words, store its probes under ``MODEL``, and train silently.
+
+    It stores the probes as safetensors. It would pickle them, and a pickle from a run folder could
+    run any code.
+    """
+    from sae_bench.evals.absorption import common, feature_absorption, k_sparse_probing, probing
+
+    # The probes exist already, so SAEBench need not train them.
+    def stored_data(model: Any, base_template: str, pos_idx: int, **where: Any) -> Any:
+        del base_template, pos_idx
+        return common.load_probe_data_split(model, **where)
+
+    def stored_probe(model: Any, base_template: str, pos_idx: int, **where: Any) -> Any:
+        del base_template, pos_idx
+        return _load_probe(model.cfg.model_name, **where)
 
     with (
         replaced(probing, "tqdm", lambda steps, **_: tqdm(steps, disable=True)),
         replaced(common, "get_alpha_tokens", lambda _tokenizer: words),
         replaced(feature_absorption, "get_alpha_tokens", lambda _tokenizer: words),
+        replaced(common, "save_probe_and_data", _save_probe),
+        replaced(feature_absorption, "load_probe", _load_probe),
+        replaced(k_sparse_probing, "load_or_train_probe", stored_probe),
+        replaced(k_sparse_probing, "load_probe_data_split_or_train", stored_data),
         replaced(context.model.cfg, "model_name", MODEL),
     ):
         yield
@@ -216,7 +236,7 @@ def _letter_probes(context: EvalContext, config: Any, layer: int, words: list[st
             copy.unlink()
 
     hook_name = f"blocks.{layer}.hook_resid_post"
-    parts = [config.prompt_template, config.prompt_token_pos, words]
+    parts = [config.prompt_template, config.prompt_token_pos, words, PROBE]
     probes = made_once(context, "absorption", hook_name, make, *parts)
     seen = set(np.load(_probe_folder(probes, layer) / "data.npz")["y_train"].tolist())
     unseen = [letter for i, letter in enumerate(LETTERS) if i not in seen]
@@ -228,6 +248,37 @@ def _letter_probes(context: EvalContext, config: Any, layer: int, words: list[st
     return probes
 
 
+def _save_probe(probe: torch.nn.Module, data: dict[str, Tensor], probing_path: Path) -> None:
+    """Write a probe and the rows that it was trained and tested on, without pickle."""
+    probing_path.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in probe.state_dict().items()}, probing_path / PROBE)
+    np.savez(
+        probing_path / "data.npz",
+        X_train=data["X_train"].detach().cpu().numpy(),
+        X_test=data["X_test"].detach().cpu().numpy(),
+        y_train=data["y_train"].detach().cpu().numpy(),
+        y_test=data["y_test"].detach().cpu().numpy(),
+    )
+
+
+def _load_probe(
+    model_name: str,
+    layer: int,
+    probes_dir: str | Path,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+) -> torch.nn.Module:
+    """The probe that :func:`_save_probe` wrote, in SAEBench's dtype by default."""
+    from sae_bench.evals.absorption.common import DEFAULT_DTYPE
+    from sae_bench.evals.absorption.probing import LinearProbe
+
+    state = load_file(Path(probes_dir) / model_name / f"layer_{layer}" / PROBE)
+    n_outputs, n_inputs = state["fc.weight"].shape
+    probe = LinearProbe(n_inputs, n_outputs)
+    probe.load_state_dict(state)
+    return probe.to(device=device, dtype=dtype or DEFAULT_DTYPE)
+
+
 def _probe_folder(probes: Path, layer: int) -> Path:
     return probes / MODEL / f"layer_{layer}"
 
@@ -235,11 +286,11 @@ def _probe_folder(probes: Path, layer: int) -> Path:
 @torch.no_grad()
 def _probe_f1(context: EvalContext, config: Any, layer: int, probes: Path) -> dict[str, float]:
     """F1 of each letter's probe on the held-out words, as SAEBench computes it."""
-    from sae_bench.evals.absorption.common import load_probe, load_probe_data_split
+    from sae_bench.evals.absorption.common import load_probe_data_split
     from sklearn.metrics import f1_score
 
     device = context.bench.device
-    probe = load_probe(MODEL, layer, probes, device=device)
+    probe = _load_probe(MODEL, layer, probes, device=device)
     inputs, labelled = load_probe_data_split(
         context.model,  # type: ignore[arg-type]
         layer,

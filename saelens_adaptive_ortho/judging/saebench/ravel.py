@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 from saelens_adaptive_ortho.demo.world import FRAMES, World
 from saelens_adaptive_ortho.evaluations.contract import AUTO
 from saelens_adaptive_ortho.evaluations.ravel import Settings
-from saelens_adaptive_ortho.files import write_json
+from saelens_adaptive_ortho.files import user_path, write_json
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.isolation import replaced
 from saelens_adaptive_ortho.judging.saebench.session import (
@@ -41,6 +41,7 @@ from saelens_adaptive_ortho.judging.saebench.session import (
 from saelens_adaptive_ortho.judging.saebench.tasks import PUBLISHED, made_once
 from saelens_adaptive_ortho.text import hub
 from saelens_adaptive_ortho.text.models import DEMO_MODEL, local_model_dir
+from saelens_adaptive_ortho.text.reader import ReadError, read_json
 
 DEMO, DEMO_ENTITIES = "demo:facts", {"organisms": ["colour", "food", "host"]}
 REPOSITORY = "adamkarvonen/ravel_prompts"
@@ -53,6 +54,20 @@ CAVEAT = (
     "longer reads the entity from its last token. The scores say little about the SAE; take one "
     "of an earlier block."
 )
+
+
+def check(settings: Settings) -> None:
+    """Read the facts, if they are in a directory.
+
+    Raises:
+        EvaluationError: a file cannot be read, or lacks an attribute.
+    """
+    if settings.source in (AUTO, DEMO, PUBLISHED):
+        return
+    from sae_bench.evals.ravel.eval_config import RAVELEvalConfig
+
+    attributes = settings.attributes or RAVELEvalConfig().entity_attribute_selection
+    _facts(settings.source, attributes)
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:
@@ -152,11 +167,13 @@ def _facts(source: str, attributes: dict[str, list[str]]) -> dict[str, Any]:
             name = f"ravel_{entity}_{kind}.json"
             try:
                 facts[name] = read(name)
-            except (OSError, KeyError, ValueError) as error:
+            except (KeyError, ReadError) as error:
                 raise EvaluationError(
                     f"{source}: cannot read {name} ({error}); does evals.ravel.attributes name "
                     "the right entity types?"
                 ) from error
+            if not isinstance(facts[name], dict):
+                raise EvaluationError(f"{source}: {name} holds no object; see {REPOSITORY}")
         found = facts[f"ravel_{entity}_{FILES[0]}.json"]
         if len(wanted) < 2 or not set(wanted) <= set(found):
             raise EvaluationError(
@@ -167,7 +184,7 @@ def _facts(source: str, attributes: dict[str, list[str]]) -> dict[str, Any]:
 
 def _reader(source: str) -> Callable[[str], Any]:
     """A function that reads a file of the published data set, or of a directory, by name."""
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     if source == PUBLISHED:
         try:
             with hub.offline_if_unreachable():
@@ -178,7 +195,7 @@ def _reader(source: str) -> Callable[[str], Any]:
             )
             raise EvaluationError(reason) from error
         folder = Path(path)
-    return lambda name: json.loads((folder / name).read_text(encoding="utf-8"))
+    return lambda name: read_json(folder / name)
 
 
 def _demo_facts() -> dict[str, Any]:

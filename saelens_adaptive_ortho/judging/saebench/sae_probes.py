@@ -126,7 +126,7 @@ def _make_activations(
     finally:
         tokenizer.truncation_side, tokenizer.padding_side = sides
     for file in (artifacts / ACTIVATIONS).rglob("*.pt"):
-        activations = torch.load(file)
+        activations = torch.load(file, weights_only=True)
         if activations.dtype != torch.float32:  # scikit-learn does not support bfloat16
             torch.save(activations.float(), file)
 

@@ -6,11 +6,9 @@ the latents that distinguish C from D should make it a probe of A and B alone.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -18,6 +16,7 @@ import pandas as pd
 from saelens_adaptive_ortho.demo.world import World, sentence
 from saelens_adaptive_ortho.evaluations.contract import AUTO
 from saelens_adaptive_ortho.evaluations.scr import Settings
+from saelens_adaptive_ortho.files import user_path
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.isolation import replaced
 from saelens_adaptive_ortho.judging.saebench.scr_and_tpp import (
@@ -31,6 +30,8 @@ from saelens_adaptive_ortho.judging.saebench.tasks import (
     PUBLISHED,
     Texts,
     context_length,
+    is_file,
+    labelled_rows,
     published_datasets,
     sizes,
 )
@@ -59,6 +60,16 @@ class Crossed(NamedTuple):
     values: tuple[Pair, Pair]
     train: Texts
     test: Texts
+
+
+def check(settings: Settings) -> None:
+    """Read the texts, if they are in a file.
+
+    Raises:
+        EvaluationError: the file cannot be read, or an attribute does not have two values.
+    """
+    if is_file(settings.source):
+        _crossed(settings.source, settings, *sizes(settings, False, OWN_SIZES))
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:
@@ -124,11 +135,11 @@ def _resolve_source(context: EvalContext, source: str, published: list[str]) -> 
     if source == AUTO:
         name = context.bench.model_name
         source = DEMO if name == DEMO_MODEL else PUBLISHED if local_model_dir(name) is None else ""
-    if source in (DEMO, PUBLISHED, *published) or source.endswith(".jsonl"):
+    if source in (DEMO, PUBLISHED, *published) or is_file(source):
         return source
     raise EvaluationError(
         "needs texts labelled by two crossed attributes, such as profession and gender: set "
-        "evals.scr.source to a .jsonl file with the field text and two more, named in "
+        "evals.scr.source to a file with the field text and two more, named in "
         f"evals.scr.columns, or to one of {DEMO}, {PUBLISHED}, {', '.join(published)}"
     )
 
@@ -146,7 +157,7 @@ def _crossed(source: str, settings: Settings, train_size: int, test_size: int) -
         if len(set(settings.columns)) != 2:
             raise EvaluationError("evals.scr.columns must name two fields of the file")
         columns = (settings.columns[0], settings.columns[1])
-        rows = _file_rows(Path(source).expanduser(), columns)
+        rows = (row[1:] for row in labelled_rows(user_path(source), columns))
     unique = {text: labels for text, *labels in rows}
     values = []
     for i, column in enumerate(columns):
@@ -195,23 +206,6 @@ def _demo_rows(seed: int, count: int) -> Iterator[Row]:
                     for _ in range(DEMO_SENTENCES)
                 ]
                 yield " ".join(facts), topic, pool
-
-
-def _file_rows(path: Path, columns: Pair) -> Iterator[Row]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{path} cannot be read ({error})") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            yield str(row["text"]), str(row[columns[0]]), str(row[columns[1]])
-        except (KeyError, TypeError, ValueError) as error:
-            raise EvaluationError(
-                f"{path}, line {number}: not JSON with the fields text, {', '.join(columns)}"
-            ) from error
 
 
 @contextmanager
@@ -269,7 +263,7 @@ def _explained(load: Callable[..., Any]) -> Callable[..., Any]:
                 return load(name, *args, **kwargs)
         except Exception as error:
             reason = hub.explain_failure(
-                error, f"the data set {name}", "a .jsonl file as evals.scr.source"
+                error, f"the data set {name}", "a file as evals.scr.source"
             )
             raise EvaluationError(reason) from error
 

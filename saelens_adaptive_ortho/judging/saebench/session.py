@@ -8,7 +8,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ import jaxtyping
 import torch
 from sae_lens.saes.sae import SAE
 
-from saelens_adaptive_ortho.files import write_text_atomic
+from saelens_adaptive_ortho.files import without_home, write_text_atomic
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
-from saelens_adaptive_ortho.judging.isolation import model_served
+from saelens_adaptive_ortho.judging.isolation import model_served, replaced
 
 
 def prepared_sae(context: EvalContext, dtype: torch.dtype | None = None) -> SAE[Any]:
@@ -59,13 +59,15 @@ def session(context: EvalContext) -> Iterator[Path]:
 
     The folder is the working directory and is deleted afterwards. So SAEBench leaves no files at
     relative paths. Its printed text is hidden, and its progress bars are shown. The type checks of
-    jaxtyping are off, because SAEBench violates its own annotations.
+    jaxtyping are off, because SAEBench violates its own annotations. ``torch.load`` reads tensors
+    only, because a pickle from a run folder could run any code.
     """
     cwd = os.getcwd()
     checks_off = jaxtyping.config.jaxtyping_disable
     with (
         tempfile.TemporaryDirectory(prefix="adaptive-ortho-") as folder,
         model_served(context.model),
+        replaced(torch, "load", _tensors_only(torch.load)),
         contextlib.redirect_stdout(io.StringIO()),
     ):
         os.chdir(folder)
@@ -75,6 +77,13 @@ def session(context: EvalContext) -> Iterator[Path]:
         finally:
             jaxtyping.config.update("jaxtyping_disable", checks_off)
             os.chdir(cwd)
+
+
+def _tensors_only(load: Callable[..., Any]) -> Callable[..., Any]:
+    def tensors_only(*args: Any, **kwargs: Any) -> Any:
+        return load(*args, **(kwargs | {"weights_only": True}))
+
+    return tensors_only
 
 
 def keep_output(context: EvalContext, name: str, file: Path, schema: type) -> str:
@@ -95,11 +104,22 @@ def keep_output(context: EvalContext, name: str, file: Path, schema: type) -> st
         TypeAdapter(schema).validate_json(text)
     except ValidationError as error:
         raise EvaluationError(f"SAEBench {name} wrote an invalid result: {error}") from error
-    return write_text_atomic(context.raw_dir / name / file.name, text).name
+    return write_text_atomic(context.raw_dir / name / file.name, _clean_json(text)).name
 
 
 def keep_result(context: EvalContext, name: str, output: Any) -> str:
     """Like :func:`keep_output`, for an instance of SAEBench's schema class that we have made."""
     text = json.dumps(dataclasses.asdict(output), indent=2, default=str)
     file_name = f"{context.release}_custom_sae_eval_results.json"
-    return write_text_atomic(context.raw_dir / name / file_name, text).name
+    return write_text_atomic(context.raw_dir / name / file_name, _clean_json(text)).name
+
+
+def _clean_json(text: str) -> str:
+    """The text with null for NaN and infinity, which are not JSON, and ``~`` for the home folder.
+
+    A text without them is returned as it is.
+    """
+    odd: list[str] = []
+    document = json.loads(text, parse_constant=odd.append)
+    cleaned = without_home(document)
+    return json.dumps(cleaned, indent=2) if odd or cleaned != document else text

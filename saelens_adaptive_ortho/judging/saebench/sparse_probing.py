@@ -26,6 +26,7 @@ from saelens_adaptive_ortho.judging.saebench.session import keep_output, prepare
 from saelens_adaptive_ortho.judging.saebench.tasks import (
     Task,
     context_length,
+    file_texts,
     labelled_task,
     shared_artifacts,
 )
@@ -36,6 +37,15 @@ OWN_SIZES = (300, 200)  # training and test texts of each class
 
 Activations = dict[str, Tensor]  # by class
 Accuracies = dict[str, dict[str, float]]  # by metric, then class
+
+
+def check(settings: Settings) -> None:
+    """Read the labelled texts, if they are in a file.
+
+    Raises:
+        EvaluationError: the file cannot be read, or has too few classes or texts.
+    """
+    file_texts(settings, OWN_SIZES)
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:
@@ -155,7 +165,7 @@ def _pca_baseline(artifacts: Path, config: Any, train: Callable[..., Any]) -> di
     found: dict[str, Accuracies] = {}
     for name in config.dataset_names:
         (saved,) = artifacts.rglob(f"{name.replace('/', '_')}_activations.pt")
-        activations = torch.load(saved, map_location="cpu")
+        activations = torch.load(saved, map_location="cpu", weights_only=True)
         rotated = in_pca_basis(
             *(create_meaned_model_activations(activations[part]) for part in ("train", "test"))
         )

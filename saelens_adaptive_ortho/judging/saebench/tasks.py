@@ -4,7 +4,7 @@ The labels come from one of these sources:
 
 - ``demo:probing``: the embedded file, passages labelled by topic;
 - ``corpus``: short passages of the forget and the retain corpus, labelled by corpus;
-- a ``.jsonl`` file with the fields ``text`` and ``label``;
+- a file with the fields ``text`` and ``label``: JSON Lines, JSON or Parquet;
 - a published data set, which SAEBench loads by name.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -23,13 +23,14 @@ import torch
 
 from saelens_adaptive_ortho.demo import PROBING_TEXTS
 from saelens_adaptive_ortho.evaluations.contract import AUTO, SEED
-from saelens_adaptive_ortho.files import atomic_directory
+from saelens_adaptive_ortho.files import atomic_directory, user_path
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
 from saelens_adaptive_ortho.judging.isolation import replaced
 from saelens_adaptive_ortho.rng import state_kept
 from saelens_adaptive_ortho.text import hub
 from saelens_adaptive_ortho.text.corpora import DOMAINS, read_documents
 from saelens_adaptive_ortho.text.models import DEMO_MODEL, local_model_dir
+from saelens_adaptive_ortho.text.reader import ReadError, kind_of, read_rows
 
 CORPUS, DEMO, PUBLISHED = "corpus", "demo:probing", "published"
 PASSAGES_PER_DOCUMENT = 4
@@ -97,6 +98,25 @@ def labelled_task(
     return Task(source, [SERVED_NAMES.get(source, Path(source).stem)], train, test, texts)
 
 
+def file_texts(settings: Any, own_sizes: tuple[int, int]) -> Texts | None:
+    """The training texts of the file that ``settings.source`` names; None if it names no file.
+
+    This needs no model, so that it finds a bad file before training.
+
+    Raises:
+        EvaluationError: the file cannot be read, or has too few classes or texts.
+    """
+    if not is_file(settings.source):
+        return None
+    groups = _labelled_file(user_path(settings.source), "label")
+    return _drawn(settings.source, groups, *sizes(settings, False, own_sizes), settings.seed)[0]
+
+
+def is_file(source: str) -> bool:
+    """Whether a source is a file of labelled texts, by the end of its name."""
+    return kind_of(Path(source)) in ("json", "parquet")
+
+
 def published_datasets(source: str, published: list[str]) -> list[str] | None:
     """The published data sets that ``source`` names; None if it names other texts."""
     if source == PUBLISHED:
@@ -157,8 +177,8 @@ def class_texts(
     are never in both parts.
 
     Args:
-        source: ``auto``, ``demo:probing``, ``corpus``, a ``.jsonl`` file, or the name of one of
-            SAEBench's data sets.
+        source: ``auto``, ``demo:probing``, ``corpus``, a file, or the name of one of SAEBench's
+            data sets.
         train_size: training texts of each class.
         test_size: test texts of each class.
 
@@ -171,10 +191,17 @@ def class_texts(
         groups = _labelled_file(PROBING_TEXTS, "topic")
     elif source == CORPUS:
         groups = _corpus_passages(context, train_size + test_size)
-    elif source.endswith(".jsonl"):
-        groups = _labelled_file(Path(source).expanduser(), "label")
+    elif is_file(source):
+        groups = _labelled_file(user_path(source), "label")
     else:
         return _of_sae_bench(source, train_size, test_size, seed)
+    return _drawn(source, groups, train_size, test_size, seed)
+
+
+def _drawn(
+    source: str, groups: dict[str, list[list[str]]], train_size: int, test_size: int, seed: int
+) -> tuple[Texts, Texts]:
+    """Texts of each class, drawn from all of its texts."""
     if len(groups) < 2:
         raise EvaluationError(f"{source}: needs two classes or more, has {sorted(groups)}")
     train: Texts = {}
@@ -207,26 +234,42 @@ def _split(
 def _labelled_file(path: Path, field: str) -> dict[str, list[list[str]]]:
     """Texts by class, without repetitions; each text is a group of its own."""
     labels: dict[str, str] = {}
-    number = 0
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                row = json.loads(line)
-                text, label = row["text"], str(row[field])
-                if not isinstance(text, str) or not text.strip():
-                    raise EvaluationError(f"{path}, line {number}: no text")
-                if labels.setdefault(text, label) != label:
-                    raise EvaluationError(f"{path}, line {number}: a text with two labels")
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be read ({error.strerror})") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise EvaluationError(
-            f"{path}, line {number}: not JSON with the fields text and {field}"
-        ) from error
+    for place, text, label in labelled_rows(path, (field,)):
+        if labels.setdefault(text, label) != label:
+            raise EvaluationError(f"{place}: a text with two labels; keep one of them")
     groups: dict[str, list[list[str]]] = {}
     for text, label in labels.items():
         groups.setdefault(label, []).append([text])
     return groups
+
+
+def labelled_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Place, text and labels of each row of a file. Rows without text are left out.
+
+    Raises:
+        EvaluationError: the file cannot be read, a row has no such field, or a label is neither a
+            text nor a number.
+    """
+    try:
+        for row in read_rows(path, ["text", *columns], kind_of(path)):
+            missing = [name for name in ("text", *columns) if name not in row.values]
+            if missing:
+                raise EvaluationError(
+                    f"{row.place} has no field {' and no field '.join(missing)}; it has "
+                    f"{sorted(row.names)}, and needs text, {', '.join(columns)}"
+                )
+            text, *labels = (row.values[name] for name in ("text", *columns))
+            if text is None or (isinstance(text, str) and not text.strip()):
+                continue
+            if not isinstance(text, str):
+                raise EvaluationError(f"{row.place}: text is {type(text).__name__}, not a text")
+            for name, label in zip(columns, labels, strict=True):
+                if not isinstance(label, str | int | float):
+                    rule = "not a text or a number; label the row, or remove it"
+                    raise EvaluationError(f"{row.place}: {name} is {label!r:.80}, {rule}")
+            yield row.place, text, *map(str, labels)
+    except ReadError as error:
+        raise EvaluationError(str(error).removesuffix(".")) from error
 
 
 def _corpus_passages(context: EvalContext, wanted: int) -> dict[str, list[list[str]]]:
@@ -320,15 +363,15 @@ def classes_served(train: Texts, test: Texts, dataset_name: str) -> Iterator[Non
     with ExitStack() as stack:
         stack.enter_context(replaced(dataset_utils, "get_multi_label_train_test_data", serve))
         stack.enter_context(
-            _entry(dataset_info.chosen_classes_per_dataset, dataset_name, list(train))
+            entry_set(dataset_info.chosen_classes_per_dataset, dataset_name, list(train))
         )
         # SAEBench reads this entry for every data set, and uses it only for SCR.
-        stack.enter_context(_entry(scr_and_tpp.COLUMN2_VALS_LOOKUP, dataset_name, ("", "")))
+        stack.enter_context(entry_set(scr_and_tpp.COLUMN2_VALS_LOOKUP, dataset_name, ("", "")))
         yield
 
 
 @contextmanager
-def _entry(mapping: MutableMapping[str, Any], key: str, value: Any) -> Iterator[None]:
+def entry_set(mapping: MutableMapping[str, Any], key: str, value: Any) -> Iterator[None]:
     """Inside the block, ``mapping[key]`` is ``value``."""
     missing = object()
     original = mapping.get(key, missing)

@@ -11,13 +11,27 @@ from saelens_adaptive_ortho.judging.saebench.scr_and_tpp import (
     run_eval,
 )
 from saelens_adaptive_ortho.judging.saebench.session import prepared_sae, session
-from saelens_adaptive_ortho.judging.saebench.tasks import Task, context_length, labelled_task
+from saelens_adaptive_ortho.judging.saebench.tasks import (
+    Texts,
+    context_length,
+    file_texts,
+    labelled_task,
+)
 
 FIELDS = {
     "": "total_metric",
     "_intended": "intended_diff_only",
     "_unintended": "unintended_diff_only",
 }
+
+
+def check(settings: Settings) -> None:
+    """Read the labelled texts, if they are in a file.
+
+    Raises:
+        EvaluationError: the file cannot be read, or has too few classes or texts.
+    """
+    _check_classes(settings.source, file_texts(settings, OWN_SIZES))
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:
@@ -38,7 +52,7 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     sae = prepared_sae(context)
     values = n_values(sae)
     task = labelled_task(context, settings, ScrAndTppEvalConfig().dataset_names, OWN_SIZES)
-    _check_classes(task)
+    _check_classes(task.source, task.texts and task.texts[0])
     config = ScrAndTppEvalConfig(
         random_seed=settings.seed,
         dataset_names=task.datasets,
@@ -70,10 +84,10 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     )
 
 
-def _check_classes(task: Task) -> None:
-    if task.texts is not None and len(task.texts[0]) < 3:
+def _check_classes(source: str, texts: Texts | None) -> None:
+    if texts is not None and len(texts) < 3:
         raise EvaluationError(
-            f"{task.source} has {len(task.texts[0])} classes and TPP needs three: the probes of "
+            f"{source} has {len(texts)} classes and TPP needs three: the probes of "
             "two classes read the same difference, so that no ablation hurts one and spares the "
-            "other. Set source to a .jsonl file with the fields text and label"
+            "other. Set source to a file with the fields text and label"
         )

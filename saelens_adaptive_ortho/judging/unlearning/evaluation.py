@@ -70,6 +70,16 @@ CHANCE = 0.25
 FRONTIERS = ("loss", "token", "bounded", "mcq")
 
 
+def check(settings: Settings) -> None:
+    """Read the questions, unless they are on the hub or depend on the model.
+
+    Raises:
+        ConfigError: a question cannot be read.
+    """
+    if settings.questions not in ("auto", "none", mcq.PUBLISHED_QUESTIONS):
+        mcq.load_questions(settings.questions)
+
+
 def run(context: EvalContext, settings: Settings) -> Outcome:
     """The published score, the frontiers with their areas and intervals, and the references.
 

@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,9 @@ from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.demo import QUESTIONS, QUESTIONS_SECOND
 from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.files import user_path
 from saelens_adaptive_ortho.judging.unlearning.clamps import Measure
+from saelens_adaptive_ortho.text.reader import ReadError, Row, kind_of, read_rows
 
 DEMO_QUESTIONS = "demo:questions"
 DEMO_FILES = {DEMO_QUESTIONS: QUESTIONS, "demo:questions_second": QUESTIONS_SECOND}
@@ -31,6 +32,8 @@ LETTERS = "ABCD"
 ALL_ORDERS = list(itertools.permutations(range(4)))
 CYCLIC_ORDERS = [(0, 1, 2, 3), (1, 2, 3, 0), (2, 3, 0, 1), (3, 0, 1, 2)]
 """Each choice under each letter once: a model that always says one letter scores exactly 1/4."""
+SUBJECTS = ("subject", "topic")
+FIELDS = ("domain", *SUBJECTS, "question", "choices", "answer")
 HEADER = "The following are multiple choice questions (with answers) about {subject}.\n"
 WMDP = ("cais/wmdp", "wmdp-bio")
 MMLU = (
@@ -96,46 +99,50 @@ def load_questions(source: str) -> list[Question]:
     Args:
         source: ``demo:questions``, ``demo:questions_second`` (without the questions about the
             organisms of ``demo:forget_first``), ``published`` (WMDP-bio and MMLU, from the hub), or
-            a .jsonl file with the fields domain, subject (or topic), question, choices and answer.
+            a file with the fields domain, subject (or topic), question, choices and answer: JSON
+            Lines, JSON or .parquet, also gzipped.
 
     Raises:
-        ConfigError: the file is missing or malformed. The message names the line. Or the demo has
-            no such questions.
+        ConfigError: the file is missing or malformed, or holds no question. The message names the
+            line. Or the demo has no such questions.
     """
     if source == PUBLISHED_QUESTIONS:
         return _published()
     if source.startswith("demo:") and source not in DEMO_FILES:
         known = ", ".join(DEMO_FILES)
         raise reject("questions", source, f"no such demo questions; known: {known}.")
-    path = DEMO_FILES.get(source, Path(source).expanduser())
+    path = DEMO_FILES.get(source) or user_path(source)
+    kind = "parquet" if kind_of(path) == "parquet" else "json"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise reject("questions", source, f"cannot be read ({error.strerror}).") from error
-    return [_parse(source, n, line) for n, line in enumerate(lines, 1) if line.strip()]
+        found = [_parse(row) for row in read_rows(path, FIELDS, kind)]
+    except ReadError as error:
+        raise reject("questions", source, str(error)) from error
+    if not found:
+        raise reject("questions", source, "the file holds no question. Give one per line.")
+    return found
 
 
-def _parse(source: str, number: int, line: str) -> Question:
-    where = f"line {number} of {source}"
-    try:
-        row = json.loads(line)
-        choices = tuple(row["choices"])
-        question = Question(
-            row["domain"],
-            row.get("subject", row.get("topic", "")),
-            row["question"],
-            choices,  # pyright: ignore[reportArgumentType]
-            row["answer"],
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise reject("questions", where, f"is not a question ({error!r}).") from error
-    if len(choices) != 4 or not all(isinstance(c, str) for c in choices):
-        raise reject("questions", where, "needs four choices, each text.")
-    if question.domain not in ("forget", "retain"):
-        raise reject("questions", where, f"domain is {question.domain!r}, not forget or retain.")
-    if question.answer not in range(4):
-        raise reject("questions", where, f"answer is {question.answer!r}, not 0, 1, 2 or 3.")
-    return question
+def _parse(row: Row) -> Question:
+    values = row.values
+
+    def need(field: str, fits: bool, rule: str) -> None:
+        if field not in values:
+            rule = f"has no field {field!r}; it has {sorted(row.names)}."
+            raise reject("questions", row.place, rule)
+        if not fits:
+            raise reject("questions", row.place, f"{field} is {values[field]!r:.80}, not {rule}.")
+
+    domain, asked = values.get("domain"), values.get("question")
+    choices, answer = values.get("choices"), values.get("answer")
+    subject = next((s for f in SUBJECTS if (s := values.get(f)) is not None), "")
+    four = isinstance(choices, list) and [type(c) for c in choices] == [str] * 4
+    need("domain", domain in ("forget", "retain"), "forget or retain")
+    need("question", isinstance(asked, str) and bool(asked.strip()), "a text")
+    need("choices", four, "four choices, each text")
+    need("answer", type(answer) is int and answer in range(4), "0, 1, 2 or 3")
+    if not isinstance(subject, str):
+        raise reject("questions", row.place, f"subject is {subject!r:.80}, not a text.")
+    return Question(domain, subject, asked, tuple(choices), answer)  # type: ignore[arg-type]
 
 
 def _published() -> list[Question]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from saelens_adaptive_ortho.files import write_text_atomic
+from saelens_adaptive_ortho.files import without_home, write_text_atomic
 from saelens_adaptive_ortho.report.figures.analysis import analysis_figures
 from saelens_adaptive_ortho.report.figures.files import save_figure
 from saelens_adaptive_ortho.report.figures.style import variant_styles
@@ -38,7 +38,8 @@ def write_analysis(out: str | Path, results: Sequence[Result]) -> Path:
     figures = analysis_figures(results)
     for name, figure in figures.items():
         save_figure(figure, out / "plots" / name)
-    return write_text_atomic(out / "analysis.html", render_analysis(results, figures))
+    page = without_home(render_analysis(results, figures))
+    return write_text_atomic(out / "analysis.html", page)
 
 
 def render_analysis(results: Sequence[Result], figures: Mapping[str, Figure] | None = None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from saelens_adaptive_ortho.evaluations import Evaluation, headline_keys
-from saelens_adaptive_ortho.files import write_text_atomic
+from saelens_adaptive_ortho.files import without_home, write_text_atomic
 from saelens_adaptive_ortho.report.figures.files import run_figures
 from saelens_adaptive_ortho.report.formatting import number
 from saelens_adaptive_ortho.report.notes import GapGroup
@@ -58,7 +58,8 @@ def write_report(run_dir: str | Path) -> Path:
     config_path = run_dir / "config.yaml"
     config = config_path.read_text(encoding="utf-8") if config_path.is_file() else None
     name = run_dir.resolve().name
-    return write_text_atomic(run_dir / "report.html", render_page(results, config, name))
+    page = render_page(results, without_home(config), name)
+    return write_text_atomic(run_dir / "report.html", page)
 
 
 def render_page(results: Sequence[Result], config: str | None = None, name: str = "run") -> str:

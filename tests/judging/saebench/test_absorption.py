@@ -153,7 +153,7 @@ def test_damaged_probes_are_made_again(
     model: Any, tmp_path: Path, filled: tuple[Path, Any, Any]
 ) -> None:
     shutil.copytree(filled[0] / "cache", tmp_path / "cache")
-    (probe,) = (tmp_path / "cache").rglob("probe.pth")
+    (probe,) = (tmp_path / "cache").rglob("probe.safetensors")
     probe.write_bytes(probe.read_bytes()[:100])
     assert evaluate(make_context(model, tmp_path, absorbing, NAME)) == filled[1]
 
@@ -161,12 +161,10 @@ def test_damaged_probes_are_made_again(
 def test_killed_run_leaves_no_probes(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sae_bench.evals.absorption import common
-
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(common, "save_probe_and_data", killed)
+    monkeypatch.setattr(absorption, "_save_probe", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate(make_context(model, tmp_path, absorbing, NAME))
     assert files_of(tmp_path) == {tmp_path / "cache", tmp_path / "cache" / "absorption"}

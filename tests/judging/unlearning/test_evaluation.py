@@ -440,7 +440,20 @@ def test_demo_model_knows_its_questions(model: Any, few_questions: str) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("{", "is not a question"),
+        ("{", "is not JSON"),
+        ('{"domain": "forget"}', "has no field 'question'; it has"),
+        (
+            '{"domain": "forget", "question": 3, "choices": ["a","b","c","d"], "answer": 0}',
+            "question is 3, not a text",
+        ),
+        (
+            '{"domain": "forget", "question": "?", "choices": "abcd", "answer": 0}',
+            "choices is 'abcd', not four choices",
+        ),
+        (
+            '{"domain": "forget", "question": "?", "choices": ["a","b","c","d"], "answer": true}',
+            "answer is True, not 0",
+        ),
         ('{"domain": "forget", "question": "?", "choices": ["a"], "answer": 0}', "four choices"),
         (
             '{"domain": "x", "question": "?", "choices": ["a","b","c","d"], "answer": 0}',
