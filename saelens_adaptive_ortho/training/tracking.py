@@ -18,7 +18,7 @@ from typing import Any
 from sae_lens.config import LoggingConfig
 
 from saelens_adaptive_ortho.errors import ConfigError, reject
-from saelens_adaptive_ortho.files import write_json
+from saelens_adaptive_ortho.files import without_home, write_json
 from saelens_adaptive_ortho.signals import Interrupted
 
 FIELD = "logger.log_to_wandb"
@@ -164,7 +164,7 @@ class Tracking:
         run = TrackedRun(
             self.logger,
             name=f"{variant}-seed{seed}",
-            config={**settings, "variant": variant, "seed": seed},
+            config=without_home({**settings, "variant": variant, "seed": seed}),
             folder=self.folder,
             group=f"{self.logger.run_name}-{own}",
             id=sha256(f"{own}/{variant}/{seed}".encode()).hexdigest()[:16],
