@@ -48,6 +48,7 @@ class Study(NamedTuple):
 
 
 _DAMAGE = "unlearning/token/forget_damage_at_{}"
+_KEPT = "unlearning/token/kept_forget_damage_at_0.05"
 _NEAR = "unlearning/token/near_per_forget_damage_at_0.05"
 _TRANSFER = "unlearning/token/transfer_per_forget_damage_at_0.05"
 #: Folder in ``results`` -> what it answers.
@@ -61,7 +62,7 @@ STUDIES: Mapping[str, Study] = {
         beside=("unlearning/token/retain_damage_at_forget_2",),
     ),
     "textbooks": Study(
-        "Textbooks, 135M parameters", _DAMAGE.format("0.05"), beside=(_NEAR, _TRANSFER)
+        "Textbooks, 135M parameters", _DAMAGE.format("0.05"), beside=(_KEPT, _NEAR, _TRANSFER)
     ),
 }
 

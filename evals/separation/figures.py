@@ -21,6 +21,7 @@ READINGS = (
     "unlearning/loss/forget_damage_at_0.10",
     "unlearning/bounded/forget_damage_at_0.10",
     "unlearning/mcq/forget_accuracy_at_0.95",
+    "unlearning/token/kept_forget_damage_at_0.10",
     "unlearning/token/near_per_forget_damage_at_0.10",
     "unlearning/token/transfer_per_forget_damage_at_0.10",
 )
@@ -39,8 +40,12 @@ def separation_figure(results: Sequence[Result]) -> Figure:
 
 
 def is_separation_study(results: Sequence[Result]) -> bool:
-    """Whether a variant is ``groups``, or one of its series ``groups=NUMBER``."""
-    return any(result.variant.partition("=")[0] == "groups" for result in results)
+    """Whether a variant is ``groups``, or of its series ``groups=NUMBER``; or there is ``near``."""
+    return any(
+        result.variant.partition("=")[0] == "groups"
+        or "token/near_per_forget_damage_at_0.10" in result.metrics
+        for result in results
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,6 +34,13 @@ def test_figure_has_a_panel_for_each_measured_reading() -> None:
     assert "every token" not in titles[1]
 
 
+def test_a_study_with_near_is_one_of_separation() -> None:
+    plain = study("baseline", "adaptive")
+    assert not is_separation_study(plain)
+    plain[1].metrics["token/near_per_forget_damage_at_0.10"] = 0.1
+    assert is_separation_study(plain)
+
+
 def test_figure_needs_a_reading() -> None:
     only_core = [r for r in study("baseline", "groups") if r.eval == "core"]
     with pytest.raises(ResultError, match="no SAE has both"):
