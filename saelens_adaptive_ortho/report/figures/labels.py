@@ -118,6 +118,7 @@ def place_labels(
             taken.append(Bbox.from_extents(x - radius, y - radius, x + radius, y + radius))
     for _, y in (axes.transData.transform((0, level)) for level in levels):
         taken.append(Bbox.from_extents(axes.bbox.x0, y - 1, axes.bbox.x1, y + 1))
+    written: list[Bbox] = []
     for label in labels:
         best: Annotation | None = None
         least = float("inf")
@@ -125,6 +126,7 @@ def place_labels(
             text = _write(axes, label, place)
             box = text.get_window_extent(renderer)
             covered = sum(_common(box, other) for other in taken)
+            covered += 4 * sum(_common(box, other) for other in written)
             covered += 4 * (_area(box) - _common(box, axes.bbox))  # outside the axes
             if covered < least - 1e-6:
                 if best is not None:
@@ -135,7 +137,7 @@ def place_labels(
             if least <= 0:
                 break
         if best is not None:
-            taken.append(best.get_window_extent(renderer))
+            written.append(best.get_window_extent(renderer))
 
 
 def _write(axes: Axes, label: Label, place: Place) -> Annotation:
