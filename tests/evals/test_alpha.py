@@ -59,5 +59,5 @@ def test_study_config_changes_only_alpha(name: str) -> None:
     alphas = {v: c for v, c in study.variants.items() if v.startswith("alpha=")}
     assert set(study.variants) == {*alphas, "baseline", "fixed"}
     assert all(c == {"ortho_alpha": float(v.removeprefix("alpha="))} for v, c in alphas.items())
-    assert sorted(c["ortho_alpha"] for c in alphas.values()) == [0, 0.1, 0.25, 0.5, 0.75, 1]
+    assert sorted(c["ortho_alpha"] for c in alphas.values()) == [0, 0.25, 0.5, 0.75, 1]
     assert len(study.seeds) == 3

@@ -201,7 +201,9 @@ def check() -> int:
 def compare() -> dict[str, Any]:
     from saelens_adaptive_ortho.commands.cli import main
 
-    status = main(["compare", str(CONFIG), *options(output_path="run")])
+    # After eight steps, no latent is specific by the default ratios.
+    changes = options(output_path="run", evals__unlearning__specificities=[1.0])
+    status = main(["compare", str(CONFIG), *changes])
     return {"status": status, "results": results("run")}
 
 

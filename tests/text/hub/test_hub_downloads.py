@@ -118,8 +118,9 @@ def test_stand_in_received_the_requests(steps: dict[str, Any]) -> None:
 def test_pythia_experiment_writes_its_report(repositories: Repositories, tmp_path: Path) -> None:
     step = run_client("downloads.py", repositories.root, tmp_path / "out", "compare")["compare"]
     assert step["error"] is None, step["error"]
-    assert step["value"]["status"] == 0
+    failed = [r for r in step["value"]["results"] if r["status"] != "ok"]
+    assert step["value"]["status"] == 0, failed
     found = {(r["variant"], r["eval"], r["status"]) for r in step["value"]["results"]}
     variants = ("baseline", "fixed", "adaptive")
-    assert found >= {(v, e, "ok") for v in variants for e in ("core", "subspace")}
+    assert found >= {(v, e, "ok") for v in variants for e in ("core", "subspace", "unlearning")}
     assert (tmp_path / "out/work/run/report.html").is_file()
