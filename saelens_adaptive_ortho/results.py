@@ -25,7 +25,8 @@ SCHEMA_VERSION = 1
 
 #: Variants that always come first. The others follow in order of appearance.
 LEADING_VARIANTS = ("baseline", "fixed", "directions", "groups", "adaptive")
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+#: A variant of a series: ``groups=0.3``.
+_SERIES = re.compile(r"(?P<name>.+)=(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.I)
 
 #: Name of the file with all results of a run, in a folder that replaces the run folder.
 RESULTS_FILE = "results.jsonl"
@@ -278,6 +279,15 @@ def refuse_doubles(results: Iterable[Result], where: object) -> None:
             raise ResultError(f"{where}: holds {count} results of {identity}; keep one of them")
 
 
+def split_series(variant: str) -> tuple[str, float | None]:
+    """Return the name of a variant's series and its number: ``alpha`` and 0.5 for ``alpha=0.5``.
+
+    The number is None, and the name is that of the variant, if it does not end with one.
+    """
+    match = _SERIES.fullmatch(variant)
+    return (match["name"], float(match["number"])) if match else (variant, None)
+
+
 def order_variants(names: Iterable[str], first: Sequence[str] | None = None) -> list[str]:
     """Return the distinct names in report order.
 
@@ -287,14 +297,12 @@ def order_variants(names: Iterable[str], first: Sequence[str] | None = None) -> 
     """
     distinct = list(dict.fromkeys(names))
     leading = [name for name in (first or LEADING_VARIANTS) if name in distinct]
-    series: dict[str, list[tuple[float, str]]] = {}
-    for name in distinct:
-        start, _, number = name.rpartition("=")
-        if start and _NUMBER.fullmatch(number):
-            series.setdefault(f"{start}=", []).append((float(number), name))
-        else:
-            series.setdefault(name, []).append((0.0, name))
     if first is None:
+        series: dict[tuple[str, bool], list[tuple[float, str]]] = {}
+        for name in distinct:
+            start, number = split_series(name)
+            member = (number or 0.0, name)
+            series.setdefault((start, number is not None), []).append(member)
         distinct = [name for members in series.values() for _, name in sorted(members)]
     return leading + [name for name in distinct if name not in leading]
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -35,14 +34,13 @@ from saelens_adaptive_ortho.report.figures.style import (
 from saelens_adaptive_ortho.report.formatting import MINUS, capital
 from saelens_adaptive_ortho.report.metrics import MetricInfo
 from saelens_adaptive_ortho.report.statistics import Spread, Summary
+from saelens_adaptive_ortho.results import split_series
 
 COST = "core/pooled/explained_variance"
 GAIN = "unlearning/loss/forget_damage_at_0.10"
 #: With a gate for whole passages, ``GAIN`` is often as large as it can be. This one is without.
 TOKEN_GAIN = "unlearning/token/forget_damage_at_0.10"
 
-#: A variant of a series: ``groups=0.3``.
-_SERIES = re.compile(r"(?P<name>.+)=(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)", re.I)
 # A page on a phone shrinks the figure, so it is narrow and its text is large.
 _STYLE: dict[Any, Any] = {
     **STYLE,
@@ -173,17 +171,11 @@ def _points(summary: Summary, cost: str, gain: str) -> list[_Point]:
     return points
 
 
-def _split(variant: str) -> tuple[str, float | None]:
-    """Return the name of the series and the number of a variant; the number is None without one."""
-    match = _SERIES.fullmatch(variant)
-    return (match["name"], float(match["number"])) if match else (variant, None)
-
-
 def _series(points: Sequence[_Point]) -> list[list[_Point]]:
     """Return the series with two variants or more, each in the order of its numbers."""
     found: dict[str, list[tuple[float, _Point]]] = {}
     for point in points:
-        name, number = _split(point.variant)
+        name, number = split_series(point.variant)
         if number is not None:
             found.setdefault(name, []).append((number, point))
     return [
@@ -201,8 +193,8 @@ def _names(points: Sequence[_Point]) -> list[str]:
 
 def _styles(variants: Sequence[str]) -> dict[str, Style]:
     """Return colour and marker per variant; a series has one."""
-    by_name = variant_styles(list(dict.fromkeys(_split(variant)[0] for variant in variants)))
-    return {variant: by_name[_split(variant)[0]] for variant in variants}
+    by_name = variant_styles(list(dict.fromkeys(split_series(variant)[0] for variant in variants)))
+    return {variant: by_name[split_series(variant)[0]] for variant in variants}
 
 
 def _set_limits(axes: Axes, points: Sequence[_Point], levels: Sequence[float]) -> None:
