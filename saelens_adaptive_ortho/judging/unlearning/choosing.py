@@ -37,8 +37,8 @@ from saelens_adaptive_ortho.judging.unlearning.clamps import Clamp
 from saelens_adaptive_ortho.judging.unlearning.families import (
     Family,
     Setting,
-    bounded,
     gated,
+    span_removals,
     spans,
 )
 from saelens_adaptive_ortho.judging.unlearning.losses import Trial
@@ -61,12 +61,8 @@ from saelens_adaptive_ortho.results import versions
 from saelens_adaptive_ortho.settings import check_one_of
 
 BUDGET = 0.05  # nats per token
-AROUND = (
-    0.25,
-    0.5,
-    1.0,
-    2.0,
-)  # multiples of the budget at which the coarse sweep proposes settings
+# Multiples of the budget at which the coarse sweep proposes settings.
+AROUND = (0.25, 0.5, 1.0, 2.0)
 
 
 def choose_selection(
@@ -218,8 +214,8 @@ def _paths(
 ) -> tuple[list[Tensor], Family]:
     """The sets of latents of the paths, and the family of these paths."""
     if kind == BOUNDED:
-        found = [span.latents for span in spans(sae, selection, settings.ranks)]
-        return found, bounded(sae, selection, settings.ranks)
+        removed = spans(sae, selection, settings.ranks)
+        return [span.latents for span in removed], span_removals(removed, selection)
     found = paths_of(list(selection.rankings.values()), settings.counts)
     return found, gated(selection, found, settings.strengths)
 

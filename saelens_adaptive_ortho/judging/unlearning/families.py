@@ -186,8 +186,13 @@ def bounded(
     ranks: Iterable[int],
 ) -> Family:
     """Remove each of the :func:`spans`."""
-    found = [Erasure.onto(span.basis) for span in spans(sae, selection, ranks)]
-    return erasures(found, selection.statistics.retain.mean, BOUNDED_STRENGTHS, 1.0)
+    return span_removals(spans(sae, selection, ranks), selection)
+
+
+def span_removals(found: Iterable[Span], selection: Selection) -> Family:
+    """A path for each span, in the same order."""
+    removals = [Erasure.onto(span.basis) for span in found]
+    return erasures(removals, selection.statistics.retain.mean, BOUNDED_STRENGTHS, 1.0)
 
 
 def projections(
