@@ -58,7 +58,7 @@ COMMANDS: tuple[Command, ...] = (
 
 def parser() -> Parser:
     """The parser of the command line. It stores the chosen :class:`Command` as ``command``."""
-    description = "Sparse autoencoders with adaptively orthogonal decoder directions."
+    description = "Sparse autoencoders whose latents are kept apart adaptively."
     return build_parser(PROG, description, COMMANDS)
 
 

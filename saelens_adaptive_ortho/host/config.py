@@ -45,8 +45,9 @@ DEFAULT_SEPARATION = 3.0
 class OrthoConfig(SwitchConfig):
     """Fields that an adaptive-orthogonal training SAE adds to its stock architecture.
 
-    The loss is ``L_total = L_sae + lambda(t) * scale * L_ortho``; see
-    :mod:`saelens_adaptive_ortho.maths.penalties` for ``L_ortho``.
+    The loss is ``L_total = L_sae + lambda(t) * scale * L_ortho + lambda_sep * L_sep``; see
+    :mod:`saelens_adaptive_ortho.maths.penalties` for ``L_ortho``, and
+    :mod:`saelens_adaptive_ortho.maths.separation` for ``L_sep``.
 
     Args:
         ortho_mode: ``off`` (bit-identical to the stock architecture), ``gram`` (mean squared
@@ -58,7 +59,7 @@ class OrthoConfig(SwitchConfig):
             of duplicated directions costs as much as 0.05 of explained variance.
         ortho_scale_free: multiply the penalty by a running estimate of the activations' total
             variance, so that one lambda works for activations of any norm.
-        ortho_warm_up_steps: steps over which lambda rises linearly from 0.
+        ortho_warm_up_steps: steps over which lambda and lambda_sep rise linearly from 0.
         ortho_curriculum_start: lambda at step 0 of a curriculum that reaches
             ``ortho_coefficient`` after ``ortho_curriculum_steps``; None means no curriculum.
         ortho_curriculum_steps: length of the curriculum, in steps.
