@@ -21,12 +21,13 @@ class CheckOptions(ExperimentOptions):
 
 def run(options: CheckOptions) -> int:
     """Read the config, and open the texts and the model that it names."""
-    from saelens_adaptive_ortho.commands.experiment import load_experiment
+    from saelens_adaptive_ortho.commands.experiment import load_experiments
     from saelens_adaptive_ortho.judging.running import check_evals_runnable
     from saelens_adaptive_ortho.training import runner
     from saelens_adaptive_ortho.training.store import StratifiedActivationsStore, rows_per_batch
 
-    experiment = load_experiment(options.config, options.set)
+    experiments = load_experiments(options.config, options.set)
+    experiment = experiments[0]
     if options.offline:
         say(
             f"{options.config}: settings are valid. Corpora and model were not opened, and their "
@@ -49,12 +50,20 @@ def run(options: CheckOptions) -> int:
             f"{cfg.context_size} tokens ({corpus.train.numel():,} and {corpus.held_out.numel():,} "
             f"tokens); {use}"
         )
-    if store.cached:
-        size, folder = store.cache_size(), store.cached[0].folder
-        say(
-            f"cached activations: {size.total / 1e9:.3g} GB in {folder}, of which "
-            f"{size.missing / 1e9:.3g} GB are not there yet; delete the folder to free the space"
+    stores = {cfg.hook_name: store}
+    for other in (one.runner for one in experiments[1:]):
+        runner.check_site(prepared.model, other)
+        stores[other.hook_name] = StratifiedActivationsStore.build(
+            prepared.model, other, prepared.corpora, other.seed
         )
+    for hook, store in stores.items():
+        if store.cached:
+            size, folder = store.cache_size(), store.cached[0].folder
+            say(
+                f"cached activations at {hook}: {size.total / 1e9:.3g} GB in {folder}, of which "
+                f"{size.missing / 1e9:.3g} GB are not there yet; delete the folder to free the "
+                "space"
+            )
     say(f"{options.config}: ready to run.")
     return 0
 

@@ -35,16 +35,27 @@ def run(options: CompareOptions) -> int:
     """Run the experiment and show the table of its report."""
     from rich.console import Console
 
-    from saelens_adaptive_ortho.commands.comparison import Comparison
-    from saelens_adaptive_ortho.commands.experiment import load_experiment
+    from saelens_adaptive_ortho.commands.comparison import Comparison, run_together
+    from saelens_adaptive_ortho.commands.experiment import load_experiments
     from saelens_adaptive_ortho.report.statistics import summarise
     from saelens_adaptive_ortho.report.tables import terminal_table
 
     console = Console()
-    experiment = load_experiment(options.config, options.set)
-    results = Comparison(experiment, say=say).run(fresh=options.fresh)
-    console.print(terminal_table(summarise(results)))
-    return 0 if all(r.ok for r in results) else 1
+    experiments = load_experiments(options.config, options.set)
+    several = len(experiments) > 1
+    comparisons = [
+        Comparison(one, say=say, where=f"{one.runner.hook_name}. " if several else "")
+        for one in experiments
+    ]
+    ok = True
+    for one, results in zip(
+        experiments, run_together(comparisons, fresh=options.fresh), strict=True
+    ):
+        if several:
+            console.print(one.runner.hook_name)
+        console.print(terminal_table(summarise(results)))
+        ok &= all(r.ok for r in results)
+    return 0 if ok else 1
 
 
 COMMAND = Command(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import product
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens.saes.sae import SAE
+from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.commands.experiment import Experiment
 from saelens_adaptive_ortho.errors import ConfigError, reject
@@ -36,8 +38,14 @@ from saelens_adaptive_ortho.report import summary
 from saelens_adaptive_ortho.report.page import run as page
 from saelens_adaptive_ortho.results import Result, is_result_name, load_results
 from saelens_adaptive_ortho.settings import dump_yaml
-from saelens_adaptive_ortho.training.lockstep import list_checkpoints
-from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared, prepare
+from saelens_adaptive_ortho.text.shared_reads import SharedReads
+from saelens_adaptive_ortho.training.lockstep import fit_together, list_checkpoints
+from saelens_adaptive_ortho.training.runner import (
+    AdaptiveOrthoRunner,
+    Prepared,
+    check_site,
+    prepare,
+)
 from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig, with_sae
 from saelens_adaptive_ortho.training.tracking import ID_FILE, Tracking
 
@@ -68,55 +76,31 @@ class Comparison:
     Args:
         experiment: what to run.
         say: function that shows a line of progress.
+        where: beginning of these lines, if comparisons of several hooks run together.
     """
 
-    def __init__(self, experiment: Experiment, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, experiment: Experiment, say: Callable[[str], None] = print, where: str = ""
+    ) -> None:
         if experiment.runner.output_path is None:
             raise reject("output_path", None, "a comparison needs a folder to write to.")
         self.experiment = experiment
         self.say = say
+        self.where = where
         self.root = Path(experiment.runner.output_path)
         self.results = self.root / "results"
         self.prepared: Prepared | None = None
         self.tracking = Tracking(experiment.runner.logger, self.root, say)
 
     def run(self, fresh: bool = False) -> list[Result]:
-        """Train and evaluate what is missing, and write the report.
+        """Train and evaluate what is missing, and write the report; see :func:`run_together`."""
+        return run_together([self], fresh)[0]
 
-        Args:
-            fresh: delete this folder's SAEs, checkpoints and results first, after everything was
-                checked. Only what a comparison made is deleted.
-
-        Returns:
-            All results, including those of failed evaluations.
-
-        Raises:
-            ConfigError: a setting cannot work, the folder holds SAEs of other settings, or another
-                process runs there.
-            StorageError: a file could not be written. SAEs and results finished before are intact.
-            Interrupted: a signal asked the process to stop. Finished work is kept.
-        """
-        check_evals_runnable(self.experiment.evals)
-        check_writable("output_path", self.root)
-        with run_lock("output_path", self.root, "adaptive-ortho compare"), self.tracking:
-            return self._run(fresh)
-
-    def _run(self, fresh: bool) -> list[Result]:
-        self.prepared = prepare(self.experiment.runner, self.root / "cache")
-        for folder in self._sae_dirs():
-            recover_directory(folder)
-        if fresh:
-            self.clear()
-        self._refuse_other_settings()
-        with write_failures_named(self.root, "SAEs and results finished before are intact."):
-            self._write_config()
-            for seed in self.experiment.seeds:
-                self.train(seed)
-                for variant in self.experiment.variants:
-                    self.evaluate(variant, seed)
-            results = load_results(self.root, list(self.experiment.variants))
-            summary.write_summary(self.root)
-            path = page.write_report(self.root)
+    def report(self) -> list[Result]:
+        """Write the summary and the report, and return all results."""
+        results = load_results(self.root, list(self.experiment.variants))
+        summary.write_summary(self.root)
+        path = page.write_report(self.root)
         self.say(f"Report: {path}")
         self._track(results, path)
         return results
@@ -155,37 +139,46 @@ class Comparison:
 
     # ------------------------------------------------------------------ train
 
-    def train(self, seed: int) -> None:
-        """Train the variants of a seed that are not exported yet, on one stream of activations."""
+    def begin(self, seed: int, reads: SharedReads | None = None) -> AdaptiveOrthoRunner | None:
+        """A runner for the variants of a seed that are not exported yet, or None.
+
+        It is at the newest intact checkpoint of these settings, or at step 0.
+
+        Args:
+            seed: the seed.
+            reads: the model, if it is read at other hooks at the same time.
+        """
         missing = {
             name: changes
             for name, changes in self.experiment.variants.items()
             if not self._record(name, seed).is_file()
         }
         if not missing:
-            self.say(f"Seed {seed}: every variant is trained already.")
-            return
-        folder = self.root / f"seed{seed}"
-        cfg = self._seeded(seed, checkpoint_path=str(folder / CHECKPOINTS))
-        runner = self._runner(cfg, missing, folder / CHECKPOINTS)
-        self.say(f"Seed {seed}: training {', '.join(missing)}; {runner.placement()}")
+            self.say(f"{self.where}Seed {seed}: every variant is trained already.")
+            return None
+        runner = self._runner(seed, missing, reads)
+        self.say(f"{self.where}Seed {seed}: training {', '.join(missing)}; {runner.placement()}")
         for name in missing:
             history = runner.trainer.state.history[name]
             self.tracking.open(name, seed, runner.configs[name].settings(), history)
         runner.trainer.on_log = partial(self.tracking.log, seed)
-        runner.trainer.fit()
-        for name in missing:
+        return runner
+
+    def finish(self, seed: int, runner: AdaptiveOrthoRunner) -> None:
+        """Export the SAEs that a runner has trained, and delete its checkpoints."""
+        for name in runner.saes:
             runner.export(name, self._sae_dir(name, seed))
             self._write_training(name, seed, runner)
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        shutil.rmtree(self._checkpoints(seed), ignore_errors=True)
 
     def _runner(
-        self, cfg: AdaptiveOrthoRunnerConfig, variants: dict[str, dict[str, Any]], folder: Path
+        self, seed: int, variants: dict[str, dict[str, Any]], reads: SharedReads | None
     ) -> AdaptiveOrthoRunner:
-        """A runner at the newest intact checkpoint of these settings, or at step 0."""
+        folder = self._checkpoints(seed)
+        cfg = self._seeded(seed, checkpoint_path=str(folder))
         for checkpoint in reversed(list_checkpoints(folder)):
             # Each try needs a new runner: loading may fail after half of a damaged checkpoint.
-            runner = AdaptiveOrthoRunner(cfg, variants, self.prepared)
+            runner = AdaptiveOrthoRunner(cfg, variants, self.prepared, reads)
             try:
                 runner.trainer.load_checkpoint(checkpoint)
             except ConfigError as error:
@@ -193,7 +186,7 @@ class Comparison:
                 continue
             self.say(f"Resuming from {checkpoint}")
             return runner
-        return AdaptiveOrthoRunner(cfg, variants, self.prepared)
+        return AdaptiveOrthoRunner(cfg, variants, self.prepared, reads)
 
     def _write_training(self, variant: str, seed: int, runner: AdaptiveOrthoRunner) -> None:
         trainer, state = runner.trainer, runner.trainer.state
@@ -286,12 +279,16 @@ class Comparison:
 
     # ------------------------------------------------------------------ paths
 
-    def _sae_dirs(self) -> list[Path]:
+    def sae_dirs(self) -> list[Path]:
+        """The folders of all SAEs."""
         seeds, variants = self.experiment.seeds, self.experiment.variants
         return [self._sae_dir(variant, seed) for seed in seeds for variant in variants]
 
     def _sae_dir(self, variant: str, seed: int) -> Path:
         return self.root / f"seed{seed}" / variant
+
+    def _checkpoints(self, seed: int) -> Path:
+        return self.root / f"seed{seed}" / CHECKPOINTS
 
     def _record(self, variant: str, seed: int) -> Path:
         return self._sae_dir(variant, seed) / RECORD
@@ -299,7 +296,7 @@ class Comparison:
     def _seeded(self, seed: int, checkpoint_path: str | None = None) -> AdaptiveOrthoRunnerConfig:
         return replace(self.experiment.runner, seed=seed, checkpoint_path=checkpoint_path)
 
-    def _refuse_other_settings(self) -> None:
+    def refuse_other_settings(self) -> None:
         """Refuse SAEs of other settings in the folder, because results would be mixed up."""
         assert self.prepared is not None
         for seed in self.experiment.seeds:
@@ -319,7 +316,7 @@ class Comparison:
                         f"({differing}). Choose another output_path, or start over with --fresh.",
                     )
 
-    def _write_config(self) -> None:
+    def write_config(self) -> None:
         plain = json.loads(json.dumps(self.experiment.runner.to_dict(), default=str))
         plain["sae"].pop("metadata", None)
         tree = {
@@ -329,6 +326,73 @@ class Comparison:
             "evals": self.experiment.evals,
         }
         write_text_atomic(self.root / "config.yaml", dump_yaml(without_home(tree)))
+
+
+def run_together(comparisons: Sequence[Comparison], fresh: bool = False) -> list[list[Result]]:
+    """Run comparisons that differ only in hook and folder: train, evaluate and report.
+
+    Only what is missing is done. The SAEs of all hooks train at the same time, and the model reads
+    each text once for all of them. Every SAE is bit-equal to that of a comparison of its own.
+
+    Args:
+        comparisons: one comparison or more.
+        fresh: delete the SAEs, checkpoints and results of the folders first, after everything was
+            checked. Only what a comparison made is deleted.
+
+    Returns:
+        All results of each comparison, including those of failed evaluations.
+
+    Raises:
+        ConfigError: a setting cannot work, a folder holds SAEs of other settings, or another
+            process runs there.
+        StorageError: a file could not be written. SAEs and results finished before are intact.
+        Interrupted: a signal asked the process to stop. Finished work is kept.
+    """
+    first = comparisons[0]
+    if len(comparisons) > 1 and first.experiment.runner.compile_llm:
+        raise reject("compile_llm", True, "a compiled model is read at one hook only.")
+    check_evals_runnable(first.experiment.evals)
+    for one in comparisons:
+        check_writable("output_path", one.root)
+    with ExitStack() as stack:
+        for one in comparisons:
+            stack.enter_context(run_lock("output_path", one.root, "adaptive-ortho compare"))
+            stack.enter_context(one.tracking)
+        hooks = [one.experiment.runner.hook_name for one in comparisons]
+        prepared = prepare(first.experiment.runner, first.root / "cache", hook_names=hooks)
+        for one in comparisons:
+            check_site(prepared.model, one.experiment.runner)
+            one.prepared = prepared
+            for folder in one.sae_dirs():
+                recover_directory(folder)
+            if fresh:
+                one.clear()
+            one.refuse_other_settings()
+        common = first.root if len(comparisons) == 1 else first.root.parent
+        with write_failures_named(common, "SAEs and results finished before are intact."):
+            for one in comparisons:
+                one.write_config()
+            for seed in first.experiment.seeds:
+                _train_together(comparisons, seed, prepared.model)
+                for one in comparisons:
+                    for variant in one.experiment.variants:
+                        one.evaluate(variant, seed)
+            return [one.report() for one in comparisons]
+
+
+def _train_together(comparisons: Sequence[Comparison], seed: int, model: HookedRootModule) -> None:
+    cfg = comparisons[0].experiment.runner
+    reads = None
+    if len(comparisons) > 1:
+        hooks = [one.experiment.runner.hook_name for one in comparisons]
+        reads = SharedReads(
+            model, hooks, 2 * cfg.n_batches_in_buffer * cfg.store_batch_size_prompts
+        )
+    runners = [(one, runner) for one in comparisons if (runner := one.begin(seed, reads))]
+    if runners:
+        fit_together([runner.trainer for _, runner in runners])
+    for one, runner in runners:
+        one.finish(seed, runner)
 
 
 def _real_folders(path: Path) -> list[Path]:

@@ -39,6 +39,7 @@ DEFAULT_VARIANTS: dict[str, dict[str, Any]] = {
 }
 DEFAULT_EVALS = {"core": {}, "subspace": {}}
 EXPERIMENT_KEYS = ("variants", "seeds", "evals")
+HOOK_NAMES = Annotated[list[str], Field(min_length=1, examples=[["blocks.5.hook_resid_post"]])]
 SEEDS = Annotated[list[NonNegativeInt], Field(min_length=1, examples=[[0, 1, 2]])]
 MERGED_KEYS = ("sae", "logger")  # an extending file may change single fields of these
 
@@ -76,9 +77,41 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
         overrides: texts of the form ``key=value``.
 
     Raises:
-        ConfigError: the file cannot be read, the YAML is malformed, a key is unknown, or a type or
-            value is wrong.
+        ConfigError: the file cannot be read, the YAML is malformed, a key is unknown, a type or
+            value is wrong, or there is more than one hook.
     """
+    tree, name = _overridden_tree(path, overrides)
+    if "hook_names" in tree:
+        rule = "this command takes one hook. Leave it out, and set hook_name."
+        raise reject("hook_names", tree["hook_names"], rule)
+    return build_experiment(tree, name)
+
+
+def load_experiments(path: str | Path, overrides: list[str] | None = None) -> list[Experiment]:
+    """The experiment of :func:`load_experiment` at each hook of its ``hook_names``.
+
+    Each has a folder of its own in ``output_path``, with the name of the hook. Without
+    ``hook_names`` there is one experiment.
+    """
+    tree, name = _overridden_tree(path, overrides)
+    if "hook_names" not in tree:
+        return [build_experiment(tree, name)]
+    hooks = tree.pop("hook_names")
+    check_value("hook_names", hooks, HOOK_NAMES)
+    if len(set(hooks)) != len(hooks):
+        raise reject("hook_names", hooks, "names a hook twice.")
+    if not isinstance(folder := tree.get("output_path"), str):
+        raise reject("output_path", folder, "several hooks need a folder to write to.")
+    tree = {"hook_name": hooks[0], **tree}
+    return [
+        build_experiment(
+            lay_over(tree, {"hook_name": hook, "output_path": str(Path(folder) / hook)}), name
+        )
+        for hook in hooks
+    ]
+
+
+def _overridden_tree(path: str | Path, overrides: list[str] | None) -> tuple[dict[str, Any], str]:
     path = find_config(path)
     tree = read_tree(path)
     before = _site(tree)
@@ -86,7 +119,7 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
         apply_override(tree, override)
     if _site(tree) != before and not any(o.startswith("sae.d_in=") for o in overrides or []):
         tree = _without_width(tree)
-    return build_experiment(tree, path.stem)
+    return tree, path.stem
 
 
 def read_tree(path: str | Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from saelens_adaptive_ortho.commands.compare import ExperimentOptions
@@ -26,20 +27,37 @@ class PlanOptions(ExperimentOptions):
 
 def run(options: PlanOptions) -> int:
     """Load model and text, time some steps, and print the costs."""
-    from saelens_adaptive_ortho.commands.experiment import load_experiment
+    from saelens_adaptive_ortho.commands.experiment import load_experiments
     from saelens_adaptive_ortho.errors import reject
     from saelens_adaptive_ortho.training.costs import measure_costs
-    from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, prepare
+    from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, check_site, prepare
 
     if options.steps < 1:
         raise reject("--steps", options.steps, "must be at least 1.")
-    experiment = load_experiment(options.config, options.set)
-    cfg = experiment.runner
-    runner = AdaptiveOrthoRunner(cfg, experiment.variants, prepare(cfg))
-    say(f"{runner.placement()}; timing {options.steps} steps of {', '.join(runner.saes)} ...")
-    for name, text in described(experiment, measure_costs(runner, options.steps)).items():
-        say(f"{name:<13}{text}")
+    experiments = load_experiments(options.config, options.set)
+    prepared = prepare(experiments[0].runner)
+    for experiment in experiments[1:]:
+        check_site(prepared.model, experiment.runner)
+    costs = []
+    for experiment in experiments:
+        runner = AdaptiveOrthoRunner(experiment.runner, experiment.variants, prepared)
+        say(f"{runner.placement()}; timing {options.steps} steps of {', '.join(runner.saes)} ...")
+        costs.append(measure_costs(runner, options.steps))
+        for name, text in described(experiment, costs[-1]).items():
+            say(f"{name:<13}{text}")
+    if len(costs) > 1:
+        say(f"{'all hooks':<13}{_together(experiments[0], costs)}")
     return 0
+
+
+def _together(experiment: Experiment, costs: Sequence[Costs]) -> str:
+    """The costs of all hooks, in words. The model reads each text once for all of them."""
+    seeds, cached = len(experiment.seeds), experiment.runner.ortho_cache_activations
+    read = max(one.activation_seconds for one in costs)
+    alone = [replace(one, activation_seconds=0.0).seconds(seeds) for one in costs]
+    reading = replace(costs[0], step_seconds={}, activation_seconds=read).seconds(seeds, cached)
+    disk = sum(one.export * seeds + one.checkpoints + one.cache for one in costs)
+    return f"training {_duration(sum(alone) + reading)}, disk {_gb(disk)}"
 
 
 def described(experiment: Experiment, costs: Costs) -> dict[str, str]:

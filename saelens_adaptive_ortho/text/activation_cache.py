@@ -20,7 +20,7 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -138,30 +138,26 @@ class CachedCorpus:
         """Size of the activations of one context."""
         return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
-    def fill(self, done: Callable[[int], object]) -> None:
-        """Compute the blocks that are not on disk.
-
-        Blocks that another process is computing come last. So several processes share the work.
+    def make_missing(self, number: int, patient: bool) -> bool:
+        """Compute a block if it is not on disk.
 
         Args:
-            done: function that is called with the number of contexts of each block that is there.
+            number: number of the block.
+            patient: whether to wait for another process that is computing it.
+
+        Returns:
+            Whether the block is there now.
 
         Raises:
-            StorageError: a block could not be written. The blocks before it are intact.
+            StorageError: the block could not be written.
         """
-        left = self.missing()
-        for patient in (False, True):
-            busy = []
-            for number in left:
-                try:
-                    with self._lock(number, patient):
-                        if not self.files[number].is_file():
-                            self._make(number)
-                except Timeout:
-                    busy.append(number)
-                    continue
-                done(self.n_contexts([number]))
-            left = busy
+        try:
+            with self._lock(number, patient):
+                if not self.files[number].is_file():
+                    self._make(number)
+        except Timeout:
+            return False
+        return True
 
     def read(self, contexts: Int[Tensor, " n"]) -> Float[Tensor, "n positions d_in"]:
         """Activations of some contexts. A block that is missing or damaged is computed.
@@ -205,6 +201,36 @@ class CachedCorpus:
         # The block is there now. So a process that still waits for this lock has nothing to do.
         with suppress(OSError):
             file.unlink(missing_ok=True)
+
+
+def fill(caches: Sequence[CachedCorpus], done: Callable[[int], object]) -> None:
+    """Compute the blocks that are not on disk.
+
+    Blocks that another process is computing come last. So several processes share the work.
+
+    Args:
+        caches: the activations of one corpus, at one or more hooks. The same block is computed for
+            each of them before the next block.
+        done: function that is called with the number of contexts of each block that is there.
+
+    Raises:
+        StorageError: a block could not be written. The blocks before it are intact.
+    """
+    missing = [set(cache.missing()) for cache in caches]
+    left = [
+        (number, cache)
+        for number in sorted(set().union(*missing))
+        for cache, lacks in zip(caches, missing, strict=True)
+        if number in lacks
+    ]
+    for patient in (False, True):
+        busy = []
+        for number, cache in left:
+            if cache.make_missing(number, patient):
+                done(cache.n_contexts([number]))
+            else:
+                busy.append((number, cache))
+        left = busy
 
 
 def _read_row(file: Path, row: int) -> Float[Tensor, "positions d_in"] | None:

@@ -12,8 +12,8 @@ import math
 import pickle
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from saelens_adaptive_ortho.errors import ConfigError, Explained, reject
 from saelens_adaptive_ortho.files import atomic_directory, write_json
 from saelens_adaptive_ortho.host.trainer import build_trainer
 from saelens_adaptive_ortho.signals import Interrupted, signal_name, stop_noted
-from saelens_adaptive_ortho.training.store import StratifiedActivationsStore
+from saelens_adaptive_ortho.training.store import StratifiedActivationsStore, fill_caches
 
 STATE_FILE = "lockstep_state.json"
 RNG_FILE = "rng_state.pt"
@@ -123,6 +123,9 @@ class LockstepTrainer:
             for name, sae in saes.items()
         }
         self.n_steps = -(-cfg.total_training_samples // cfg.train_batch_size_samples)
+        self._outputs: dict[str, TrainStepOutput] = {}
+        self._saved_step = -1
+        self._saved_at = 0.0
         self.checkpoint_steps = {
             round(self.n_steps * i / (cfg.n_checkpoints + 1))
             for i in range(1, cfg.n_checkpoints + 1)
@@ -139,49 +142,68 @@ class LockstepTrainer:
             Interrupted: a signal asked the process to stop. A checkpoint is saved first.
             StorageError: a checkpoint could not be written. Earlier checkpoints survive.
         """
+        fit_together([self])
+        return self.saes
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are taken."""
+        return self.state.n_training_steps >= self.n_steps
+
+    def begin(self) -> None:
+        """Everything before the first step: places, normalisation, the start of ``b_dec``."""
         for name, sae in self.saes.items():
             check_placed(f"the SAE {name}", sae.to(self.cfg.device), "device", self.cfg.device)
-        started = time.perf_counter()
-        self.store.fill_cache()
-        self.state.seconds["activations"] += time.perf_counter() - started
         self._estimate_normalisation()
         if self.b_dec_at_mean and self.state.n_training_steps == 0:
             self._start_b_dec_at_mean()
         self.store.seek(self.state.n_training_steps)
+
+    @contextmanager
+    def steps(self, where: str = "") -> Iterator[Callable[[], None]]:
+        """A function that takes the next step: it trains, logs, and saves what is due.
+
+        Args:
+            where: beginning of the progress bar's text.
+        """
         batch_size = self.cfg.train_batch_size_samples
         bar = tqdm(
             total=self.n_steps * batch_size,
             initial=self.state.n_training_steps * batch_size,
-            desc=f"Training {', '.join(self.saes)}",
+            desc=f"{where}Training {', '.join(self.saes)}",
             unit=" tokens",
             unit_scale=True,
             smoothing=0.05,
         )
-        saved_at = time.monotonic()
-        with bar, stop_noted() as stop, self._batches() as batches:
-            while self.state.n_training_steps < self.n_steps:
-                outputs = self._step(batches)
+        self._saved_at = time.monotonic()
+        with bar, self._batches() as batches:
+
+            def take() -> None:
+                self._outputs = self._step(batches)
                 bar.update(batch_size)
                 step = self.state.n_training_steps
                 if step % self.log_every == 0 or step in {1, self.n_steps}:
-                    self._log(outputs, bar)
-                saved = None
-                if stop.number or step in self.checkpoint_steps or self._is_due(saved_at):
-                    self._refuse_non_finite(outputs)  # otherwise every resumed run fails too
-                    saved = self.save_checkpoint()
-                    saved_at = time.monotonic()
-                if stop.number:
-                    where = f"; saved {saved}" if saved else " (checkpoints are off)"
-                    raise Interrupted(
-                        f"{signal_name(stop.number)}: stopped at step {step} of "
-                        f"{self.n_steps}{where}",
-                        stop.number,
-                    )
+                    self._log(self._outputs, bar)
+                if step in self.checkpoint_steps or self._is_due(self._saved_at):
+                    self.save_now()
+
+            yield take
+
+    def save_now(self) -> Path | None:
+        """Save a checkpoint of the last step, unless it has one, or checkpoints are off."""
+        step = self.state.n_training_steps
+        if self._saved_step == step:
+            return self._checkpoint_of(step)
+        self._refuse_non_finite(self._outputs)  # otherwise every resumed run fails too
+        self._saved_step, self._saved_at = step, time.monotonic()
+        return self.save_checkpoint()
+
+    def finish(self) -> None:
+        """Everything after the last step: the norm of the activations goes into the weights."""
         for name, trainer in self.trainers.items():
             trainer.sae.ortho_project()
             self._fold(name, trainer)
             trainer.set_final_sae_metadata()
-        return self.saes
 
     def _is_due(self, saved_at: float) -> bool:
         """Whether ``checkpoint_every_minutes`` have passed, and training goes on."""
@@ -299,9 +321,9 @@ class LockstepTrainer:
 
     def save_checkpoint(self) -> Path | None:
         """Write a checkpoint atomically, then delete all but the newest two."""
-        if self.checkpoint_dir is None:
+        target = self._checkpoint_of(self.state.n_training_steps)
+        if target is None or self.checkpoint_dir is None:
             return None
-        target = self.checkpoint_dir / f"step_{self.state.n_training_steps:09d}"
         kept = list_checkpoints(self.checkpoint_dir)
         survives = f"{kept[-1]} is intact." if kept else "There was no earlier checkpoint."
         with atomic_directory(target, survives) as temporary:
@@ -316,6 +338,9 @@ class LockstepTrainer:
         for old in ours[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
         return target
+
+    def _checkpoint_of(self, step: int) -> Path | None:
+        return None if self.checkpoint_dir is None else self.checkpoint_dir / f"step_{step:09d}"
 
     def load_checkpoint(self, path: str | Path) -> None:
         """Load a checkpoint, so that training continues from it.
@@ -357,6 +382,48 @@ class LockstepTrainer:
         with _corruption_named(path / RNG_FILE) as file:
             torch.set_rng_state(torch.load(file, weights_only=True)["cpu"])
         self.state = state
+
+
+def fit_together(trainers: Sequence[LockstepTrainer]) -> None:
+    """Train to the end, one step of each trainer after the other.
+
+    Each SAE is bit-identical to that of :meth:`LockstepTrainer.fit`. If the stores share their
+    reads of the model (:class:`~saelens_adaptive_ortho.text.shared_reads.SharedReads`), it reads
+    each text once for all of them.
+
+    Raises:
+        Interrupted: a signal asked the process to stop. Each trainer saves a checkpoint first.
+        Other errors: see :meth:`LockstepTrainer.fit`.
+    """
+    started = time.perf_counter()
+    fill_caches([trainer.store for trainer in trainers])
+    seconds = (time.perf_counter() - started) / len(trainers)
+    for trainer in trainers:
+        trainer.state.seconds["activations"] += seconds
+        trainer.begin()
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_noted())
+        steps = []
+        for trainer in trainers:
+            where = f"{trainer.store.hook_name}: " if len(trainers) > 1 else ""
+            steps.append((trainer, stack.enter_context(trainer.steps(where))))
+        while not all(trainer.finished for trainer in trainers):
+            for trainer, take in steps:
+                if not trainer.finished:
+                    take()
+            if stop.number is not None:
+                raise _interrupted(stop.number, trainers)
+    for trainer in trainers:
+        trainer.finish()
+
+
+def _interrupted(number: int, trainers: Sequence[LockstepTrainer]) -> Interrupted:
+    saved = [str(path) for trainer in trainers if (path := trainer.save_now())]
+    where = f"; saved {', '.join(saved)}" if saved else " (checkpoints are off)"
+    step = min(trainer.state.n_training_steps for trainer in trainers)
+    return Interrupted(
+        f"{signal_name(number)}: stopped at step {step} of {trainers[0].n_steps}{where}", number
+    )
 
 
 def list_checkpoints(directory: Path) -> list[Path]:

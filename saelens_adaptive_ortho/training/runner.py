@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -39,6 +39,7 @@ from saelens_adaptive_ortho.text.corpora import (
     read_tokens,
     tokenise_corpus,
 )
+from saelens_adaptive_ortho.text.shared_reads import SharedReads
 from saelens_adaptive_ortho.training.lockstep import LockstepTrainer
 from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig, with_sae
 from saelens_adaptive_ortho.training.store import StratifiedActivationsStore
@@ -76,8 +77,15 @@ def prepare(
     cfg: AdaptiveOrthoRunnerConfig,
     cache_dir: Path | None = None,
     model: HookedRootModule | None = None,
+    hook_names: Sequence[str] = (),
 ) -> Prepared:
     """Load the model, check hook and ``d_in`` against it, and tokenise the corpora.
+
+    Args:
+        cfg: the configuration.
+        cache_dir: folder of the tokenised corpora; None for none.
+        model: the model, if it is loaded already.
+        hook_names: all hooks that the model will be read at, if there are more than one.
 
     Raises:
         ConfigError: a setting cannot work. The message names field, value and remedy.
@@ -90,12 +98,11 @@ def prepare(
             cfg.llm_device,
             cfg.model_class_name,
             cfg.model_from_pretrained_kwargs,
-            [cfg.hook_name],
+            list(hook_names) or [cfg.hook_name],
         )
     if isinstance(model, nn.Module):
         check_placed("the language model", model, "llm_device", str(cfg.llm_device))
-    models.check_hook(model, cfg.hook_name)
-    models.check_d_in(model, cfg.hook_name, cfg.hook_head_index, cfg.sae.d_in)
+    check_site(model, cfg)
     models.check_context_size(model, cfg.context_size)
     how = Tokenisation(
         cfg.context_size,
@@ -129,6 +136,16 @@ def prepare(
         )
         tokenised.append(replace(found, share=shares[name]))
     return Prepared(model, tokenised)
+
+
+def check_site(model: HookedRootModule, cfg: AdaptiveOrthoRunnerConfig) -> None:
+    """Refuse a hook that the model does not have, or another width than its own.
+
+    Raises:
+        ConfigError: see :func:`~saelens_adaptive_ortho.text.models.check_hook`.
+    """
+    models.check_hook(model, cfg.hook_name)
+    models.check_d_in(model, cfg.hook_name, cfg.hook_head_index, cfg.sae.d_in)
 
 
 def build_sae(cfg: AdaptiveOrthoRunnerConfig) -> TrainingSAE[Any]:
@@ -174,6 +191,7 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
         variants: SAEs that are trained in lockstep on one activation stream: changes to
             ``cfg.sae`` by name. By default there is one SAE, ``cfg.sae``, named ``sae``.
         prepared: model and corpora from :func:`prepare`, to share them between runners.
+        reads: the same model, if runners of several hooks read it together.
         on_log: function that is called with ``(step, {name: row})`` for each row of the history.
     """
 
@@ -184,6 +202,7 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
         cfg: AdaptiveOrthoRunnerConfig,
         variants: dict[str, dict[str, Any]] | None = None,
         prepared: Prepared | None = None,
+        reads: SharedReads | None = None,
         on_log: Callable[[int, dict[str, dict[str, float]]], None] | None = None,
     ) -> None:
         # super().__init__ is not called: it would load the data set and ignore the corpora.
@@ -193,7 +212,7 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
         self._compile_llm_if_needed()
         with _quiet_host():
             self.activations_store = StratifiedActivationsStore.build(
-                self.model, cfg, self.corpora, cfg.seed
+                self.model, cfg, self.corpora, cfg.seed, reads
             )
         self.variants = {"sae": {}} if variants is None else variants
         self.configs = {name: with_sae(cfg, changes) for name, changes in self.variants.items()}

@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,10 +31,12 @@ from saelens_adaptive_ortho.text import mixture
 from saelens_adaptive_ortho.text.activation_cache import (
     FOLDER_VARIABLE,
     CachedCorpus,
+    fill,
     model_digest,
     setup_folder,
 )
 from saelens_adaptive_ortho.text.corpora import TokenisedCorpus
+from saelens_adaptive_ortho.text.shared_reads import SharedReads
 
 
 class NonFiniteActivationsError(Explained, RuntimeError):
@@ -121,11 +123,21 @@ class StratifiedActivationsStore(ActivationsStore):
 
     @classmethod
     def build(
-        cls, model: HookedRootModule, cfg: Any, corpora: list[TokenisedCorpus], seed: int
+        cls,
+        model: HookedRootModule,
+        cfg: Any,
+        corpora: list[TokenisedCorpus],
+        seed: int,
+        reads: SharedReads | None = None,
     ) -> StratifiedActivationsStore:
         """A store for a runner config and its tokenised corpora.
 
-        Corpora that are only evaluated may be among them.
+        Args:
+            model: the language model.
+            cfg: the runner config.
+            corpora: the corpora. Some of them may only be evaluated.
+            seed: seed of the permutations.
+            reads: the same model, if it reads several hooks at once for several stores.
 
         Raises:
             ConfigError: there is no usable token position, or a batch has no row of a corpus.
@@ -134,11 +146,12 @@ class StratifiedActivationsStore(ActivationsStore):
         with warnings.catch_warnings():
             # There are intentionally fewer held-out contexts than training tokens.
             warnings.filterwarnings("ignore", message="The training dataset contains fewer")
-            store = cls.from_config(model, cfg, override_dataset=held_out_dataset(corpora))
+            read: Any = model if reads is None else reads
+            store = cls.from_config(read, cfg, override_dataset=held_out_dataset(corpora))
         assert isinstance(store, StratifiedActivationsStore)
         store._set_corpora(corpora, rows_per_batch(cfg), seed)
         if cfg.ortho_cache_activations:
-            store._set_cache(cfg.model_name)
+            store._set_cache(cfg.model_name, model)
         return store
 
     def _set_corpora(
@@ -158,10 +171,10 @@ class StratifiedActivationsStore(ActivationsStore):
         self._chunk: tuple[int, list[Tensor]] | None = None
         self.cached = []
 
-    def _set_cache(self, model_name: str) -> None:
+    def _set_cache(self, model_name: str, model: HookedRootModule) -> None:
         positions = len(range(self.context_size)[slice(*self.seqpos_slice)])
         setup = {
-            "model": model_digest(self.model),
+            "model": model_digest(model),
             "hook_name": self.hook_name,
             "hook_head_index": self.hook_head_index,
             "seqpos_slice": self.seqpos_slice,
@@ -183,32 +196,10 @@ class StratifiedActivationsStore(ActivationsStore):
             for d, domain in enumerate(self._domains)
         ]
 
-    def fill_cache(self) -> None:
-        """Compute the activations of all contexts that are not in the cache, if there is one.
-
-        Raises:
-            ConfigError: the folder of the cache cannot be written, or its disk is too small.
-            StorageError: activations could not be written. Those written before are intact.
-            NonFiniteActivationsError: an activation is NaN or infinite.
-        """
-        size = self.cache_size()
-        if not size.missing:
-            return
+    def describe_cache(self) -> None:
+        """Write beside the cached activations what they belong to."""
         folder = self.cached[0].folder
-        check_writable(FOLDER_VARIABLE, folder)
-        free = shutil.disk_usage(folder).free
-        if size.missing > free:
-            raise reject(
-                "ortho_cache_activations",
-                True,
-                f"needs {size.missing / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are "
-                f"free. Set {FOLDER_VARIABLE} to a folder on another disk, or switch it off.",
-            )
         write_json(folder / "setup.json", json.loads(json.dumps(self._cache_setup, default=str)))
-        left = sum(c.n_contexts(c.missing()) for c in self.cached)
-        with tqdm(total=left, desc="Caching activations", unit=" contexts", leave=False) as bar:
-            for cached in self.cached:
-                cached.fill(bar.update)
 
     def cache_size(self) -> CacheSize:
         """How large the cached activations are; zero without a cache."""
@@ -307,6 +298,40 @@ class StratifiedActivationsStore(ActivationsStore):
             c.domain: n * n_steps / d.rows_per_epoch
             for c, d, n in zip(self.corpora, self._domains, self.rows_per_batch, strict=True)
         }
+
+
+def fill_caches(stores: Sequence[StratifiedActivationsStore]) -> None:
+    """Compute the activations of all contexts that are not in the caches of these stores, if any.
+
+    The stores have the same corpora, and differ in the hook. Blocks of the same text are computed
+    one after the other, so stores that share their reads of the model read each text once.
+
+    Raises:
+        ConfigError: the folder of a cache cannot be written, or its disk is too small.
+        StorageError: activations could not be written. Those written before are intact.
+        NonFiniteActivationsError: an activation is NaN or infinite.
+    """
+    lacking = [store for store in stores if store.cache_size().missing]
+    if not lacking:
+        return
+    missing = sum(store.cache_size().missing for store in lacking)
+    for store in lacking:
+        check_writable(FOLDER_VARIABLE, store.cached[0].folder)
+    folder = lacking[0].cached[0].folder
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise reject(
+            "ortho_cache_activations",
+            True,
+            f"needs {missing / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are "
+            f"free. Set {FOLDER_VARIABLE} to a folder on another disk, or switch it off.",
+        )
+    for store in lacking:
+        store.describe_cache()
+    left = sum(c.n_contexts(c.missing()) for store in lacking for c in store.cached)
+    with tqdm(total=left, desc="Caching activations", unit=" contexts", leave=False) as bar:
+        for same_text in zip(*(store.cached for store in lacking), strict=True):
+            fill(same_text, bar.update)
 
 
 def held_out_dataset(corpora: list[TokenisedCorpus]) -> Dataset:

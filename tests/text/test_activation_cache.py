@@ -24,6 +24,7 @@ from saelens_adaptive_ortho.text import activation_cache
 from saelens_adaptive_ortho.text.activation_cache import (
     CachedCorpus,
     cache_root,
+    fill,
     model_digest,
     setup_folder,
 )
@@ -54,7 +55,7 @@ class Counting:
     def fill(self) -> int:
         """Fill the cache, and return the number of contexts that were reported as done."""
         done: list[int] = []
-        self.corpus.fill(done.append)
+        fill([self.corpus], done.append)
         return sum(done)
 
 

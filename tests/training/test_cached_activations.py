@@ -22,9 +22,12 @@ from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
 from saelens_adaptive_ortho.training.store import (
     NonFiniteActivationsError,
     StratifiedActivationsStore,
+    fill_caches,
 )
+from tests.tiny import Tiny
 
 MakeConfig = Callable[..., Any]
+
 CACHED = {"ortho_cache_activations": True}
 # The tiny corpora have 49 contexts each for training; the model reads 8 at once.
 BLOCKS = 2 * 7
@@ -78,13 +81,13 @@ def test_batches_equal_those_of_the_model_to_the_bit(
     plain = batches(build(prepared, make_config(**changes)))
     first = build(prepared, make_config(**changes, **CACHED))
     runs = count_model_runs(first, monkeypatch)
-    first.fill_cache()
+    fill_caches([first])
     assert len(runs) == BLOCKS
     assert all(torch.equal(a, b) for a, b in zip(plain, batches(first), strict=True))
     assert len(runs) == BLOCKS
     second = build(prepared, make_config(**changes, **CACHED))
     runs = count_model_runs(second, monkeypatch)
-    second.fill_cache()
+    fill_caches([second])
     assert all(torch.equal(a, b) for a, b in zip(plain, batches(second), strict=True))
     other_seed = batches(build(prepared, make_config(**changes), seed=1))
     seeded = build(prepared, make_config(**changes, **CACHED), seed=1)
@@ -127,7 +130,7 @@ def test_batches_do_not_depend_on_what_is_cached(
 def test_other_activations_are_computed(
     prepared: Prepared, make_config: MakeConfig, change: dict[str, Any]
 ) -> None:
-    build(prepared, make_config(**CACHED)).fill_cache()
+    fill_caches([build(prepared, make_config(**CACHED))])
     size = build(prepared, make_config(**CACHED, **change)).cache_size()
     assert size.missing > 0.9 * size.total  # a short last block may be the same
 
@@ -135,7 +138,7 @@ def test_other_activations_are_computed(
 def test_changed_model_is_read_again(
     prepared: Prepared, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build(prepared, make_config(**CACHED)).fill_cache()
+    fill_caches([build(prepared, make_config(**CACHED))])
     model = copy.deepcopy(prepared.model)
     with torch.no_grad():
         model.blocks[0].mlp.b_out += 0.5  # type: ignore[index, union-attr, operator]
@@ -156,7 +159,7 @@ def test_changed_text_is_read_again(
         cfg = make_config(ortho_corpora={}, dataset_path=str(path), **CACHED)
         store = build(prepare(cfg, model=model), cfg)
         before = store.cache_size()
-        store.fill_cache()
+        fill_caches([store])
         assert store.cache_size() == (before.total, 0)
         return before
 
@@ -208,10 +211,10 @@ def test_interrupted_fill_goes_on_where_it_stopped(
 
     monkeypatch.setattr(store, "get_activations", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        store.fill_cache()
+        fill_caches([store])
     again = build(prepared, make_config(**CACHED))
     runs = count_model_runs(again, monkeypatch)
-    again.fill_cache()
+    fill_caches([again])
     assert len(runs) == BLOCKS - 5
 
 
@@ -223,7 +226,7 @@ def test_non_finite_activations_are_refused_and_not_kept(
         model.embed.W_E[3:93] = float("nan")  # type: ignore[union-attr, operator]
     store = build(prepared._replace(model=model), make_config(**CACHED))
     with pytest.raises(NonFiniteActivationsError, match=r"forget corpus .* contexts \[0, 1, "):
-        store.fill_cache()
+        fill_caches([store])
     assert not list(cache.rglob("*.safetensors"))
 
 
@@ -249,18 +252,18 @@ def test_small_disk_is_refused_before_training(
     store = build(prepared, make_config(**CACHED))
     runs = count_model_runs(store, monkeypatch)
     with pytest.raises(ConfigError, match="ortho_cache_activations=True: needs .* GB in .*free"):
-        store.fill_cache()
+        fill_caches([store])
     assert runs == []
 
 
 def test_check_names_size_and_folder(
-    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], cache: Path
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str], cache: Path, tiny: Tiny
 ) -> None:
     assert main(["check", str(write_config(**CACHED))]) == 0
     out = capsys.readouterr().out
     # 98 contexts of 32 positions, 32 columns and 4 bytes.
     expected = 98 * 32 * 32 * 4 / 1e9
-    assert f"cached activations: {expected:.3g} GB in {cache}" in out
+    assert f"cached activations at {tiny.hook}: {expected:.3g} GB in {cache}" in out
     assert f"{expected:.3g} GB are not there yet; delete the folder" in out
     assert not cache.exists()
     assert main(["check", str(write_config())]) == 0
