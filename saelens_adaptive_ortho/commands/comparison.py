@@ -35,6 +35,7 @@ from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome, Workbe
 from saelens_adaptive_ortho.judging.running import check_evals_runnable, run_missing, write_outcome
 from saelens_adaptive_ortho.locks import run_lock
 from saelens_adaptive_ortho.report import summary
+from saelens_adaptive_ortho.report.formatting import duration
 from saelens_adaptive_ortho.report.page import run as page
 from saelens_adaptive_ortho.results import Result, is_result_name, load_results
 from saelens_adaptive_ortho.settings import dump_yaml
@@ -52,6 +53,7 @@ from saelens_adaptive_ortho.training.tracking import ID_FILE, Tracking
 RECORD = "ortho_run.json"
 CHECKPOINTS = "checkpoints"
 RAW = "sae_bench"  # folder of SAEBench's own result files
+SHORT = 10.0  # seconds of evaluation that need no announcement
 HISTORY_KEYS = ("step", "mse_loss", "ortho_loss", "explained_variance", "l0")
 
 
@@ -252,6 +254,22 @@ class Comparison:
         )
         run_missing(context, self.experiment.evals, self.root, self.say)
 
+    def say_time_left(self) -> None:
+        """Say how long the evaluation of the other SAEs will take, from those that are done."""
+        done = [r for r in load_results(self.root, list(self.experiment.variants)) if r.ok]
+        seconds, left = 0.0, 0
+        for name in self.experiment.evals:
+            took = [r.seconds for r in done if r.eval == name]
+            missing = len(self.sae_dirs()) - len(took)
+            if took and missing:
+                seconds += missing * sum(took) / len(took)
+                left = max(left, missing)
+        if left and seconds >= SHORT:
+            self.say(
+                f"{self.where}Evaluations left: {left} SAEs, about {duration(seconds)} in all "
+                "(training is not in it)"
+            )
+
     @cached_property
     def bench(self) -> Workbench:
         """The model and the corpora on which all SAEs are judged."""
@@ -377,6 +395,7 @@ def run_together(comparisons: Sequence[Comparison], fresh: bool = False) -> list
                 for one in comparisons:
                     for variant in one.experiment.variants:
                         one.evaluate(variant, seed)
+                        one.say_time_left()
             return [one.report() for one in comparisons]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from saelens_adaptive_ortho.commands.compare import ExperimentOptions
 from saelens_adaptive_ortho.commands.options import Command, say
+from saelens_adaptive_ortho.report.formatting import duration
 
 if TYPE_CHECKING:
     from saelens_adaptive_ortho.commands.experiment import Experiment
@@ -57,7 +58,7 @@ def _together(experiment: Experiment, costs: Sequence[Costs]) -> str:
     alone = [replace(one, activation_seconds=0.0).seconds(seeds) for one in costs]
     reading = replace(costs[0], step_seconds={}, activation_seconds=read).seconds(seeds, cached)
     disk = sum(one.export * seeds + one.checkpoints + one.cache for one in costs)
-    return f"training {_duration(sum(alone) + reading)}, disk {_gb(disk)}"
+    return f"training {duration(sum(alone) + reading)}, disk {_gb(disk)}"
 
 
 def described(experiment: Experiment, costs: Costs) -> dict[str, str]:
@@ -78,24 +79,18 @@ def described(experiment: Experiment, costs: Costs) -> dict[str, str]:
         "steps": f"{costs.steps:,} of {costs.batch:,} tokens for each SAE",
         "a step": f"{steps}; the model's batch {1e3 * costs.activation_seconds:,.0f} ms",
         "speed": f"{costs.tokens_per_second:,.0f} tokens/s, from text to all SAEs of a seed",
-        "training": f"{_duration(costs.seconds())} for a seed, "
-        f"{_duration(costs.seconds(seeds, cached))} for all",
+        "training": f"{duration(costs.seconds())} for a seed, "
+        f"{duration(costs.seconds(seeds, cached))} for all",
         "memory": f"{_gb(costs.memory + costs.buffer)} at the peak, of which {_gb(costs.buffer)} "
         "for shuffled activations",
         "disk": disk,
-        "evaluations": f"{evals}; their time is not in this plan",
+        "evaluations": f"{evals}; their time is not in this plan. "
+        "compare says it after the first SAE",
     }
 
 
 def _gb(size: int) -> str:
     return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 COMMAND = Command(

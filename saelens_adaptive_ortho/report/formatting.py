@@ -121,3 +121,12 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: i
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in seconds, minutes or hours (95 s gives 1.6 min)."""
+    if seconds < 90:
+        return f"{number(seconds, 1 if seconds < 10 else 0)} s"
+    if seconds < 5400:
+        return f"{number(seconds / 60, 1)} min"
+    return f"{number(seconds / 3600, 1)} h"

@@ -19,6 +19,7 @@ import torch
 from sae_lens import SAE
 from transformer_lens import HookedTransformer
 
+from saelens_adaptive_ortho.commands import comparison
 from saelens_adaptive_ortho.commands.cli import main
 from saelens_adaptive_ortho.commands.comparison import RECORD, workbench
 from saelens_adaptive_ortho.commands.experiment import load_experiment
@@ -551,3 +552,19 @@ def test_bf16_sae_is_judged_in_float32(context: EvalContext) -> None:
     )
     assert stored.dtype == torch.bfloat16
     assert half == full
+
+
+def test_the_time_of_the_other_evaluations_is_said_after_the_first(
+    write_config: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(comparison, "SHORT", 0.0)
+    config = write_config(variants=VARIANTS, seeds=[0, 1], evals={"subspace": {"n_contexts": 8}})
+    assert main(["compare", str(config)]) == 0
+    said = re.findall(r"Evaluations left: (\d) SAEs, about ([\d.]+) s", capsys.readouterr().out)
+    assert [int(n) for n, _ in said] == [3, 2, 1]
+    results = load_results(tmp_path / "run", list(VARIANTS))
+    took = [r.seconds for r in results if r.eval == "subspace"]
+    assert 3 * min(took) - 0.1 <= float(said[0][1]) <= 3 * max(took) + 0.1  # one decimal is shown

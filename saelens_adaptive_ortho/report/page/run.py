@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from saelens_adaptive_ortho.evaluations import Evaluation, headline_keys
 from saelens_adaptive_ortho.files import without_home, write_text_atomic
 from saelens_adaptive_ortho.report.figures.files import run_figures
-from saelens_adaptive_ortho.report.formatting import number
+from saelens_adaptive_ortho.report.formatting import duration, number
 from saelens_adaptive_ortho.report.notes import GapGroup
 from saelens_adaptive_ortho.report.page.parts import (
     Drawing,
@@ -166,17 +166,9 @@ def _section(
             for shown in info.figures
             if shown.name in figures
         ],
-        took="" if found.seconds is None else _duration(found.seconds),
+        took="" if found.seconds is None else duration(found.seconds),
     )
 
 
 def _gap(gap: GapGroup) -> str:
     return f"{_GAP_WORDS[gap.kind]}, {gap.saes}: {gap.reason}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{number(seconds, 1 if seconds < 10 else 0)} s"
-    if seconds < 5400:
-        return f"{number(seconds / 60, 1)} min"
-    return f"{number(seconds / 3600, 1)} h"
