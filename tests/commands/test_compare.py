@@ -34,10 +34,11 @@ from saelens_adaptive_ortho.training import lockstep
 from saelens_adaptive_ortho.training.runner import Prepared
 
 pytest.importorskip("sae_bench")
-# SAEBench's store warns about its own tensor copies and about short data sets.
+# SAEBench's store warns about its own tensor copies. What we serve it must give no other warning.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:To copy construct:UserWarning"),
-    pytest.mark.filterwarnings("ignore:The training dataset contains fewer:UserWarning"),
+    pytest.mark.filterwarnings("error:The training dataset contains fewer:UserWarning"),
+    pytest.mark.filterwarnings("error:All samples in the training dataset:UserWarning"),
 ]
 
 VARIANTS = {"baseline": {"ortho_mode": "off"}, "adaptive": {}}

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,10 @@ def block_of(sae: SAE[Any]) -> int:
     return int(parts[1])
 
 
+# SAELens's store warns that our held-out contexts are few for a training.
+NO_TRAINING_DATA = ("The training dataset contains fewer", "All samples in the training dataset")
+
+
 @contextmanager
 def session(context: EvalContext) -> Iterator[Path]:
     """Inside the block, SAEBench gets our model for any name, and runs in the yielded folder.
@@ -69,7 +74,10 @@ def session(context: EvalContext) -> Iterator[Path]:
         model_served(context.model),
         replaced(torch, "load", _tensors_only(torch.load)),
         contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
     ):
+        for message in NO_TRAINING_DATA:
+            warnings.filterwarnings("ignore", message=message)
         os.chdir(folder)
         jaxtyping.config.update("jaxtyping_disable", True)
         try:
