@@ -225,12 +225,17 @@ def without_defaults_added_later(sae: dict[str, Any]) -> dict[str, Any]:
     """Fields of an SAE config by name, for a digest of settings.
 
     Some fields were added after runs had been saved. Such a field is left out if it changes
-    nothing, so that the digests of the saved runs do not change.
+    nothing, so that the digests of the saved runs do not change. If the same fields now learn
+    something else, the version of the penalty changes the digest.
     """
     absent = set() if sae["ortho_settings"] else {"ortho_settings"}
     if not (sae["ortho_forget_rows"] and separation_coefficient(SimpleNamespace(**sae))):
         absent |= {"ortho_separation", "ortho_separated", "ortho_sharing_ratio"}
-    return {k: v for k, v in sae.items() if k not in absent}
+    kept = {k: v for k, v in sae.items() if k not in absent}
+    penalty = penalty_named("ortho_mode", sae["ortho_mode"])
+    if penalty is not None and penalty.version > 1:
+        kept["ortho_version"] = penalty.version
+    return kept
 
 
 def ortho_field_names() -> list[str]:

@@ -18,15 +18,18 @@ from saelens_adaptive_ortho.host.separation_mixin import SeparationMixin, as_row
 from saelens_adaptive_ortho.maths import coactivation, grouping, neighbours, schedule
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.maths.coactivation import CoactivationState
-from saelens_adaptive_ortho.maths.directions import decoder_directions
+from saelens_adaptive_ortho.maths.device import moved
+from saelens_adaptive_ortho.maths.directions import compared_directions
 from saelens_adaptive_ortho.maths.grouping import GroupSummary
-from saelens_adaptive_ortho.maths.penalties import PairStatistics, PenaltyInputs
+from saelens_adaptive_ortho.maths.penalties import ChosenPairs, PairStatistics, PenaltyInputs
 
 STATE_FIELDS = CoactivationState._fields
 SCALE_DECAY = 0.99
 # Steps between checks of the neighbour lists, and number of latents that a check looks at.
 CHECK_EVERY = 5
 CHECKED_LATENTS = 512
+# Buffers that checkpoints have only since pairs are kept between steps, and their first value.
+KEPT_PAIRS = {"ortho_partner": -1, "ortho_push": 0}
 
 
 class AdaptiveOrthoMixin(SeparationMixin):
@@ -45,6 +48,7 @@ class AdaptiveOrthoMixin(SeparationMixin):
         self._ortho_penalty = penalty_of(cfg)
         self._ortho_affinity = AFFINITIES.find("ortho_affinity", cfg.ortho_affinity)
         self._ortho_settings: Any = None
+        self._ortho_read: tuple[Tensor, int, int] | None = None  # see _searched_at
         if self._ortho_penalty is None:
             return  # no buffers, so the state dict also equals that of the stock class
         self._ortho_settings = self._ortho_penalty.own_settings(cfg.ortho_settings)
@@ -70,6 +74,12 @@ class AdaptiveOrthoMixin(SeparationMixin):
         self.register_buffer("ortho_group_ids", torch.arange(cfg.d_sae, device=device))
         inactive = torch.full((cfg.d_sae,), grouping.INACTIVE, device=device)
         self.register_buffer("ortho_domain_ids", inactive)
+        if self._ortho_penalty.choose is None:
+            return
+        # The kept pair of each latent; -1 before the first choice. See ChosenPairs.
+        unset = torch.full((cfg.d_sae,), KEPT_PAIRS["ortho_partner"], device=device)
+        self.register_buffer("ortho_partner", unset)
+        self.register_buffer("ortho_push", torch.zeros(2, cfg.d_sae, device=device))
 
     # ------------------------------------------------------------------ loss
 
@@ -134,17 +144,24 @@ class AdaptiveOrthoMixin(SeparationMixin):
         return self.ortho_scale[0] / self.ortho_scale[1]
 
     def _penalty(self, step: int) -> Tensor:
-        penalty = self._ortho_penalty
-        assert penalty is not None
-        return penalty.loss(
-            PenaltyInputs(
-                W_dec=self.W_dec,
-                cfg=self.cfg,
-                step=step,
-                settings=self._ortho_settings,
-                lists=self.ortho_pairs() if penalty.needs_lists else None,
-            )
+        assert self._ortho_penalty is not None
+        kept = ChosenPairs(self.ortho_partner, self.ortho_push) if self._chooses() else None
+        return self._ortho_penalty.loss(self._penalty_inputs(step, kept))
+
+    def _penalty_inputs(self, step: int, kept: ChosenPairs | None) -> PenaltyInputs:
+        return PenaltyInputs(
+            W_dec=self.W_dec,
+            cfg=self.cfg,
+            step=step,
+            settings=self._ortho_settings,
+            lists=self.ortho_pairs() if self._keeps_lists() else None,
+            kept=kept,
         )
+
+    def _chooses(self) -> bool:
+        """Whether the penalty chooses pairs and uses them during the run."""
+        penalty = self._ortho_penalty
+        return penalty is not None and penalty.choose is not None and ortho_coefficient(self.cfg) > 0
 
     # ------------------------------------------------- statistics and groups
 
@@ -189,13 +206,20 @@ class AdaptiveOrthoMixin(SeparationMixin):
             return
         step, first = step_input.n_training_steps, self._ortho_groups is None
         # At the first step of a process, a resumed SAE has lists and a new SAE has none, even if
-        # its training does not start at step 0.
-        if (first and int(self.ortho_searched) < 0) or self._search_due(step):
+        # its training does not start at step 0. The same is true of the chosen pairs.
+        search = (first and self._searched_at() < 0) or self._search_due(step)
+        regroup = step % self.cfg.ortho_refresh_every == 0
+        if search:
             self.ortho_search(step)
-        if step % self.cfg.ortho_refresh_every == 0:
+        if regroup:
             self.ortho_regroup()
         elif first:
             self._ortho_groups = self._summarise_groups(self.ortho_group_ids)
+        if not self._chooses():
+            return
+        counted = (step - 1) % self.cfg.ortho_statistics_every == 0  # at the end of the last step
+        if search or regroup or counted or (first and int(self.ortho_partner[0]) < 0):
+            self.ortho_choose(step)
 
     def _search_due(self, step: int) -> bool:
         longest = self.cfg.ortho_refresh_every
@@ -204,10 +228,20 @@ class AdaptiveOrthoMixin(SeparationMixin):
         every = min(CHECK_EVERY, longest)
         if step % every:
             return False  # avoids reading from the device
-        if step - int(self.ortho_searched) >= longest:
+        if step - self._searched_at() >= longest:
             return True
         rows = neighbours.sampled_rows(self.cfg.d_sae, CHECKED_LATENTS, step // every)
         return self.ortho_check(rows) < self.cfg.ortho_min_captured
+
+    def _searched_at(self) -> int:
+        """The step of the last search. It is read from the device only once."""
+        buffer = self.ortho_searched
+        if self._ortho_read is not None:
+            read, version, step = self._ortho_read
+            if read is buffer and version == buffer._version:
+                return step
+        self._ortho_read = buffer, buffer._version, int(buffer)
+        return self._ortho_read[2]
 
     @torch.no_grad()
     def _after_step(self, step_input: TrainStepInput, output: TrainStepOutput) -> None:
@@ -221,7 +255,9 @@ class AdaptiveOrthoMixin(SeparationMixin):
             latest, lowest, total, number = self.ortho_captured
             output.metrics["ortho_captured"] = latest
             output.metrics["ortho_captured_lowest"] = lowest
-            output.metrics["ortho_captured_mean"] = torch.where(number > 0, total / number, 1.0)
+            output.metrics["ortho_captured_mean"] = lambda: torch.where(
+                number > 0, total / number, 1.0
+            )
         if self._ortho_groups is not None:
             for name, value in self._ortho_groups._asdict().items():
                 output.metrics[f"ortho_groups/{name}"] = value
@@ -236,7 +272,7 @@ class AdaptiveOrthoMixin(SeparationMixin):
             self.ortho_state,
             acts,
             self.ortho_neighbours,
-            signs.to(acts.device),
+            moved(signs, acts.device),
             cfg.ortho_statistics_decay,
             cfg.ortho_forget_rows,
             None if self._unit_rows() else self.W_dec.detach().float().norm(dim=-1),
@@ -245,7 +281,7 @@ class AdaptiveOrthoMixin(SeparationMixin):
     @torch.no_grad()
     def ortho_check(self, rows: Tensor) -> float:
         """Measure the captured share of the latents ``rows`` [k] and record it."""
-        directions = self._compared_directions()
+        directions = compared_directions(self.W_dec)
         share = neighbours.captured_share(
             directions, self.ortho_neighbours, rows.to(directions.device)
         )
@@ -254,22 +290,22 @@ class AdaptiveOrthoMixin(SeparationMixin):
         self.ortho_captured = torch.stack([share, lowest, total + share, number + 1])
         return float(share)
 
-    def _compared_directions(self) -> Tensor:
-        """Decoder directions for the neighbour search; in half precision on a GPU.
-
-        Half precision is many times faster there. Its rounding changes cosines by less than 1e-3, a
-        tenth of what a list may miss. The penalty itself is never computed from these directions.
-        """
-        directions = decoder_directions(self.W_dec.detach())
-        return directions.half() if directions.device.type == "cuda" else directions
-
     @torch.no_grad()
     def ortho_search(self, step: int) -> None:
         """Search the neighbours again and move the pair statistics to the new lists."""
-        found, _ = neighbours.top_similar(self._compared_directions(), self.cfg.ortho_neighbours)
+        found, _ = neighbours.top_similar(compared_directions(self.W_dec), self.cfg.ortho_neighbours)
         self.ortho_state = coactivation.retarget(self.ortho_state, self.ortho_neighbours, found)
         self.ortho_neighbours = found
         self.ortho_searched = torch.full_like(self.ortho_searched, step)
+        self._ortho_read = self.ortho_searched, self.ortho_searched._version, step
+
+    @torch.no_grad()
+    def ortho_choose(self, step: int) -> None:
+        """Choose the pair of each latent from lists and statistics, and keep it."""
+        assert self._ortho_penalty is not None
+        assert self._ortho_penalty.choose is not None
+        pairs = self._ortho_penalty.choose(self._penalty_inputs(step, kept=None))
+        self.ortho_partner, self.ortho_push = pairs.partner, pairs.push.float()
 
     @torch.no_grad()
     def ortho_regroup(self) -> None:
@@ -324,6 +360,8 @@ class AdaptiveOrthoMixin(SeparationMixin):
             if name in state_dict:
                 raw = state_dict[name].to(torch.uint8)
                 state_dict[name] = raw.view(buffer.dtype).reshape(buffer.shape)
+            elif name in KEPT_PAIRS:
+                state_dict[name] = torch.full(buffer.shape, KEPT_PAIRS[name], dtype=buffer.dtype)
 
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)

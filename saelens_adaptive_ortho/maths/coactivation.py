@@ -12,13 +12,15 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
-from saelens_adaptive_ortho.maths import typed
+from saelens_adaptive_ortho.maths import device, typed
 from saelens_adaptive_ortho.maths.neighbours import carry_over
 from saelens_adaptive_ortho.maths.sparse import Nonzeros, estimated_nonzeros
 
 # Number of firings whose neighbours are looked up at a time.
 FIRINGS_PER_BLOCK = 2**14
+GPU_FIRINGS_PER_BLOCK = 2**17  # few kernels, and less than 100 MiB
 # If a batch has more firings than both limits, only every n-th row is counted. This many firings
 # are enough for the statistics, and in an untrained dense SAE half of all latents fire.
 MOST_FIRINGS = 2**17
@@ -114,7 +116,8 @@ def update(
         norms: norms of the decoder rows if they are not 1. Activations are multiplied by them.
     """
     stride = _counted_rows(acts)
-    known = Nonzeros.known(acts) if stride == 1 else None
+    on_gpu = device.on_gpu(acts)
+    known = Nonzeros.known(acts) if stride == 1 and not on_gpu else None
     # With a stride, the forget rows are the first ceil(forget_rows / stride) counted rows.
     width = acts.shape[1] * stride  # distance in `flat` between two counted rows
     flat = acts.contiguous().view(-1)
@@ -123,47 +126,102 @@ def update(
     n, d_sae = acts.shape
     two_domains = state.samples.shape[0] == 2
     if known is None:
-        rows, latents = acts.nonzero(as_tuple=True)
+        # A GPU selects the positive ones at once. It waits only for their number.
+        rows, latents = (acts > 0 if on_gpu else acts).nonzero(as_tuple=True)
         values = flat[rows * width + latents]
     else:
         rows, latents, values, _ = known
-    if bool((values < 0).any()):
+    if not on_gpu and bool((values < 0).any()):
         positive = values > 0
         rows, latents, values = rows[positive], latents[positive], values[positive]
-
-    def for_unit_rows(a: Tensor, i: Tensor) -> Tensor:
-        return a.float() if norms is None else a.float() * norms[i]
-
-    values = for_unit_rows(values, latents)
+    values = values.float() if norms is None else values.float() * norms[latents]
+    fired = Nonzeros(rows, latents, values, acts.shape)
+    by_latent = fired.transposed()
+    if on_gpu:
+        joint = _joint_sums_on_gpu(by_latent, flat, width, neighbours, norms)
+    else:
+        joint = _joint_sums(fired, flat, width, neighbours, norms)
     new_samples = [forget_rows, n - forget_rows] if two_domains else [n]
     domains = (rows >= forget_rows).long() if two_domains else torch.zeros_like(rows)
-    new_fired = torch.bincount(domains * d_sae + latents, minlength=len(new_samples) * d_sae)
-    m = neighbours.shape[1]
-    new_joint, new_own, new_other = (state.joint.new_zeros(d_sae * m) for _ in range(3))
-    blocks = (torch.split(x, FIRINGS_PER_BLOCK) for x in (rows, latents, values))
+    new_fired = state.fired.new_zeros(state.fired.numel())
+    # Sums of ones are exact in any order.
+    new_fired.index_add_(0, domains * d_sae + latents, torch.ones_like(values))
+    by_latent = by_latent._replace(values=torch.ones_like(values))
+    return CoactivationState(
+        samples=state.samples * decay + device.numbers(new_samples, state.samples),
+        fired=state.fired * decay + new_fired.view(-1, d_sae),
+        joint=state.joint * decay + joint[0],
+        joint_samples=state.joint_samples * decay + n,
+        sketch=state.sketch * decay + by_latent.times(signs),
+        sketch_total=state.sketch_total * decay + signs.sum(0),
+        total=state.total * decay + fired.column_sums(),
+        squares=state.squares * decay + fired._replace(values=values.square()).column_sums(),
+        joint_own=state.joint_own * decay + joint[1],
+        joint_other=state.joint_other * decay + joint[2],
+    )
+
+
+def _joint_sums(
+    fired: Nonzeros,
+    flat: Float[Tensor, " entries"],
+    width: int,
+    neighbours: Int[Tensor, "d_sae m"],
+    norms: Float[Tensor, " d_sae"] | None,
+) -> Float[Tensor, "3 d_sae m"]:
+    """Number of joint firings of each pair, and the sums of ``a_i`` and of ``a_j`` over them.
+
+    Args:
+        fired: the firings, with activations for decoder rows of unit norm.
+        flat: all activations of the batch; entry ``row * width + latent``.
+        width: distance in ``flat`` between two counted rows.
+        neighbours: candidate pairs.
+        norms: norms of the decoder rows if they are not 1.
+    """
+    d_sae, m = neighbours.shape
+    sums = fired.values.new_zeros(3, d_sae * m)
+    blocks = (torch.split(x, FIRINGS_PER_BLOCK) for x in fired[:3])
     for r, i, a in zip(*blocks, strict=True):
         j = neighbours[i]
         others = flat.take((r * width).unsqueeze(1) + j)
         # Few neighbours of a latent fire with it, so only those are added up.
         firing, slot = (others > 0).nonzero(as_tuple=True)
         pair = i[firing] * m + slot
-        new_joint += torch.bincount(pair, minlength=d_sae * m)
-        new_own.index_add_(0, pair, a[firing])
-        new_other.index_add_(0, pair, for_unit_rows(others[firing, slot], j[firing, slot]))
-    fired = Nonzeros(rows, latents, values, acts.shape)
-    fired_as_ones = fired._replace(values=torch.ones_like(values))
-    return CoactivationState(
-        samples=state.samples * decay + torch.tensor(new_samples, device=acts.device),
-        fired=state.fired * decay + new_fired.view(-1, d_sae),
-        joint=state.joint * decay + new_joint.view_as(state.joint),
-        joint_samples=state.joint_samples * decay + n,
-        sketch=state.sketch * decay + fired_as_ones.transposed().times(signs),
-        sketch_total=state.sketch_total * decay + signs.sum(0),
-        total=state.total * decay + fired.column_sums(),
-        squares=state.squares * decay + fired._replace(values=values.square()).column_sums(),
-        joint_own=state.joint_own * decay + new_own.view_as(state.joint),
-        joint_other=state.joint_other * decay + new_other.view_as(state.joint),
-    )
+        other = others[firing, slot].float()
+        if norms is not None:
+            other = other * norms[j[firing, slot]]
+        sums[0] += torch.bincount(pair, minlength=d_sae * m)
+        sums[1].index_add_(0, pair, a[firing])
+        sums[2].index_add_(0, pair, other)
+    return sums.view(3, d_sae, m)
+
+
+def _joint_sums_on_gpu(
+    by_latent: Nonzeros,
+    flat: Float[Tensor, " entries"],
+    width: int,
+    neighbours: Int[Tensor, "d_sae m"],
+    norms: Float[Tensor, " d_sae"] | None,
+) -> Float[Tensor, "3 d_sae m"]:
+    """The same as :func:`_joint_sums`, in few large kernels whose sizes the host knows.
+
+    ``by_latent`` are the firings, transposed: those of a latent are next to each other. Their sums
+    then need no atomic additions and are the same in every run.
+    """
+    d_sae, m = neighbours.shape
+    starts = by_latent.starts()[:-1]
+    sums = by_latent.values.new_zeros(d_sae, 3 * m)
+    blocks = (torch.split(x, GPU_FIRINGS_PER_BLOCK) for x in by_latent[:3])
+    for block, (i, r, a) in enumerate(zip(*blocks, strict=True)):
+        j = neighbours[i]
+        others = flat.take((r * width).unsqueeze(1) + j).float().clamp(min=0)
+        fires = (others > 0).float()
+        if norms is not None:
+            others = others * norms[j]
+        table = torch.cat([fires, fires * a.unsqueeze(1), others], dim=1)
+        inside = (starts - block * GPU_FIRINGS_PER_BLOCK).clamp(0, len(i))
+        places = torch.arange(len(i), device=i.device)
+        sums += embedding_bag(places, table, inside, mode="sum")
+    return sums.view(d_sae, 3, m).transpose(0, 1)
 
 
 def _counted_rows(acts: Float[Tensor, "batch d_sae"]) -> int:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from saelens_adaptive_ortho.maths import typed
+from saelens_adaptive_ortho.maths import device, typed
 from saelens_adaptive_ortho.maths.sparse import sampled_product
 
 EPS = 1e-8
@@ -101,30 +101,76 @@ def nearest_rows(
 
 
 @torch.no_grad()
+def compared_directions(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_in"]:
+    """Decoder directions for comparisons: which latents are the most similar ones?
+
+    On a GPU they are in half precision, which is many times faster there. Its rounding changes
+    cosines by less than 1e-3. A penalty computes the cosine of a chosen pair from ``W_dec`` itself.
+    """
+    W = precise(W_dec.detach())
+    if not device.on_gpu(W):
+        return decoder_directions(W)
+    norms = typed.norms(W, keepdim=True).clamp(min=EPS)
+    return torch.div(W, norms, out=torch.empty_like(W, dtype=torch.float16))
+
+
+@torch.no_grad()
 def pair_cosines(
     W_dec: Float[Tensor, "d_sae d_in"], neighbours: Int[Tensor, "d_sae m"]
 ) -> Float[Tensor, "d_sae m"]:
-    """``c_ij`` of each latent with its candidates, without a gradient graph.
+    """``c_ij`` of each latent with its candidates, to choose among them, without a gradient graph.
 
-    No row is copied m times. On a CPU, a sampled product computes ``d_sae * m`` entries. In
-    compiled code it is one kernel. On other devices it is computed in blocks.
+    On a GPU they are the cosines of :func:`compared_directions`.
     """
-    (n, m), W = neighbours.shape, precise(W_dec)
-    if torch.compiler.is_compiling():
-        products = (W.unsqueeze(1) * W[neighbours]).sum(-1)
-    elif W.device.type == "cpu":
-        starts = torch.arange(0, n * m + 1, m)
-        products = sampled_product(W, W, starts, neighbours.reshape(-1)).view(n, m)
-    else:
-        products = _products_in_blocks(W, neighbours)
+    W = precise(W_dec)
+    if device.on_gpu(W):
+        return _products(compared_directions(W), neighbours).to(W.dtype)
     norms = row_norms(W)
-    return products / (norms.unsqueeze(1) * norms[neighbours])
+    return _products(W, neighbours) / (norms.unsqueeze(1) * norms[neighbours])
+
+
+@torch.no_grad()
+def partner_cosines(
+    W: Float[Tensor, "d_sae d_in"], partner: Int[Tensor, " d_sae"]
+) -> tuple[Float[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
+    """Norms ``||W_i||``, at least 1e-8, and ``c_ij`` of each latent with its one partner j.
+
+    Both are computed in the dtype of ``W``.
+    """
+    if device.on_gpu(W):  # both in one pass over W
+        itself = torch.arange(len(W), device=W.device)
+        squares, products = _products(W, torch.stack([itself, partner], dim=1)).unbind(1)
+        norms = squares.sqrt().clamp(min=EPS)
+    else:
+        norms = row_norms(W)
+        products = _products(W, partner.unsqueeze(1)).squeeze(1)
+    return norms, products / (norms * norms[partner])
+
+
+def _products(
+    W: Float[Tensor, "n d"], neighbours: Int[Tensor, "n m"]
+) -> Float[Tensor, "n m"]:
+    """``<W_i, W_j>`` of each row with its candidates. No row is copied m times.
+
+    A CPU computes a sampled product, a GPU one kernel, compiled code a fused one, and other devices
+    blocks.
+    """
+    n, m = neighbours.shape
+    if torch.compiler.is_compiling():
+        return (W.unsqueeze(1) * W[neighbours]).sum(-1)
+    if device.on_gpu(W):
+        rows = torch.arange(n, device=W.device).repeat_interleave(m)
+        return typed.row_products(W, rows, neighbours.reshape(-1)).view(n, m)
+    if W.device.type == "cpu":
+        starts = torch.arange(0, n * m + 1, m)
+        return sampled_product(W, W, starts, neighbours.reshape(-1)).view(n, m)
+    return _products_in_blocks(W, neighbours)
 
 
 def _products_in_blocks(
     W: Float[Tensor, "n d"], neighbours: Int[Tensor, "n m"], copied: int = 2**23
 ) -> Float[Tensor, "n m"]:
-    """``<W_i, W_j>`` in blocks of about ``copied`` numbers, which fit a GPU's cache."""
+    """``<W_i, W_j>`` in blocks of about ``copied`` numbers."""
     rows = max(1, copied // (neighbours.shape[1] * W.shape[1]))
     blocks = zip(torch.split(W, rows), torch.split(neighbours, rows), strict=True)
     return torch.cat([torch.einsum("nd,nmd->nm", W_i, W[j]) for W_i, j in blocks])

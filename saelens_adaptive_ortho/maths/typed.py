@@ -111,3 +111,14 @@ def sampled_product(places: Tensor, X: Tensor, Y: Tensor) -> Tensor:
         torch.sparse.sampled_addmm(places, X, Y, beta=0),  # pyright: ignore[reportUnknownMemberType]  # untyped in torch
     )
     return product.values()
+
+
+def row_products(X: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """``<X_i, X_j>`` for each i of ``rows`` and j of ``columns``, in one kernel without copies.
+
+    Products are added in float32 or wider.
+    """
+    # The operation behind embedding_bag's gradient for its per-sample weights. Its offsets are not
+    # used if the bag of each sample is given; mode 0 is the sum, and -1 means no padding.
+    product = torch.ops.aten._embedding_bag_per_sample_weights_backward
+    return cast(Tensor, product(X, X, columns, rows, rows, 0, -1))

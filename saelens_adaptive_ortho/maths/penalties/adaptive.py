@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelens_adaptive_ortho.maths.directions import need_pairs, pair_cosines, precise, row_norms
+from saelens_adaptive_ortho.maths.directions import need_pairs, pair_cosines
 from saelens_adaptive_ortho.maths.penalties.contract import (
     MEAN_COEFFICIENT,
     Penalty,
     PenaltyInputs,
 )
-from saelens_adaptive_ortho.maths.penalties.pair_cost import PairCost
+from saelens_adaptive_ortho.maths.penalties.pair_cost import ChosenPairs, pair_penalty
 
 # There are two defaults because ``uniform`` averages over latents, while ``energy`` sums shares of
 # the variance.
@@ -28,7 +28,27 @@ def adaptive_penalty(
 ) -> Float[Tensor, ""]:
     """``mean_i (w_ij * relu(c_ij))^2``, where ``j`` maximises ``w_ij * relu(c_ij)`` in ``N(i)``.
 
-    With energies it is ``sum_i min(e_i, e_j) (w_ij * relu(c_ij))^2``.
+    With energies it is ``sum_i min(e_i, e_j) (w_ij * relu(c_ij))^2``. It is the
+    :func:`~.pair_cost.pair_penalty` of :func:`choose_pairs`. A training chooses the pairs when the
+    statistics have changed, and keeps them between.
+
+    The gradient flows only through the chosen pair, as through ``max``. The backward pass stores
+    nothing of the decoder's size. The function is differentiable once.
+    """
+    return pair_penalty(W_dec, choose_pairs(W_dec, neighbours, weights, firing_rates, energies))
+
+
+@torch.no_grad()
+def choose_pairs(
+    W_dec: Float[Tensor, "d_sae d_in"],
+    neighbours: Int[Tensor, "d_sae m"],
+    weights: Float[Tensor, "d_sae m"],
+    firing_rates: Float[Tensor, " d_sae"] | None = None,
+    energies: Float[Tensor, " d_sae"] | None = None,
+) -> ChosenPairs:
+    """The partner ``j(i) = argmax_{j in N(i)} w_ij * relu(c_ij)`` of each latent.
+
+    The factor of its cost is ``f_i = w_ij^2 / n``, and with energies ``w_ij^2 min(e_i, e_j)``.
 
     Args:
         W_dec: decoder rows of any norm.
@@ -41,25 +61,25 @@ def adaptive_penalty(
             then costs what its weaker latent contributes along the other's direction. The penalty
             on a rare latent is therefore small, and a silent latent has none.
 
-    The gradient flows only through the chosen pair, as through ``max``. The backward pass stores
-    nothing of the decoder's size. The function is differentiable once.
+    Raises:
+        ValueError: fewer than two directions.
     """
-    n, W = W_dec.shape[0], precise(W_dec)
+    n = len(W_dec)
     need_pairs(n)
-    weights = weights.to(W.dtype)
-    cosines = pair_cosines(W, neighbours)
+    cosines = pair_cosines(W_dec, neighbours)
+    weights = weights.to(cosines.dtype)
     slot = (weights * cosines.relu()).argmax(dim=-1, keepdim=True)
-    chosen = neighbours.gather(1, slot).squeeze(1)
-    weight, cosine = (x.gather(1, slot).squeeze(1) for x in (weights, cosines))
-    share = torch.full_like(cosine, 1 / n)
-    if energies is not None:
-        share = torch.minimum(energies, energies[chosen]).to(cosine.dtype)
-    factor = share * weight.square()
-    pushed = torch.ones_like(factor), torch.ones_like(factor)
+    partner, weight = (x.gather(1, slot).squeeze(1) for x in (neighbours, weights))
+    factor = weight.square()
+    if energies is None:
+        factor = factor / n
+    else:
+        factor = factor * torch.minimum(energies, energies[partner]).to(factor.dtype)
+    pushes = torch.ones_like(factor), torch.ones_like(factor)
     if firing_rates is not None:
-        rate_j = firing_rates[chosen]
-        pushed = (firing_rates <= rate_j).to(factor), (rate_j <= firing_rates).to(factor)
-    return PairCost.apply(W, row_norms(W), chosen, cosine.relu(), factor, *pushed)  # type: ignore[no-any-return]
+        rate_j = firing_rates[partner]
+        pushes = firing_rates <= rate_j, rate_j <= firing_rates
+    return ChosenPairs(partner, torch.stack([factor * push for push in pushes]))
 
 
 def pair_weights(affinity: Float[Tensor, "d_sae m"], alpha: float) -> Float[Tensor, "d_sae m"]:
@@ -76,9 +96,9 @@ def pair_weights(affinity: Float[Tensor, "d_sae m"], alpha: float) -> Float[Tens
     return 1.0 - alpha * affinity
 
 
-def _loss(inputs: PenaltyInputs) -> Tensor:
+def _choose(inputs: PenaltyInputs) -> ChosenPairs:
     cfg, pairs = inputs.cfg, inputs.pairs
-    return adaptive_penalty(
+    return choose_pairs(
         inputs.W_dec,
         pairs.neighbours,
         pair_weights(pairs.affinities(), cfg.ortho_alpha),
@@ -92,7 +112,9 @@ ADAPTIVE = Penalty(
     help="squared cosine of the most similar latents, reduced for pairs that may share: "
     "sum_i max_j min(e_i, e_j) ((1 - alpha s_ij) relu(c_ij))^2",
     fields=("ortho_alpha", "ortho_ordering", "ortho_weighting"),
-    loss=_loss,
+    loss=lambda inputs: pair_penalty(inputs.W_dec, inputs.chosen),
+    choose=_choose,
     needs_lists=True,
     coefficient=lambda cfg: DEFAULT_COEFFICIENTS[cfg.ortho_weighting],
+    version=2,  # 1 chose the pairs at every step
 )

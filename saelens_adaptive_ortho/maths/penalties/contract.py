@@ -19,6 +19,7 @@ from torch import Tensor
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.maths import coactivation
 from saelens_adaptive_ortho.maths.coactivation import CoactivationState
+from saelens_adaptive_ortho.maths.penalties.pair_cost import ChosenPairs
 from saelens_adaptive_ortho.settings import parse
 
 MEAN_COEFFICIENT = 0.05
@@ -87,6 +88,7 @@ class PenaltyInputs:
         step: number of training steps before this one.
         settings: the penalty's own settings, an instance of :attr:`Penalty.settings`.
         lists: candidate pairs and statistics; None unless the penalty needs lists.
+        kept: pairs that :attr:`Penalty.choose` has chosen; None without it, and while it chooses.
     """
 
     W_dec: Float[Tensor, "d_sae d_in"]
@@ -94,6 +96,7 @@ class PenaltyInputs:
     step: int
     settings: Any = None
     lists: PairStatistics | None = None
+    kept: ChosenPairs | None = None
 
     @property
     def pairs(self) -> PairStatistics:
@@ -105,6 +108,17 @@ class PenaltyInputs:
         if self.lists is None:
             raise RuntimeError("a penalty that uses pairs must be declared with needs_lists=True.")
         return self.lists
+
+    @property
+    def chosen(self) -> ChosenPairs:
+        """The pairs that :attr:`Penalty.choose` has chosen.
+
+        Raises:
+            RuntimeError: the penalty has no ``choose``.
+        """
+        if self.kept is None:
+            raise RuntimeError("a penalty that uses chosen pairs must be declared with choose=...")
+        return self.kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +132,10 @@ class Penalty:
             torch's global random state.
         fields: ``ortho_*`` fields that the loss reads, besides :data:`LIST_FIELDS`.
         needs_lists: whether the SAE keeps neighbour lists and co-activation statistics for it.
+        choose: function that chooses one pair for each latent from the lists. The SAE calls it,
+            without a gradient, when lists, groups or statistics have changed, and keeps the pairs
+            for the ``loss`` of the steps between. None if the loss chooses for itself. It needs
+            ``needs_lists``.
         coefficient: function that returns the default lambda for a config.
         every: function that returns n for a config. The penalty applies on every n-th step, with n
             times the coefficient.
@@ -125,6 +143,8 @@ class Penalty:
             other.
         settings: dataclass of settings that only this penalty has, given as ``ortho_settings``.
             Rules of one setting belong in its ``__post_init__``. None if there are no settings.
+        version: raised when the same settings learn something else. Digests of runs contain it
+            from 2 on, so finished runs of an earlier version train again.
     """
 
     name: str
@@ -132,12 +152,16 @@ class Penalty:
     loss: Callable[[PenaltyInputs], Tensor]
     fields: tuple[str, ...] = ()
     needs_lists: bool = False
+    choose: Callable[[PenaltyInputs], ChosenPairs] | None = None
     coefficient: Callable[[Any], float] = lambda cfg: MEAN_COEFFICIENT  # noqa: ARG005
     every: Callable[[Any], int] = lambda cfg: 1  # noqa: ARG005
     check: Callable[[Any], None] = lambda cfg: None  # noqa: ARG005
     settings: type[Any] | None = None
+    version: int = 1
 
     def __post_init__(self) -> None:
+        if self.choose is not None and not self.needs_lists:
+            raise TypeError(f"the penalty {self.name!r} chooses pairs, so it needs needs_lists=True.")
         if self.settings is not None and not dataclasses.is_dataclass(self.settings):
             raise TypeError(f"settings of the penalty {self.name!r} must be a dataclass.")
 

@@ -6,15 +6,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saelens_adaptive_ortho.maths import device
 from saelens_adaptive_ortho.maths.directions import (
+    compared_directions,
     decoder_directions,
     nearest_rows,
     need_pairs,
+    partner_cosines,
     precise,
     row_norms,
 )
 from saelens_adaptive_ortho.maths.penalties.contract import Penalty, PenaltyInputs
 from saelens_adaptive_ortho.maths.penalties.pair_cost import PairCost
+
+# Rows of a square block of cosines on a GPU: large, so that few kernels are launched.
+GPU_BLOCK = 4096
 
 
 def chunk_permutation(n: int, seed: int, step: int) -> Int[Tensor, " n"]:
@@ -38,7 +44,8 @@ def fixed_penalty(
     divides the latents into ``K = ceil(d_sae / chunk_size)`` chunks whose sizes differ by at most
     one. The cost is ``d_sae * chunk_size * d_in / 2``, in blocks. The gradient flows only through
     the pair of the maximum, as through ``max``, so no [chunk, chunk] matrix is stored. The function
-    is differentiable once.
+    is differentiable once. On a GPU, the maximum is searched in half precision; the cosine of the
+    chosen pair is exact.
 
     Raises:
         ValueError: fewer than two directions, or a chunk size below two.
@@ -49,15 +56,23 @@ def fixed_penalty(
         raise ValueError(f"chunk_size must be at least 2 to hold a pair, got {chunk_size}.")
     # At most n // 2 chunks, so that every chunk has at least two latents.
     n_chunks = max(1, min(-(-n // chunk_size), n // 2))
-    chunks = permutation.to(W.device).tensor_split(n_chunks)
+    chunks = device.moved(permutation, W.device).tensor_split(n_chunks)
+    on_gpu = device.on_gpu(W)
+    directions = compared_directions(W) if on_gpu else None
     chosen = torch.empty_like(permutation, device=W.device)
     cosine, factor = W.new_empty(n), W.new_empty(n)
     for chunk in chunks:
-        cosine[chunk], nearest = nearest_rows(decoder_directions(W.detach()[chunk]))
+        if directions is None:
+            cosine[chunk], nearest = nearest_rows(decoder_directions(W.detach()[chunk]))
+        else:
+            _, nearest = nearest_rows(directions[chunk], GPU_BLOCK)
         chosen[chunk] = chunk[nearest]
         factor[chunk] = 1 / (n_chunks * len(chunk))
-    both = torch.ones_like(factor)
-    return PairCost.apply(W, row_norms(W), chosen, cosine, factor, both, both)  # type: ignore[no-any-return]
+    if on_gpu:
+        norms, cosine = partner_cosines(W, chosen)
+    else:
+        norms = row_norms(W)
+    return PairCost.apply(W, norms, chosen, cosine, factor.expand(2, -1))  # type: ignore[no-any-return]
 
 
 def _loss(inputs: PenaltyInputs) -> Tensor:
