@@ -173,7 +173,8 @@ class Stepper:
     def kinds(self, search_every: int = SEARCH_EVERY) -> dict[str, Kind]:
         """Return the kinds of steps, each with its share of all steps.
 
-        A step that both counts statistics and checks the lists is counted as one step of each kind.
+        A step of two kinds, for example one that counts statistics and checks the lists, is counted
+        as one step of each kind, and as one plain step less.
         Lists are searched when groups are formed, and in between if ``search_every`` is shorter.
         """
         cfg = self.sae.cfg
@@ -191,10 +192,12 @@ class Stepper:
             }
         refresh = 1 / cfg.ortho_refresh_every
         search = max(0.0, 1 / search_every - refresh)
+        # Pairs are chosen at the step after a count, so a check alone is two checks later.
         return {
-            "plain": Kind(ORIGIN + 1, 1 - 1 / count - 1 / check),
+            "plain": Kind(ORIGIN + 2, 1 - 2 / count - 1 / check),
             "counted": Kind(ORIGIN + count, 1 / count - refresh),
-            "checked": Kind(ORIGIN + check, 1 / check - search),
-            "searched": Kind(ORIGIN + check, search, search=True),
+            "chosen": Kind(ORIGIN + 1, 1 / count),
+            "checked": Kind(ORIGIN + 2 * check, 1 / check - search),
+            "searched": Kind(ORIGIN + 2 * check, search, search=True),
             "refreshed": Kind(ORIGIN, refresh, search=True),
         }

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from saelens_adaptive_ortho.maths import typed
+from saelens_adaptive_ortho.maths import device, typed
 from saelens_adaptive_ortho.maths.sparse import Nonzeros
 
 
@@ -44,7 +44,7 @@ def update_rates(
 ) -> CorpusRates:
     """Add the firings of one batch. Rows ``[0:forget_rows]`` come from the forget corpus."""
     n, d_sae = acts.shape
-    samples = torch.tensor([forget_rows, n - forget_rows], device=acts.device)
+    samples = device.numbers([forget_rows, n - forget_rows], counts.samples)
     found = Nonzeros.known(acts)
     if found is None:
         parts = (acts[:forget_rows], acts[forget_rows:])
@@ -56,7 +56,9 @@ def update_rates(
 
 
 def _firings(acts: Float[Tensor, "rows d_sae"]) -> Float[Tensor, " d_sae"]:
-    """``(acts > 0).sum(0)``, block by block, so that no second tensor of this size is made."""
+    """``(acts > 0).sum(0)``. On a CPU block by block, so that no second tensor is made."""
+    if device.on_gpu(acts):
+        return (acts > 0).sum(0, dtype=torch.float32)
     fired = torch.zeros(acts.shape[1], device=acts.device)
     for block in _blocks(acts):
         signs = block.clamp(min=0).sign_().to(fired.dtype)

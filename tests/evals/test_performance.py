@@ -44,6 +44,10 @@ def test_kinds_cover_all_steps(base: str, variant: Variant) -> None:
         assert counted.number % count == 0 != counted.number % CHECK_EVERY
         assert checked.share + searched.share == pytest.approx(1 / CHECK_EVERY)
         assert checked.number % CHECK_EVERY == 0 != checked.number % count
+        assert kinds["chosen"].share == 1 / count
+        assert (kinds["chosen"].number - 1) % count == 0 != kinds["chosen"].number % CHECK_EVERY
+        for name in ("plain", "counted", "checked"):
+            assert (kinds[name].number - 1) % count != 0
         assert kinds["plain"].number % count != 0 != kinds["plain"].number % CHECK_EVERY
     if variant.name == "fixed, every 5th":
         assert kinds["penalty"] == (ORIGIN, 0.2, False)
@@ -51,16 +55,19 @@ def test_kinds_cover_all_steps(base: str, variant: Variant) -> None:
 
 def test_adaptive_step_does_what_its_kind_says() -> None:
     stepper, batch = Stepper("batchtopk", BY_NAME["adaptive"], TINY), activations(TINY)
-    lists, samples, measured = [], [], []
+    lists, samples, measured, partners = [], [], [], []
     kinds = stepper.kinds()
-    for name in ("refreshed", "counted", "checked", "plain"):
+    for name in ("refreshed", "counted", "checked", "plain", "chosen"):
         stepper.step(batch, kinds[name].number, kinds[name].search)
         lists.append(stepper.sae.ortho_neighbours)
         samples.append(float(stepper.sae.ortho_samples))
         measured.append(int(stepper.sae.ortho_captured[-1]))
+        partners.append(stepper.sae.ortho_partner)
     assert all(later is lists[0] for later in lists[1:])
-    assert 0 < samples[0] < samples[1] == samples[2] == samples[3]
-    assert measured == [0, 0, 1, 1]
+    assert 0 < samples[0] < samples[1] == samples[2] == samples[3] == samples[4]
+    assert measured == [0, 0, 1, 1, 1]
+    assert all(kept is partners[0] for kept in partners[:4])
+    assert partners[4] is not partners[0]
     stepper.step(batch, kinds["refreshed"].number, search=True)
     assert stepper.sae.ortho_neighbours is not lists[0]
 

@@ -133,7 +133,8 @@ def test_buffers_exist_only_with_needs_lists(build_sae: Build) -> None:
     norms = build_sae(TOPK, **NORMS)
     assert [k for k in norms.state_dict() if k.startswith("ortho_")] == ["ortho_scale"]
     pairs, ours = build_sae(TOPK, **TOYS["lists"]), build_sae(TOPK)
-    assert pairs.state_dict().keys() == ours.state_dict().keys()
+    assert ours.state_dict().keys() - pairs.state_dict().keys() == {"ortho_partner", "ortho_push"}
+    assert pairs.state_dict().keys() < ours.state_dict().keys()
 
 
 def test_plugin_affinity_weighs_candidate_pairs(

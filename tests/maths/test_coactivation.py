@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saelens_adaptive_ortho.maths import coactivation
+from saelens_adaptive_ortho.maths import coactivation, device
 from saelens_adaptive_ortho.maths.affinity import (
     lift_affinity,
     overlap_affinity,
@@ -51,12 +51,15 @@ def hand_state(joint: float, fired: tuple[float, float], samples: float) -> Coac
 PAIR = torch.tensor([[1], [0]])
 
 
+@pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("block", [7, 2**18])
 @pytest.mark.parametrize(("n_domains", "forget_rows"), [(1, 0), (2, 3), (2, 9)])
 def test_update_equals_double_loop(
-    monkeypatch: pytest.MonkeyPatch, n_domains: int, forget_rows: int, block: int
+    monkeypatch: pytest.MonkeyPatch, n_domains: int, forget_rows: int, block: int, gpu: bool
 ) -> None:
+    monkeypatch.setattr(device, "on_gpu", lambda _: gpu)
     monkeypatch.setattr(coactivation, "FIRINGS_PER_BLOCK", block)
+    monkeypatch.setattr(coactivation, "GPU_FIRINGS_PER_BLOCK", block)
     decay, neighbours = 0.5, ring_neighbours()
     state = empty_state(D, M, R, n_domains)
     batches = [random_batch(seed) for seed in (1, 2, 3)]
@@ -139,6 +142,22 @@ def test_norms_scale_activations_to_unit_rows() -> None:
     scaled = update(state, batch * norms, ring_neighbours(), signs, 1.0)
     for a, b in zip(found, scaled, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpu_path_equals_cpu_path(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    batch = (random_batch(1) - 0.1 * (random_batch(2) > 0)).to(dtype)  # some are negative
+    assert bool((batch < 0).any())
+    norms = torch.linspace(0.5, 2.0, D)
+    arguments = (ring_neighbours(), random_signs(N, R, 0, 0), 0.9, 3, norms)
+    found = []
+    for gpu in (False, True):
+        monkeypatch.setattr(device, "on_gpu", lambda _, gpu=gpu: gpu)
+        found.append(update(empty_state(D, M, R, 2), batch, *arguments))
+    for name, expected in found[0]._asdict().items():
+        torch.testing.assert_close(getattr(found[1], name), expected)
+        assert getattr(found[1], name).dtype == torch.float32
+    assert found[1].joint.max() > 2
 
 
 def test_decay_scales_old_counts() -> None:

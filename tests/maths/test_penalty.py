@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from saelens_adaptive_ortho.maths import device
 from saelens_adaptive_ortho.maths.directions import (
     _products_in_blocks,
     decoder_directions,
@@ -20,9 +21,14 @@ from saelens_adaptive_ortho.maths.directions import (
     pair_cosines,
 )
 from saelens_adaptive_ortho.maths.neighbours import top_similar
-from saelens_adaptive_ortho.maths.penalties.adaptive import adaptive_penalty, pair_weights
+from saelens_adaptive_ortho.maths.penalties.adaptive import (
+    adaptive_penalty,
+    choose_pairs,
+    pair_weights,
+)
 from saelens_adaptive_ortho.maths.penalties.fixed import chunk_permutation, fixed_penalty
 from saelens_adaptive_ortho.maths.penalties.gram import gram_penalty
+from saelens_adaptive_ortho.maths.penalties.pair_cost import pair_penalty
 
 examples = settings(max_examples=15, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -298,6 +304,80 @@ def test_max_cosines_equal_double_loop(block_size: int) -> None:
     slow = [max(cosine(W[i], W[j]) for j in range(12) if j != i) for i in range(12)]
     fast = max_cosines(W, block_size)
     torch.testing.assert_close(fast, torch.stack(slow), rtol=1e-12, atol=1e-14)
+
+
+# ------------------------------------------------ kept pairs, paths for a GPU
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code for a GPU, on the CPU."""
+    monkeypatch.setattr(device, "on_gpu", lambda _: True)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("rates", [None, random_weights((12,), 3)], ids=["symmetric", "ordered"])
+@pytest.mark.parametrize("energies", [None, random_weights((12,), 4)], ids=["uniform", "energy"])
+def test_adaptive_on_gpu_path_equals_double_loop(
+    rates: Tensor | None, energies: Tensor | None
+) -> None:
+    W = random_decoder()
+    W[4] *= 1e-5  # half precision does not hold such numbers
+    W[5] *= 1e6
+    W.requires_grad_()
+    neighbours, weights = random_neighbours(12, 5), random_weights((12, 5))
+    fast = adaptive_penalty(W, neighbours, weights, rates, energies)
+    assert_same_loss(fast, naive_adaptive(W, neighbours, weights, rates, energies), W)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_zero_row_on_gpu_path_is_in_no_pair() -> None:
+    W = random_decoder()
+    W[3] = 0
+    W.requires_grad_()
+    loss = adaptive_penalty(W, random_neighbours(12, 11), torch.ones(12, 11))
+    gradient = value_and_gradient(loss, W)[1]
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum(1).nonzero().flatten().tolist() == [0, 1, 2, *range(4, 12)]
+
+
+@pytest.mark.usefixtures("gpu")
+def test_fixed_on_gpu_path_equals_double_loop() -> None:
+    W = random_decoder().requires_grad_()
+    permutation = chunk_permutation(12, seed=5, step=1)
+    chunks = [chunk.tolist() for chunk in permutation.split([4, 4, 4])]
+    assert_same_loss(fixed_penalty(W, permutation, 5), naive_fixed(W, chunks), W)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_gpu_path_chooses_in_half_precision_and_measures_exactly() -> None:
+    W = random_decoder(200, 64).float()
+    neighbours, weights = top_similar(decoder_directions(W), 16)[0], torch.ones(200, 16)
+    D = decoder_directions(W.double())
+    cosines = (D @ D.T).gather(1, neighbours)
+    rough = pair_cosines(W, neighbours).double()
+    assert 0 < (rough - cosines).abs().max() < 1e-3
+    pairs = choose_pairs(W, neighbours, weights)
+    exact = (D * D[pairs.partner]).sum(1)
+    assert (exact >= cosines.amax(1) - 2e-3).all()
+    loss = exact.relu().square().mean().float()
+    torch.testing.assert_close(pair_penalty(W, pairs), loss, rtol=1e-6, atol=0)
+
+
+def test_layout_is_kept_until_the_partners_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    W = random_decoder().requires_grad_()
+    pairs = choose_pairs(W, random_neighbours(12, 5), random_weights((12, 5)))
+
+    def gradient(gpu: bool) -> Tensor:
+        monkeypatch.setattr(device, "on_gpu", lambda _: gpu)
+        return value_and_gradient(pair_penalty(W, pairs), W)[1]
+
+    first, layout = gradient(True), pairs.partner._ortho_layout[1]
+    assert torch.equal(gradient(True), first)
+    assert pairs.partner._ortho_layout[1] is layout
+    pairs.partner.copy_((torch.arange(12) + 5) % 12)
+    torch.testing.assert_close(gradient(True), gradient(False))
+    assert not torch.allclose(gradient(True), first)
 
 
 # ---------------------------------------------------------- stop-gradients

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -59,12 +60,22 @@ def inputs(cfg: Any, lists: bool) -> PenaltyInputs:
     )
 
 
+def loss_of(penalty: Penalty, given: PenaltyInputs) -> torch.Tensor:
+    """The loss of one step in which the pairs are chosen, if the penalty chooses."""
+    return penalty.loss(given if penalty.choose is None else chosen(penalty, given))
+
+
+def chosen(penalty: Penalty, given: PenaltyInputs) -> PenaltyInputs:
+    assert penalty.choose is not None
+    return dataclasses.replace(given, kept=penalty.choose(given))
+
+
 @every_penalty
 def test_penalty_reads_exactly_its_declared_fields(penalty: Penalty) -> None:
     assert {*penalty.fields, *LIST_FIELDS} <= {*ortho_field_names()}
     assert not {*penalty.fields} & ({*LIST_FIELDS} - {"ortho_seed"})
     cfg = Recorder()
-    loss = penalty.loss(inputs(cfg, penalty.needs_lists))
+    loss = loss_of(penalty, inputs(cfg, penalty.needs_lists))
     penalty.coefficient(cfg)
     penalty.every(cfg)
     assert cfg.read == {*penalty.fields}
@@ -76,11 +87,11 @@ def test_penalty_reads_exactly_its_declared_fields(penalty: Penalty) -> None:
 def test_penalty_leaves_global_rng_alone(penalty: Penalty) -> None:
     before = torch.get_rng_state()
     given = inputs(Recorder(), penalty.needs_lists)
-    first = penalty.loss(given)
+    first = loss_of(penalty, given)
     torch.rand(3)
-    assert torch.equal(penalty.loss(given), first)
+    assert torch.equal(loss_of(penalty, given), first)
     torch.set_rng_state(before)
-    penalty.loss(given)
+    loss_of(penalty, given)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -88,7 +99,7 @@ def test_penalty_leaves_global_rng_alone(penalty: Penalty) -> None:
 def test_penalty_has_help_and_a_gradient(penalty: Penalty) -> None:
     assert penalty.help
     given = inputs(Recorder(), penalty.needs_lists)
-    penalty.loss(given).backward()
+    loss_of(penalty, given).backward()
     assert given.W_dec.grad is not None
     assert given.W_dec.grad.abs().max() > 0
 
@@ -109,6 +120,25 @@ def test_only_fixed_reads_ortho_every(name: str, every: int) -> None:
 def test_pairs_need_needs_lists() -> None:
     with pytest.raises(RuntimeError, match="needs_lists=True"):
         _ = inputs(Recorder(), lists=False).pairs
+
+
+def test_chosen_pairs_need_choose_and_lists() -> None:
+    with pytest.raises(RuntimeError, match="must be declared with choose"):
+        _ = inputs(Recorder(), lists=True).chosen
+    with pytest.raises(TypeError, match="'toy' chooses pairs, so it needs needs_lists=True"):
+        Penalty(name="toy", help="", loss=lambda i: i.W_dec.sum(), choose=lambda i: i.chosen)
+
+
+def test_kept_pairs_follow_the_decoder_until_they_are_chosen_again() -> None:
+    adaptive = PENALTIES.own["adaptive"]
+    given = chosen(adaptive, inputs(Recorder(), lists=True))
+    pairs = given.chosen
+    rotated = dataclasses.replace(given, W_dec=given.W_dec.detach().roll(1, dims=0))
+    D = rotated.W_dec / rotated.W_dec.norm(dim=1, keepdim=True)
+    cosines = (D * D[pairs.partner]).sum(1).relu()
+    expected = (pairs.push.amax(0) * cosines.square()).sum()
+    torch.testing.assert_close(adaptive.loss(rotated), expected)
+    assert not torch.isclose(loss_of(adaptive, rotated), expected)
 
 
 def test_penalty_settings_must_be_a_dataclass() -> None:
