@@ -579,6 +579,53 @@ def test_lists_and_counts_change_only_on_their_steps(
     assert float(sae.ortho_samples) == pytest.approx(32 * (1 + 0.99 + 0.99**2 + 0.99**3))
 
 
+def test_pairs_are_chosen_when_lists_or_statistics_have_changed(
+    build_sae: Build, make_trainer: Build, make_batches: Build, train: Build
+) -> None:
+    sae = build_sae(
+        "adaptive_ortho_batchtopk",
+        ortho_refresh_every=6,
+        ortho_min_captured=0.0,
+        ortho_statistics_every=4,
+    )
+    assert (sae.ortho_partner == -1).all()
+    trainer = make_trainer(sae, lr=0.1)
+    chosen = []
+    for step, batch in enumerate(make_batches(13)):
+        partner = sae.ortho_partner
+        train(trainer, batch.unsqueeze(0))
+        if sae.ortho_partner is not partner:
+            chosen.append(step)
+            inside = sae.ortho_neighbours == sae.ortho_partner.unsqueeze(1)
+            assert inside.any(1).all()
+    # Lists change at steps 0, 6 and 12; statistics are counted at the end of steps 0, 4, 8, 12.
+    assert chosen == [0, 1, 5, 6, 9, 12]
+
+
+def test_steps_between_choices_use_the_kept_pairs(build_sae: Build, make_batches: Build) -> None:
+    sae = build_sae("adaptive_ortho_topk", ortho_ordering="symmetric", ortho_weighting="uniform")
+
+    def loss(step: int) -> Tensor:
+        output = sae.training_forward_pass(step_input(sae, make_batches(1)[0], step))
+        return output.losses["ortho_loss"].detach() / sae._scale() / 0.05
+
+    for step in (0, 1, 2):
+        loss(step)
+    with torch.no_grad():
+        sae.W_dec.copy_(sae.W_dec.roll(1, dims=0))  # other pairs are similar now
+    D = decoder_directions(sae.W_dec.detach())
+    cosine = (D * D[sae.ortho_partner]).sum(1).relu()
+    expected = (sae.ortho_push.amax(0) * cosine.square()).sum()
+    torch.testing.assert_close(loss(3), expected)
+    assert loss(5) > 1.5 * expected  # chosen again, after the count of step 4
+
+
+def test_no_pairs_are_chosen_without_a_penalty(build_sae: Build, make_batches: Build) -> None:
+    sae = build_sae("adaptive_ortho_topk", ortho_coefficient=0.0)
+    sae.training_forward_pass(step_input(sae, make_batches(1)[0]))
+    assert (sae.ortho_partner == -1).all()
+
+
 def test_low_captured_share_refreshes_lists_at_once(build_sae: Build, make_batches: Build) -> None:
     sae = build_sae("adaptive_ortho_topk", ortho_neighbours=1, ortho_refresh_every=100)
 

@@ -93,6 +93,25 @@ def test_fresh_sae_loads_checkpoint_weights(
     assert_same_state(sae, fresh)
 
 
+def test_checkpoint_from_before_kept_pairs_loads_and_chooses_at_once(
+    trained: Build, make_trainer: Build, make_batches: Build, train: Build, tmp_path: Path
+) -> None:
+    sae = trained("adaptive_ortho_topk")
+    sae.save_model(tmp_path)
+    file = tmp_path / "sae_weights.safetensors"
+    tensors = load_file(file)
+    for name in ("ortho_partner", "ortho_push"):
+        del tensors[name]
+    save_file(tensors, file)
+    loaded = TrainingSAE.load_from_disk(tmp_path)
+    assert (loaded.ortho_partner == -1).all()
+    assert torch.equal(loaded.ortho_neighbours, sae.ortho_neighbours)
+    trainer = make_trainer(loaded)
+    trainer.n_training_steps = 3  # no lists, groups or statistics change at this step
+    train(trainer, make_batches(1))
+    assert (loaded.ortho_partner >= 0).all()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_byte_encoding_keeps_odd_sizes(
     trained: Build, build_sae: Build, tmp_path: Path, dtype: str

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from evals.performance.overhead import peak_memory
 from evals.performance.steps import Size
+from saelens_adaptive_ortho.maths import device
 
 Build = Callable[..., Any]
 N, DECAY, PSEUDO, TOLERANCE = 24, 0.99, 3.0, 0.1
@@ -166,3 +167,67 @@ def test_step_reads_nothing_from_the_device(
             counts[mode, step] = reads.count
     assert counts["adaptive", 0] > counts["off", 0], "the test is to see a read"
     assert {counts[mode, 1] for mode in ("adaptive", "fixed", "gram")} == {counts["off", 1]}
+
+
+@pytest.mark.parametrize("name", ["standard", "batchtopk"])
+def test_gpu_path_waits_only_for_the_number_of_firings(
+    build_sae: Build, make_batches: Build, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(device, "on_gpu", lambda _: True)
+    monkeypatch.setattr("saelens_adaptive_ortho.host.batchtopk.SMALLEST", 10**9)
+    counts = {}
+    for mode in ("off", "adaptive", "fixed"):
+        sae = build_sae(f"adaptive_ortho_{name}", ortho_mode=mode, ortho_refresh_every=100)
+        for step in range(12):
+            with Reads() as reads:
+                output = sae.training_forward_pass(
+                    TrainStepInput(
+                        sae_in=make_batches(1)[0],
+                        coefficients={"l1": 1.0, "ortho": 0.3},
+                        dead_neuron_mask=None,
+                        n_training_steps=step,
+                        is_logging_step=False,
+                    )
+                )
+                output.loss.backward()
+            counts[mode, step] = reads.count
+    extra = [counts["adaptive", step] - counts["off", step] for step in range(12)]
+    # Steps 4 and 8 count firings: count_nonzero (which does not wait) of a sample and its number,
+    # and nonzero. Steps 5 and 10 check the lists. Steps 1, 5 and 9 choose pairs.
+    assert extra[1:] == [0, 0, 0, 3, 1, 0, 0, 3, 0, 1, 0]
+    assert all(counts["fixed", step] == counts["off", step] for step in range(12))
+
+
+@pytest.mark.parametrize("name", ["standard", "batchtopk"])
+def test_training_on_the_gpu_path_equals_the_cpu_path(
+    build_sae: Build, make_batches: Build, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    trained = []
+    for gpu in (False, True):
+        monkeypatch.setattr(device, "on_gpu", lambda _, gpu=gpu: gpu)
+        # With all other latents as candidates, rounding changes no list.
+        fields = {"d_sae": 24, "ortho_neighbours": 23, "ortho_coefficient": 3.0}
+        sae = build_sae(f"adaptive_ortho_{name}", ortho_forget_rows=8, **fields)
+        optimiser = torch.optim.SGD(sae.parameters(), lr=1e-3)
+        for step, x in enumerate(make_batches(12)):
+            output = sae.training_forward_pass(
+                TrainStepInput(
+                    sae_in=x,
+                    coefficients={"l1": 0.1, "ortho": 3.0, "separation": 1.0},
+                    dead_neuron_mask=None,
+                    n_training_steps=step,
+                    is_logging_step=False,
+                )
+            )
+            optimiser.zero_grad()
+            output.loss.backward()
+            optimiser.step()
+        trained.append(sae)
+    cpu, gpu_path = trained
+    assert torch.equal(cpu.ortho_partner, gpu_path.ortho_partner)
+    torch.testing.assert_close(gpu_path.W_dec, cpu.W_dec, rtol=1e-4, atol=1e-6)
+    joint = [
+        torch.zeros(24, 24).scatter(1, s.ortho_neighbours, s.ortho_joint_other) for s in trained
+    ]
+    torch.testing.assert_close(*joint, rtol=1e-4, atol=1e-4)
+    assert cpu.ortho_push.max() > 0
