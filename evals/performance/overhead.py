@@ -9,6 +9,7 @@ the training; ``--search-every`` sets the assumed interval.
 from __future__ import annotations
 
 import argparse
+import gc
 import random
 import resource
 import statistics
@@ -36,6 +37,11 @@ from saelens_adaptive_ortho.files import write_json
 
 SIZES = ("512x4096", "512x16384", "512x32768", "2304x16384")
 REPLICATES = 2000
+# What --gpu measures, in less than three minutes on one H100.
+GPU_SIZES = ("2304x65536", "576x16384")
+GPU_VARIANTS = ("stock", "off", "fixed", "fixed, every 5th", "adaptive", "groups")
+GPU_MEMORY = ("adaptive", "groups")
+GPU_ROUNDS = 8
 
 
 def measure(
@@ -147,6 +153,7 @@ def peak_memory(base: str, size: Size, variant: str, device: str, autocast: bool
     be read.
     """
     if device.startswith("cuda"):
+        gc.collect()  # the SAEs that were timed
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         _steps_of_every_kind(base, size, variant, device, autocast)
@@ -206,7 +213,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="variants, beside stock, whose peak memory is measured (default: all; no name: none)",
     )
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--gpu",
+        action="store_true",
+        help=f"on CUDA in bf16 autocast: sizes {' and '.join(GPU_SIZES)}, {len(GPU_VARIANTS)} "
+        f"variants, {GPU_ROUNDS} rounds, time of each kind of step; replaces these options",
+    )
     args = parser.parse_args(argv)
+    if args.gpu:
+        if not torch.cuda.is_available():
+            parser.error("--gpu: PyTorch finds no CUDA device.")
+        args.device, args.autocast = "cuda", True
+        args.sizes, args.variants, args.memory = GPU_SIZES, GPU_VARIANTS, GPU_MEMORY
+        args.rounds = GPU_ROUNDS
     variants = ["stock", *(v for v in args.variants if v != "stock")]
     measured = variants if args.memory is None else args.memory and ["stock", *args.memory]
     document: dict[str, Any] = {
@@ -238,6 +257,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if row.get("peak_bytes") and rows[0]["peak_bytes"]:
                     row["peak_ratio"] = row["peak_bytes"] / rows[0]["peak_bytes"]
                 print(line(row), flush=True)
+                if len(row["kinds"]) > 1:
+                    print(f"{'':26}{kinds_line(row)}", flush=True)
             document["rows"] += rows
             if args.json:
                 write_json(args.json, document)
@@ -250,6 +271,11 @@ def line(row: dict[str, Any]) -> str:
     text += f"{row['seconds'] * 1e3:9.1f} ms  {row['ratio']:.3f}"
     text += f" [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
     return text + (f"  memory {row['peak_ratio']:.3f}" if "peak_ratio" in row else "")
+
+
+def kinds_line(row: dict[str, Any]) -> str:
+    """Return the times of the kinds of steps as text for the terminal."""
+    return ", ".join(f"{name} {k['seconds'] * 1e3:.1f}" for name, k in row["kinds"].items())
 
 
 def _device(name: str) -> str:

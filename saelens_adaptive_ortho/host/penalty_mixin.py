@@ -19,7 +19,7 @@ from saelens_adaptive_ortho.maths import coactivation, grouping, neighbours, sch
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.maths.coactivation import CoactivationState
 from saelens_adaptive_ortho.maths.device import moved
-from saelens_adaptive_ortho.maths.directions import compared_directions
+from saelens_adaptive_ortho.maths.directions import compared_directions, pair_cosines
 from saelens_adaptive_ortho.maths.grouping import GroupSummary
 from saelens_adaptive_ortho.maths.penalties import ChosenPairs, PairStatistics, PenaltyInputs
 
@@ -293,8 +293,14 @@ class AdaptiveOrthoMixin(SeparationMixin):
     @torch.no_grad()
     def ortho_search(self, step: int) -> None:
         """Search the neighbours again and move the pair statistics to the new lists."""
-        found, _ = neighbours.top_similar(compared_directions(self.W_dec), self.cfg.ortho_neighbours)
-        self.ortho_state = coactivation.retarget(self.ortho_state, self.ortho_neighbours, found)
+        directions, old = compared_directions(self.W_dec), self.ortho_neighbours
+        floor = None
+        if self._searched_at() >= 0:
+            # The least similar candidate of an old list is at least as far down as that of the new
+            # one, up to the rounding of half precision.
+            floor = pair_cosines(self.W_dec, old).amin(1).to(directions.dtype) - 2e-3
+        found, _ = neighbours.top_similar(directions, old.shape[1], floor=floor)
+        self.ortho_state = coactivation.retarget(self.ortho_state, old, found)
         self.ortho_neighbours = found
         self.ortho_searched = torch.full_like(self.ortho_searched, step)
         self._ortho_read = self.ortho_searched, self.ortho_searched._version, step

@@ -89,7 +89,8 @@ def coactivation_groups(
     """
     n = sketches.shape[0]
     m = min(m, n - 1)
-    indices, similarity = top_similar(sketches, m, block_size)
+    floor = sketches.new_full((n,), max(threshold - 1e-6, 0.0))  # no link from here down
+    indices, similarity = top_similar(sketches, m, block_size, floor)
     itself = torch.arange(n, device=sketches.device).unsqueeze(1)
     mutual = (indices[indices] == itself.unsqueeze(2)).any(-1)  # is i in the list of its neighbour?
     # Also required at threshold 0: a latent that never fired has a zero sketch and gets no link.

@@ -19,13 +19,19 @@ BLOCK = 8192
 
 @torch.no_grad()
 def top_similar(
-    directions: Float[Tensor, "n d"], m: int, block_size: int | None = None
+    directions: Float[Tensor, "n d"],
+    m: int,
+    block_size: int | None = None,
+    floor: Float[Tensor, " n"] | None = None,
 ) -> tuple[Int[Tensor, "n m"], Float[Tensor, "n m"]]:
     """Indices and values of the ``m`` largest ``<x_i, x_j>``, j != i, in falling order.
 
     The result is exact, deterministic, and independent of ``block_size``, up to rounding in the
     dtype of ``directions``. Similarity is symmetric, so the block of rows a and columns b also
     serves the rows of b.
+
+    With ``floor``, only similarities above ``floor_i`` are searched for latent i, which is much
+    faster if they are few. A list with fewer than m of them ends in entries of value -inf.
 
     Raises:
         ValueError: ``m`` outside [1, n - 1].
@@ -43,6 +49,10 @@ def top_similar(
         values[rows], best = both.topk(m, dim=1)
         indices[rows] = torch.cat([indices[rows], where], dim=1).gather(1, best)
 
+    def threshold(rows: slice) -> Tensor:
+        last = values[rows, -1]
+        return last if floor is None else torch.maximum(last, floor[rows])
+
     parts = [slice(start, start + block_size) for start in range(0, n, block_size)]
     for a, mine in enumerate(parts):
         for theirs in parts[a:]:
@@ -50,9 +60,9 @@ def top_similar(
             if mine == theirs:
                 similarity.fill_diagonal_(float("-inf"))
             else:
-                found, where = _largest_above(similarity.T, values[theirs, -1], m)
+                found, where = _largest_above(similarity.T, threshold(theirs), m)
                 keep_best(theirs, found, where + mine.start)
-            found, where = _largest_above(similarity, values[mine, -1], m)
+            found, where = _largest_above(similarity, threshold(mine), m)
             keep_best(mine, found, where + theirs.start)
             del similarity  # free the memory before the next block
     return indices, values
@@ -114,7 +124,8 @@ def carry_over(
     new: Int[Tensor, "d_sae m"],
 ) -> Float[Tensor, "d_sae m"]:
     """Move ``values`` of pairs from an old neighbour list to a new one. New pairs start at 0."""
-    blocks = (torch.split(x, 1024) for x in (values, old, new))
+    rows = 1024 if values.device.type == "cpu" else 2**16
+    blocks = (torch.split(x, rows) for x in (values, old, new))
     moved: list[Tensor] = []
     for value, before, after in zip(*blocks, strict=True):
         match = after.unsqueeze(2) == before.unsqueeze(1)  # [block, m_new, m_old]

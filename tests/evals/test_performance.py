@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from evals.performance import overhead, scaling
 from evals.performance.steps import (
@@ -109,6 +110,35 @@ def test_overhead_writes_a_row_per_base_and_variant(tmp_path: Path) -> None:
         assert "off_ratio" not in off
         assert adaptive["off_ratio"] == pytest.approx(adaptive["seconds"] / off["seconds"])
         assert adaptive["off_low"] <= adaptive["off_high"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_gpu_option_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        overhead.main(["--gpu"])
+    assert "--gpu: PyTorch finds no CUDA device." in capsys.readouterr().err
+
+
+def test_gpu_option_measures_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def measure(base: str, size: Size, rounds: int, variants: list[str], *rest: object) -> list:
+        asked.append((base, size[:3], rounds, rest))
+        assert set(variants) <= {*BY_NAME}
+        return []
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(overhead, "measure", measure)
+    assert overhead.main(["--gpu"]) == 0
+    sizes = [(2304, 65536, 4096), (576, 16384, 4096)]
+    expected = [(base, size, 8, ("cuda", True, 50)) for size in sizes for base in BASES]
+    assert asked == expected
+
+
+def test_kinds_line_names_each_kind() -> None:
+    kinds = {"plain": {"seconds": 0.0405}, "counted": {"seconds": 0.05}}
+    assert overhead.kinds_line({"kinds": kinds}) == "plain 40.5, counted 50.0"
 
 
 def test_unpenalised_differs_only_in_penalty() -> None:

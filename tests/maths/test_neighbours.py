@@ -41,6 +41,29 @@ def test_top_similar_equals_gram_matrix_topk(m: int, block_size: int) -> None:
     torch.testing.assert_close(values, expected.values)
 
 
+@pytest.mark.parametrize("block_size", [7, 2048])
+def test_floor_below_the_list_changes_nothing(block_size: int) -> None:
+    X = random_rows(60)
+    indices, values = top_similar(X, 5, block_size)
+    floor = values[:, -1] - torch.rand(60, generator=torch.Generator().manual_seed(0)) - 1e-9
+    found = top_similar(X, 5, block_size, floor)
+    assert torch.equal(found[0], indices)
+    assert torch.equal(found[1], values)
+
+
+@pytest.mark.parametrize("block_size", [7, 2048])
+def test_floor_inside_the_list_ends_it(block_size: int) -> None:
+    X = random_rows(60)
+    indices, values = top_similar(X, 5, block_size)
+    floor = values[:, 2].clone()
+    floor[0] = float("inf")
+    found, similarity = top_similar(X, 5, block_size, floor)
+    assert torch.equal(found[1:, :2], indices[1:, :2])
+    assert torch.equal(similarity[1:, :2], values[1:, :2])
+    assert (similarity[1:, 2:] == float("-inf")).all()
+    assert (similarity[0] == float("-inf")).all()
+
+
 def test_half_precision_loses_only_rounding() -> None:
     X = torch.nn.functional.normalize(random_rows(300, d=64), dim=1)
     gram = (X @ X.T).fill_diagonal_(float("-inf"))
