@@ -161,7 +161,8 @@ class AdaptiveOrthoMixin(SeparationMixin):
     def _chooses(self) -> bool:
         """Whether the penalty chooses pairs and uses them during the run."""
         penalty = self._ortho_penalty
-        return penalty is not None and penalty.choose is not None and ortho_coefficient(self.cfg) > 0
+        chooses = penalty is not None and penalty.choose is not None
+        return chooses and ortho_coefficient(self.cfg) > 0
 
     # ------------------------------------------------- statistics and groups
 

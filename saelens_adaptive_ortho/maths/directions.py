@@ -147,9 +147,7 @@ def partner_cosines(
     return norms, products / (norms * norms[partner])
 
 
-def _products(
-    W: Float[Tensor, "n d"], neighbours: Int[Tensor, "n m"]
-) -> Float[Tensor, "n m"]:
+def _products(W: Float[Tensor, "n d"], neighbours: Int[Tensor, "n m"]) -> Float[Tensor, "n m"]:
     """``<W_i, W_j>`` of each row with its candidates. No row is copied m times.
 
     A CPU computes a sampled product, a GPU one kernel, compiled code a fused one, and other devices

@@ -125,7 +125,7 @@ def test_pairs_need_needs_lists() -> None:
 def test_chosen_pairs_need_choose_and_lists() -> None:
     with pytest.raises(RuntimeError, match="must be declared with choose"):
         _ = inputs(Recorder(), lists=True).chosen
-    with pytest.raises(TypeError, match="'toy' chooses pairs, so it needs needs_lists=True"):
+    with pytest.raises(TypeError, match="'toy' has choose, so it needs needs_lists=True"):
         Penalty(name="toy", help="", loss=lambda i: i.W_dec.sum(), choose=lambda i: i.chosen)
 
 

@@ -161,7 +161,7 @@ class Penalty:
 
     def __post_init__(self) -> None:
         if self.choose is not None and not self.needs_lists:
-            raise TypeError(f"the penalty {self.name!r} chooses pairs, so it needs needs_lists=True.")
+            raise TypeError(f"the penalty {self.name!r} has choose, so it needs needs_lists=True.")
         if self.settings is not None and not dataclasses.is_dataclass(self.settings):
             raise TypeError(f"settings of the penalty {self.name!r} must be a dataclass.")
 

@@ -97,7 +97,9 @@ class _Layout(NamedTuple):
     columns: Int[Tensor, " entries"]
     starts: Int[Tensor, " n"]
 
-    def times(self, values: Float[Tensor, " entries"], W: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    def times(
+        self, values: Float[Tensor, " entries"], W: Float[Tensor, "n d"]
+    ) -> Float[Tensor, "n d"]:
         """``S @ W``."""
         values = values[self.order]
         # An entry of 0 reads the row itself, which is in the cache, instead of another one.
