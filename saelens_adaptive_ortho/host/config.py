@@ -87,8 +87,9 @@ class OrthoConfig(SwitchConfig):
             the most similar latent. A sample is checked every few steps; if the share is too low,
             the lists are refreshed at once. With 0 there is no check, and the lists are refreshed
             every ``ortho_refresh_every`` steps.
-        ortho_statistics_every: n; firings and co-activation are counted on every n-th batch. On
-            these batches ``L_sep`` acts, with n times its coefficient.
+        ortho_statistics_every: n; firings and co-activation are counted on every n-th batch. After
+            each count the mode ``adaptive`` chooses its pairs again. On the counted batches
+            ``L_sep`` acts, with n times its coefficient.
         ortho_statistics_decay: factor on old counts at each counted batch, in (0, 1].
         ortho_sketch_size: r, width of the firing-pattern sketch from which groups are formed.
         ortho_group_threshold: smallest phi correlation at which two latents may be grouped.

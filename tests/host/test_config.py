@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from saelens_adaptive_ortho.errors import ConfigError
-from saelens_adaptive_ortho.host.config import ortho_field_names
+from saelens_adaptive_ortho.host.config import ortho_field_names, without_defaults_added_later
+from saelens_adaptive_ortho.maths.penalties import PENALTIES
 
 BATCHTOPK = "adaptive_ortho_batchtopk"
 NAN, INF = math.nan, math.inf
@@ -129,3 +130,12 @@ def test_k_outside_the_dictionary_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"k=.*must be a number in \[1, 64\]"):
         build_cfg(f"adaptive_ortho_{name}", k=k)
+
+
+def test_only_penalties_of_a_later_version_change_digests(build_cfg: Callable[..., Any]) -> None:
+    for mode in ("off", *PENALTIES.own):
+        cfg = build_cfg("adaptive_ortho_topk", ortho_mode=mode)
+        fields = {name: getattr(cfg, name) for name in ortho_field_names()}
+        kept = without_defaults_added_later(fields)
+        assert kept.get("ortho_version") == {"adaptive": 2}.get(mode)
+        assert kept.keys() - fields.keys() <= {"ortho_version"}
