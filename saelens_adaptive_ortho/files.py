@@ -247,6 +247,14 @@ def write_json(path: Path, value: Any) -> None:
         raise StorageError(f"{path} could not be written ({error.strerror}).") from error
 
 
+def read_cached(path: Path) -> Any:
+    """JSON that can be made again: None if the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def _sync(path: Path) -> None:
     """Flush a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -7,7 +7,6 @@ one model and one text.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -22,7 +21,7 @@ from sae_lens.saes.sae import SAE
 
 from saelens_adaptive_ortho.devices import check_device
 from saelens_adaptive_ortho.errors import ConfigError, reject
-from saelens_adaptive_ortho.files import user_path
+from saelens_adaptive_ortho.files import read_cached, user_path
 from saelens_adaptive_ortho.judging.contract import Workbench
 from saelens_adaptive_ortho.judging.options import JudgingOptions
 from saelens_adaptive_ortho.text import hub, mixture, models
@@ -102,9 +101,19 @@ class Subject:
         return str(self.path) if self.path is not None else f"{self.release}:{self.sae_id}"
 
     def record(self) -> dict[str, Any]:
-        """The runner config saved beside the SAE, or an empty dict if there is none."""
+        """The runner config saved beside the SAE, or an empty dict if there is none.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
         file = self.path / RUNNER_CFG_FILENAME if self.path is not None else None
-        return json.loads(file.read_text()) if file is not None and file.is_file() else {}
+        if file is None or not file.is_file():
+            return {}
+        found = read_cached(file)
+        if not isinstance(found, dict):
+            rule = "is damaged. Delete it, and name the model and the corpora by options."
+            raise reject("SAE", str(file), rule)
+        return found
 
 
 def _file_name(name: str) -> str:

@@ -22,7 +22,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from saelens_adaptive_ortho.errors import reject
-from saelens_adaptive_ortho.files import atomic_directory, write_json
+from saelens_adaptive_ortho.files import atomic_directory, read_cached, write_json
 from saelens_adaptive_ortho.host.architectures import PREFIX, construct_sae
 from saelens_adaptive_ortho.host.config import (
     ortho_coefficient,
@@ -285,11 +285,8 @@ def _save(
 
 def _resume(trainer: SAETrainer[Any, Any], folder: Path, digest: str) -> float:
     """Load a checkpoint of these settings, if there is one, and return its training seconds."""
-    state = folder / CHECKPOINT_FILE
-    if not state.is_file():
-        return 0.0
-    saved = json.loads(state.read_text())
-    if saved["digest"] != digest:
+    saved = read_cached(folder / CHECKPOINT_FILE)
+    if not isinstance(saved, dict) or saved.get("digest") != digest:
         return 0.0
     trainer.load_trainer_state(folder)
     trainer.sae.load_weights_from_checkpoint(folder)

@@ -39,7 +39,7 @@ def refused(
         raise AssertionError("training began")
 
     def run(sae: dict[str, Any] | None = None, *options: str, **changes: Any) -> str:
-        monkeypatch.setattr(lockstep.LockstepTrainer, "fit", fit)
+        monkeypatch.setattr(lockstep.LockstepTrainer, "begin", fit)
         config = str(write_config(sae, **changes))
         capsys.readouterr()
         assert main(["compare", config, *options]) == 2
@@ -353,7 +353,7 @@ def test_check_opens_everything_and_trains_nothing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lockstep.LockstepTrainer, "fit", None)
+    monkeypatch.setattr(lockstep.LockstepTrainer, "begin", None)
     assert main(["check", str(write_config())]) == 0
     out = capsys.readouterr().out
     assert (
