@@ -262,7 +262,7 @@ class Comparison:
         done = [r for r in load_results(self.root, list(self.experiment.variants)) if r.ok]
         seconds, left = 0.0, 0
         for name in self.experiment.evals:
-            took = [r.seconds for r in done if r.eval == name]
+            took = [r.seconds or 0.0 for r in done if r.eval == name]
             missing = len(self.sae_dirs()) - len(took)
             if took and missing:
                 seconds += missing * sum(took) / len(took)
