@@ -35,6 +35,12 @@ NOT_IN_YAML = {"sae_lens_version", "sae_lens_training_version", "hook_eval", "or
 Share = Annotated[float, Field(ge=0, le=1)]
 """A number in [0, 1]."""
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""A seed of torch's generators."""
+
+BenchSeed = Annotated[int, Field(ge=0, lt=2**32)]
+"""A seed of SAEBench, which also goes to NumPy's generator."""
+
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 LISTED = 8  # an error lists all known names if there are at most this many
 
