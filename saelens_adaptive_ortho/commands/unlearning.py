@@ -38,7 +38,7 @@ from saelens_adaptive_ortho.judging.unlearning.choosing import (
     context_for,
 )
 from saelens_adaptive_ortho.judging.unlearning.saved import CLAMP, UnlearningSelection
-from saelens_adaptive_ortho.judging.unlearning.use import unlearn
+from saelens_adaptive_ortho.judging.unlearning.use import n_tokens, unlearn
 from saelens_adaptive_ortho.settings import parse
 from saelens_adaptive_ortho.text import models, reader
 
@@ -222,6 +222,7 @@ def _load_model(options: UnlearnOptions, sae: SAE[Any], selection: UnlearningSel
         [selection.hook_name],
     )
     models.check_hook(model, selection.hook_name)
+    selection.check_vocabulary(n_tokens(model))
     models.check_d_in(model, selection.hook_name, metadata.hook_head_index, sae.cfg.d_in)
     return model
 

@@ -251,12 +251,16 @@ def test_only_a_new_file_is_accepted(tmp_path: Path) -> None:
 def test_folder_that_cannot_be_written_fails_at_once(tmp_path: Path, target: str) -> None:
     """The lock of a folder in /proc can never be made, and no process holds it."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"could not be written \(.*Choose another folder"):
-        with atomic_directory(tmp_path / target, "Nothing was written."):
-            raise AssertionError("the folder was made")
-    with pytest.raises(ConfigError, match="cannot be locked"):
-        with run_lock("out", Path("/proc/x"), "command"):
-            raise AssertionError("the lock was made")
+    with (
+        pytest.raises(StorageError, match=r"could not be written \(.*Choose another folder"),
+        atomic_directory(tmp_path / target, "Nothing was written."),
+    ):
+        raise AssertionError("the folder was made")
+    with (
+        pytest.raises(ConfigError, match="cannot be locked"),
+        run_lock("out", Path("/proc/x"), "command"),
+    ):
+        raise AssertionError("the lock was made")
 
 
 # ------------------------------------------------------------------ checkpoints

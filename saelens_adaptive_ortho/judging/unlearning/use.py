@@ -89,7 +89,7 @@ def unlearn(
             stack.callback(handle.remove)
 
         _attach(model, selection.hook_name, edit, keep)
-        selection.check_vocabulary(_n_tokens(model))
+        selection.check_vocabulary(n_tokens(model))
         yield model
 
 
@@ -105,7 +105,7 @@ def _check(sae: SAE[Any], selection: UnlearningSelection) -> None:
     selection.check_sae(sae)
 
 
-def _n_tokens(model: Any) -> int:
+def n_tokens(model: Any) -> int:
     """The number of tokens that the model or its tokenizer knows."""
     if hasattr(model, "hook_dict"):  # of TransformerLens
         tokenizer = getattr(model, "tokenizer", None)
