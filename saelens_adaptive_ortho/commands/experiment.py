@@ -270,8 +270,8 @@ def _check_variants(variants: object, runner: AdaptiveOrthoRunnerConfig) -> None
         raise reject("variants", variants, "must map variant names to changes of `sae` fields.")
     for name, changes in variants.items():
         where = f"variants.{name}"
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.=-]*", name):
-            raise reject("variants", name, "a name has letters, digits and .=- only.")
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.=-]{0,99}", name):
+            raise reject("variants", name, "a name has letters, digits and .=- only, 100 at most.")
         changes = {} if changes is None else changes
         if not isinstance(changes, dict):
             raise reject(where, changes, "must be a mapping of `sae` fields.")

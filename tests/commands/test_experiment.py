@@ -131,6 +131,7 @@ def test_derived_setting_cannot_be_set(settings: Settings, key: str) -> None:
         ("evals.core.n_contexts", "all", r"evals\.core\.n_contexts='all': must be a whole number"),
         ("variants", {}, "must map variant names"),
         ("variants", {"a b": {}}, "a name has letters"),
+        ("variants", {"a" * 101: {}}, "100 at most"),
         ("variants", {"a": 3}, r"variants\.a=3: must be a mapping"),
         ("variants", {"a": 0}, r"variants\.a=0: must be a mapping"),
         ("variants", {"a": {"architecture": []}}, r"variants\.a\.architecture=\[\]: must be one"),
