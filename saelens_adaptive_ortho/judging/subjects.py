@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens.constants import RUNNER_CFG_FILENAME
+from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import SAE
 
 from saelens_adaptive_ortho.devices import check_device
@@ -122,10 +123,27 @@ def _file_name(name: str) -> str:
 
 
 def _explain(error: Exception, path: Path | None) -> str:
-    text = f"{type(error).__name__}: {error}".split("\n")[0][:300]
     if path is not None:
-        return f"SAELens cannot read it ({text}). Is a file truncated or missing?"
+        architecture = _architecture(path)
+        if architecture is not None and architecture not in SAE_CLASS_REGISTRY:
+            known = ", ".join(sorted(SAE_CLASS_REGISTRY))
+            return f"SAELens knows no architecture {architecture!r}. It knows {known}."
+        # The first line of torch's error only says that the weights do not fit.
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return (
+            f"SAELens cannot read it ({text}). Is a file truncated or missing, or do cfg.json and "
+            "the weights belong to different SAEs?"
+        )
     return hub.explain_failure(error, "the SAE", "a local directory")
+
+
+def _architecture(path: Path) -> str | None:
+    """The architecture that cfg.json names; None if it names none."""
+    try:
+        found = json.loads((path / "cfg.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found.get("architecture") if isinstance(found, dict) else None
 
 
 def named_subjects(saes: Sequence[str]) -> list[Subject]:
@@ -224,8 +242,12 @@ def chosen_corpora(
     given = given_corpora(options)
     recorded = {} if FORGET in given or RETAIN in given else _recorded_corpora(records)
     corpora = {**recorded, **given}
+    chosen: set[str] = set()
     for text in options.retain_share:
         name, share = _share(text)
+        if name in chosen:
+            raise reject("--retain-share", text, f"the share of {name} is given twice.")
+        chosen.add(name)
         named = [n for n in corpora if n not in mixture.ROLES]
         if name not in named:
             known = f"there are {', '.join(named)}" if named else "give --retain NAME=CORPUS"
@@ -261,8 +283,7 @@ def check_device_and_dtype(options: JudgingOptions) -> None:
     try:
         models.str_to_dtype(options.dtype)
     except ValueError as error:
-        known = "float32, bfloat16, float16, float64"
-        raise reject("--dtype", options.dtype, f"must be one of {known}.") from error
+        raise reject("--dtype", options.dtype, f"must be one of {models.DTYPES}.") from error
     check_device("--device", options.device)
 
 
@@ -332,6 +353,7 @@ def workbench_for(subjects: list[Subject], options: JudgingOptions) -> Workbench
                 corpus, name, model.tokenizer, how, mixture.TRAIN_CONTEXTS, cache, flag
             )
         tokenised.append(replace(found, share=shares[name]))
+    mixture.check_distinct(tokenised, corpora, _flag)
     return Workbench(
         model=model,
         model_name=model_name,

@@ -31,6 +31,7 @@ from saelens_adaptive_ortho.host.config import (
 )
 from saelens_adaptive_ortho.host.trainer import build_trainer
 from saelens_adaptive_ortho.settings import (
+    Seed,
     apply_override,
     check_fields,
     check_one_of,
@@ -151,7 +152,7 @@ def build_run(
     check_one_of("world", world, WORLDS)
     check_one_of("base", base, BASES)
     penalty_named("mode", mode)
-    check_value("seed", seed, NonNegativeInt)
+    check_value("seed", seed, Seed)
     given = dict(settings or {})
     parts = {name: given.pop(name, {}) for name in GROUPS}
     for name, part in parts.items():

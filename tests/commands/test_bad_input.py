@@ -376,6 +376,22 @@ def test_check_opens_everything_and_trains_nothing(
     assert main(["check", missing]) == 2
 
 
+def test_check_reads_local_corpora_to_their_end(
+    write_config: Callable[..., Path],
+    tiny: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "torn.jsonl"
+    path.write_text(tiny.forget.read_text() * 20)
+    config = str(write_config(**two_corpora(str(path), tiny.retain)))
+    assert main(["check", config]) == 0
+    with path.open("a") as file:
+        file.write('{"text": "vir')
+    assert main(["check", config]) == 2
+    assert "is not JSON" in capsys.readouterr().err
+
+
 def test_report_of_a_file_names_the_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
