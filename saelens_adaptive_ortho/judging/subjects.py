@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
