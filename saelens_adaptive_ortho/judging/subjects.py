@@ -7,9 +7,9 @@ one model and one text.
 
 from __future__ import annotations
 
+import json
 import math
 import os
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
