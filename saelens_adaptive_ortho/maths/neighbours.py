@@ -11,8 +11,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelens_adaptive_ortho.maths import typed
-
 # Rows of a square block of similarities. A CPU block fits the cache; larger GPU blocks need fewer
 # kernel launches.
 CPU_BLOCK = 1024
@@ -30,12 +28,11 @@ def top_similar(
     serves the rows of b.
 
     Raises:
-        ValueError: ``m`` outside [1, n - 1], or directions that are not finite.
+        ValueError: ``m`` outside [1, n - 1].
     """
     n = directions.shape[0]
     if not 1 <= m <= n - 1:
         raise ValueError(f"m must lie in [1, {n - 1}] for {n} directions, got {m}.")
-    typed.check_finite("directions", directions)
     block_size = block_size or (CPU_BLOCK if directions.device.type == "cpu" else BLOCK)
     values = directions.new_full((n, m), float("-inf"))
     indices = torch.zeros(n, m, dtype=torch.long, device=directions.device)
