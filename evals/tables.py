@@ -21,6 +21,7 @@ from evals.synthetic import tables as synthetic
 from saelens_adaptive_ortho.report.markdown import (
     RENDERERS,
     Renderer,
+    has_tables,
     results_of,
     update_tables,
 )
@@ -110,6 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ResultError as error:
         print(f"tables: error: {error}", file=sys.stderr)
         return 2
+    for path in args.files:
+        if not has_tables(path, KINDS):
+            print(f"{path}: has no table, which is a pair of markers of {', '.join(KINDS)}")
     for path in changed:
         print(f"{path}: {'out of date' if args.check else 'renewed'}")
     return int(args.check and bool(changed))

@@ -94,6 +94,19 @@ def check_new_folder(field: str, target: Path) -> None:
     check_writable(field, target.parent)
 
 
+def check_new_file(field: str, target: Path) -> None:
+    """Refuse a file that exists, or that cannot be written.
+
+    Raises:
+        ConfigError: there is a file or a folder at ``target``, or its folder cannot be written.
+    """
+    if target.is_dir():
+        raise reject(field, str(target), "is a folder. Name a file in it.")
+    if target.exists() or target.is_symlink():
+        raise reject(field, str(target), "exists. Name a new file; nothing is overwritten.")
+    check_writable(field, target.parent)
+
+
 def check_space(field: str, target: Path, needed: int) -> None:
     """Refuse a disk with less than ``needed`` bytes of free space.
 
@@ -153,7 +166,6 @@ def atomic_directory(target: Path, survives: str) -> Iterator[Path]:
         StorageError: the folder could not be written completely (for example, no space is left).
             The temporary folder is removed, and an existing ``target`` does not change.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     with _sole_writer(target, survives):
         recover_directory(target)
         with _written_beside(target, survives) as temporary:
@@ -165,11 +177,17 @@ def _sole_writer(target: Path, survives: str) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             with write_failures_named(target, survives):
+                target.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(write_lock(target, WRITE_PATIENCE))
         except TimeoutError as error:
             raise StorageError(
                 f"{target} could not be written: another process has been writing it for "
                 f"{WRITE_PATIENCE:g} seconds. {survives}"
+            ) from error
+        except OSError as error:
+            raise StorageError(
+                f"{target} could not be written ({error.strerror}). {survives} Choose another "
+                "folder."
             ) from error
         yield
 
@@ -245,6 +263,14 @@ def write_json(path: Path, value: Any) -> None:
         write_text_atomic(path, text + "\n")
     except OSError as error:
         raise StorageError(f"{path} could not be written ({error.strerror}).") from error
+
+
+def read_cached(path: Path) -> Any:
+    """JSON that can be made again: None if the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _sync(path: Path) -> None:

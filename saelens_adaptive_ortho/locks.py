@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import socket
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -64,6 +65,7 @@ def write_lock(path: Path, seconds: float = FOR_EVER) -> Iterator[None]:
 
     Raises:
         TimeoutError: another process has held the lock for ``seconds``.
+        OSError: the folder of ``path`` cannot be written.
     """
     lock = _acquire(path.with_name(f".{path.name}{LOCK}"), seconds)
     try:
@@ -73,7 +75,14 @@ def write_lock(path: Path, seconds: float = FOR_EVER) -> Iterator[None]:
 
 
 def _acquire(file: Path, seconds: float) -> FileLock | None:
-    """The lock, or None with a warning if the file system has no locks."""
+    """The lock, or None with a warning if the file system has no locks.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    # In a folder such as /proc, filelock would wait as if another process held the lock.
+    with tempfile.TemporaryFile(dir=file.parent):
+        pass
     lock = FileLock(file)
     try:
         lock.acquire(timeout=seconds)

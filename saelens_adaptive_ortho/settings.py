@@ -35,6 +35,12 @@ NOT_IN_YAML = {"sae_lens_version", "sae_lens_training_version", "hook_eval", "or
 Share = Annotated[float, Field(ge=0, le=1)]
 """A number in [0, 1]."""
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""A seed of torch's generators."""
+
+BenchSeed = Annotated[int, Field(ge=0, lt=2**32)]
+"""A seed of SAEBench, which also goes to NumPy's generator."""
+
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 LISTED = 8  # an error lists all known names if there are at most this many
 
@@ -109,8 +115,13 @@ def check_one_of(name: str, value: object, known: Collection[str]) -> None:
         raise reject(name, value, f"must be one of {', '.join(known)}.{hint}")
 
 
-def reject_unknown(tree: Mapping[str, Any], known: Collection[str], prefix: str) -> None:
+def reject_unknown(
+    tree: Mapping[str, Any], known: Collection[str], prefix: str, remedy: str = ""
+) -> None:
     """Refuse unknown keys.
+
+    Args:
+        remedy: a sentence that says where the known keys are listed.
 
     Raises:
         ConfigError: a key is unknown. The message names the nearest known key.
@@ -125,8 +136,9 @@ def reject_unknown(tree: Mapping[str, Any], known: Collection[str], prefix: str)
             elif len(known) <= LISTED:
                 hint = f"Known: {', '.join(known)}."
             else:
-                hint = "`adaptive-ortho config copy demo` writes an example."
-            raise reject(f"{prefix}{key}", value, f"unknown key. {hint}")
+                hint = "" if remedy else "`adaptive-ortho config copy demo` writes an example."
+            rule = " ".join(part for part in ("unknown key.", hint, remedy) if part)
+            raise reject(f"{prefix}{key}", value, rule)
 
 
 def init_fields(cls: type) -> list[str]:

@@ -134,7 +134,7 @@ def test_page_and_config_do_not_tell_the_home_folder(
     monkeypatch.setenv("HOME", str(home))
     run = tmp_path / "run"
     run.mkdir()
-    Comparison(build_experiment(settings(output_path=str(run))))._write_config()
+    Comparison(build_experiment(settings(output_path=str(run)))).write_config()
     reason = f"{home}/x.jsonl cannot be read"
     write_result(result_path(run, "a", 0, "core"), Result("core", "a", 0, "failed", reason))
     page = write_report(run).read_text()

@@ -25,7 +25,7 @@ PANELS = (
     "subspace/condition_number/forget",
     "subspace/condition_number/forget+retain",
     "subspace/principal_angle/mean_deg",
-    "unlearning/loss/forget_damage_at_0.10",
+    "unlearning/token/forget_damage_at_0.10",
     "unlearning/mcq/forget_accuracy_at_0.90",
     "sparse_probing/sae_top_1_accuracy",
 )
@@ -61,8 +61,9 @@ def alpha_table(results: Sequence[Result]) -> str:
 
 
 def is_alpha_study(results: Sequence[Result]) -> bool:
-    """Whether any variant is named by a value of alpha."""
-    return any(r.variant.startswith(PREFIX) for r in results)
+    """Whether all variants but the references are named by a value of alpha."""
+    others = {r.variant for r in results} - set(REFERENCES)
+    return bool(others) and all(variant.startswith(PREFIX) for variant in others)
 
 
 def values_by_metric(

@@ -12,6 +12,8 @@ from saelens_adaptive_ortho.commands.options import Command, say
 class CheckOptions(ExperimentOptions):
     """The experiment, and the extent of the check.
 
+    Local corpora are read to their end, which training may not do.
+
     Args:
         offline: check only the settings; open no corpora and no model.
     """
@@ -23,6 +25,7 @@ def run(options: CheckOptions) -> int:
     """Read the config, and open the texts and the model that it names."""
     from saelens_adaptive_ortho.commands.experiment import load_experiments
     from saelens_adaptive_ortho.judging.running import check_evals_runnable
+    from saelens_adaptive_ortho.text.corpora import read_to_the_end
     from saelens_adaptive_ortho.training import runner
     from saelens_adaptive_ortho.training.store import StratifiedActivationsStore, rows_per_batch
 
@@ -36,6 +39,8 @@ def run(options: CheckOptions) -> int:
         return 0
     cfg = experiment.runner
     check_evals_runnable(experiment.evals)
+    for name, corpus in cfg.corpora().items():
+        read_to_the_end(corpus, cfg.corpus_field(name))
     prepared = runner.prepare(cfg)
     store = StratifiedActivationsStore.build(prepared.model, cfg, prepared.corpora, cfg.seed)
     epochs = store.epochs(-(-cfg.training_tokens // cfg.train_batch_size_tokens))

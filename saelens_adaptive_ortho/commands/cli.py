@@ -69,6 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     is 128 plus the number of the signal: 130 for INT, 143 for TERM, 129 for HUP.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            rule = "is not UTF-8 text. Give it in UTF-8."
+            print(f"{PROG}: error: the argument {argument!a} {rule}", file=sys.stderr)
+            return 2
     host = argv[:1] == [sae_lens.COMMAND.name]  # SAELens parses its options
     args = None if host else parser().parse_args(argv)
     try:

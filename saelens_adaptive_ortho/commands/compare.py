@@ -13,7 +13,8 @@ class ExperimentOptions:
 
     Args:
         config: experiment YAML, or the name of a shipped config, e.g. demo.
-        set: override a setting, e.g. --set sae.k=16.
+        set: override a setting, e.g. --set sae.k=16. Of two values for one setting, the last one
+            counts.
     """
 
     config: str = field(metadata={"positional": "CONFIG"})

@@ -18,13 +18,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.saes.sae import SAE
+from safetensors import SafetensorError, safe_open
 from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.commands.experiment import Experiment
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import (
     check_writable,
+    read_cached,
     recover_directory,
     without_home,
     write_failures_named,
@@ -153,7 +156,7 @@ class Comparison:
         missing = {
             name: changes
             for name, changes in self.experiment.variants.items()
-            if not self._record(name, seed).is_file()
+            if not self._is_trained(name, seed)
         }
         if not missing:
             self.say(f"{self.where}Seed {seed}: every variant is trained already.")
@@ -259,7 +262,7 @@ class Comparison:
         done = [r for r in load_results(self.root, list(self.experiment.variants)) if r.ok]
         seconds, left = 0.0, 0
         for name in self.experiment.evals:
-            took = [r.seconds for r in done if r.eval == name]
+            took = [r.seconds or 0.0 for r in done if r.eval == name]
             missing = len(self.sae_dirs()) - len(took)
             if took and missing:
                 seconds += missing * sum(took) / len(took)
@@ -283,7 +286,9 @@ class Comparison:
         for variant, seed in product(self.experiment.variants, self.experiment.seeds):
             of_sae = {r.eval: r for r in results if (r.variant, r.seed) == (variant, seed) and r.ok}
             # SAEs that an earlier process trained have no open run here.
-            settings = json.loads(self._record(variant, seed).read_text())["settings"]
+            record = self._read_record(variant, seed)
+            assert record is not None
+            settings = record["settings"]
             training = of_sae.get("training")
             history = training.details["history"] if training else []
             self.tracking.open(variant, seed, settings, history)
@@ -311,6 +316,28 @@ class Comparison:
     def _record(self, variant: str, seed: int) -> Path:
         return self._sae_dir(variant, seed) / RECORD
 
+    def _read_record(self, variant: str, seed: int) -> dict[str, Any] | None:
+        """The record of a finished SAE; None if there is none, or if it is damaged."""
+        found = read_cached(self._record(variant, seed))
+        whole = isinstance(found, dict) and {"fingerprint", "settings"} <= found.keys()
+        return found if whole else None
+
+    def _is_trained(self, variant: str, seed: int) -> bool:
+        """Whether an SAE is there. A damaged one is trained again, to the same weights."""
+        if not self._record(variant, seed).is_file():
+            return False
+        folder = self._sae_dir(variant, seed)
+        reason = f"{RECORD} is damaged"
+        if self._read_record(variant, seed) is not None:
+            try:
+                json.loads((folder / SAE_CFG_FILENAME).read_text())
+                with safe_open(folder / SAE_WEIGHTS_FILENAME, framework="pt"):
+                    return True
+            except (OSError, ValueError, SafetensorError) as error:
+                reason = f"{type(error).__name__}: {error}"
+        self.say(f"{folder} is damaged and is trained again ({reason})")
+        return False
+
     def _seeded(self, seed: int, checkpoint_path: str | None = None) -> AdaptiveOrthoRunnerConfig:
         return replace(self.experiment.runner, seed=seed, checkpoint_path=checkpoint_path)
 
@@ -319,11 +346,10 @@ class Comparison:
         assert self.prepared is not None
         for seed in self.experiment.seeds:
             for variant, changes in self.experiment.variants.items():
-                record = self._record(variant, seed)
-                if not record.is_file():
+                saved = self._read_record(variant, seed)
+                if saved is None:
                     continue
                 cfg = with_sae(self._seeded(seed), changes)
-                saved = json.loads(record.read_text())
                 if saved["fingerprint"] != cfg.fingerprint(self.prepared.corpora):
                     settings = without_home(cfg.settings())
                     differing = _difference(without_home(saved["settings"]), settings)

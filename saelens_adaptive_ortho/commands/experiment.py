@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 from sae_lens.config import LoggingConfig
 from sae_lens.registry import get_sae_training_class
 
@@ -16,6 +16,7 @@ from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.evaluations import find_runnable, runnable
 from saelens_adaptive_ortho.host.architectures import ARCHITECTURES, SAE_FIELDS, construct_sae
 from saelens_adaptive_ortho.settings import (
+    Seed,
     apply_override,
     check_one_of,
     check_value,
@@ -40,7 +41,7 @@ DEFAULT_VARIANTS: dict[str, dict[str, Any]] = {
 DEFAULT_EVALS = {"core": {}, "subspace": {}}
 EXPERIMENT_KEYS = ("variants", "seeds", "evals")
 HOOK_NAMES = Annotated[list[str], Field(min_length=1, examples=[["blocks.5.hook_resid_post"]])]
-SEEDS = Annotated[list[NonNegativeInt], Field(min_length=1, examples=[[0, 1, 2]])]
+SEEDS = Annotated[list[Seed], Field(min_length=1, examples=[[0, 1, 2]])]
 MERGED_KEYS = ("sae", "logger")  # an extending file may change single fields of these
 
 
@@ -269,8 +270,8 @@ def _check_variants(variants: object, runner: AdaptiveOrthoRunnerConfig) -> None
         raise reject("variants", variants, "must map variant names to changes of `sae` fields.")
     for name, changes in variants.items():
         where = f"variants.{name}"
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.=-]*", name):
-            raise reject("variants", name, "a name has letters, digits and .=- only.")
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.=-]{0,99}", name):
+            raise reject("variants", name, "a name has letters, digits and .=- only, 100 at most.")
         changes = {} if changes is None else changes
         if not isinstance(changes, dict):
             raise reject(where, changes, "must be a mapping of `sae` fields.")
@@ -308,7 +309,11 @@ def _check_evals(
     checked: dict[str, dict[str, Any]] = {}
     for name, settings in [(e, {}) for e in evals] if isinstance(evals, list) else evals.items():
         kind = find_runnable(where, name).settings
+        kind = kind or NoSettings
         settings = {} if settings is None else settings
-        parse(kind or NoSettings, settings, f"{prefix}{name}.")
+        if isinstance(settings, dict):
+            remedy = f"`adaptive-ortho evaluations {name}` lists the settings."
+            reject_unknown(settings, init_fields(kind), f"{prefix}{name}.", remedy)
+        parse(kind, settings, f"{prefix}{name}.")
         checked[name] = settings
     return checked

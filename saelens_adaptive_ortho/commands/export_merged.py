@@ -7,7 +7,7 @@ from pathlib import Path
 
 from saelens_adaptive_ortho.commands.options import Command, say
 from saelens_adaptive_ortho.errors import reject
-from saelens_adaptive_ortho.files import atomic_directory
+from saelens_adaptive_ortho.files import atomic_directory, check_new_folder
 
 NOTHING = "Nothing was written."
 
@@ -38,12 +38,11 @@ def run(options: ExportOptions) -> int:
 
     selection = UnlearningSelection.load(options.selection)
     check_mergeable(selection)
-    if options.dir.exists() and (not options.dir.is_dir() or any(options.dir.iterdir())):
-        raise reject("DIR", str(options.dir), "exists and is not empty. Choose a new folder.")
+    check_new_folder("DIR", options.dir)
     try:
         dtype = models.str_to_dtype(options.dtype)
     except ValueError as error:
-        raise reject("--dtype", options.dtype, "must be float32, bfloat16 or float16.") from error
+        raise reject("--dtype", options.dtype, f"must be one of {models.DTYPES}.") from error
     model, tokenizer = models.load_plain_model(options.model or selection.model_name)
     merge(model, selection)
     with atomic_directory(options.dir, NOTHING) as folder:

@@ -127,6 +127,23 @@ def run(command: Command, namespace: argparse.Namespace) -> int:
     return command.run(command.options(**given))
 
 
+class _Once(argparse.Action):
+    """An option with one value. A second one is an error: it would silently replace the first."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        given: set[str] = namespace.__dict__.setdefault("given_once", set())
+        if self.dest in given:
+            raise argparse.ArgumentError(self, "is given twice; give it once")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 def add_options(parser: argparse.ArgumentParser, options: type) -> None:
     """Add an option to the parser for each field of a dataclass."""
     hints = typing.get_type_hints(options)
@@ -152,7 +169,7 @@ def add_options(parser: argparse.ArgumentParser, options: type) -> None:
         parser.add_argument(
             flag,
             type=kind,
-            action="append" if many else "store",
+            action="append" if many else _Once,
             required=not given,
             default=default if given else None,
             metavar=f.metadata.get("metavar") or f.name.rpartition("_")[2].upper(),

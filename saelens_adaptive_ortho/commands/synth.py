@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 
 from saelens_adaptive_ortho.commands.options import Command, say
-from saelens_adaptive_ortho.settings import check_fields
+from saelens_adaptive_ortho.settings import Seed, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class SynthOptions:
     mode: str = "adaptive"
     alpha: float | None = None
     coefficient: float | None = None
-    seed: NonNegativeInt = 0
-    world_seed: NonNegativeInt | None = None
+    seed: Seed = 0
+    world_seed: Seed | None = None
     scale: PositiveInt | None = None
     cache: Path = field(default=Path("runs/synthetic_pools"), metadata={"metavar": "FOLDER"})
     checkpoint_every: PositiveInt = field(default=5000, metadata={"metavar": "STEPS"})
@@ -54,6 +54,7 @@ def run(options: SynthOptions) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from saelens_adaptive_ortho.errors import reject
     from saelens_adaptive_ortho.files import check_writable, write_json
     from saelens_adaptive_ortho.locks import run_lock
     from saelens_adaptive_ortho.synthetic.run import build_run, execute, parse_settings
@@ -62,6 +63,8 @@ def run(options: SynthOptions) -> int:
         options.world, options.base, options.mode, options.seed, _settings(options, parse_settings)
     )
     out = options.json
+    if out.is_dir():
+        raise reject("--json", str(out), "is a folder. Name a file in it.")
     check_writable("--json", out.parent)
     check_writable("--cache", options.cache)
     checkpoints = out.with_name(f"{out.name}.checkpoint")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from saelens_adaptive_ortho.commands.options import Command
 
+MARKERS = "<!-- results: PATH --> and <!-- /results -->"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TablesOptions:
@@ -24,13 +26,15 @@ class TablesOptions:
 
 def run(options: TablesOptions) -> int:
     """Write the tables, or check whether they match the results."""
-    from saelens_adaptive_ortho.report.markdown import update_tables
+    from saelens_adaptive_ortho.report.markdown import has_tables, update_tables
 
     path = options.markdown
     changed = update_tables(path, path.parent, check=options.check)
     if options.check and changed:
         print(f"{path}: tables are not those of the results; run without --check", file=sys.stderr)
         return 1
+    if not has_tables(path):
+        print(f"{path}: has no table, which is a pair of markers: {MARKERS}", file=sys.stderr)
     return 0
 
 

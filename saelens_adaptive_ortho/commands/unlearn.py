@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from saelens_adaptive_ortho.commands.options import Command, say
-from saelens_adaptive_ortho.settings import check_fields
+from saelens_adaptive_ortho.settings import Seed, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class UnlearnOptions:
         continuation: how the prompt truly goes on, with the space in front; its loss is shown. One
             for each prompt, in the same order.
         prompt_file: prompts from a file: a .jsonl file with the fields prompt and, if known,
-            continuation, or a text file with one prompt in each line.
+            continuation, or a text file with one prompt in each line; read like a corpus.
         selection: selection that an earlier call saved; nothing is chosen then.
         budget: largest rise of the loss on any retain corpus, in nats per token, for choosing;
             0.05 by default.
@@ -32,7 +32,7 @@ class UnlearnOptions:
         set: set a field of the unlearning evaluation for choosing, e.g. --set
             unlearning.gate=token for a clamp without a gate; `adaptive-ortho evaluations
             unlearning` lists them.
-        save: file that the selection is written to.
+        save: new file that the selection is written to; a file that exists is not replaced.
         max_new_tokens: largest number of tokens that the model writes.
         temperature: temperature of sampling; 0 takes the most likely token.
         sampling_seed: seed of sampling, the same before and after.
@@ -50,7 +50,7 @@ class UnlearnOptions:
 
     sae: str = field(metadata={"positional": "RUN_OR_SAE"})
     variant: str = "adaptive"
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     prompt: list[str] = field(default_factory=list, metadata={"metavar": "TEXT"})
     continuation: list[str] = field(default_factory=list, metadata={"metavar": "TEXT"})
     prompt_file: Path | None = field(default=None, metadata={"metavar": "FILE"})
@@ -61,7 +61,7 @@ class UnlearnOptions:
     save: Path | None = field(default=None, metadata={"metavar": "FILE"})
     max_new_tokens: PositiveInt = 40
     temperature: NonNegativeFloat = 0.0
-    sampling_seed: NonNegativeInt = 0
+    sampling_seed: Seed = 0
     model: str | None = None
     forget: str | None = field(default=None, metadata={"metavar": "CORPUS"})
     retain: list[str] = field(default_factory=list, metadata={"metavar": "[NAME=]CORPUS"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,9 +20,9 @@ from torch import Tensor
 
 from saelens_adaptive_ortho.commands.experiment import eval_settings
 from saelens_adaptive_ortho.commands.unlearn import UnlearnOptions
-from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.evaluations.unlearning import Settings
-from saelens_adaptive_ortho.files import check_writable
+from saelens_adaptive_ortho.files import check_new_file
 from saelens_adaptive_ortho.judging.contract import EvaluationError
 from saelens_adaptive_ortho.judging.options import JudgingOptions
 from saelens_adaptive_ortho.judging.subjects import (
@@ -39,9 +38,9 @@ from saelens_adaptive_ortho.judging.unlearning.choosing import (
     context_for,
 )
 from saelens_adaptive_ortho.judging.unlearning.saved import CLAMP, UnlearningSelection
-from saelens_adaptive_ortho.judging.unlearning.use import unlearn
+from saelens_adaptive_ortho.judging.unlearning.use import n_tokens, unlearn
 from saelens_adaptive_ortho.settings import parse
-from saelens_adaptive_ortho.text import models
+from saelens_adaptive_ortho.text import models, reader
 
 # Options that say how to choose, and their values when they are not given.
 CHOOSING = {
@@ -106,7 +105,7 @@ def before_and_after(
     judging = JudgingOptions(out=Path(), **{name: getattr(options, name) for name in JUDGING})
     check_device_and_dtype(judging)
     if options.save is not None:
-        check_writable("--save", options.save.expanduser().parent)
+        check_new_file("--save", options.save.expanduser())
     if selection is None:
         check_choice(BUDGET if options.budget is None else options.budget, options.kind)
         settings = Settings(**eval_settings(["unlearning"], options.set)["unlearning"])
@@ -114,6 +113,7 @@ def before_and_after(
         model, sae, selection = _choose(options, subject, judging, settings)
     else:
         sae = subject.load(options.device, options.dtype)
+        selection.check_width(sae.cfg.d_in, sae.cfg.d_sae)
         selection.check_sae(sae)
         model = _load_model(options, sae, selection)
     say(in_words(selection))
@@ -152,24 +152,25 @@ def read_prompts(options: UnlearnOptions) -> list[Prompt]:
 
 
 def _prompts_in(file: Path) -> list[Prompt]:
+    """A prompt for each line of a text file, or for each object of a ``.jsonl`` file."""
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        cause = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise reject("--prompt-file", str(file), f"cannot be read ({cause}).") from error
-    if not lines:
+        if reader.kind_of(file) in ("json", "parquet"):
+            found = [_prompt(row) for row in reader.read_rows(file, ["prompt", "continuation"])]
+        else:
+            found = [Prompt(line) for line in reader.read_lines(file) if line.strip()]
+    except reader.ReadError as error:
+        raise reject("--prompt-file", str(file), str(error)) from error
+    if not found:
         raise reject("--prompt-file", str(file), "holds no prompt.")
-    if file.suffix != ".jsonl":
-        return [Prompt(line) for line in lines]
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            fields = json.loads(line)
-        except ValueError as error:
-            rule = f"line {number} is no JSON ({error})."
-            raise reject("--prompt-file", str(file), rule) from error
-        found.append(parse(Prompt, fields, f"--prompt-file line {number}: "))
     return found
+
+
+def _prompt(row: reader.Row) -> Prompt:
+    fields = dict.fromkeys(row.names, "...") | row.values
+    try:
+        return parse(Prompt, fields)
+    except ConfigError as error:
+        raise ConfigError(f"--prompt-file, {row.place}: {error}") from error
 
 
 def _given_selection(options: UnlearnOptions) -> UnlearningSelection | None:
@@ -221,6 +222,7 @@ def _load_model(options: UnlearnOptions, sae: SAE[Any], selection: UnlearningSel
         [selection.hook_name],
     )
     models.check_hook(model, selection.hook_name)
+    selection.check_vocabulary(n_tokens(model))
     models.check_d_in(model, selection.hook_name, metadata.hook_head_index, sae.cfg.d_in)
     return model
 

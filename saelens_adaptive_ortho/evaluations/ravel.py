@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from saelens_adaptive_ortho.evaluations.contract import (
     AUTO,
@@ -15,6 +15,7 @@ from saelens_adaptive_ortho.evaluations.contract import (
     Figure,
     Metric,
 )
+from saelens_adaptive_ortho.settings import BenchSeed
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Settings:
     learning_rate: PositiveFloat = 1e-3
     n_generated_tokens: PositiveInt = 6
     llm_batch_size: PositiveInt = 16
-    seed: NonNegativeInt = SEED
+    seed: BenchSeed = SEED
 
 
 RAVEL = Evaluation(

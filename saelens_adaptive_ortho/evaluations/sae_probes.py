@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 
 from saelens_adaptive_ortho.evaluations.contract import (
     FIGURES,
@@ -14,6 +14,7 @@ from saelens_adaptive_ortho.evaluations.contract import (
     Figure,
     probing_metrics,
 )
+from saelens_adaptive_ortho.settings import BenchSeed
 
 # The default data sets, one of each kind.
 SUBSET = (
@@ -52,7 +53,7 @@ class Settings:
     k_values: list[PositiveInt] = field(default_factory=lambda: [1, 2, 5, 10, 20, 50])
     context_length: PositiveInt = 1024
     llm_batch_size: PositiveInt = 32
-    seed: NonNegativeInt = SEED
+    seed: BenchSeed = SEED
 
 
 SAE_PROBES = Evaluation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 
 from saelens_adaptive_ortho.evaluations.contract import (
     ABLATION_CAVEAT,
@@ -16,6 +16,7 @@ from saelens_adaptive_ortho.evaluations.contract import (
     Figure,
     Metric,
 )
+from saelens_adaptive_ortho.settings import BenchSeed
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Settings:
     context_length: PositiveInt = 128
     llm_batch_size: PositiveInt = 32
     sae_batch_size: PositiveInt = 125
-    seed: NonNegativeInt = SEED
+    seed: BenchSeed = SEED
 
 
 SCR = Evaluation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import PositiveInt
 
 from saelens_adaptive_ortho.evaluations.contract import (
     AUTO,
@@ -15,6 +15,7 @@ from saelens_adaptive_ortho.evaluations.contract import (
     Figure,
     probing_metrics,
 )
+from saelens_adaptive_ortho.settings import BenchSeed
 
 PRIMARY = tuple(f"sae_top_{k}_accuracy" for k in (1, 5, 20))
 
@@ -45,7 +46,7 @@ class Settings:
     context_length: PositiveInt = 128
     llm_batch_size: PositiveInt = 32
     sae_batch_size: PositiveInt = 125
-    seed: NonNegativeInt = SEED
+    seed: BenchSeed = SEED
 
 
 SPARSE_PROBING = Evaluation(

@@ -129,7 +129,7 @@ class OrthoConfig(SwitchConfig):
     ortho_forget_rows: int = field(default=0, metadata=bounds(ge=0))
     ortho_chunk_size: int = field(default=8192, metadata=bounds(ge=2))
     ortho_every: int = field(default=1, metadata=bounds(ge=1))
-    ortho_seed: int = field(default=0, metadata=bounds(ge=0))
+    ortho_seed: int = field(default=0, metadata=bounds(ge=0, lt=2**63))
     ortho_settings: dict[str, Any] = field(
         default_factory=dict, metadata={"custom_args": {"type": json.loads}}
     )

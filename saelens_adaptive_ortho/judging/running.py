@@ -109,6 +109,9 @@ def run_missing(
         except (Exception, SystemExit) as error:
             outcome = _reason(error)
             say(f"Seed {context.seed}: {name} of {context.variant} failed: {outcome}")
+            if not fingerprint and path.is_file():  # not of the evaluation: no SAE, or no text
+                say(f"{path.name} of before is kept")
+                continue
         seconds = time.perf_counter() - started
         write_outcome(root, name, context.variant, context.seed, outcome, seconds, fingerprint)
 

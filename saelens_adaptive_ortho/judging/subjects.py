@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens.constants import RUNNER_CFG_FILENAME
+from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import SAE
 
 from saelens_adaptive_ortho.devices import check_device
 from saelens_adaptive_ortho.errors import ConfigError, reject
-from saelens_adaptive_ortho.files import user_path
+from saelens_adaptive_ortho.files import read_cached, user_path
 from saelens_adaptive_ortho.judging.contract import Workbench
 from saelens_adaptive_ortho.judging.options import JudgingOptions
 from saelens_adaptive_ortho.text import hub, mixture, models
@@ -102,9 +103,19 @@ class Subject:
         return str(self.path) if self.path is not None else f"{self.release}:{self.sae_id}"
 
     def record(self) -> dict[str, Any]:
-        """The runner config saved beside the SAE, or an empty dict if there is none."""
+        """The runner config saved beside the SAE, or an empty dict if there is none.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
         file = self.path / RUNNER_CFG_FILENAME if self.path is not None else None
-        return json.loads(file.read_text()) if file is not None and file.is_file() else {}
+        if file is None or not file.is_file():
+            return {}
+        found = read_cached(file)
+        if not isinstance(found, dict):
+            rule = "is damaged. Delete it, and name the model and the corpora by options."
+            raise reject("SAE", str(file), rule)
+        return found
 
 
 def _file_name(name: str) -> str:
@@ -113,10 +124,27 @@ def _file_name(name: str) -> str:
 
 
 def _explain(error: Exception, path: Path | None) -> str:
-    text = f"{type(error).__name__}: {error}".split("\n")[0][:300]
     if path is not None:
-        return f"SAELens cannot read it ({text}). Is a file truncated or missing?"
+        architecture = _architecture(path)
+        if architecture is not None and architecture not in SAE_CLASS_REGISTRY:
+            known = ", ".join(sorted(SAE_CLASS_REGISTRY))
+            return f"SAELens knows no architecture {architecture!r}. It knows {known}."
+        # The first line of torch's error only says that the weights do not fit.
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return (
+            f"SAELens cannot read it ({text}). Is a file truncated or missing, or do cfg.json and "
+            "the weights belong to different SAEs?"
+        )
     return hub.explain_failure(error, "the SAE", "a local directory")
+
+
+def _architecture(path: Path) -> str | None:
+    """The architecture that cfg.json names; None if it names none."""
+    try:
+        found = json.loads((path / "cfg.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found.get("architecture") if isinstance(found, dict) else None
 
 
 def named_subjects(saes: Sequence[str]) -> list[Subject]:
@@ -215,8 +243,12 @@ def chosen_corpora(
     given = given_corpora(options)
     recorded = {} if FORGET in given or RETAIN in given else _recorded_corpora(records)
     corpora = {**recorded, **given}
+    chosen: set[str] = set()
     for text in options.retain_share:
         name, share = _share(text)
+        if name in chosen:
+            raise reject("--retain-share", text, f"the share of {name} is given twice.")
+        chosen.add(name)
         named = [n for n in corpora if n not in mixture.ROLES]
         if name not in named:
             known = f"there are {', '.join(named)}" if named else "give --retain NAME=CORPUS"
@@ -252,8 +284,7 @@ def check_device_and_dtype(options: JudgingOptions) -> None:
     try:
         models.str_to_dtype(options.dtype)
     except ValueError as error:
-        known = "float32, bfloat16, float16, float64"
-        raise reject("--dtype", options.dtype, f"must be one of {known}.") from error
+        raise reject("--dtype", options.dtype, f"must be one of {models.DTYPES}.") from error
     check_device("--device", options.device)
 
 
@@ -323,6 +354,7 @@ def workbench_for(subjects: list[Subject], options: JudgingOptions) -> Workbench
                 corpus, name, model.tokenizer, how, mixture.TRAIN_CONTEXTS, cache, flag
             )
         tokenised.append(replace(found, share=shares[name]))
+    mixture.check_distinct(tokenised, corpora, _flag)
     return Workbench(
         model=model,
         model_name=model_name,

@@ -64,7 +64,11 @@ def orthonormal_basis(rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "r d_in"]:
 
     The first k directions span the first k independent rows. A row that depends on the rows before
     it gives no direction.
+
+    Raises:
+        ValueError: ``rows`` are not finite.
     """
+    typed.check_finite("rows", rows)
     found: list[Tensor] = []
     for row in rows.double():
         length = float(typed.norms(row))
@@ -134,10 +138,19 @@ def leace(difference: Float[Tensor, " d_in"], covariance: Float[Tensor, "d_in d_
     Args:
         difference: difference d of the class means.
         covariance: covariance C of all activations; that of a class gives the same P.
+
+    Raises:
+        ValueError: an argument is not finite, or the activations do not vary along the difference,
+            for instance because it is zero.
     """
+    typed.check_finite("difference", difference)
+    typed.check_finite("covariance", covariance)
     d = difference.double()
     solved = typed.pseudo_inverse(covariance.double()) @ d
-    return Erasure((solved / (d @ solved))[:, None], d[None])
+    variance = d @ solved
+    if not variance > 0:
+        raise ValueError("difference must not be zero, and covariance must be positive along it.")
+    return Erasure((solved / variance)[:, None], d[None])
 
 
 class Detector(NamedTuple):

@@ -92,7 +92,15 @@ class Frontier:
 
 
 def interval(replicates: Float[Tensor, "b ..."], level: float = 0.95) -> Float[Tensor, "2 ..."]:
-    """Percentile bootstrap interval."""
+    """Percentile bootstrap interval.
+
+    Raises:
+        ValueError: no replicates, or ``level`` outside (0, 1).
+    """
+    if not len(replicates):
+        raise ValueError("replicates must hold at least one row.")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got {level}.")
     tail = (1 - level) / 2
     return torch.quantile(replicates, torch.tensor([tail, 1 - tail]).to(replicates), dim=0)
 
@@ -101,7 +109,12 @@ def resampling_weights(n_units: int, replicates: int, seed: int) -> Float[Tensor
     """Bootstrap weights: how often replicate ``r`` draws each unit, divided by ``n_units``.
 
     The result depends only on the arguments, not on the global RNG.
+
+    Raises:
+        ValueError: ``n_units`` below 1.
     """
+    if n_units < 1:
+        raise ValueError(f"n_units must be at least 1, got {n_units}.")
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(n_units, (replicates, n_units), generator=generator)
     counts = torch.zeros(replicates, n_units, dtype=torch.float64)

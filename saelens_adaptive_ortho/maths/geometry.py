@@ -20,7 +20,7 @@ def condition_number(directions: Float[Tensor, "n d_in"]) -> float:
     linearly dependent; the number then says how evenly they fill the space.
 
     Raises:
-        ValueError: no rows.
+        ValueError: no rows, or rows that are not finite.
     """
     sigma = singular_values(directions)
     tolerance = max(directions.shape) * torch.finfo(torch.float64).eps * sigma[0]
@@ -30,9 +30,15 @@ def condition_number(directions: Float[Tensor, "n d_in"]) -> float:
 def effective_rank(directions: Float[Tensor, "n d_in"]) -> float:
     """``exp(H(p))``, ``p = sigma / sum(sigma)``: entropy of the normalised singular values.
 
-    Source: Roy and Vetterli 2007. It is ``n`` for orthonormal rows and 1 for parallel rows.
+    Source: Roy and Vetterli 2007. It is ``n`` for orthonormal rows, 1 for parallel rows, and 0 if
+    all rows are zero.
+
+    Raises:
+        ValueError: no rows, or rows that are not finite.
     """
     sigma = singular_values(directions)
+    if sigma[0] == 0:
+        return 0.0
     p = sigma / sigma.sum()
     p = p[p > 0]
     return float(torch.exp(-(p * p.log()).sum()))
@@ -47,10 +53,11 @@ def singular_values(directions: Float[Tensor, "n d_in"]) -> Float[Tensor, " k"]:
     then lost in rounding. They are returned as 0, which gives an infinite condition number.
 
     Raises:
-        ValueError: no rows.
+        ValueError: no rows, or rows that are not finite.
     """
     if directions.shape[0] == 0:
         raise ValueError("A group without latents has no singular values.")
+    typed.check_finite("directions", directions)
     if directions.shape[0] <= EXACT_ROWS:
         return typed.svdvals(directions.double())
     squares = typed.eigvalsh(_gram(directions)).flip(0)
@@ -113,7 +120,12 @@ def row_space(directions: Float[Tensor, "n d_in"], energy: float = 1.0) -> Float
 
 
 def mean_max_cosine(W_dec: Float[Tensor, "d_sae d_in"], block_size: int = 2048) -> float:
-    """``mean_i max_{j != i} c_ij`` over the whole dictionary (lower is more orthogonal)."""
+    """``mean_i max_{j != i} c_ij`` over the whole dictionary (lower is more orthogonal).
+
+    Raises:
+        ValueError: ``W_dec`` is not finite.
+    """
+    typed.check_finite("W_dec", W_dec)
     return float(max_cosines(W_dec.double(), block_size).mean())
 
 

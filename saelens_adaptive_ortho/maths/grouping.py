@@ -45,12 +45,13 @@ def domain_groups(
     fall on one corpus.
 
     Raises:
-        ValueError: ``ratio`` not above 1, or ``rates`` without exactly two rows.
+        ValueError: ``ratio`` not above 1, or ``rates`` without exactly two rows or with NaN.
     """
     if not ratio > 1:
         raise ValueError(f"ratio must be above 1, got {ratio}.")
     if rates.shape[0] != 2:
         raise ValueError(f"rates needs a row for forget and one for retain, got {rates.shape[0]}.")
+    typed.check_finite("rates", rates)
     forget, retain = rates
     ids = torch.full(forget.shape, SHARED, dtype=torch.int64, device=rates.device)
     ids[forget >= ratio * retain] = FORGET

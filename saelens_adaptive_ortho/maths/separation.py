@@ -42,8 +42,13 @@ class CorpusRates(NamedTuple):
 def update_rates(
     counts: CorpusRates, acts: Float[Tensor, "batch d_sae"], forget_rows: int, decay: float
 ) -> CorpusRates:
-    """Add the firings of one batch. Rows ``[0:forget_rows]`` come from the forget corpus."""
+    """Add the firings of one batch. Rows ``[0:forget_rows]`` come from the forget corpus.
+
+    Raises:
+        ValueError: ``forget_rows`` outside [0, batch].
+    """
     n, d_sae = acts.shape
+    _check_rows(forget_rows, n)
     samples = device.numbers([forget_rows, n - forget_rows], counts.samples)
     found = Nonzeros.known(acts)
     if found is None:
@@ -53,6 +58,11 @@ def update_rates(
         places = found.columns + d_sae * (found.rows >= forget_rows)
         fired = torch.bincount(places[found.values > 0], minlength=2 * d_sae).view(2, d_sae)
     return CorpusRates(counts.samples * decay + samples, counts.fired * decay + fired)
+
+
+def _check_rows(forget_rows: int, n: int) -> None:
+    if not 0 <= forget_rows <= n:
+        raise ValueError(f"forget_rows must lie in [0, {n}], got {forget_rows}.")
 
 
 def _firings(acts: Float[Tensor, "rows d_sae"]) -> Float[Tensor, " d_sae"]:
@@ -76,15 +86,16 @@ def corpus_sharing(rates: Float[Tensor, "2 d_sae"], ratio: float = 2.0) -> Float
 
     It says how far latent i may serve both corpora. ``p_iF`` and ``p_iR`` are the firing rates on
     forget and on retain rows. ``s_i`` is 0 for a latent that fires on one corpus only. It is 1 for
-    a latent whose rates differ by at most the factor ``ratio``, and for one that never fires.
+    a latent whose rates differ by at most the factor ``ratio``, and for one that never fires. A
+    rate that is NaN gives NaN.
 
     Raises:
-        ValueError: ``ratio`` below 1.
+        ValueError: ``ratio`` below 1 or NaN.
     """
-    if ratio < 1:
+    if not ratio >= 1:
         raise ValueError(f"ratio must be at least 1, got {ratio}.")
     low, high = rates.min(0).values, rates.max(0).values
-    return torch.where(high > 0, ratio * low / high, 1.0).clamp(max=1.0)
+    return torch.where(high == 0, 1.0, ratio * low / high).clamp(max=1.0)
 
 
 def leanings(
@@ -96,10 +107,10 @@ def leanings(
     magnitude is the weight of its penalty. With ``alpha = 0``, every latent that leans to one side
     has the full weight. With ``alpha = 1``, only a latent whose rates differ by more than the
     factor ``ratio`` has a weight, and the full weight needs a latent of one corpus alone. A latent
-    with equal rates leans to no side.
+    with equal rates leans to no side. A rate that is NaN gives NaN.
 
     Raises:
-        ValueError: alpha outside [0, 1], or ``ratio`` below 1.
+        ValueError: alpha outside [0, 1], or ``ratio`` below 1 or NaN.
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}.")
@@ -117,6 +128,7 @@ def separation_penalty(
     It charges latents that lean to the forget corpus for their activations on retain text. The
     activations ``a_bi`` belong to decoder rows of norm 1, so ``L_sep`` has the units of the squared
     reconstruction error. The gradient ``2 max(0, l_i) a_bi / batch`` reaches only firing latents.
+    An empty batch costs 0.
 
     Args:
         acts: activations after the selection of the architecture (top-k, threshold, ...).
@@ -125,7 +137,11 @@ def separation_penalty(
             corpus.
         both_sides: also charge latents that lean to the retain corpus for their activations on
             forget rows, with the weight ``max(0, -l_i)``.
+
+    Raises:
+        ValueError: ``forget_rows`` outside [0, batch].
     """
+    _check_rows(forget_rows, len(acts))
     loss = _weighted_squares(acts, leaning.clamp(min=0), slice(forget_rows, None))
     if both_sides:
         loss = loss + _weighted_squares(acts, leaning.clamp(max=0).neg(), slice(forget_rows))
@@ -156,7 +172,9 @@ class _WeightedSquares(torch.autograd.Function):
             ctx.save_for_backward(acts, weights)
             chosen = _blocks(acts[start:end])
             sums = [(block.to(dtype).square() @ weights.to(dtype)).sum() for block in chosen]
-            return torch.stack(sums).sum() / len(acts) if sums else acts.new_zeros((), dtype=dtype)
+            if not len(acts) or not sums:
+                return acts.new_zeros((), dtype=dtype)
+            return torch.stack(sums).sum() / len(acts)
         charged = weights[found.columns] > 0
         charged &= (found.rows >= start) & (found.rows < end)
         places = torch.stack([found.rows[charged], found.columns[charged]])
@@ -164,7 +182,7 @@ class _WeightedSquares(torch.autograd.Function):
         scaled = weights.to(dtype)[places[1]] * values
         ctx.shape, ctx.dtype = acts.shape, acts.dtype
         ctx.save_for_backward(places, scaled)
-        return scaled.dot(values) / len(acts)
+        return scaled.dot(values) / max(1, len(acts))
 
     @staticmethod
     @once_differentiable

@@ -1,4 +1,4 @@
-"""Typed wrappers of PyTorch functions that declare no types."""
+"""Typed wrappers of PyTorch functions that declare no types, and a check for NaN."""
 
 # pyright's strict mode cannot check these functions, so all such ignores are in this file.
 
@@ -9,6 +9,16 @@ from typing import cast
 
 import torch
 from torch import Tensor
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Refuse a tensor with NaN or infinity.
+
+    Raises:
+        ValueError: the message names the argument.
+    """
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"{name} must be finite; it holds NaN or infinity.")
 
 
 def norms(x: Tensor, keepdim: bool = False) -> Tensor:

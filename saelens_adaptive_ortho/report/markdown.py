@@ -93,6 +93,14 @@ def update_tables(
     return True
 
 
+def has_tables(markdown_path: str | Path, renderers: Mapping[str, Renderer] | None = None) -> bool:
+    """Whether a page has markers outside fenced code."""
+    kinds = "|".join(map(re.escape, RENDERERS if renderers is None else renderers))
+    text = Path(markdown_path).read_text(encoding="utf-8")
+    text = re.sub(r"^[ \t]*(```|~~~).*?^[ \t]*\1", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.search(rf"^<!--[ \t]*(?:{kinds}):", text, re.MULTILINE) is not None
+
+
 def comparison(root: Path, path: str, where: str) -> str:
     """Return the table and the verdicts of a comparison; after ``PATH short`` the short table."""
     summary = summarise(results_of(root, path.removesuffix(SHORT).rstrip(), where))

@@ -22,7 +22,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from saelens_adaptive_ortho.errors import reject
-from saelens_adaptive_ortho.files import atomic_directory, write_json
+from saelens_adaptive_ortho.files import atomic_directory, read_cached, write_json
 from saelens_adaptive_ortho.host.architectures import PREFIX, construct_sae
 from saelens_adaptive_ortho.host.config import (
     ortho_coefficient,
@@ -31,6 +31,7 @@ from saelens_adaptive_ortho.host.config import (
 )
 from saelens_adaptive_ortho.host.trainer import build_trainer
 from saelens_adaptive_ortho.settings import (
+    Seed,
     apply_override,
     check_fields,
     check_one_of,
@@ -151,7 +152,7 @@ def build_run(
     check_one_of("world", world, WORLDS)
     check_one_of("base", base, BASES)
     penalty_named("mode", mode)
-    check_value("seed", seed, NonNegativeInt)
+    check_value("seed", seed, Seed)
     given = dict(settings or {})
     parts = {name: given.pop(name, {}) for name in GROUPS}
     for name, part in parts.items():
@@ -285,11 +286,8 @@ def _save(
 
 def _resume(trainer: SAETrainer[Any, Any], folder: Path, digest: str) -> float:
     """Load a checkpoint of these settings, if there is one, and return its training seconds."""
-    state = folder / CHECKPOINT_FILE
-    if not state.is_file():
-        return 0.0
-    saved = json.loads(state.read_text())
-    if saved["digest"] != digest:
+    saved = read_cached(folder / CHECKPOINT_FILE)
+    if not isinstance(saved, dict) or saved.get("digest") != digest:
         return 0.0
     trainer.load_trainer_state(folder)
     trainer.sae.load_weights_from_checkpoint(folder)

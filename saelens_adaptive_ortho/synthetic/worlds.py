@@ -32,7 +32,7 @@ from torch import Tensor
 
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.maths.grouping import FORGET, RETAIN, SHARED
-from saelens_adaptive_ortho.settings import Share, check_fields
+from saelens_adaptive_ortho.settings import Seed, Share, check_fields
 
 # These settings suit stock SAEs (BatchTopK and Matryoshka) in the small worlds. With a learning
 # rate of 8e-4 or below, the SAEs are far from converged after 3,000 steps, and up to half of the
@@ -67,7 +67,7 @@ class World(ABC):
     name: ClassVar[str]
     n_domains: ClassVar[int] = 1
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -157,7 +157,7 @@ class SynthSAEBenchWorld(World):
 
     name: ClassVar[str] = "synthsaebench16k"
 
-    seed: NonNegativeInt = 42
+    seed: Seed = 42
     scale: Literal[1, 2, 4, 8, 16, 32] = 8
 
     @property

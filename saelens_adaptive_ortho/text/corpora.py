@@ -178,6 +178,24 @@ def read_tokens(corpus: CorpusConfig, where: str) -> Iterator[Int[Tensor, " n"]]
         yield torch.tensor(ids, dtype=torch.int64)
 
 
+def read_to_the_end(corpus: CorpusConfig, where: str) -> None:
+    """Read all rows of a local corpus, up to ``max_documents``. A hub data set is not read.
+
+    Training reads only as many rows as it needs, so it does not find an error in a later row.
+
+    Raises:
+        ConfigError: as :func:`read_documents` and :func:`read_tokens`.
+    """
+    try:
+        if local_files(corpus.path) is None:
+            return
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None
+    read = read_documents if corpus.tokens_field is None else read_tokens
+    for _ in tqdm(read(corpus, where), desc=f"Reading {where}", unit=" rows", leave=False):
+        pass
+
+
 def _field(row: Row, setting: str, name: str, where: str) -> Any:
     if name not in row.values:
         raise reject(
@@ -345,6 +363,8 @@ def tokenise_corpus(
 def _remedy(n_documents: int, how: Tokenisation) -> str:
     """What helps a corpus with too little text."""
     stride = how.stride
+    if not n_documents:
+        return "It holds no text. Give another file, or another `text_field`."
     if n_documents >= stride:
         return "Add text, lower context_size, or raise ortho_holdout_fraction."
     rule = f"one in {stride} is held out as a whole"

@@ -26,6 +26,7 @@ from saelens_adaptive_ortho.files import user_path
 from saelens_adaptive_ortho.text import hub
 
 DEMO_MODEL = "demo:model"
+DTYPES = "float32, bfloat16, float16, float64"  # of str_to_dtype
 # TransformerLens recognises the models that it lists, and few architectures from a directory. For
 # all others, its TransformerBridge offers the same hook points around the Hugging Face model.
 CONVERTED_FROM_ANY_DIRECTORY = {"GPTNeoXForCausalLM"}

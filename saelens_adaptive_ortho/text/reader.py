@@ -97,6 +97,17 @@ def read_rows(path: Path, fields: Sequence[str], kind: str | None = None) -> Ite
         yield from read(file, path, fields)
 
 
+def read_lines(path: Path) -> Iterator[str]:
+    """Stream the lines of a text, without their ends. Only ``\\n`` and ``\\r\\n`` end a line.
+
+    Raises:
+        ReadError: as for :func:`read_rows`.
+    """
+    with _opened(path) as file:
+        for _, line in _lines(file, path):
+            yield line.removesuffix("\n").removesuffix("\r")
+
+
 def read_json(path: Path) -> Any:
     """The single JSON value that a file holds.
 
@@ -118,14 +129,27 @@ def _opened(path: Path) -> Iterator[io.BufferedReader]:
         if not path.is_file() and (path.exists() or "\0" in str(path)):
             raise ReadError(f"{str(path)!r} is no regular file. Give the path of a file.")
         with path.open("rb") as file:
-            if file.peek(2).startswith(b"\x1f\x8b"):
+            head = file.peek(2)
+            if head.startswith(b"\x1f\x8b"):
                 yield io.BufferedReader(gzip.GzipFile(fileobj=file))  # type: ignore[type-var]
             else:
-                yield file
+                with _gzip_missed(path):
+                    yield file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ReadError(f"{path} is no whole gzip file ({error}). Is it truncated?") from error
     except OSError as error:
         raise ReadError(f"{path} cannot be read ({error.strerror or error}).") from error
+
+
+@contextmanager
+def _gzip_missed(path: Path) -> Iterator[None]:
+    """Errors inside say so if the name of the file promises gzip."""
+    try:
+        yield
+    except ReadError as error:
+        if path.suffix != ".gz":
+            raise
+        raise ReadError(f"{error} Its name ends with .gz, but it is no gzip file.") from error
 
 
 # ----------------------------------------------------------------------------------- lines of text

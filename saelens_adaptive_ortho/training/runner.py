@@ -135,6 +135,7 @@ def prepare(
             where=cfg.corpus_field(name),
         )
         tokenised.append(replace(found, share=shares[name]))
+    mixture.check_distinct(tokenised, corpora, cfg.corpus_field)
     return Prepared(model, tokenised)
 
 

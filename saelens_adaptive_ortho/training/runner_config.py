@@ -16,7 +16,7 @@ from sae_lens.registry import get_sae_training_class
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import user_path
 from saelens_adaptive_ortho.host.config import without_defaults_added_later
-from saelens_adaptive_ortho.settings import check_values
+from saelens_adaptive_ortho.settings import Seed, check_values
 from saelens_adaptive_ortho.text import mixture
 from saelens_adaptive_ortho.text.corpora import CorpusConfig, TokenisedCorpus
 from saelens_adaptive_ortho.training import store
@@ -52,6 +52,7 @@ RUNNER_FIELDS: dict[str, Any] = {
     "n_batches_in_buffer": PositiveInt,
     "n_batches_for_norm_estimate": PositiveInt,
     "lr": PositiveFloat,
+    "seed": Seed,
 }
 
 # SAELens's fields that this runner does not support: the only allowed value, and the reason.

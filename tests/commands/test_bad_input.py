@@ -39,7 +39,7 @@ def refused(
         raise AssertionError("training began")
 
     def run(sae: dict[str, Any] | None = None, *options: str, **changes: Any) -> str:
-        monkeypatch.setattr(lockstep.LockstepTrainer, "fit", fit)
+        monkeypatch.setattr(lockstep.LockstepTrainer, "begin", fit)
         config = str(write_config(sae, **changes))
         capsys.readouterr()
         assert main(["compare", config, *options]) == 2
@@ -353,7 +353,7 @@ def test_check_opens_everything_and_trains_nothing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lockstep.LockstepTrainer, "fit", None)
+    monkeypatch.setattr(lockstep.LockstepTrainer, "begin", None)
     assert main(["check", str(write_config())]) == 0
     out = capsys.readouterr().out
     assert (
@@ -374,6 +374,22 @@ def test_check_opens_everything_and_trains_nothing(
     assert main(["check", missing, "--offline"]) == 0
     assert "were not opened" in capsys.readouterr().out
     assert main(["check", missing]) == 2
+
+
+def test_check_reads_local_corpora_to_their_end(
+    write_config: Callable[..., Path],
+    tiny: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "torn.jsonl"
+    path.write_text(tiny.forget.read_text() * 20)
+    config = str(write_config(**two_corpora(str(path), tiny.retain)))
+    assert main(["check", config]) == 0
+    with path.open("a") as file:
+        file.write('{"text": "vir')
+    assert main(["check", config]) == 2
+    assert "is not JSON" in capsys.readouterr().err
 
 
 def test_report_of_a_file_names_the_folder(

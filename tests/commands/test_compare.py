@@ -83,7 +83,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def fit(_: Any) -> None:
         raise AssertionError("training began")
 
-    monkeypatch.setattr(lockstep.LockstepTrainer, "fit", fit)
+    monkeypatch.setattr(lockstep.LockstepTrainer, "begin", fit)
 
 
 def snapshot(root: Path) -> dict[str, tuple[int, bytes]]:
@@ -266,6 +266,33 @@ def test_changed_text_at_the_same_path_is_refused(
         record.write_text(record.read_text().replace(str(tiny.retain), str(other)))
     assert compare("--set", f"ortho_corpora.retain={other}") == 2
     assert "(the text)" in capsys.readouterr().err
+
+
+DAMAGES = {
+    "torn weights": ("sae_weights.safetensors", lambda old: old[: len(old) // 2]),
+    "no weights": ("sae_weights.safetensors", None),
+    "torn config": ("cfg.json", lambda old: old[:20]),
+    "torn record": (RECORD, lambda old: old[:20]),
+    "record of another kind": (RECORD, lambda _: b"[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_sae_is_trained_again_and_its_results_stay(
+    run: Path, compare: Callable[..., int], capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    folder = run / "seed0" / "adaptive"
+    weights = (folder / "sae_weights.safetensors").read_bytes()
+    results = {p: p.read_bytes() for p in (run / "results").glob("*__core.json")}
+    name, change = DAMAGES[damage]
+    if change is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+    assert compare() == 0
+    assert f"{folder} is damaged and is trained again" in " ".join(capsys.readouterr().out.split())
+    assert (folder / "sae_weights.safetensors").read_bytes() == weights
+    assert {p: p.read_bytes() for p in results} == results
 
 
 @pytest.mark.usefixtures("no_report")
@@ -567,5 +594,5 @@ def test_the_time_of_the_other_evaluations_is_said_after_the_first(
     said = re.findall(r"Evaluations left: (\d) SAEs, about ([\d.]+) s", capsys.readouterr().out)
     assert [int(n) for n, _ in said] == [3, 2, 1]
     results = load_results(tmp_path / "run", list(VARIANTS))
-    took = [r.seconds for r in results if r.eval == "subspace"]
+    took = [r.seconds or 0.0 for r in results if r.eval == "subspace"]
     assert 3 * min(took) - 0.1 <= float(said[0][1]) <= 3 * max(took) + 0.1  # one decimal is shown

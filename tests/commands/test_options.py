@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -202,6 +204,10 @@ def test_field_without_help_is_an_error() -> None:
         ("eval", "--evals", "cor", "--evals='cor': must be one of core, subspace,"),
         ("eval", "--evals", "training", "--evals='training': must be one of core,"),
         ("eval", "--set", "core.n_contxts=3", "Did you mean --set core.n_contexts?"),
+        ("eval", "--set", "core.n_contxts=3", "contexts? `adaptive-ortho evaluations core` lists"),
+        ("eval", "--set", "core.foo=3", "Known: n_contexts, batch_size_prompts. `adaptive-ortho"),
+        ("eval", "--out", "again", "argument --out: is given twice; give it once"),
+        ("eval", "--retain", "pooled=demo:near", "--retain pooled='demo:near': 'pooled' has a"),
         ("eval", "--set", "core.n_contexts=0", "--set core.n_contexts=0: must be a whole number"),
         ("eval", "--set", "core.n_contexts", "must read key=value"),
         ("eval", "--set", "subspace.energy=1", "must begin with one of core and a dot"),
@@ -335,6 +341,12 @@ def test_sae_lens_shows_a_bad_setting_in_one_line(capsys: pytest.CaptureFixture[
     assert line.startswith("adaptive-ortho: error: ortho_alpha=3.0")
 
 
+def test_tables_of_a_page_without_any(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "page.md").write_text("words\n")
+    assert main(["tables", str(tmp_path / "page.md")]) == 0
+    assert "has no table" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["none.md", ".", "latin.md"])
 def test_tables_of_an_unreadable_file(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -342,3 +354,17 @@ def test_tables_of_an_unreadable_file(
     (tmp_path / "latin.md").write_bytes(b"\xff\xfe")
     assert main(["tables", str(tmp_path / name)]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_sae_that_cannot_be_loaded_says_why(
+    sae: Path, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(sae, tmp_path / "sae")
+    cfg = json.loads((folder / "cfg.json").read_text())
+    arguments = ("eval", folder, "--out", tmp_path / "out")
+    (folder / "cfg.json").write_text(json.dumps({**cfg, "architecture": "relu2"}))
+    assert "knows no architecture 'relu2'. It knows" in refused(*arguments)
+    (folder / "cfg.json").write_text(json.dumps({**cfg, "d_in": 8}))
+    message = refused(*arguments)
+    assert "size mismatch for" in message
+    assert "belong to different SAEs" in message

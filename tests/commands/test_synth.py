@@ -111,6 +111,8 @@ def test_killed_run_continues_from_its_checkpoint(
         (["--world", "domains"], ["world.leak=-1"], "world.leak=-1"),
         (["--world", "domains"], ["world.pairs=49"], "world.pairs=49"),
         (["--world", "cluster", "--seed", "-1"], [], "seed=-1"),
+        (["--world", "cluster", "--seed", str(2**63)], [], f"seed={2**63}"),
+        (["--world", "cluster", "--world-seed", str(2**63)], [], f"seed={2**63}"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(
@@ -124,3 +126,11 @@ def test_bad_input_is_refused_before_any_work(
     monkeypatch.setattr(runs, "load_pool", lambda *_a, **_k: pytest.fail("drew a pool"))
     assert synth(tmp_path, "--json", str(tmp_path / "a.json"), *arguments, settings=settings) == 2
     assert message in capsys.readouterr().err
+
+
+def test_folder_in_the_place_of_the_result_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runs, "load_pool", lambda *_a, **_k: pytest.fail("drew a pool"))
+    assert synth(tmp_path, "--json", str(tmp_path), "--world", "cluster", settings=[]) == 2
+    assert f"--json='{tmp_path}': is a folder" in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,16 @@ def test_prompts_from_files(run: Path, tmp_path: Path) -> None:
 
     assert read(prompt_file=lines) == [("one", None), ("two", None)]
     assert read(prompt_file=records) == [("three", " four"), ("five", None)]
+    odd = "a\u2028b\x85c\x0bd"  # str.splitlines would make four lines of it
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        lines.write_bytes(f"{odd}\r\n \r\nnext".encode(encoding))
+        assert read(prompt_file=lines) == [(odd, None), ("next", None)]
+        records.write_bytes(json.dumps({"prompt": odd}, ensure_ascii=False).encode(encoding))
+        assert read(prompt_file=records) == [(odd, None)]
+    packed = tmp_path / "prompts.txt.gz"
+    packed.write_bytes(gzip.compress(b"one\n"))
+    assert read(prompt_file=packed) == [("one", None)]
+    lines.write_text("one\n")
     assert read(prompt=["zero"], prompt_file=lines)[0] == ("zero", None)
     assert read(prompt=["a", "b"], continuation=["c", "d"]) == [("a", "c"), ("b", "d")]
 
@@ -151,6 +163,10 @@ def bad_calls(run: Path, saved: Path, folder: Path) -> dict[str, list[str]]:
     """Arguments that cannot work, by a part of the message."""
     bad = folder / "bad.jsonl"
     bad.write_text('{"prompt": "a", "continuatoin": "b"}\n')
+    array, latin, wrong = folder / "array.jsonl", folder / "latin.txt", folder / "wrong.jsonl"
+    array.write_text("[1]\n")
+    latin.write_bytes("one\nété\n".encode("latin-1"))
+    wrong.write_text('{"prompt": 3}\n')
     empty = folder / "empty.txt"
     empty.write_text("\n")
     one = ["--prompt", PROMPT]
@@ -161,7 +177,12 @@ def bad_calls(run: Path, saved: Path, folder: Path) -> dict[str, list[str]]:
         "one for each of the 1 --prompt": [*one, "--continuation", "a", "--continuation", "b"],
         "holds no prompt": ["--prompt-file", str(empty)],
         "cannot be read (No such file": ["--prompt-file", str(folder / "none.txt")],
-        "Did you mean --prompt-file line 1: continuation": ["--prompt-file", str(bad)],
+        f"line 1 of {bad}: continuatoin='...': unknown": ["--prompt-file", str(bad)],
+        f"item 1 of {array} holds int, not an object": ["--prompt-file", str(array)],
+        f"line 2 of {latin} is not UTF-8 text": ["--prompt-file", str(latin)],
+        f"line 1 of {wrong}: prompt=3: must be text": ["--prompt-file", str(wrong)],
+        "argument --variant: is given twice": [*one, "--variant", "a", "--variant", "b"],
+        "the argument 'a\\udcff' is not UTF-8 text": ["--prompt", "a\udcff"],
         "It has seed0/adaptive, seed0/baseline": [*one, "--variant", "adaptve"],
         "has no seed3/adaptive": [*one, "--seed", "3"],
         "--budget=0.1: nothing is chosen with --selection": [*chosen, "--budget", "0.1"],
@@ -173,6 +194,8 @@ def bad_calls(run: Path, saved: Path, folder: Path) -> dict[str, list[str]]:
         "n_contexts": [*one, "--set", "unlearning.n_context=3"],
         "no such file": [*one, "--forget", str(folder / "no.jsonl"), "--retain", str(bad)],
         "--dtype='float3'": [*one, "--dtype", "float3"],
+        f"--save='{folder}': is a folder": [*one, "--save", str(folder)],
+        f"--save='{saved}': exists": [*chosen, "--save", str(saved)],
     }
 
 
@@ -188,7 +211,8 @@ def test_errors_come_before_the_model(
 
     monkeypatch.setattr(unlearning.models, "load_language_model", unexpected)
     for message, arguments in bad_calls(run, saved, tmp_path).items():
-        assert cli.main(["unlearn", str(run), *arguments]) == 2, arguments
+        with suppress(SystemExit):  # of the parser
+            assert cli.main(["unlearn", str(run), *arguments]) == 2, arguments
         found = capsys.readouterr().err
         assert message.lower() in found.lower(), (arguments, found)
     assert cli.main(["unlearn", str(tmp_path), "--prompt", PROMPT]) == 2

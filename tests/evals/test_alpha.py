@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evals.alpha.figures import alpha_figure
-from evals.alpha.tables import alpha_table
+from evals.alpha.tables import alpha_table, is_alpha_study
 from saelens_adaptive_ortho.commands.experiment import load_experiment
 from saelens_adaptive_ortho.results import Result, ResultError
 
@@ -61,3 +61,10 @@ def test_study_config_changes_only_alpha(name: str) -> None:
     assert all(c == {"ortho_alpha": float(v.removeprefix("alpha="))} for v, c in alphas.items())
     assert sorted(c["ortho_alpha"] for c in alphas.values()) == [0, 0.25, 0.5, 0.75, 1]
     assert len(study.seeds) == 3
+
+
+def test_study_with_other_variants_is_no_alpha_study() -> None:
+    alphas = [result(v, 0, 1.0) for v in ("baseline", "fixed", "alpha=0", "alpha=1")]
+    assert is_alpha_study(alphas)
+    assert not is_alpha_study([*alphas, result("groups", 0, 1.0)])
+    assert not is_alpha_study(alphas[:2])

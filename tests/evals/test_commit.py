@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from evals.alpha.tables import PANELS, alpha_table
-from evals.commit import commit_run
+from evals.commit import commit_run, main
+from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.report.statistics import summarise
 from saelens_adaptive_ortho.report.tables import markdown_table, markdown_verdicts
 from saelens_adaptive_ortho.results import (
@@ -42,8 +43,8 @@ def make_run(run: Path, variants: list[str]) -> Path:
 def test_committed_run_gives_same_tables(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", ["baseline", "fixed", "adaptive"])
     target = tmp_path / "study" / "results"
-    (target / "results").mkdir(parents=True)
-    (target / "results" / "old.json").write_text("{}")
+    (target / "plots").mkdir(parents=True)
+    (target / "plots" / "old.png").write_text("")
     commit_run(run, target)
     assert {p.name for p in target.iterdir()} == {"config.yaml", "results.jsonl", "plots"}
     assert {p.suffix for p in (target / "plots").iterdir()} == {".png"}
@@ -68,6 +69,26 @@ def test_run_without_results_replaces_nothing(tmp_path: Path) -> None:
     target = tmp_path / "kept"
     commit_run(make_run(tmp_path / "run", ["baseline"]), target)
     before = (target / "results.jsonl").read_bytes()
-    with pytest.raises(ResultError, match="no such folder"):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.yaml").write_text("{}")
+    with pytest.raises(ResultError, match="results"):
+        commit_run(empty, target)
+    with pytest.raises(ConfigError, match="run=.*missing.*is no run folder"):
         commit_run(tmp_path / "missing", target)
     assert (target / "results.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("place", ["run", "run/seed0", ".", "other", "file.txt"])
+def test_only_results_of_this_command_are_replaced(
+    tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", ["baseline"])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious.txt").write_text("mine")
+    (tmp_path / "file.txt").write_text("mine")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(SystemExit):
+        main([str(run), str(tmp_path / place)])
+    assert "target=" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sae_lens
 
-from evals.tables import KINDS
+from evals.tables import KINDS, main
 from saelens_adaptive_ortho.commands import cli
 from saelens_adaptive_ortho.commands.configs import CopyOptions, find_config, shipped_configs
 from saelens_adaptive_ortho.report.markdown import update_tables
@@ -46,6 +46,13 @@ PAGES = [README, *sorted((ROOT / "evals").glob("**/README.md"))]
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.parent.name)
 def test_table_is_up_to_date(path: Path) -> None:
     assert not update_tables(path, check=True, renderers=KINDS), "run `make tables`"
+
+
+def test_page_without_tables_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("words\n")
+    assert main([str(page)]) == 0
+    assert f"{page}: has no table" in capsys.readouterr().out
 
 
 def test_tree_lists_every_module_and_room() -> None:

@@ -21,6 +21,7 @@ from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.files import (
     StorageError,
     atomic_directory,
+    check_new_file,
     check_writable,
     recover_directory,
     user_path,
@@ -28,6 +29,7 @@ from saelens_adaptive_ortho.files import (
     write_json,
     write_text_atomic,
 )
+from saelens_adaptive_ortho.locks import run_lock
 from saelens_adaptive_ortho.training.lockstep import list_checkpoints
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
 
@@ -230,6 +232,35 @@ def test_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"output_path='.*file/run': cannot be written"):
         check_writable("output_path", tmp_path / "file" / "run")
+
+
+def test_only_a_new_file_is_accepted(tmp_path: Path) -> None:
+    check_new_file("--save", tmp_path / "new" / "file")
+    (tmp_path / "file").write_text("")
+    for target, rule in (
+        (tmp_path, f"'{tmp_path}': is a folder. Name a file in it"),
+        (tmp_path / "file", f"'{tmp_path}/file': exists. Name a new file"),
+        (tmp_path / "file" / "below", f"'{tmp_path}/file': cannot be written"),
+    ):
+        with pytest.raises(ConfigError, match=f"--save={rule}"):
+            check_new_file("--save", target)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc")
+@pytest.mark.parametrize("target", ["/proc/x", "file/x", "file/x/y"])
+def test_folder_that_cannot_be_written_fails_at_once(tmp_path: Path, target: str) -> None:
+    """The lock of a folder in /proc can never be made, and no process holds it."""
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(StorageError, match=r"could not be written \(.*Choose another folder"),
+        atomic_directory(tmp_path / target, "Nothing was written."),
+    ):
+        raise AssertionError("the folder was made")
+    with (
+        pytest.raises(ConfigError, match="cannot be locked"),
+        run_lock("out", Path("/proc/x"), "command"),
+    ):
+        raise AssertionError("the lock was made")
 
 
 # ------------------------------------------------------------------ checkpoints

@@ -310,6 +310,11 @@ def test_path_with_an_equals_sign_is_a_path(
         ({"retain_share": ["retain=0.2"]}, r"retain is no named retain corpus"),
         ({"retain_share": ["near"]}, r"--retain-share='near': must read NAME=SHARE"),
         ({"retain_share": ["near=1"]}, r"--retain-share='near=1': must read NAME=SHARE"),
+        (
+            {"retain_share": ["near=0", "near=0.3"]},
+            r"'near=0\.3': the share of near is given twice",
+        ),
+        ({"retain": ["FILE"], "forget": "FILE"}, r"--retain='.*': has the same text as --forget\."),
         ({"retain_share": ["near=nan"]}, r"must read NAME=SHARE"),
         (
             {"retain": ["a=FILE"], "retain_share": ["near=0.5", "a=0.5"]},

@@ -170,3 +170,18 @@ def test_module_that_cannot_be_imported_is_left_to_the_run(
     monkeypatch.setattr(running.importlib, "import_module", fail)
     assert "subspace" in runnable()
     check_evals_runnable({"subspace": {}})
+
+
+def test_result_is_kept_if_the_sae_cannot_be_read(
+    run: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run({"good": lambda: GOOD})
+    file = result_path(tmp_path, "a", 0, "good")
+    before = file.read_bytes()
+    said: list[str] = []
+    context = SimpleNamespace(variant="a", seed=0)
+    monkeypatch.setattr(running, "_fingerprint", lambda *_: raises(OSError("no weights"))())
+    running.run_missing(context, {"good": {}}, tmp_path, said.append)  # type: ignore
+    assert "no weights" in said[0]
+    assert f"{file.name} of before is kept" in said[1]
+    assert file.read_bytes() == before

@@ -178,3 +178,17 @@ def test_lowest_threshold_weighs_retain_tokens() -> None:
     weights = torch.cat([torch.full((10,), 0.09), torch.full((1001,), 0.1 / 1001)])
     found = lowest_threshold(forget, retain, weights, 5.0)
     assert found == pytest.approx(0, abs=2e-3)  # nine in ten retain tokens have a score of 0
+
+
+def test_erasure_without_a_direction_is_refused() -> None:
+    eye = torch.eye(3)
+    with pytest.raises(ValueError, match="rows must be finite"):
+        orthonormal_basis(torch.tensor([[1.0, float("nan")]]))
+    for difference, covariance, rule in (
+        (torch.zeros(3), eye, "difference must not be zero"),
+        (eye[0], torch.zeros(3, 3), "covariance must be positive"),
+        (eye[0] * float("inf"), eye, "difference must be finite"),
+        (eye[0], eye * float("nan"), "covariance must be finite"),
+    ):
+        with pytest.raises(ValueError, match=rule):
+            leace(difference, covariance)

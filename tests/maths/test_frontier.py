@@ -158,6 +158,15 @@ def test_bootstrap_resamples_costs_too() -> None:
     assert found.band()[1, 0] - found.band()[0, 0] > 0.05
 
 
+def test_empty_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="n_units must be at least 1, got 0"):
+        resampling_weights(0, 10, 0)
+    with pytest.raises(ValueError, match="replicates must hold at least one row"):
+        interval(torch.zeros(0, 3))
+    with pytest.raises(ValueError, match="level must lie in"):
+        interval(torch.zeros(2, 3), 1.5)
+
+
 def test_resampling_depends_only_on_seed() -> None:
     torch.manual_seed(1)
     first = resampling_weights(10, 3, seed=5)

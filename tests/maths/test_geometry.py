@@ -210,3 +210,19 @@ def test_large_group_angles_equal_exact_ones(
     by_gram = principal_angles(A, B, energy)
     monkeypatch.setattr(geometry, "EXACT_ROWS", 4096)
     torch.testing.assert_close(by_gram, principal_angles(A, B, energy), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_rows_must_be_finite(value: float) -> None:
+    rows = torch.eye(4)
+    rows[1, 2] = value
+    for measure in (condition_number, effective_rank, singular_values):
+        with pytest.raises(ValueError, match="directions must be finite"):
+            measure(rows)
+    with pytest.raises(ValueError, match="W_dec must be finite"):
+        mean_max_cosine(rows)
+
+
+def test_zero_rows_have_no_rank() -> None:
+    assert effective_rank(torch.zeros(3, 4)) == 0
+    assert condition_number(torch.zeros(3, 4)) == float("inf")

@@ -66,6 +66,11 @@ def test_ratio_of_one_or_less_is_refused(ratio: float) -> None:
         domain_groups(torch.zeros(2, 3), ratio)
 
 
+def test_rates_must_be_finite() -> None:
+    with pytest.raises(ValueError, match="rates must be finite"):
+        domain_groups(torch.tensor([[0.1, float("nan")], [0.2, 0.0]]))
+
+
 def test_rates_need_two_corpora() -> None:
     with pytest.raises((ValueError, jaxtyping.TypeCheckError)):
         domain_groups(torch.zeros(3, 4))

@@ -53,9 +53,34 @@ def test_alpha_outside_its_bounds_is_refused(alpha: float) -> None:
         leanings(RATES, alpha)
 
 
-def test_ratio_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"ratio must be at least 1, got 0\.5"):
-        corpus_sharing(RATES, 0.5)
+@pytest.mark.parametrize("ratio", [0.5, float("nan")])
+def test_ratio_below_one_is_refused(ratio: float) -> None:
+    with pytest.raises(ValueError, match=f"ratio must be at least 1, got {ratio}"):
+        corpus_sharing(RATES, ratio)
+
+
+def test_rate_that_is_nan_gives_nan() -> None:
+    rates = RATES.clone()
+    rates[1, 2] = float("nan")
+    for found in (corpus_sharing(rates), leanings(rates, 0.0), leanings(rates, 1.0)):
+        assert found.isnan().nonzero().flatten().tolist() == [2]
+
+
+@pytest.mark.parametrize("forget_rows", [-1, 13])
+def test_forget_rows_outside_the_batch_are_refused(forget_rows: int) -> None:
+    counts = CorpusRates(torch.zeros(2), torch.zeros(2, 7))
+    rule = rf"forget_rows must lie in \[0, 12\], got {forget_rows}"
+    with pytest.raises(ValueError, match=rule):
+        separation_penalty(batch(), leanings(RATES, 0.5), forget_rows)
+    with pytest.raises(ValueError, match=rule):
+        update_rates(counts, batch(), forget_rows, 0.9)
+
+
+def test_empty_batch_costs_nothing() -> None:
+    acts = batch()[:0].requires_grad_()
+    loss = separation_penalty(acts, leanings(RATES, 0.5).double(), 0, both_sides=True)
+    loss.backward()
+    assert loss.item() == 0
 
 
 @pytest.mark.parametrize("both_sides", [False, True])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from saelens_adaptive_ortho.report.markdown import update_tables
+from saelens_adaptive_ortho.report.markdown import has_tables, update_tables
 from saelens_adaptive_ortho.results import (
     ResultError,
 )
@@ -72,3 +72,14 @@ def test_bad_markers_are_refused(tmp_path: Path, text: str, message: str) -> Non
     with pytest.raises(ResultError, match=message):
         update_tables(readme, tmp_path)
     assert readme.read_text() == text
+
+
+def test_page_without_markers_has_no_tables(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    for text, expected in (
+        ("words\n", False),
+        ("```\n<!-- results: run -->\n```\n", False),
+        ("```\ncode\n```\n<!-- results: run -->\n<!-- /results -->\n", True),
+    ):
+        page.write_text(text)
+        assert has_tables(page) is expected

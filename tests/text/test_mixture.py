@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.text import mixture
+from saelens_adaptive_ortho.text.corpora import CorpusConfig, TokenisedCorpus
 from saelens_adaptive_ortho.text.mixture import RESERVED, arrange, shares
 
 TWO: dict[str, Any] = {"forget": "f.txt", "retain": {"path": "r.txt"}}
@@ -69,6 +71,9 @@ def test_shares_of_the_retain_side_add_up_to_one(n: int) -> None:
         ({**TWO, "a b": NEAR}, "has letters, digits, - and _ only"),
         ({**TWO, "-a": NEAR}, "has letters, digits, - and _ only"),
         ({**TWO, "a/b": NEAR}, "has letters, digits, - and _ only"),
+        ({**TWO, "n" * 65: NEAR}, "has 65 characters; 64 are allowed"),
+        ({**TWO, "pooled": CorpusConfig(path="p")}, r"corpora\.pooled='p': 'pooled' has"),
+        ({"forget": "f", "retain": {"path": "f"}}, r"corpora\.retain='f': has the same text as"),
         ({**TWO, "": NEAR}, "has letters, digits, - and _ only"),
         ({**TWO, "near": "n.txt"}, r"corpora\.near\.share=None: give the share .* 0 to evaluate"),
         ({**TWO, "near": {"path": "n"}}, r"corpora\.near\.share=None: give the share"),
@@ -95,6 +100,31 @@ def test_shares_of_the_retain_side_add_up_to_one(n: int) -> None:
 def test_bad_corpora_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         arrange(given, where)
+
+
+def tokenised(name: str, first: int, n: int = 4) -> TokenisedCorpus:
+    train = torch.arange(first, first + 8 * n, dtype=torch.int32).view(n, 8)
+    return TokenisedCorpus(name, train, train, name)
+
+
+def test_long_name_and_another_part_of_one_source_are_allowed() -> None:
+    given = {"forget": {"path": "f"}, "retain": {"path": "f", "split": "test"}, "n" * 64: NEAR}
+    assert len(arrange(given, where)) == 3
+
+
+def test_same_text_is_refused_on_both_sides_and_warned_of_elsewhere(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    corpora = arrange({**TWO, "near": NEAR, "forget_test": "t.txt"}, where)
+    apart = [tokenised("forget", 0), tokenised("retain", 100), tokenised("near", 200)]
+    mixture.check_distinct(apart, corpora, where)
+    assert not recwarn
+    with pytest.raises(ConfigError, match=r"corpora\.retain='r\.txt': has the same text as"):
+        mixture.check_distinct([apart[0], tokenised("retain", 0, n=6)], corpora, where)
+    with pytest.warns(UserWarning, match=r"corpora\.retain and corpora\.near have the same text"):
+        mixture.check_distinct([*apart[:2], tokenised("near", 100, n=2)], corpora, where)
+    with pytest.warns(UserWarning, match=r"corpora\.forget and corpora\.forget_test .*t\.txt"):
+        mixture.check_distinct([*apart, tokenised("forget_test", 0)], corpora, where)
 
 
 def test_name_close_to_a_given_role_is_allowed_with_a_share() -> None:

@@ -23,6 +23,7 @@ from saelens_adaptive_ortho.text.corpora import (
     CorpusConfig,
     Tokenisation,
     read_documents,
+    read_to_the_end,
     read_tokens,
     tokenise_corpus,
 )
@@ -89,6 +90,40 @@ def test_texts_come_back_as_they_were_written(
 def test_packed_file_is_known_by_its_bytes(put: Callable[..., Path]) -> None:
     assert documents(put("a.jsonl", gzip.compress(ENCODED["UTF-8"]))) == TEXTS
     assert documents(put("b.jsonl.gz", ENCODED["UTF-8"])) == TEXTS
+
+
+def test_name_that_promises_gzip_is_explained(put: Callable[..., Path]) -> None:
+    message = refused(put("b.jsonl.gz", b"\x80\x81\n"))
+    assert "is not UTF-8 text" in message
+    assert "Its name ends with .gz, but it is no gzip file." in message
+
+
+def test_local_corpus_is_read_to_its_end(put: Callable[..., Path]) -> None:
+    many = lines(["text"] * 500)
+    read_to_the_end(CorpusConfig(path=str(put("a.jsonl", many))), "x")
+    read_to_the_end(CorpusConfig(path="owner/name"), "x")  # of the hub: not read
+    for name, end in (("b.jsonl", '{"text": "te'), ("c.jsonl", '{"text": "\xe9"}')):
+        path = str(put(name, many.encode() + end.encode("latin-1")))
+        with pytest.raises(ConfigError, match=r"x\.path=.*line 501 of "):
+            read_to_the_end(CorpusConfig(path=path), "x")
+        read_to_the_end(CorpusConfig(path=path, max_documents=500), "x")
+    with pytest.raises(ConfigError, match=r"x\.path=.*no such file"):
+        read_to_the_end(CorpusConfig(path="nowhere.jsonl"), "x")
+
+
+def test_corpus_without_text_is_not_one_document(put: Callable[..., Path]) -> None:
+    how = Tokenisation(context_size=8)
+    with pytest.raises(ConfigError, match="It holds no text. Give another file"):
+        tokenise_corpus(CorpusConfig(path=str(put("a.jsonl", ""))), "forget", _Tokenizer(), how, 4)
+
+
+class _Tokenizer:
+    """Nothing is tokenised."""
+
+    bos_token_id = 0
+
+    def get_vocab(self) -> dict[str, int]:
+        return {}
 
 
 def test_objects_of_a_json_file_may_have_any_layout(put: Callable[..., Path]) -> None:

@@ -244,7 +244,7 @@ def test_refused_login_is_explained_before_training(
         raise RuntimeError("No API key configured")
 
     monkeypatch.setattr(wandb, "init", refuse)
-    monkeypatch.setattr(lockstep.LockstepTrainer, "fit", lambda _: pytest.fail("training began"))
+    monkeypatch.setattr(lockstep.LockstepTrainer, "begin", lambda _: pytest.fail("training began"))
     assert main(["compare", config, *LOG]) == 2
     error = capsys.readouterr().err
     assert (

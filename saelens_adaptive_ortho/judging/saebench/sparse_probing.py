@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelens_adaptive_ortho.evaluations.sparse_probing import Settings
-from saelens_adaptive_ortho.files import write_json
+from saelens_adaptive_ortho.files import read_cached, write_json
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.isolation import replaced
 from saelens_adaptive_ortho.judging.saebench.session import keep_output, prepared_sae, session
@@ -160,8 +160,8 @@ def _pca_baseline(artifacts: Path, config: Any, train: Callable[..., Any]) -> di
     from sae_bench.sae_bench_utils.activation_collection import create_meaned_model_activations
 
     file = artifacts / PCA_FILE
-    if file.is_file():
-        return json.loads(file.read_text())
+    if (kept := read_cached(file)) is not None:
+        return kept
     found: dict[str, Accuracies] = {}
     for name in config.dataset_names:
         (saved,) = artifacts.rglob(f"{name.replace('/', '_')}_activations.pt")

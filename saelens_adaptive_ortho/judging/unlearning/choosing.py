@@ -28,7 +28,7 @@ from torch import Tensor
 
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.evaluations.unlearning import Settings
-from saelens_adaptive_ortho.files import check_writable
+from saelens_adaptive_ortho.files import check_new_file
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
 from saelens_adaptive_ortho.judging.firing import uncounted_tokens
 from saelens_adaptive_ortho.judging.options import JudgingOptions
@@ -84,7 +84,7 @@ def choose_selection(
         kind: ``clamp``, or ``bounded`` (see :class:`.saved.UnlearningSelection`).
         settings: settings of the unlearning evaluation; ``gate="token"`` gives a clamp without a
             gate.
-        save: file that the selection is written to.
+        save: new file that the selection is written to; a file that exists is not replaced.
         cache: folder that keeps the tokenised corpora; by default they are not kept.
         options: fields of ``JudgingOptions``: ``model``, ``forget``, ``retain``, ``device``, ...
 
@@ -97,7 +97,7 @@ def choose_selection(
     subject = Subject.parse(str(sae))
     check_choice(budget, kind)
     if save is not None:
-        check_writable("save", Path(save).expanduser().parent)
+        check_new_file("save", Path(save).expanduser())
     with ExitStack() as stack:
         folder = cache or stack.enter_context(tempfile.TemporaryDirectory())
         judging = JudgingOptions(out=Path(folder), **options)

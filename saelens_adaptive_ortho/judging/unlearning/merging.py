@@ -73,6 +73,7 @@ def merge(model: Any, selection: UnlearningSelection) -> None:
     if width != selection.d_in:
         rule = f"the embedding has the width {width}; the selection is for another model."
         raise reject("selection.d_in", selection.d_in, rule)
+    selection.check_vocabulary(len(embedding.weight))
     tokens = _probe(len(embedding.weight), selection)
     scale = _scale(model, tokens)
     with _hooked(model, selection, tokens):

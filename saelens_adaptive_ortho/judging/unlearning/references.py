@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelens_adaptive_ortho.evaluations.unlearning import Settings
-from saelens_adaptive_ortho.files import write_json
+from saelens_adaptive_ortho.files import read_cached, write_json
 from saelens_adaptive_ortho.judging.firing import Batch
 from saelens_adaptive_ortho.judging.unlearning.clamps import Intervention, Push
 from saelens_adaptive_ortho.judging.unlearning.families import (
@@ -232,8 +232,9 @@ class Cache:
         self.file = bench.cache / "unlearning" / f"ceilings-{name}.json"
 
     def read(self) -> dict[str, dict[str, Any]] | None:
-        """The ceilings; None if they were not measured yet."""
-        return json.loads(self.file.read_text()) if self.file.is_file() else None
+        """The ceilings; None if they were not measured yet, or if the file is damaged."""
+        found = read_cached(self.file)
+        return found if isinstance(found, dict) else None
 
     def write(self, found: dict[str, dict[str, Any]]) -> None:
         """Keep the ceilings."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from sae_lens.saes.sae import SAE
 
 from saelens_adaptive_ortho.errors import reject
@@ -25,6 +25,8 @@ from saelens_adaptive_ortho.settings import Share, check_fields, parse
 
 CLAMP, BOUNDED = "clamp", "bounded"
 Kind = Literal["clamp", "bounded"]
+Id = Annotated[int, Field(ge=0, lt=2**63)]
+ORTHONORMAL = 1e-4  # largest error of a product of two directions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +102,13 @@ class UnlearningSelection:
     """
 
     kind: Kind
-    latents: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    latents: Annotated[list[Id], Field(min_length=1)]
     values: list[float] = field(default_factory=list)
     gate: Share | None = None
     strength: NonNegativeFloat
     basis: list[list[float]] = field(default_factory=list)
     centre: list[float] = field(default_factory=list)
-    ignored_tokens: list[NonNegativeInt] = field(default_factory=list)
+    ignored_tokens: list[Id] = field(default_factory=list)
     model_name: str
     hook_name: str
     sae: str = ""
@@ -123,6 +125,7 @@ class UnlearningSelection:
             if len(self.values) != len(self.latents):
                 rule = f"a clamp needs one value for each of its {len(self.latents)} latents."
                 raise reject("values", self.values, rule)
+            _check_range("values", self.values)
             return
         if self.gate is not None:
             raise reject("gate", self.gate, "only a clamp has a gate.")
@@ -130,6 +133,11 @@ class UnlearningSelection:
             raise reject("basis", "...", f"needs directions of {self.d_in} numbers each.")
         if len(self.centre) != self.d_in:
             raise reject("centre", "...", f"needs {self.d_in} numbers.")
+        _check_range("centre", self.centre)
+        if self.strength > 1:
+            rule = "is the share that is removed, so it must be a number in [0, 1]."
+            raise reject("strength", self.strength, rule)
+        _check_orthonormal(self.basis)
 
     def intervention(self) -> Clamp | Projection:
         """The edit, as the evaluation applies it."""
@@ -154,6 +162,29 @@ class UnlearningSelection:
                 f"{found[:12]}. Load the same SAE in float32 or bfloat16, without folding its "
                 "norms, or choose a new selection.",
             )
+
+    def check_width(self, d_in: int, d_sae: int) -> None:
+        """Refuse an SAE of another width, or without some of the latents.
+
+        Raises:
+            ConfigError: the message names ``d_in`` or ``latents``.
+        """
+        if self.d_in != d_in:
+            rule = f"the SAE reads activations of width {d_in}; the selection is for another SAE."
+            raise reject("selection.d_in", self.d_in, rule)
+        if max(self.latents) >= d_sae:
+            rule = f"the SAE has {d_sae} latents, 0 to {d_sae - 1}; the selection is for another."
+            raise reject("selection.latents", max(self.latents), rule)
+
+    def check_vocabulary(self, size: int) -> None:
+        """Refuse a model that does not have all tokens of the selection.
+
+        Raises:
+            ConfigError: an id of ``ignored_tokens`` is not below ``size``.
+        """
+        if max(self.ignored_tokens, default=0) >= size:
+            rule = f"the model has {size} tokens, 0 to {size - 1}; the selection is for another."
+            raise reject("selection.ignored_tokens", max(self.ignored_tokens), rule)
 
     def save(self, path: str | Path) -> Path:
         """Write the selection as JSON, a field in each line.
@@ -187,9 +218,31 @@ class UnlearningSelection:
         if chosen_on is not None:
             if not isinstance(chosen_on, dict) or not isinstance(chosen_on.get("corpora"), list):
                 raise reject("selection.chosen_on", chosen_on, "must be a mapping with corpora.")
-            corpora = [parse(Corpus, c, "chosen_on.corpora.") for c in chosen_on.pop("corpora")]
+            corpora = [
+                parse(Corpus, corpus, f"selection.chosen_on.corpora.{number}.")
+                for number, corpus in enumerate(chosen_on.pop("corpora"))
+            ]
             chosen_on = parse(ChosenOn, chosen_on, "selection.chosen_on.", corpora=corpora)
         return parse(cls, tree, "selection.", chosen_on=chosen_on)
+
+
+def _check_range(field: str, values: list[float]) -> None:
+    """Refuse numbers that are infinite in float32, in which models and SAEs compute."""
+    largest = max(map(abs, values), default=0.0)
+    if largest > torch.finfo(torch.float32).max:
+        raise reject(field, largest, "is too large for float32. Choose the selection again.")
+
+
+def _check_orthonormal(basis: list[list[float]]) -> None:
+    directions = torch.tensor(basis, dtype=torch.float64)
+    error = directions @ directions.T - torch.eye(len(basis), dtype=torch.float64)
+    largest = float(error.abs().max())
+    if not largest <= ORTHONORMAL:
+        rule = (
+            f"its directions are not orthonormal: a product differs by {largest:.2g} from 1 or 0. "
+            "Orthonormalise them, for instance by torch.linalg.qr."
+        )
+        raise reject("basis", "...", rule)
 
 
 def weights_digest(sae: SAE[Any]) -> str:

@@ -257,7 +257,11 @@ def select(context: EvalContext, sae: SAE[Any], settings: Settings, found: Stati
             for ratio in settings.specificities
         }
     if not any(len(r) for r in rankings.values()):
-        raise EvaluationError("no latent fires on the forget corpus and hardly on the retain one")
+        raise EvaluationError(
+            "no latent fires on the forget corpus and hardly on the retain one. Lower "
+            f"unlearning.specificities={settings.specificities}, give corpora that differ more, or "
+            "train the SAE longer or wider."
+        )
     most = max(settings.counts)
     random = alive_in_random_order(found, SEED)[:most]
     gating = None

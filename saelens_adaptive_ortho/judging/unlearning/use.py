@@ -89,14 +89,13 @@ def unlearn(
             stack.callback(handle.remove)
 
         _attach(model, selection.hook_name, edit, keep)
+        selection.check_vocabulary(n_tokens(model))
         yield model
 
 
 def _check(sae: SAE[Any], selection: UnlearningSelection) -> None:
     metadata = sae.cfg.metadata
-    if selection.d_in != sae.cfg.d_in or max(selection.latents) >= sae.cfg.d_sae:
-        rule = f"the SAE has the width {sae.cfg.d_in} and {sae.cfg.d_sae} latents; it is another."
-        raise reject("selection", f"{selection.d_in}, latent {max(selection.latents)}", rule)
+    selection.check_width(sae.cfg.d_in, sae.cfg.d_sae)
     if metadata.hook_name is not None and metadata.hook_name != selection.hook_name:
         rule = f"the SAE belongs to the hook {metadata.hook_name}."
         raise reject("selection.hook_name", selection.hook_name, rule)
@@ -104,6 +103,14 @@ def _check(sae: SAE[Any], selection: UnlearningSelection) -> None:
         rule = "unlearn edits hooks without heads, such as those of the residual stream."
         raise reject("hook_name", selection.hook_name, rule)
     selection.check_sae(sae)
+
+
+def n_tokens(model: Any) -> int:
+    """The number of tokens that the model or its tokenizer knows."""
+    if hasattr(model, "hook_dict"):  # of TransformerLens
+        tokenizer = getattr(model, "tokenizer", None)
+        return max(model.cfg.d_vocab, 0 if tokenizer is None else len(tokenizer))
+    return len(model.get_input_embeddings().weight)
 
 
 class _Firings(NamedTuple):

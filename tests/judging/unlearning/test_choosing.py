@@ -160,7 +160,7 @@ def selection(**changes: Any) -> dict[str, Any]:
         ({"kind": "bounded", "gate": 0.1}, "only a clamp has a gate"),
         ({"kind": "bounded", "basis": [[1.0, 0.0]]}, "centre"),
         ({"chosen_on": {"corpora": 3}}, "selection.chosen_on"),
-        ({"chosen_on": {"corpora": [{"name": "x"}]}}, "chosen_on.corpora.path"),
+        ({"chosen_on": {"corpora": [{"name": "x"}]}}, "selection.chosen_on.corpora.0.path"),
     ],
 )
 def test_file_with_a_wrong_field_is_refused(

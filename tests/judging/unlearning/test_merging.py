@@ -126,7 +126,9 @@ def test_model_that_reads_the_embedding_elsewhere_is_refused() -> None:
         merge(model, build_selection())
 
 
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, target = tmp_path / "selection.json", tmp_path / "model"
     selection = build_selection(width=96)
     selection.save(file)
@@ -139,7 +141,14 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.testing.assert_close(logits(model, tokens), expected, atol=1e-4, rtol=1e-4)
     capsys.readouterr()
     assert cli.main(["export-merged", str(file), str(target)]) == 2
-    assert "exists and is not empty" in capsys.readouterr().err
+    assert "is not empty. Name a new folder" in capsys.readouterr().err
+    monkeypatch.setattr("saelens_adaptive_ortho.text.models.load_plain_model", None)  # not called
+    for arguments, message in (
+        ([str(file / "below")], f"DIR='{file}': cannot be written"),
+        ([str(tmp_path / "new"), "--dtype", "int8"], "bfloat16, float16, float64."),
+    ):
+        assert cli.main(["export-merged", str(file), *arguments]) == 2
+        assert message in capsys.readouterr().err
     build_selection("blocks.1.hook_resid_post", 96).save(file)
     assert cli.main(["export-merged", str(file), str(tmp_path / "other")]) == 2
     assert "through a norm" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import OrderedDict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -497,13 +498,63 @@ def test_another_sae_is_refused(kinds: dict[str, Any]) -> None:
     model, sae = kinds["plain"], build_sae()
     selection = build_selection(sae, "clamp", kinds["hooked"])
     smaller = JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=32))
+    narrower = JumpReLUSAE(JumpReLUSAEConfig(d_in=8, d_sae=D_SAE))
     for other, rule in (
         (build_sae(seed=1), "was chosen for an SAE with the weights"),
         (build_sae(HOOKS[1]), "belongs to the hook blocks.1.hook_resid_pre"),
-        (smaller, "32 latents"),
+        (smaller, r"selection\.latents=60: the SAE has 32 latents"),
+        (narrower, rf"selection\.d_in={D_IN}: .*width 8"),
     ):
         with pytest.raises(ConfigError, match=rule), ortho.unlearn(model, other, selection):
             pass
+
+
+@pytest.mark.parametrize("kind", ["plain", "hooked", "bridge"])
+def test_token_that_the_model_does_not_have_is_refused(kinds: dict[str, Any], kind: str) -> None:
+    sae = build_sae()
+    selection = build_selection(sae, "clamp", kinds["hooked"])
+    other = replace(selection, ignored_tokens=[0, 10**6])
+    model = kinds[kind]
+    before = hooks_of(model)
+    rule = r"selection\.ignored_tokens=1000000: the model has \d+ tokens"
+    with pytest.raises(ConfigError, match=rule), ortho.unlearn(model, sae, other):
+        pass
+    assert hooks_of(model) == before
+
+
+@pytest.mark.parametrize(
+    ("edit", "changes", "rule"),
+    [
+        ("clamp", {"values": [1e39] + [0.0] * 5}, r"values=1e\+39: is too large for float32"),
+        ("clamp", {"ignored_tokens": [2**63]}, "ignored_tokens=.*at most 9223372036854775807"),
+        ("clamp", {"latents": [2**63, 1, 2, 3, 4, 5]}, "latents=.*at most 9223372036854775807"),
+        ("bounded", {"strength": 1.5}, r"strength=1\.5: .* a number in \[0, 1\]"),
+        ("bounded", {"centre": [-1e39] + [0.0] * (D_IN - 1)}, "centre=.*too large for float32"),
+        ("bounded", {"basis": [[0.0] * D_IN]}, "basis=.*not orthonormal: .* by 1 from"),
+        ("bounded", {"basis": [[1.0] + [0.0] * (D_IN - 1)] * 2}, "basis=.*not orthonormal"),
+        ("bounded", {"basis": [[1e300] * D_IN]}, "basis=.*not orthonormal"),
+        ("bounded", {"basis": [[float("nan")] * D_IN]}, "basis=.*a list of lists of numbers"),
+    ],
+)
+def test_selection_that_means_nothing_is_refused(
+    kinds: dict[str, Any], edit: str, changes: dict[str, Any], rule: str
+) -> None:
+    selection = build_selection(build_sae(), edit, kinds["hooked"])
+    with pytest.raises(ConfigError, match=rule):
+        replace(selection, **changes)
+
+
+@pytest.mark.parametrize("corpora", [[5], ["x"]])
+def test_bad_record_of_a_corpus_is_named(
+    kinds: dict[str, Any], tmp_path: Path, corpora: list[Any]
+) -> None:
+    selection = build_selection(build_sae(), "clamp", kinds["hooked"])
+    tree = asdict(selection) | {"chosen_on": {"corpora": corpora}}
+    file = tmp_path / "selection.json"
+    file.write_text(json.dumps(tree))
+    rule = rf"selection\.chosen_on\.corpora\.0={corpora[0]!r}: must be a mapping"
+    with pytest.raises(ConfigError, match=rule):
+        UnlearningSelection.load(file)
 
 
 def test_models_and_hooks_that_cannot_be_edited(kinds: dict[str, Any]) -> None:
