@@ -31,6 +31,8 @@ from saelens_adaptive_ortho.results import ResultError, load_results, order_vari
 
 RESULTS = Path(__file__).parent / "results"
 FOCUS, BASELINE = "adaptive", "baseline"
+#: The columns. Other variants are in the tables of their studies.
+VARIANTS = (BASELINE, "fixed", "directions", "groups", FOCUS)
 
 
 class Study(NamedTuple):
@@ -85,9 +87,10 @@ def load_studies(results: Path = RESULTS) -> dict[str, Summary]:
 
 def answer(studies: Mapping[str, Summary]) -> str:
     """Return a table in markdown: what answers in each study, its companions, and the cost."""
-    variants = order_variants(v for summary in studies.values() for v in summary.variants)
+    found = order_variants(v for summary in studies.values() for v in summary.variants)
+    variants = [variant for variant in found if variant in VARIANTS]
     head = ["mean over seeds", *variants, f"{FOCUS} {MINUS} {BASELINE}", "best without an SAE"]
-    rows = [row for name, found in studies.items() for row in _rows(STUDIES[name], found, variants)]
+    rows = [row for name, one in studies.items() for row in _rows(STUDIES[name], one, variants)]
     return markdown(head, rows, text_columns=1)
 
 
