@@ -31,7 +31,7 @@ from saelens_adaptive_ortho.results import ResultError, load_results, order_vari
 
 RESULTS = Path(__file__).parent / "results"
 FOCUS, BASELINE = "adaptive", "baseline"
-#: The columns. Other variants are in the tables of their studies.
+#: What is shown. Other variants are in the tables of their studies.
 VARIANTS = (BASELINE, "fixed", "directions", "groups", FOCUS)
 
 
@@ -70,13 +70,13 @@ STUDIES: Mapping[str, Study] = {
 
 
 def load_studies(results: Path = RESULTS) -> dict[str, Summary]:
-    """Return the statistics of each committed study.
+    """Return the statistics of :data:`VARIANTS` in each committed study.
 
     Raises:
         ResultError: the folder holds none.
     """
     found = {
-        name: summarise(load_results(results / name))
+        name: summarise([r for r in load_results(results / name) if r.variant in VARIANTS])
         for name in STUDIES
         if (results / name).is_dir()
     }
@@ -87,8 +87,7 @@ def load_studies(results: Path = RESULTS) -> dict[str, Summary]:
 
 def answer(studies: Mapping[str, Summary]) -> str:
     """Return a table in markdown: what answers in each study, its companions, and the cost."""
-    found = order_variants(v for summary in studies.values() for v in summary.variants)
-    variants = [variant for variant in found if variant in VARIANTS]
+    variants = order_variants(v for summary in studies.values() for v in summary.variants)
     head = ["mean over seeds", *variants, f"{FOCUS} {MINUS} {BASELINE}", "best without an SAE"]
     rows = [row for name, one in studies.items() for row in _rows(STUDIES[name], one, variants)]
     return markdown(head, rows, text_columns=1)
