@@ -66,7 +66,7 @@ def test_signal_in_an_evaluation_keeps_the_others(
 
 
 COMMAND = """
-import os, sys
+import os, signal, sys
 from saelens_adaptive_ortho.commands import cli
 from saelens_adaptive_ortho.training import lockstep
 
@@ -78,6 +78,7 @@ def tell(trainer, *args):
         print("training", flush=True)
         sys.stdin.read()  # until the signal has been sent
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may have started these tests
 lockstep.LockstepTrainer._log = tell
 sys.exit(cli.main(["compare", sys.argv[1]]))
 """
