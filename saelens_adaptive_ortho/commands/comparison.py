@@ -245,8 +245,8 @@ class Comparison:
 
     # --------------------------------------------------------------- evaluate
 
-    def evaluate(self, variant: str, seed: int) -> None:
-        """Run the evaluations of one SAE that have no result yet."""
+    def evaluate(self, variant: str, seed: int) -> bool:
+        """Run the evaluations of one SAE that have no result yet; returns whether any ran."""
         folder = self._sae_dir(variant, seed).resolve()  # SAEBench changes the working directory
         context = EvalContext(
             bench=self.bench,
@@ -255,7 +255,7 @@ class Comparison:
             seed=seed,
             raw_dir=self.results.resolve() / RAW,
         )
-        run_missing(context, self.experiment.evals, self.root, self.say)
+        return run_missing(context, self.experiment.evals, self.root, self.say)
 
     def say_time_left(self) -> None:
         """Say how long the evaluation of the other SAEs will take, from those that are done."""
@@ -404,8 +404,9 @@ def run_together(comparisons: Sequence[Comparison], fresh: bool = False) -> list
             stack.enter_context(one.tracking)
         hooks = [one.experiment.runner.hook_name for one in comparisons]
         prepared = prepare(first.experiment.runner, first.root / "cache", hook_names=hooks)
+        for other in comparisons[1:]:
+            check_site(prepared.model, other.experiment.runner)
         for one in comparisons:
-            check_site(prepared.model, one.experiment.runner)
             one.prepared = prepared
             for folder in one.sae_dirs():
                 recover_directory(folder)
@@ -420,8 +421,8 @@ def run_together(comparisons: Sequence[Comparison], fresh: bool = False) -> list
                 _train_together(comparisons, seed, prepared.model)
                 for one in comparisons:
                     for variant in one.experiment.variants:
-                        one.evaluate(variant, seed)
-                        one.say_time_left()
+                        if one.evaluate(variant, seed):
+                            one.say_time_left()
             return [one.report() for one in comparisons]
 
 

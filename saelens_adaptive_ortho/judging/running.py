@@ -88,12 +88,13 @@ def run_missing(
     evals: dict[str, dict[str, Any]],
     root: Path,
     say: Callable[[str], None],
-) -> None:
-    """Run the evaluations that have no result in ``root`` yet.
+) -> bool:
+    """Run the evaluations that have no result in ``root`` yet; returns whether there were any.
 
     If one fails, or a value in its result is NaN or infinite, its result file holds the reason, and
     the other evaluations still run. A damaged result file is made again.
     """
+    ran = False
     for name, settings in evals.items():
         path = result_path(root, context.variant, context.seed, name)
         fingerprint = ""
@@ -114,6 +115,8 @@ def run_missing(
                 continue
         seconds = time.perf_counter() - started
         write_outcome(root, name, context.variant, context.seed, outcome, seconds, fingerprint)
+        ran = True
+    return ran
 
 
 def _is_finished(path: Path, fingerprint: str, say: Callable[[str], None]) -> bool:

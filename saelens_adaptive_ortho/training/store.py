@@ -311,10 +311,11 @@ def fill_caches(stores: Sequence[StratifiedActivationsStore]) -> None:
         StorageError: activations could not be written. Those written before are intact.
         NonFiniteActivationsError: an activation is NaN or infinite.
     """
-    lacking = [store for store in stores if store.cache_size().missing]
+    sizes = [(store, store.cache_size().missing) for store in stores]
+    lacking = [store for store, size in sizes if size]
     if not lacking:
         return
-    missing = sum(store.cache_size().missing for store in lacking)
+    missing = sum(size for _, size in sizes)
     for store in lacking:
         check_writable(FOLDER_VARIABLE, store.cached[0].folder)
     folder = lacking[0].cached[0].folder

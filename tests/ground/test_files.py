@@ -23,6 +23,7 @@ from saelens_adaptive_ortho.files import (
     atomic_directory,
     check_new_file,
     check_writable,
+    read_cached,
     recover_directory,
     user_path,
     without_home,
@@ -332,3 +333,13 @@ def test_failed_write_keeps_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         write_text_atomic(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize("text", [None, "", '{"a": [1', "\x00\x00"])
+def test_missing_or_damaged_cache_file_is_none(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "kept.json"
+    if text is not None:
+        file.write_text(text)
+    assert read_cached(file) is None
+    file.write_text('{"a": [1]}')
+    assert read_cached(file) == {"a": [1]}

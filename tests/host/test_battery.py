@@ -556,15 +556,14 @@ def test_first_step_searches_neighbours(
     assert output.metrics["ortho_groups/grouped"] == 0
 
 
+# Lists are searched on every 6th step, statistics counted on every 4th.
+SIX_AND_FOUR = {"ortho_refresh_every": 6, "ortho_min_captured": 0.0, "ortho_statistics_every": 4}
+
+
 def test_lists_and_counts_change_only_on_their_steps(
     build_sae: Build, make_trainer: Build, make_batches: Build, train: Build
 ) -> None:
-    sae = build_sae(
-        "adaptive_ortho_batchtopk",
-        ortho_refresh_every=6,
-        ortho_min_captured=0.0,
-        ortho_statistics_every=4,
-    )
+    sae = build_sae("adaptive_ortho_batchtopk", **SIX_AND_FOUR)
     trainer = make_trainer(sae, lr=0.1)
     refreshed, counted = [], []
     for step, batch in enumerate(make_batches(13)):
@@ -582,12 +581,7 @@ def test_lists_and_counts_change_only_on_their_steps(
 def test_pairs_are_chosen_when_lists_or_statistics_have_changed(
     build_sae: Build, make_trainer: Build, make_batches: Build, train: Build
 ) -> None:
-    sae = build_sae(
-        "adaptive_ortho_batchtopk",
-        ortho_refresh_every=6,
-        ortho_min_captured=0.0,
-        ortho_statistics_every=4,
-    )
+    sae = build_sae("adaptive_ortho_batchtopk", **SIX_AND_FOUR)
     assert (sae.ortho_partner == -1).all()
     trainer = make_trainer(sae, lr=0.1)
     chosen = []

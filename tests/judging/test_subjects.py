@@ -1,4 +1,4 @@
-"""Files that can be made again, and records that cannot."""
+"""The SAEs that are judged, and the records beside them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,7 @@ from pathlib import Path
 import pytest
 
 from saelens_adaptive_ortho.errors import ConfigError
-from saelens_adaptive_ortho.files import read_cached
 from saelens_adaptive_ortho.judging.subjects import Subject
-
-
-@pytest.mark.parametrize("text", [None, "", '{"a": [1', "\x00\x00"])
-def test_missing_or_damaged_cache_file_is_none(tmp_path: Path, text: str | None) -> None:
-    file = tmp_path / "kept.json"
-    if text is not None:
-        file.write_text(text)
-    assert read_cached(file) is None
-    file.write_text('{"a": [1]}')
-    assert read_cached(file) == {"a": [1]}
 
 
 @pytest.mark.parametrize("text", ['{"model_na', "[]"])
