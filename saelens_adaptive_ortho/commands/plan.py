@@ -12,7 +12,7 @@ from saelens_adaptive_ortho.report.formatting import duration
 
 if TYPE_CHECKING:
     from saelens_adaptive_ortho.commands.experiment import Experiment
-    from saelens_adaptive_ortho.training.costs import Costs
+    from saelens_adaptive_ortho.training.costs import Costs, Taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,19 @@ def described(experiment: Experiment, costs: Costs) -> dict[str, str]:
         "evaluations": f"{evals}; their time is not in this plan. "
         "compare says it after the first SAE",
     }
+
+
+def taken_in_words(taken: Taken) -> str:
+    """What a training has cost, in the words of the plan."""
+    total, n = sum(taken.seconds.values()), len(taken.seconds) - 1
+    names = {"activations": "the model"}
+    parts = ", ".join(
+        f"{names.get(name, name)} {seconds / total:.0%}" for name, seconds in taken.seconds.items()
+    )
+    return (
+        f"{taken.tokens:,} tokens in {duration(total)}, {taken.tokens_per_second:,.0f} tokens/s "
+        f"from text to {'the SAE' if n == 1 else f'{n} SAEs'} ({parts})"
+    )
 
 
 def _gb(size: int) -> str:

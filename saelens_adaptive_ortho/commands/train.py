@@ -8,11 +8,13 @@ from pathlib import Path
 
 from saelens_adaptive_ortho.commands.compare import ExperimentOptions
 from saelens_adaptive_ortho.commands.options import Command, say
+from saelens_adaptive_ortho.commands.plan import taken_in_words
 
 
 def run(options: ExperimentOptions) -> int:
     """Train and export."""
     from saelens_adaptive_ortho.commands.experiment import load_experiment
+    from saelens_adaptive_ortho.training.costs import costs_taken
     from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner
 
     cfg = load_experiment(options.config, options.set).runner
@@ -20,6 +22,7 @@ def run(options: ExperimentOptions) -> int:
         runner = AdaptiveOrthoRunner(cfg)
         say(f"Training; {runner.placement()}")
         runner.run()
+        say(taken_in_words(costs_taken(runner.trainer)))
     say(f"Saved: {cfg.output_path}/sae")
     return 0
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 
-import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sae_lens.saes.batchtopk_sae import BatchTopK
 from torch import Tensor
+
+from saelens_adaptive_ortho.maths.sparse import keep
 
 # Approximate number of values in the sample that estimates the threshold.
 SAMPLE = 2**16
@@ -27,21 +28,26 @@ class SampledBatchTopK(BatchTopK):
 
     The shortcut is used only on a CPU, because it reads counts and a GPU would have to wait. It is
     used only if exactly ``k * batch`` values reach the threshold. The stock selection handles ties.
+    The result remembers its non-zeros (:class:`~saelens_adaptive_ortho.maths.sparse.Nonzeros`).
     """
 
     def forward(self, x: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_sae"]:
         count = int(self.k * x.shape[:-1].numel())
         if x.device.type == "cpu" and x.numel() >= SMALLEST and 0 < 4 * count <= x.numel():
-            least = _kth_largest(x.detach(), count)
-            if least is not None:
-                # torch's threshold drops values equal to it, so use the next smaller number.
-                below = torch.nextafter(least, least.new_tensor(-math.inf))
-                return torch.nn.functional.threshold(x, float(below), 0.0)
+            places = _places_of_largest(x.detach(), count)
+            if places is not None:
+                rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+                kept = keep(rows, places)
+                return kept if x.ndim == 2 else kept.view(x.shape)
         return super().forward(x)
 
 
-def _kth_largest(x: Float[Tensor, "... d_sae"], count: int) -> Float[Tensor, ""] | None:
-    """The ``count``-th largest value; None if it is not positive, tied, or missed by the sample."""
+def _places_of_largest(x: Float[Tensor, "... d_sae"], count: int) -> Int[Tensor, " count"] | None:
+    """Positions of the ``count`` largest values of ``x.flatten()``, in ascending order.
+
+    None if the least of them is not positive, has ties, or was missed by the sample, and None if
+    there are NaN.
+    """
     values, stride = x.flatten(), max(2, x.numel() // SAMPLE)
     while math.gcd(stride, x.shape[-1]) > 1:  # otherwise some latents would never be sampled
         stride += 1
@@ -51,8 +57,10 @@ def _kth_largest(x: Float[Tensor, "... d_sae"], count: int) -> Float[Tensor, ""]
     bound = sample.kthvalue(len(sample) - rank + 1).values
     if not bound > 0:
         return None
-    candidates = values[values >= bound]
+    places = (values < bound).logical_not_().nonzero().squeeze(1)  # NaN stays a candidate
+    candidates = values[places]
     if len(candidates) < count:
         return None
     least = candidates.kthvalue(len(candidates) - count + 1).values
-    return least if int((candidates >= least).sum()) == count else None
+    places = places[candidates >= least]
+    return places if len(places) == count else None

@@ -16,7 +16,7 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from saelens_adaptive_ortho.training.lockstep import KEPT_CHECKPOINTS
+from saelens_adaptive_ortho.training.lockstep import KEPT_CHECKPOINTS, LockstepTrainer
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner
 from saelens_adaptive_ortho.training.store import StratifiedActivationsStore
 
@@ -105,6 +105,31 @@ def measure_costs(runner: AdaptiveOrthoRunner, n_steps: int = TIMED_STEPS) -> Co
         checkpoints=(KEPT_CHECKPOINTS + 1) * 3 * _bytes_of(saes) if saves else 0,
         cache=store.cache_size().missing if store.cached else 0,
     )
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a training has cost, to compare with :class:`Costs`.
+
+    Attributes:
+        tokens: tokens that each SAE was trained on.
+        seconds: time in which the model made the activations (``activations``), and time of the
+            steps of each SAE. A resumed training counts the time of all its processes.
+    """
+
+    tokens: int
+    seconds: dict[str, float]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens per second of all SAEs together, from text to SAE."""
+        return self.tokens / sum(self.seconds.values())
+
+
+def costs_taken(trainer: LockstepTrainer) -> Taken:
+    """What a finished training has cost."""
+    tokens = trainer.state.n_training_steps * trainer.cfg.train_batch_size_samples
+    return Taken(tokens, dict(trainer.state.seconds))
 
 
 def _steps(trainer: SAETrainer[Any, Any], batch: Tensor, n: int) -> float:

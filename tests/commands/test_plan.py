@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from saelens_adaptive_ortho.commands import doctor
+from saelens_adaptive_ortho.commands import doctor, plan
 from saelens_adaptive_ortho.commands.cli import main
 from saelens_adaptive_ortho.settings import dump_yaml
 from saelens_adaptive_ortho.text import hub
-from saelens_adaptive_ortho.training.costs import Costs, measure_costs
+from saelens_adaptive_ortho.training.costs import Costs, Taken, costs_taken, measure_costs
+from saelens_adaptive_ortho.training.lockstep import STATE_FILE, list_checkpoints
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, prepare
 
 COSTS = Costs(
@@ -53,6 +56,30 @@ def test_costs_are_those_of_the_config(make_config: Callable[..., Any]) -> None:
     assert costs.parameters["adaptive"] == costs.export // 8
     # The steps were real ones.
     assert all(not torch.equal(before[name], sae.W_dec) for name, sae in runner.saes.items())
+
+
+def test_what_came_is_said_in_the_words_of_the_plan() -> None:
+    three = Taken(1000, {"activations": 1.0, "a": 3.0, "b": 4.0})
+    assert plan.taken_in_words(three) == (
+        "1,000 tokens in 8.0 s, 125 tokens/s from text to 2 SAEs (the model 12%, a 38%, b 50%)"
+    )
+    one = Taken(1000, {"activations": 1.0, "sae": 1.0})
+    assert "500 tokens/s from text to the SAE (the model 50%, sae 50%)" in plan.taken_in_words(one)
+
+
+def test_time_of_a_resumed_training_is_that_of_all_its_processes(
+    make_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    cfg = make_config(n_checkpoints=1, checkpoint_path=str(tmp_path / "checkpoints"))
+    first = AdaptiveOrthoRunner(cfg)
+    first.run()
+    (checkpoint,) = list_checkpoints(tmp_path / "checkpoints")
+    resumed = AdaptiveOrthoRunner(replace(cfg, resume_from_checkpoint=str(checkpoint)))
+    resumed.run()
+    whole, half = costs_taken(first.trainer), costs_taken(resumed.trainer)
+    assert whole.tokens == half.tokens == first.trainer.n_steps * cfg.train_batch_size_tokens
+    saved = json.loads((checkpoint / STATE_FILE).read_text())["seconds"]
+    assert all(half.seconds[name] > seconds > 0 for name, seconds in saved.items())
 
 
 def test_plan_prints_the_costs_and_writes_nothing(

@@ -6,6 +6,8 @@ from sae_lens.saes.batchtopk_sae import BatchTopK
 
 from saelens_adaptive_ortho.host import batchtopk
 from saelens_adaptive_ortho.host.batchtopk import SampledBatchTopK
+from saelens_adaptive_ortho.maths import separation, sparse
+from saelens_adaptive_ortho.maths.sparse import Nonzeros
 
 
 def both(x, k):
@@ -64,7 +66,7 @@ def test_ties_use_the_stock_selection():
     x = batch(dtype=torch.bfloat16)
     least = x.flatten().topk(6 * 300).values[-1]
     assert int((x >= least).sum()) > 6 * 300, "the case is to have ties"
-    assert batchtopk._kth_largest(x, 6 * 300) is None
+    assert batchtopk._places_of_largest(x, 6 * 300) is None
     outputs, gradients = both(x, 6)
     assert torch.equal(*outputs)
     assert torch.equal(*gradients)
@@ -74,3 +76,36 @@ def test_nan_is_not_hidden():
     x = batch()
     x[3, 5] = float("nan")
     assert torch.equal(*(f(6)(x).isnan() for f in (BatchTopK, SampledBatchTopK)))
+
+
+def test_result_and_gradient_remember_what_fires():
+    x = batch().requires_grad_()
+    out = SampledBatchTopK(6)(x)
+    found = Nonzeros.known(out)
+    assert found is not None
+    assert torch.equal(torch.stack(found[:2]), out.nonzero().T)
+    assert torch.equal(found.values, out.detach()[found.rows, found.columns])
+    W = torch.randn(512, 8, generator=torch.Generator().manual_seed(2))
+    seen = []
+    x.register_hook(seen.append)
+    (sparse.matmul(out, W) ** 2).sum().backward()
+    known = Nonzeros.known(seen[0])
+    assert known is not None
+    assert torch.equal(known.dense(), seen[0])
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_a_second_gradient_is_not_lost(kind):
+    # Autograd may add the gradient of a second use in place, to a tensor that remembers the first.
+    gradients = []
+    W = torch.randn(512, 8, generator=torch.Generator().manual_seed(2))
+    for fn, product in ((BatchTopK(6), torch.matmul), (SampledBatchTopK(6), sparse.matmul)):
+        leaf = batch().requires_grad_()
+        out = fn(leaf)
+        if kind == "sparse":
+            loss = separation.separation_penalty(out, torch.linspace(-1, 1, 512), 100)
+        else:
+            loss = out.sin().sum()
+        (loss + (product(out, W) ** 2).sum() / 100).backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)

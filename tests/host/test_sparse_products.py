@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.sae import TrainStepInput
+from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
+from saelens_adaptive_ortho.host.trainer import build_trainer
 from saelens_adaptive_ortho.maths import sparse
 
 Build = Callable[..., Any]
@@ -104,3 +107,52 @@ def test_other_cases_use_the_stock_class(
     ):
         sae.encode(x)
     assert len(seen) == (case == "a hook")
+
+
+@pytest.mark.parametrize("base", TAKEN)
+def test_training_equals_that_of_the_stock_trainer(build_sae: Build, base: str) -> None:
+    """Counts of firings are equal, weights up to rounding; Adam has one kernel."""
+    trainers = []
+    for fast in (False, True):
+        sae = built(build_sae, base)
+        sae.ortho_sparse_products = fast
+        cfg = SAETrainerConfig(
+            total_training_samples=48 * 100,
+            train_batch_size_samples=48,
+            lr=1e-3,
+            lr_end=1e-4,
+            dead_feature_window=2,
+            device="cpu",
+            logger=LoggingConfig(log_to_wandb=False),
+        )
+        trainers.append(build_trainer(cfg, sae, data_provider=iter(())))
+    stock, own = trainers
+    assert type(stock) is SAETrainer
+    assert [bool(t.optimizer.param_groups[0]["fused"]) for t in trainers] == [False, True]
+    generator = torch.Generator().manual_seed(1)
+    for step in range(6):
+        x = torch.randn(48, 16, generator=generator)
+        for trainer in trainers:
+            trainer.n_training_steps = step
+            trainer.step(x)
+    for name in ("act_freq_scores", "n_forward_passes_since_fired", "n_frac_active_samples"):
+        expected, found = (torch.as_tensor(getattr(t, name)) for t in trainers)
+        assert torch.equal(expected, found), name
+    assert 0 < int(own.dead_neurons.sum()) < 256
+    for (name, a), b in zip(stock.sae.named_parameters(), own.sae.parameters(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_decoder_norms_are_computed_once_in_a_step(
+    build_sae: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae = built(build_sae, "batchtopk")
+    sae.ortho_sparse_products = True
+    calls = []
+    norm = Tensor.norm
+    monkeypatch.setattr(Tensor, "norm", lambda *a, **k: calls.append(0) or norm(*a, **k))
+    gradients(sae, None)
+    assert len(calls) == 1
+    sae.encode(torch.randn(8, 16))
+    sae.encode(torch.randn(8, 16))
+    assert len(calls) == 3  # outside a step the weights may have changed between two calls
