@@ -7,12 +7,14 @@ import tomllib
 from itertools import chain
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
 import saelens_adaptive_ortho
+from saelens_adaptive_ortho.commands.cli import main
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -22,6 +24,13 @@ VERSION = PROJECT["version"]
 def test_package_version() -> None:
     # If this fails, the installation is old: run `pip install -e .` again.
     assert saelens_adaptive_ortho.__version__ == VERSION
+
+
+def test_command_line_says_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"adaptive-ortho {VERSION}\n"
 
 
 def test_citation_version() -> None:

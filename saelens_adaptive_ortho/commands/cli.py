@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
+from saelens_adaptive_ortho import __version__
 from saelens_adaptive_ortho.commands import (
     analyse,
     check,
@@ -17,6 +18,7 @@ from saelens_adaptive_ortho.commands import (
     export_merged,
     fetch_model,
     fetch_text,
+    init,
     judge,
     make_report,
     penalties,
@@ -38,6 +40,7 @@ LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 #: The commands, in the order of the help.
 COMMANDS: tuple[Command, ...] = (
+    init.COMMAND,
     compare.COMMAND,
     train.COMMAND,
     judge.COMMAND,
@@ -62,7 +65,10 @@ COMMANDS: tuple[Command, ...] = (
 def parser() -> Parser:
     """The parser of the command line. It stores the chosen :class:`Command` as ``command``."""
     description = "Sparse autoencoders whose latents are kept apart adaptively."
-    return build_parser(PROG, description, COMMANDS)
+    found = build_parser(PROG, description, COMMANDS)
+    version = f"{PROG} {__version__}"
+    found.add_argument("--version", action="version", version=version, help="show the version")
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import re
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from sae_lens.load_model import load_model
@@ -231,15 +231,33 @@ def check_context_size(model: HookedRootModule, context_size: int) -> None:
         raise reject("context_size", context_size, f"the model sees {n_ctx} tokens at most.")
 
 
-def hook_width(name: str, hook_name: str, hook_head_index: int | None = None) -> int | None:
-    """The width of the activations at a hook, from the config of the model alone.
+class ModelShape(NamedTuple):
+    """What the config of a model says: layers, width, longest context, dtype of the weights."""
 
-    Returns:
-        The width, or None if the name of the hook does not tell it.
+    layers: int
+    width: int
+    context_size: int | None
+    dtype: str
+
+
+def model_shape(name: str) -> ModelShape:
+    """The shape of a model, from its config alone.
 
     Raises:
         ConfigError: the model does not exist, or its config cannot be read.
     """
+    config = _model_config(name)
+    dtype = getattr(config, "dtype", None) or torch.float32
+    longest = getattr(config, "max_position_embeddings", None)
+    return ModelShape(
+        int(config.num_hidden_layers),
+        int(config.hidden_size),
+        int(longest) if longest else None,
+        str(dtype).removeprefix("torch."),
+    )
+
+
+def _model_config(name: str) -> Any:
     check_model(name)
     path = local_model_dir(name)
     try:
@@ -253,7 +271,19 @@ def hook_width(name: str, hook_name: str, hook_head_index: int | None = None) ->
                 config = AutoConfig.from_pretrained(official, trust_remote_code=False)
     except Exception as error:
         raise reject("model_name", name, _explain_load_failure(error, path)) from error
-    config = config.get_text_config()
+    return config.get_text_config()
+
+
+def hook_width(name: str, hook_name: str, hook_head_index: int | None = None) -> int | None:
+    """The width of the activations at a hook, from the config of the model alone.
+
+    Returns:
+        The width, or None if the name of the hook does not tell it.
+
+    Raises:
+        ConfigError: the model does not exist, or its config cannot be read.
+    """
+    config = _model_config(name)
     hook = re.sub(r"^blocks\.\d+\.", "", hook_name)
     if re.fullmatch(r"hook_(resid_\w+|\w+_out|embed|in|out)", hook):
         return int(config.hidden_size)
