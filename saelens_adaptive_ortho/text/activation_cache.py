@@ -6,6 +6,8 @@ not depend on which run computed them, nor on the order in which a run visits th
 even by rounding. The name of a file is a digest of everything that determines its content: the
 weights and settings of the model, the hook, the type of the numbers, and the tokens of the block.
 
+- Activations of a model in bfloat16 are stored in bfloat16, also if the run wants float32: every
+  block is compared, and stored in the type of the run if anything would be lost.
 - A file is written completely or not at all, and every context in it has a checksum. A damaged
   file is computed again, with a warning.
 - Several processes may fill and read the same files. A lock for each block keeps two of them from
@@ -107,6 +109,8 @@ class CachedCorpus:
         shape: shape of the activations of one context.
         dtype: type of the activations.
         compute: activations of the contexts with the given numbers, which are a whole block.
+        stored: type of the numbers on disk, where it holds the activations without loss; by default
+            ``dtype``.
     """
 
     folder: Path
@@ -115,6 +119,7 @@ class CachedCorpus:
     shape: tuple[int, int]
     dtype: torch.dtype
     compute: Callable[[Int[Tensor, " block"]], Float[Tensor, "block positions d_in"]]
+    stored: torch.dtype | None = None
 
     @cached_property
     def files(self) -> list[Path]:
@@ -135,8 +140,8 @@ class CachedCorpus:
 
     @property
     def bytes_per_context(self) -> int:
-        """Size of the activations of one context."""
-        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+        """Size of the activations of one context on disk."""
+        return self.shape[0] * self.shape[1] * (self.stored or self.dtype).itemsize
 
     def make_missing(self, number: int, patient: bool) -> bool:
         """Compute a block if it is not on disk.
@@ -171,20 +176,26 @@ class CachedCorpus:
         number, row = divmod(context, self.block)
         found = _read_row(self.files[number], row)
         if found is not None:
-            return found
+            return found.to(self.dtype)
         with self._lock(number):
             return self._make(number)[row]
 
     def _make(self, number: int) -> Float[Tensor, "block positions d_in"]:
         """Compute and write a block."""
         acts = self.compute(self._contexts(number)).to("cpu", self.dtype).contiguous()
-        sums = " ".join(str(_checksum(row)) for row in acts)
+        kept = self._without_loss(acts)
+        sums = " ".join(str(_checksum(row)) for row in kept)
         file = self.files[number]
         temporary = file.with_suffix(".tmp")
         with _storage_failures_named(file):
-            save_file({"activations": acts}, temporary, {"checksums": sums})
+            save_file({"activations": kept}, temporary, {"checksums": sums})
             temporary.replace(file)
         return acts
+
+    def _without_loss(self, acts: Tensor) -> Tensor:
+        """The activations in the type ``stored``, or as they are if anything would be lost."""
+        narrow = acts if self.stored is None else acts.to(self.stored)
+        return narrow if torch.equal(narrow.to(acts.dtype), acts) else acts
 
     def _contexts(self, number: int) -> Int[Tensor, " block"]:
         first = number * self.block

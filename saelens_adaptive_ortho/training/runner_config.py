@@ -94,8 +94,8 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             to SAELens's own SAE.
         ortho_cache_activations: keep the activations of the training text on disk, in the user's
             cache folder, for all runs on the same text with the same model and hook
-            (:mod:`~saelens_adaptive_ortho.text.activation_cache`). They have the run's ``dtype``,
-            so nothing is lost; batches are the same up to the rounding of the model.
+            (:mod:`~saelens_adaptive_ortho.text.activation_cache`). Nothing
+            is lost; batches are the same up to the rounding of the model.
         ortho_b_dec_init: ``zeros`` as in SAELens, or ``mean``: ``b_dec`` starts at the mean of the
             batches that also estimate the norm (``n_batches_for_norm_estimate``). Large language
             models have a few dimensions with a mean far from zero. In a short run, ``b_dec`` does

@@ -192,6 +192,7 @@ class StratifiedActivationsStore(ActivationsStore):
                 (positions, self.d_in),
                 self.dtype,
                 partial(self.compute, d),
+                _narrower(next(self.model.parameters()).dtype, self.dtype),
             )
             for d, domain in enumerate(self._domains)
         ]
@@ -333,6 +334,11 @@ def fill_caches(stores: Sequence[StratifiedActivationsStore]) -> None:
     with tqdm(total=left, desc="Caching activations", unit=" contexts", leave=False) as bar:
         for same_text in zip(*(store.cached for store in lacking), strict=True):
             fill(same_text, bar.update)
+
+
+def _narrower(of_model: torch.dtype, of_run: torch.dtype) -> torch.dtype:
+    """The type in which the activations of a model need the least space."""
+    return of_model if of_model.itemsize < of_run.itemsize else of_run
 
 
 def held_out_dataset(corpora: list[TokenisedCorpus]) -> Dataset:

@@ -80,6 +80,20 @@ def test_reading_gives_what_was_computed(tmp_path: Path, dtype: torch.dtype) -> 
     assert sorted(f.suffix for f in tmp_path.iterdir()) == [".safetensors"] * N_BLOCKS
 
 
+def test_a_narrower_type_is_stored_where_nothing_is_lost(tmp_path: Path) -> None:
+    counting = Counting(tmp_path, stored=torch.bfloat16)
+    exact = activations(torch.arange(N)).bfloat16().float()
+    counting.corpus.compute = lambda contexts: exact[contexts] + (contexts[0] == 0) * 1e-4
+    counting.fill()
+    assert torch.equal(counting.corpus.read(torch.arange(BLOCK, N)), exact[BLOCK:])
+    assert torch.equal(counting.corpus.read(torch.arange(BLOCK)), exact[:BLOCK] + 1e-4)
+    stored = [load_file(file)["activations"].dtype for file in counting.corpus.files]
+    assert stored == [torch.float32] + [torch.bfloat16] * (N_BLOCKS - 1)
+    assert counting.corpus.bytes_per_context == 2 * CONTEXT * WIDTH
+    # Files of an earlier version, in the type of the run, are read as they are.
+    assert Counting(tmp_path).corpus.missing() == []
+
+
 def test_second_run_computes_nothing(filled: Path) -> None:
     again = Counting(filled)
     assert again.fill() == 0
