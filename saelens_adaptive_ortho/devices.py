@@ -17,13 +17,14 @@ def check_device(field: str, device: str) -> None:
     Raises:
         ConfigError: torch does not know the device, or has no driver or card for it.
     """
+    here = f"Usable here: {', '.join(usable())}."
     try:
-        torch.empty(0, device=device)
+        found = torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).split("\n")[0].rstrip(".")
-        raise reject(
-            field, device, f"torch cannot use it ({reason}). Usable here: {', '.join(usable())}."
-        ) from error
+        reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")  # the first sentence
+        raise reject(field, device, f"torch cannot use it ({reason}). {here}") from error
+    if found.is_meta:
+        raise reject(field, device, f"holds no numbers. {here}")
 
 
 def usable() -> list[str]:

@@ -62,8 +62,13 @@ def _without_home(text: str) -> str:
     return re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w-]|\.\w)", "~", text)
 
 
-def check_writable(field: str, path: str | Path) -> None:
+def check_writable(field: str, path: str | Path, value: str | Path | None = None) -> None:
     """Refuse an output folder that cannot be written, before any long work starts.
+
+    Args:
+        field: the setting that names the folder.
+        path: the folder.
+        value: the value of the setting, if it is not the folder itself.
 
     Raises:
         ConfigError: the folder cannot be written. The message names ``field``, the path and the
@@ -75,7 +80,9 @@ def check_writable(field: str, path: str | Path) -> None:
             pass
     except OSError as error:
         raise reject(
-            field, str(path), f"cannot be written ({error.strerror}). Choose another folder."
+            field,
+            str(path if value is None else value),
+            f"cannot be written ({error.strerror}). Choose another folder.",
         ) from error
 
 
@@ -91,7 +98,7 @@ def check_new_folder(field: str, target: Path) -> None:
         raise reject(field, str(target), "is a file. Name a new folder.")
     if target.is_dir() and any(target.iterdir()):
         raise reject(field, str(target), "is not empty. Name a new folder; nothing is overwritten.")
-    check_writable(field, target.parent)
+    check_writable(field, target.parent, target)
 
 
 def check_new_file(field: str, target: Path) -> None:
@@ -104,7 +111,7 @@ def check_new_file(field: str, target: Path) -> None:
         raise reject(field, str(target), "is a folder. Name a file in it.")
     if target.exists() or target.is_symlink():
         raise reject(field, str(target), "exists. Name a new file; nothing is overwritten.")
-    check_writable(field, target.parent)
+    check_writable(field, target.parent, target)
 
 
 def check_space(field: str, target: Path, needed: int) -> None:
@@ -124,7 +131,9 @@ def check_space(field: str, target: Path, needed: int) -> None:
 
 
 def megabytes(n_bytes: int) -> str:
-    """A number of bytes as a text in MB, rounded up."""
+    """A number of bytes as a text in MB, rounded up: to tenths below 100 MB."""
+    if n_bytes < 1e8:
+        return f"{math.ceil(n_bytes / 1e5) / 10:g} MB"
     return f"{math.ceil(n_bytes / 1e6):,} MB"
 
 

@@ -23,14 +23,15 @@ class CheckOptions(ExperimentOptions):
 
 def run(options: CheckOptions) -> int:
     """Read the config, and open the texts and the model that it names."""
-    from saelens_adaptive_ortho.commands.experiment import load_experiments
+    from saelens_adaptive_ortho.commands.experiment import check_fits, load_experiments
     from saelens_adaptive_ortho.judging.running import check_evals_runnable
-    from saelens_adaptive_ortho.text.corpora import read_to_the_end
+    from saelens_adaptive_ortho.text.corpora import check_contexts, read_to_the_end
     from saelens_adaptive_ortho.training import runner
     from saelens_adaptive_ortho.training.store import StratifiedActivationsStore, rows_per_batch
 
     experiments = load_experiments(options.config, options.set)
     experiment = experiments[0]
+    check_fits(experiments)
     if options.offline:
         say(
             f"{options.config}: settings are valid. Corpora and model were not opened, and their "
@@ -39,9 +40,16 @@ def run(options: CheckOptions) -> int:
         return 0
     cfg = experiment.runner
     check_evals_runnable(experiment.evals)
+    runner.check(cfg)
     for name, corpus in cfg.corpora().items():
         read_to_the_end(corpus, cfg.corpus_field(name))
     prepared = runner.prepare(cfg)
+    for other in experiments[1:]:
+        runner.check_site(prepared.model, other.runner)
+    for name, corpus in cfg.corpora().items():
+        if corpus.tokens_field is not None:
+            how = runner.tokenisation(cfg)
+            check_contexts(corpus, prepared.model.tokenizer, how, cfg.corpus_field(name))
     store = StratifiedActivationsStore.build(prepared.model, cfg, prepared.corpora, cfg.seed)
     epochs = store.epochs(-(-cfg.training_tokens // cfg.train_batch_size_tokens))
     rows = dict(zip(epochs, rows_per_batch(cfg), strict=True))
@@ -57,7 +65,6 @@ def run(options: CheckOptions) -> int:
         )
     stores = {cfg.hook_name: store}
     for other in (one.runner for one in experiments[1:]):
-        runner.check_site(prepared.model, other)
         stores[other.hook_name] = StratifiedActivationsStore.build(
             prepared.model, other, prepared.corpora, other.seed
         )

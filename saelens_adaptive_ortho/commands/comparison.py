@@ -23,7 +23,7 @@ from sae_lens.saes.sae import SAE
 from safetensors import SafetensorError, safe_open
 from transformer_lens import HookedRootModule
 
-from saelens_adaptive_ortho.commands.experiment import Experiment
+from saelens_adaptive_ortho.commands.experiment import Experiment, check_fits
 from saelens_adaptive_ortho.commands.plan import taken_in_words
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import (
@@ -399,6 +399,7 @@ def run_together(comparisons: Sequence[Comparison], fresh: bool = False) -> list
     if len(comparisons) > 1 and first.experiment.runner.compile_llm:
         raise reject("compile_llm", True, "a compiled model is read at one hook only.")
     check_evals_runnable(first.experiment.evals)
+    check_fits([one.experiment for one in comparisons])
     for one in comparisons:
         check_writable("output_path", one.root)
     with ExitStack() as stack:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +28,7 @@ from saelens_adaptive_ortho.settings import (
     reject_unknown,
 )
 from saelens_adaptive_ortho.text.models import hook_width
+from saelens_adaptive_ortho.training.memory import check_memory
 from saelens_adaptive_ortho.training.runner_config import (
     RUNNER_FIELDS,
     AdaptiveOrthoRunnerConfig,
@@ -88,6 +90,15 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     return build_experiment(tree, name)
 
 
+def check_fits(experiments: Sequence[Experiment]) -> None:
+    """Refuse experiments whose SAEs, trained together, cannot fit into memory.
+
+    Raises:
+        ConfigError: see :func:`~saelens_adaptive_ortho.training.memory.check_memory`.
+    """
+    check_memory([with_sae(e.runner, v) for e in experiments for v in e.variants.values()])
+
+
 def load_experiments(path: str | Path, overrides: list[str] | None = None) -> list[Experiment]:
     """The experiment of :func:`load_experiment` at each hook of its ``hook_names``.
 
@@ -95,12 +106,16 @@ def load_experiments(path: str | Path, overrides: list[str] | None = None) -> li
     ``hook_names`` there is one experiment.
     """
     tree, name = _overridden_tree(path, overrides)
+    given = {override.partition("=")[0] for override in overrides or []}
+    if {"hook_name", "hook_names"} <= given:
+        raise reject("hook_names", tree["hook_names"], "give it or hook_name, not both.")
     if "hook_names" not in tree:
         return [build_experiment(tree, name)]
     hooks = tree.pop("hook_names")
     check_value("hook_names", hooks, HOOK_NAMES)
     if len(set(hooks)) != len(hooks):
-        raise reject("hook_names", hooks, "names a hook twice.")
+        twice = next(hook for hook in hooks if hooks.count(hook) > 1)
+        raise reject("hook_names", hooks, f"names {twice} twice.")
     if not isinstance(folder := tree.get("output_path"), str):
         raise reject("output_path", folder, "several hooks need a folder to write to.")
     tree = {"hook_name": hooks[0], **tree}
@@ -253,8 +268,11 @@ def _width(tree: dict[str, Any]) -> int:
     """The width at the hook, from the config of the model."""
     width = hook_width(tree["model_name"], tree["hook_name"], tree.get("hook_head_index"))
     if width is None:
-        rule = f"must be given: the name {tree['hook_name']} does not tell its width."
-        raise reject("sae.d_in", None, rule)
+        rule = (
+            "is no hook point whose width is known, such as blocks.3.hook_resid_post. If the model "
+            "has it, set sae.d_in to its width."
+        )
+        raise reject("hook_name", tree["hook_name"], rule)
     return width
 
 

@@ -130,8 +130,8 @@ def run(options: FetchOptions) -> int:
         raise reject(
             "DIR",
             str(options.dir),
-            "which model? `adaptive-ortho fetch-model NAME DIR` or "
-            "`adaptive-ortho fetch-model --gguf FILE DIR`.",
+            "one name is not enough: give model and folder, `adaptive-ortho fetch-model NAME DIR` "
+            "or `adaptive-ortho fetch-model --gguf FILE DIR`.",
         )
     say(
         f"{options.dir}: ready, {converted.layers} layers of width {converted.width}, bfloat16, "

@@ -28,7 +28,7 @@ class PlanOptions(ExperimentOptions):
 
 def run(options: PlanOptions) -> int:
     """Load model and text, time some steps, and print the costs."""
-    from saelens_adaptive_ortho.commands.experiment import load_experiments
+    from saelens_adaptive_ortho.commands.experiment import check_fits, load_experiments
     from saelens_adaptive_ortho.errors import reject
     from saelens_adaptive_ortho.training.costs import measure_costs
     from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, check_site, prepare
@@ -36,6 +36,7 @@ def run(options: PlanOptions) -> int:
     if options.steps < 1:
         raise reject("--steps", options.steps, "must be at least 1.")
     experiments = load_experiments(options.config, options.set)
+    check_fits(experiments[:1])  # hooks are measured one after the other
     prepared = prepare(experiments[0].runner)
     for experiment in experiments[1:]:
         check_site(prepared.model, experiment.runner)
@@ -74,8 +75,8 @@ def described(experiment: Experiment, costs: Costs) -> dict[str, str]:
     evals = ", ".join(experiment.evals) or "none"
     return {
         "model": f"{cfg.model_name}, {cfg.hook_name}, width {d_in:,}",
-        "SAEs": f"{n} ({len(costs.step_seconds)} variants x {seeds} seeds), {cfg.sae.d_sae:,} "
-        f"latents, up to {widest / 1e6:,.1f} M parameters",
+        "SAEs": f"{n} ({_number(len(costs.step_seconds), 'variant')} x {_number(seeds, 'seed')}), "
+        f"{cfg.sae.d_sae:,} latents, up to {widest / 1e6:,.1f} M parameters",
         "steps": f"{costs.steps:,} of {costs.batch:,} tokens for each SAE",
         "a step": f"{steps}; the model's batch {1e3 * costs.activation_seconds:,.0f} ms",
         "speed": f"{costs.tokens_per_second:,.0f} tokens/s, from text to all SAEs of a seed",
@@ -103,7 +104,11 @@ def taken_in_words(taken: Taken) -> str:
 
 
 def _gb(size: int) -> str:
-    return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+
+
+def _number(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 COMMAND = Command(

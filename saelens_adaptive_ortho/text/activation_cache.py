@@ -37,7 +37,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformer_lens import HookedRootModule
 
-from saelens_adaptive_ortho.files import StorageError
+from saelens_adaptive_ortho.files import StorageError, check_writable
 
 FOLDER_VARIABLE = "ADAPTIVE_ORTHO_CACHE"
 FORMAT = 1  # another number makes all files of earlier versions unused
@@ -67,6 +67,15 @@ def cache_root() -> Path:
     if not chosen:
         chosen = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "saelens_adaptive_ortho"
     return Path(chosen).expanduser().absolute() / "activations"
+
+
+def check_cache_folder() -> None:
+    """Refuse a cache folder that cannot be written.
+
+    Raises:
+        ConfigError: the message names the environment variable and the folder.
+    """
+    check_writable(FOLDER_VARIABLE, cache_root().parent)
 
 
 def setup_folder(setup: dict[str, Any]) -> Path:

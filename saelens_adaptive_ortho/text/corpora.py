@@ -175,7 +175,15 @@ def read_tokens(corpus: CorpusConfig, where: str) -> Iterator[Int[Tensor, " n"]]
                 f"{row.place} holds no list of token ids there. Without this field, `text_field` "
                 "is tokenised.",
             )
-        yield torch.tensor(ids, dtype=torch.int64)
+        try:
+            yield torch.tensor(ids, dtype=torch.int64)
+        except (OverflowError, ValueError, RuntimeError) as error:
+            largest = max(ids, key=abs)
+            raise reject(
+                f"{where}.tokens_field",
+                corpus.tokens_field,
+                f"{row.place} holds {largest}, which is no token id.",
+            ) from error
 
 
 def read_to_the_end(corpus: CorpusConfig, where: str) -> None:
@@ -194,6 +202,20 @@ def read_to_the_end(corpus: CorpusConfig, where: str) -> None:
     read = read_documents if corpus.tokens_field is None else read_tokens
     for _ in tqdm(read(corpus, where), desc=f"Reading {where}", unit=" rows", leave=False):
         pass
+
+
+def check_contexts(corpus: CorpusConfig, tokenizer: Any, how: Tokenisation, where: str) -> None:
+    """Check that every row of a local corpus of token ids can be a context.
+
+    Raises:
+        ConfigError: a row is too short, has ids that the tokenizer has not, or begins otherwise
+            than ``prepend_bos`` says. The message names the row and the remedy.
+    """
+    if local_files(corpus.path) is None:
+        return
+    rows = enumerate(read_tokens(corpus, where))
+    for number, ids in tqdm(rows, desc=f"Checking {where}", unit=" rows", leave=False):
+        _need_fit(ids, number, corpus, tokenizer, how, where)
 
 
 def _field(row: Row, setting: str, name: str, where: str) -> Any:
@@ -428,10 +450,7 @@ def _as_contexts(
     for number, ids in tqdm(rows, desc=f"Reading {domain}", unit=" rows", leave=False):
         if len(parts.train) >= train_contexts and parts.held_out:
             break
-        problem = _unfit(ids, tokenizer, how)
-        if problem:
-            problem = f"row {number + 1} {problem}"
-            raise reject(f"{where}.tokens_field", corpus.tokens_field, problem)
+        _need_fit(ids, number, corpus, tokenizer, how, where)
         held = how.holds_out(number)
         part, wanted = (parts.held_out, how.holdout_contexts) if held else (parts.train, None)
         if wanted is None or len(part) < wanted:
@@ -439,10 +458,27 @@ def _as_contexts(
     return _Documents(parts.train[:train_contexts], parts.held_out)
 
 
+def _need_fit(
+    ids: Int[Tensor, " n"],
+    number: int,
+    corpus: CorpusConfig,
+    tokenizer: Any,
+    how: Tokenisation,
+    where: str,
+) -> None:
+    problem = _unfit(ids, tokenizer, how)
+    if problem:
+        problem = f"row {number + 1} {problem}"
+        raise reject(f"{where}.tokens_field", corpus.tokens_field, problem)
+
+
 def _unfit(ids: Int[Tensor, " n"], tokenizer: Any, how: Tokenisation) -> str:
     """Why a row of token ids cannot be a context; empty if it can."""
     if len(ids) < how.context_size:
-        return f"has {len(ids)} tokens, fewer than context_size={how.context_size}. Lower that."
+        return (
+            f"has {len(ids)} tokens, fewer than context_size={how.context_size}. Lower "
+            "context_size, or leave such rows out."
+        )
     if int(ids.min()) < 0 or int(ids.max()) >= len(tokenizer):
         return (
             f"holds the ids {int(ids.min())} to {int(ids.max())}, but the model's tokenizer has "
@@ -451,7 +487,8 @@ def _unfit(ids: Int[Tensor, " n"], tokenizer: Any, how: Tokenisation) -> str:
     starts = int(ids[0]) == tokenizer.bos_token_id
     if starts != how.prepend_bos:
         found = "begins with BOS" if starts else "does not begin with BOS"
-        return f"{found}, but prepend_bos is {str(how.prepend_bos).lower()}. Change that."
+        remedy = f"Set prepend_bos: {str(starts).lower()}, or tokenise the text again."
+        return f"{found}, but prepend_bos is {str(how.prepend_bos).lower()}. {remedy}"
     return ""
 
 

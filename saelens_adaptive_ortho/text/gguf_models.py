@@ -136,7 +136,7 @@ def convert(field: str, source: Path, header: Header, folder: Path) -> Converted
     except Exception as error:
         raise reject(
             field,
-            source.name,
+            str(source.resolve()),
             f"{version} cannot read a GGUF file of the architecture {header.architecture!r} "
             f"({_text(error)}). Use another model, a newer transformers, or the model's "
             "safetensors directory.",
@@ -155,7 +155,10 @@ def convert(field: str, source: Path, header: Header, folder: Path) -> Converted
         raise
     except Exception as error:
         raise reject(
-            field, source.name, f"{version} cannot read this model ({_text(error)})."
+            field,
+            str(source.resolve()),
+            f"{version} cannot read this model ({_text(error)}). Use another file of the model, or "
+            "its safetensors directory.",
         ) from error
     _check_weights(field, source, read, info)
     model = _plain(read, special)
@@ -200,14 +203,16 @@ def _check_weights(field: str, source: Path, model: Any, info: dict[str, Any]) -
     if missing := sorted(info["missing_keys"]):
         raise reject(
             field,
-            source.name,
+            str(source.resolve()),
             f"the file lacks {len(missing)} weights of the model, such as {missing[0]}. If it is "
             "one part of several, join them first (llama-gguf-split --merge).",
         )
     broken = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
     if broken:
         raise reject(
-            field, source.name, f"the weights {broken[0]} are not finite: the file is damaged."
+            field,
+            str(source.resolve()),
+            f"the weights {broken[0]} are not finite: the file is damaged.",
         )
 
 

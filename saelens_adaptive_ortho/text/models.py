@@ -30,6 +30,7 @@ DTYPES = "float32, bfloat16, float16, float64"  # of str_to_dtype
 # TransformerLens recognises the models that it lists, and few architectures from a directory. For
 # all others, its TransformerBridge offers the same hook points around the Hugging Face model.
 CONVERTED_FROM_ANY_DIRECTORY = {"GPTNeoXForCausalLM"}
+MODEL_CLASSES = ("HookedTransformer", "HookedMamba", "AutoModelForCausalLM")
 LOCAL_KWARGS = {"dtype", "torch_dtype", "center_writing_weights"}
 
 
@@ -93,8 +94,14 @@ def load_language_model(
         ConfigError: the model does not exist, is gated, is corrupt, or cannot be reached.
     """
     check_model(name)
+    if model_class_name not in MODEL_CLASSES:
+        raise reject("model_class_name", model_class_name, f"known: {', '.join(MODEL_CLASSES)}.")
     path = local_model_dir(name)
     kwargs = dict(model_from_pretrained_kwargs or {})
+    for key in ("dtype", "torch_dtype"):
+        if isinstance(kwargs.get(key), str) and not _is_dtype(kwargs[key]):
+            field = f"model_from_pretrained_kwargs.{key}"
+            raise reject(field, kwargs[key], f"must be one of {DTYPES}.")
     try:
         resolved = resolve_model_name(name)
         if path is not None and model_class_name == "HookedTransformer":
@@ -106,7 +113,11 @@ def load_language_model(
     except ConfigError:
         raise
     except Exception as error:
-        raise reject("model_name", name, _explain_load_failure(error, path)) from error
+        rule = _explain_load_failure(error, path)
+        if model_class_name != MODEL_CLASSES[0]:
+            rule = f"does not load {name} ({hub.diagnose(error).text}). {MODEL_CLASSES[0]} does."
+            raise reject("model_class_name", model_class_name, rule) from error
+        raise reject("model_name", name, rule) from error
 
 
 def load_plain_model(name: str) -> tuple[Any, Any]:
@@ -134,6 +145,10 @@ def load_plain_model(name: str) -> tuple[Any, Any]:
     except Exception as error:
         raise reject("model_name", name, _explain_load_failure(error, path)) from error
     return model.eval(), tokenizer
+
+
+def _is_dtype(name: str) -> bool:
+    return name.removeprefix("torch.") in DTYPES.split(", ")
 
 
 def _is_unlisted(name: str) -> bool:

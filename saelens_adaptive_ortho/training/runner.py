@@ -31,6 +31,7 @@ from saelens_adaptive_ortho.files import (
     write_json,
 )
 from saelens_adaptive_ortho.text import mixture, models
+from saelens_adaptive_ortho.text.activation_cache import check_cache_folder
 from saelens_adaptive_ortho.text.corpora import (
     DOMAINS,
     Tokenisation,
@@ -41,6 +42,7 @@ from saelens_adaptive_ortho.text.corpora import (
 )
 from saelens_adaptive_ortho.text.shared_reads import SharedReads
 from saelens_adaptive_ortho.training.lockstep import LockstepTrainer
+from saelens_adaptive_ortho.training.memory import check_memory
 from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig, with_sae
 from saelens_adaptive_ortho.training.store import StratifiedActivationsStore
 from saelens_adaptive_ortho.training.tracking import TrackedRun, check_tracking
@@ -65,6 +67,8 @@ def check(cfg: AdaptiveOrthoRunnerConfig) -> None:
         if getattr(cfg, field) not in (None, "with_model"):
             check_device(field, getattr(cfg, field))
     check_tracking(cfg.logger)
+    if cfg.ortho_cache_activations:
+        check_cache_folder()
     models.check_model(cfg.model_name)
     for domain, corpus in cfg.corpora().items():
         where = cfg.corpus_field(domain)
@@ -104,14 +108,7 @@ def prepare(
         check_placed("the language model", model, "llm_device", str(cfg.llm_device))
     check_site(model, cfg)
     models.check_context_size(model, cfg.context_size)
-    how = Tokenisation(
-        cfg.context_size,
-        cfg.prepend_bos,
-        cfg.sequence_separator_token,
-        cfg.disable_concat_sequences,
-        cfg.ortho_holdout_fraction,
-        cfg.ortho_holdout_contexts,
-    )
+    how = tokenisation(cfg)
     usable = len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
     corpora = cfg.corpora()
     shares = mixture.shares(corpora)
@@ -137,6 +134,18 @@ def prepare(
         tokenised.append(replace(found, share=shares[name]))
     mixture.check_distinct(tokenised, corpora, cfg.corpus_field)
     return Prepared(model, tokenised)
+
+
+def tokenisation(cfg: AdaptiveOrthoRunnerConfig) -> Tokenisation:
+    """How the corpora of a run become contexts."""
+    return Tokenisation(
+        cfg.context_size,
+        cfg.prepend_bos,
+        cfg.sequence_separator_token,
+        cfg.disable_concat_sequences,
+        cfg.ortho_holdout_fraction,
+        cfg.ortho_holdout_contexts,
+    )
 
 
 def check_site(model: HookedRootModule, cfg: AdaptiveOrthoRunnerConfig) -> None:
@@ -217,6 +226,7 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
             )
         self.variants = {"sae": {}} if variants is None else variants
         self.configs = {name: with_sae(cfg, changes) for name, changes in self.variants.items()}
+        check_memory(list(self.configs.values()))
         self.saes = {name: build_sae(variant) for name, variant in self.configs.items()}
         self.sae = next(iter(self.saes.values()))
         self.evaluator = LLMSaeEvaluator(

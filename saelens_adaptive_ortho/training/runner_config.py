@@ -53,6 +53,16 @@ RUNNER_FIELDS: dict[str, Any] = {
     "n_batches_for_norm_estimate": PositiveInt,
     "lr": PositiveFloat,
     "seed": Seed,
+    "dtype": Literal[
+        "float32",
+        "float64",
+        "bfloat16",
+        "float16",
+        "torch.float32",
+        "torch.float64",
+        "torch.bfloat16",
+        "torch.float16",
+    ],
 }
 
 # SAELens's fields that this runner does not support: the only allowed value, and the reason.

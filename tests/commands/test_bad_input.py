@@ -398,3 +398,75 @@ def test_report_of_a_file_names_the_folder(
     (tmp_path / "results.jsonl").write_text("")
     assert main(["report", str(tmp_path / "results.jsonl")]) == 2
     assert "is a file; name the run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "int8"}, "dtype='int8': must be one of float32"),
+        ({"device": "meta"}, "device='meta': holds no numbers. Usable here: cpu"),
+        ({"act_store_device": "meta"}, "act_store_device='meta': holds no numbers"),
+        ({"model_class_name": "Nonsense"}, "model_class_name='Nonsense': known: HookedTransformer"),
+        (
+            {"model_from_pretrained_kwargs": {"dtype": "int8"}},
+            "model_from_pretrained_kwargs.dtype='int8': must be one of float32",
+        ),
+        ({"hook_name": "nonsense", "sae": {"d_in": None}}, "hook_name='nonsense': is no hook"),
+    ],
+    ids=["dtype", "device", "store", "class", "model's dtype", "hook"],
+)
+def test_the_setting_that_is_wrong_is_named(
+    refused: Refused, changes: dict[str, Any], message: str
+) -> None:
+    assert message in refused(**changes)
+
+
+def test_a_device_that_torch_lacks_is_explained_in_one_sentence(refused: Refused) -> None:
+    assert len(refused(device="mps")) < 200
+
+
+def test_two_ways_to_name_a_hook_are_refused(refused: Refused) -> None:
+    both = ["--set", "hook_name=blocks.0.hook_resid_post"]
+    both += ["--set", "hook_names=[blocks.0.hook_resid_post, blocks.1.hook_resid_post]"]
+    assert "give it or hook_name, not both" in refused(None, *both)
+
+
+def test_the_cache_folder_is_checked(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ADAPTIVE_ORTHO_CACHE", str(tmp_path / "file"))
+    message = refused(ortho_cache_activations=True)
+    assert f"ADAPTIVE_ORTHO_CACHE='{tmp_path / 'file'}': cannot be written" in message
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([2**70], "is no token id"),
+        ([10**7], "the model's tokenizer has"),
+        ([0, 5], "fewer than context_size=32. Lower context_size"),
+        ([5] * 32, "Set prepend_bos: false, or tokenise the text again"),
+    ],
+    ids=["overflow", "vocabulary", "short", "no BOS"],
+)
+def test_check_reads_token_ids_to_the_end(
+    write_config: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    ids: list[int],
+    message: str,
+) -> None:
+    good = [0, *range(5, 36)]
+    bad = [*ids, *good[len(ids) :]] if ids[0] > 10**6 else ids
+    retain = [good[:1] + good[:0:-1]] * 400
+    for name, rows in {"forget": [*[good] * 400, bad], "retain": retain}.items():
+        lines = (json.dumps({"tokens": row}) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    paths = {n: str(tmp_path / f"{n}.jsonl") for n in ("forget", "retain")}
+    corpora = {n: {"path": p, "tokens_field": "tokens"} for n, p in paths.items()}
+    config = str(write_config(ortho_corpora=corpora, seeds=[0]))
+    assert main(["check", config]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "401" in error

@@ -148,7 +148,7 @@ def test_each_hook_has_a_folder_config_and_width_of_its_own(
     [
         ({"hook_names": []}, "hook_names"),
         ({"hook_names": "blocks.0.hook_resid_post"}, "hook_names"),
-        ({"hook_names": [FIRST, FIRST]}, "names a hook twice"),
+        ({"hook_names": [FIRST, FIRST]}, f"names {FIRST} twice"),
         ({"hook_names": [FIRST, "blocks.7.hook_resid_post"]}, "no such hook point"),
         ({"hook_names": HOOKS, "compile_llm": True}, "compile_llm"),
     ],

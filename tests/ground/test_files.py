@@ -241,7 +241,7 @@ def test_only_a_new_file_is_accepted(tmp_path: Path) -> None:
     for target, rule in (
         (tmp_path, f"'{tmp_path}': is a folder. Name a file in it"),
         (tmp_path / "file", f"'{tmp_path}/file': exists. Name a new file"),
-        (tmp_path / "file" / "below", f"'{tmp_path}/file': cannot be written"),
+        (tmp_path / "file" / "below", f"'{tmp_path}/file/below': cannot be written"),
     ):
         with pytest.raises(ConfigError, match=f"--save={rule}"):
             check_new_file("--save", target)

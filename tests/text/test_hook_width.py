@@ -73,7 +73,7 @@ def test_d_in_of_a_config_is_that_of_its_own_model_only(tiny: Any) -> None:
 
 
 def test_d_in_must_be_given_if_the_hook_does_not_tell_it(tiny: Any) -> None:
-    with pytest.raises(ConfigError, match=r"sae\.d_in=None: must be given: .*hook_pattern"):
+    with pytest.raises(ConfigError, match=r"hook_name='.*hook_pattern': .*set sae\.d_in"):
         build_experiment(tree(str(tiny.model), "blocks.1.attn.hook_pattern"))
 
 

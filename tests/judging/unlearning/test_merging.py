@@ -144,7 +144,7 @@ def test_command(
     assert "is not empty. Name a new folder" in capsys.readouterr().err
     monkeypatch.setattr("saelens_adaptive_ortho.text.models.load_plain_model", None)  # not called
     for arguments, message in (
-        ([str(file / "below")], f"DIR='{file}': cannot be written"),
+        ([str(file / "below")], f"DIR='{file}/below': cannot be written"),
         ([str(tmp_path / "new"), "--dtype", "int8"], "bfloat16, float16, float64."),
     ):
         assert cli.main(["export-merged", str(file), *arguments]) == 2

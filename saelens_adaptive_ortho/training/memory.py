@@ -1,0 +1,68 @@
+"""Whether the SAEs of a run fit into memory, before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig
+
+# Numbers that training holds for each weight: the weight, its gradient, two moments of Adam.
+PER_WEIGHT = 4
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def least_memory(configs: Sequence[AdaptiveOrthoRunnerConfig]) -> int:
+    """Bytes that SAEs trained together need at the very least.
+
+    ``sum_SAE 4 * (2 * d_in * d_sae) * bytes + 2 * batch * d_sae * 4``: weights, gradients and
+    moments of encoder and decoder, and the pre-activations and activations of one batch.
+    """
+    weights = sum(2 * cfg.sae.d_in * cfg.sae.d_sae * _itemsize(cfg) for cfg in configs)
+    widest = max(cfg.sae.d_sae for cfg in configs)
+    return PER_WEIGHT * weights + 2 * configs[0].train_batch_size_tokens * widest * 4
+
+
+def check_memory(configs: Sequence[AdaptiveOrthoRunnerConfig]) -> None:
+    """Refuse SAEs that cannot fit into the memory of their device.
+
+    Args:
+        configs: the configs of the SAEs that are trained together.
+
+    Raises:
+        ConfigError: they need more than there is. What fits by this count may still be too much,
+            because the language model and the penalty are not in it; ``plan`` measures those.
+    """
+    device = configs[0].device
+    needed, there = least_memory(configs), memory_of(device)
+    if there is None or needed <= there:
+        return
+    raise reject(
+        "sae.d_sae",
+        max(cfg.sae.d_sae for cfg in configs),
+        f"{len(configs)} SAEs need at least {needed / 1e9:,.3g} GB on {device}, which has "
+        f"{there / 1e9:,.3g} GB. Lower it, or train fewer variants or hooks together.",
+    )
+
+
+def memory_of(device: str) -> int | None:
+    """Bytes of memory of a device; None if they are not known."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if torch.device(device).type != "cpu":
+        return None
+    found = None
+    with suppress(OSError, ValueError, AttributeError):
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        found = min(found, int(CGROUP_LIMIT.read_text()))  # "max" where there is no limit
+    return found
+
+
+def _itemsize(cfg: AdaptiveOrthoRunnerConfig) -> int:
+    dtype = getattr(torch, cfg.sae.dtype.removeprefix("torch."), torch.float32)
+    return dtype.itemsize
