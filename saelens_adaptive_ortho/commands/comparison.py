@@ -43,6 +43,7 @@ from saelens_adaptive_ortho.report.formatting import duration
 from saelens_adaptive_ortho.report.page import run as page
 from saelens_adaptive_ortho.results import Result, is_result_name, load_results
 from saelens_adaptive_ortho.settings import dump_yaml
+from saelens_adaptive_ortho.text.models import weights_digest
 from saelens_adaptive_ortho.text.shared_reads import SharedReads
 from saelens_adaptive_ortho.training.costs import costs_taken
 from saelens_adaptive_ortho.training.lockstep import fit_together, list_checkpoints
@@ -56,6 +57,7 @@ from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerCon
 from saelens_adaptive_ortho.training.tracking import ID_FILE, Tracking
 
 RECORD = "ortho_run.json"
+WEIGHTS = "model_weights"  # in the record: the digest of the language model's weights
 CHECKPOINTS = "checkpoints"
 RAW = "sae_bench"  # folder of SAEBench's own result files
 SHORT = 10.0  # seconds of evaluation that need no announcement
@@ -244,7 +246,8 @@ class Comparison:
         )
         # The record comes last, so an SAE counts as trained only if all its files are on disk.
         settings = without_home(runner.configs[variant].settings())
-        write_json(self._record(variant, seed), {"fingerprint": fingerprint, "settings": settings})
+        record = {"fingerprint": fingerprint, WEIGHTS: runner.weights, "settings": settings}
+        write_json(self._record(variant, seed), record)
 
     # --------------------------------------------------------------- evaluate
 
@@ -345,7 +348,10 @@ class Comparison:
         return replace(self.experiment.runner, seed=seed, checkpoint_path=checkpoint_path)
 
     def refuse_other_settings(self) -> None:
-        """Refuse SAEs of other settings in the folder, because results would be mixed up."""
+        """Refuse SAEs of other settings in the folder, because results would be mixed up.
+
+        The weights of the language model count, too. Records of earlier versions do not name them.
+        """
         assert self.prepared is not None
         for seed in self.experiment.seeds:
             for variant, changes in self.experiment.variants.items():
@@ -361,6 +367,16 @@ class Comparison:
                         str(self.root),
                         f"holds {variant} of seed {seed} trained with other settings or data "
                         f"({differing}). Choose another output_path, or start over with --fresh.",
+                    )
+                weights = weights_digest(self.prepared.model)
+                if saved.get(WEIGHTS, weights) != weights:
+                    raise reject(
+                        "model_name",
+                        cfg.model_name,
+                        f"the weights of this model changed since {variant} of seed {seed} in "
+                        f"{self.root} was trained (SHA-256 {saved[WEIGHTS]!s:.12}..., now "
+                        f"{weights[:12]}...). Restore them, choose another output_path, or start "
+                        "over with --fresh.",
                     )
 
     def write_config(self) -> None:

@@ -210,6 +210,7 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
         self.cfg = cfg  # pyright: ignore[reportIncompatibleVariableOverride]
         cache = Path(cfg.output_path) / "cache" if cfg.output_path else None
         self.model, self.corpora = prepared or prepare(cfg, cache)
+        self.weights = models.weights_digest(self.model)
         self._compile_llm_if_needed()
         with _quiet_host():
             self.activations_store = StratifiedActivationsStore.build(
@@ -234,6 +235,7 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
             store=self.activations_store,
             checkpoint_dir=checkpoints,
             fingerprint=hashlib.sha256("".join(fingerprints).encode()).hexdigest(),
+            weights=self.weights,
             checkpoint_every_minutes=cfg.checkpoint_every_minutes,
             log_every=cfg.ortho_log_every,
             prefetch=int(cfg.prefetch_llm_batches),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -429,6 +430,27 @@ def test_checkpoint_of_another_training_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="Restore the settings, or start a new run"):
         make_runner(**changes).trainer.load_checkpoint(checkpoint)
+
+
+def test_checkpoint_of_other_model_weights_is_refused(
+    make_runner: Callable[..., AdaptiveOrthoRunner], checkpoint: Path
+) -> None:
+    runner = make_runner()
+    assert json.loads((checkpoint / STATE_FILE).read_text())["model_weights"] == runner.weights
+    runner.trainer.weights = "0" * 64
+    with pytest.raises(ConfigError, match="resume_from_checkpoint=.*other weights of the language"):
+        runner.trainer.load_checkpoint(checkpoint)
+
+
+def test_checkpoint_without_a_digest_of_the_weights_is_loaded(
+    make_runner: Callable[..., AdaptiveOrthoRunner], checkpoint: Path
+) -> None:
+    state = json.loads((checkpoint / STATE_FILE).read_text())
+    del state["model_weights"]
+    (checkpoint / STATE_FILE).write_text(json.dumps(state))
+    runner = make_runner()
+    runner.trainer.load_checkpoint(checkpoint)
+    assert runner.trainer.state.n_training_steps == 12
 
 
 def test_missing_sae_or_checkpoint_is_refused(
