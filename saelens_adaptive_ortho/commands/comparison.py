@@ -23,6 +23,7 @@ from sae_lens.saes.sae import SAE
 from safetensors import SafetensorError, safe_open
 from transformer_lens import HookedRootModule
 
+from saelens_adaptive_ortho.checksums import find_damage
 from saelens_adaptive_ortho.commands.experiment import Experiment
 from saelens_adaptive_ortho.commands.plan import taken_in_words
 from saelens_adaptive_ortho.errors import ConfigError, reject
@@ -32,7 +33,6 @@ from saelens_adaptive_ortho.files import (
     recover_directory,
     without_home,
     write_failures_named,
-    write_json,
     write_text_atomic,
 )
 from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome, Workbench
@@ -176,8 +176,11 @@ class Comparison:
     def finish(self, seed: int, runner: AdaptiveOrthoRunner) -> None:
         """Export the SAEs that a runner has trained, and delete its checkpoints."""
         for name in runner.saes:
-            runner.export(name, self._sae_dir(name, seed))
-            self._write_training(name, seed, runner)
+            # The result comes first. So an SAE counts as trained only if everything is on disk.
+            fingerprint = self._write_training(name, seed, runner)
+            settings = without_home(runner.configs[name].settings())
+            record = {"fingerprint": fingerprint, WEIGHTS: runner.weights, "settings": settings}
+            runner.export(name, self._sae_dir(name, seed), {RECORD: record})
         self.say(f"{self.where}Seed {seed}: {taken_in_words(costs_taken(runner.trainer))}")
         shutil.rmtree(self._checkpoints(seed), ignore_errors=True)
 
@@ -198,7 +201,8 @@ class Comparison:
             return runner
         return AdaptiveOrthoRunner(cfg, variants, self.prepared, reads)
 
-    def _write_training(self, variant: str, seed: int, runner: AdaptiveOrthoRunner) -> None:
+    def _write_training(self, variant: str, seed: int, runner: AdaptiveOrthoRunner) -> str:
+        """Write the result of the training, and return its fingerprint."""
         trainer, state = runner.trainer, runner.trainer.state
         history = state.history[variant]
         last = history[-1]
@@ -244,10 +248,7 @@ class Comparison:
             state.seconds[variant],
             fingerprint,
         )
-        # The record comes last, so an SAE counts as trained only if all its files are on disk.
-        settings = without_home(runner.configs[variant].settings())
-        record = {"fingerprint": fingerprint, WEIGHTS: runner.weights, "settings": settings}
-        write_json(self._record(variant, seed), record)
+        return fingerprint
 
     # --------------------------------------------------------------- evaluate
 
@@ -323,7 +324,9 @@ class Comparison:
         return self._sae_dir(variant, seed) / RECORD
 
     def _read_record(self, variant: str, seed: int) -> dict[str, Any] | None:
-        """The record of a finished SAE; None if there is none, or if it is damaged."""
+        """The record of a finished SAE; None if there is none, or if a file is damaged."""
+        if find_damage(self._sae_dir(variant, seed)) is not None:
+            return None
         found = read_cached(self._record(variant, seed))
         whole = isinstance(found, dict) and {"fingerprint", "settings"} <= found.keys()
         return found if whole else None
@@ -333,7 +336,8 @@ class Comparison:
         if not self._record(variant, seed).is_file():
             return False
         folder = self._sae_dir(variant, seed)
-        reason = f"{RECORD} is damaged"
+        damaged = find_damage(folder)
+        reason = f"{damaged.name if damaged else RECORD} is damaged"
         if self._read_record(variant, seed) is not None:
             try:
                 json.loads((folder / SAE_CFG_FILENAME).read_text())

@@ -33,6 +33,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from saelens_adaptive_ortho.checksums import find_damage
 from saelens_adaptive_ortho.devices import check_placed
 from saelens_adaptive_ortho.errors import ConfigError, Explained, reject
 from saelens_adaptive_ortho.files import atomic_directory, write_json
@@ -330,7 +331,7 @@ class LockstepTrainer:
             return None
         kept = list_checkpoints(self.checkpoint_dir)
         survives = f"{kept[-1]} is intact." if kept else "There was no earlier checkpoint."
-        with atomic_directory(target, survives) as temporary:
+        with atomic_directory(target, survives, sums=True) as temporary:
             for name, trainer in self.trainers.items():
                 trainer.save_checkpoint(checkpoint_name=name, base_path=temporary)
             torch.save({"cpu": torch.get_rng_state()}, temporary / RNG_FILE)
@@ -358,6 +359,8 @@ class LockstepTrainer:
             raise reject(
                 where, str(path), f"holds no checkpoint of this project: {STATE_FILE} is missing."
             )
+        if (damaged := find_damage(path)) is not None:
+            raise _corrupt(damaged, "its SHA-256 is another one, or it is missing")
         with _corruption_named(path / STATE_FILE):
             saved = json.loads((path / STATE_FILE).read_text())
             fingerprint = saved.pop("fingerprint")
@@ -478,9 +481,13 @@ def _corruption_named(file: Path) -> Iterator[Path]:
         AttributeError,
     ) as error:
         text = str(error).split("\n")[0][:200]
-        raise reject(
-            "resume_from_checkpoint",
-            str(file),
-            f"is corrupt or truncated ({type(error).__name__}: {text}). Remove its checkpoint and "
-            "resume from an earlier one.",
-        ) from error
+        raise _corrupt(file, f"{type(error).__name__}: {text}") from error
+
+
+def _corrupt(file: Path, reason: str) -> ConfigError:
+    return reject(
+        "resume_from_checkpoint",
+        str(file),
+        f"is corrupt or truncated ({reason}). Remove its checkpoint and resume from an earlier "
+        "one.",
+    )

@@ -1,10 +1,11 @@
-"""What ``compare`` notices before it uses finished work: other weights of the model, damaged files."""
+"""What commands notice before they use finished work: other weights of the model, damage."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,8 +13,11 @@ from typing import Any, NoReturn
 import pytest
 from safetensors.torch import load_file, save_file
 
+from saelens_adaptive_ortho.checksums import SUMS, find_damage
 from saelens_adaptive_ortho.commands.cli import main
 from saelens_adaptive_ortho.commands.comparison import RECORD, WEIGHTS
+from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.judging.subjects import Subject
 from saelens_adaptive_ortho.training import lockstep
 from saelens_adaptive_ortho.training.lockstep import list_checkpoints
 
@@ -85,6 +89,7 @@ def test_record_without_a_digest_of_the_weights_is_accepted(folder: Path) -> Non
     record = json.loads(file.read_text())
     assert len(record.pop(WEIGHTS)) == 64
     file.write_text(json.dumps(record))
+    (file.parent / SUMS).unlink()
     change_weights(folder / "model")
     assert compare(folder, "--set", "evals=[]") == 0
 
@@ -110,3 +115,63 @@ def test_checkpoint_of_other_weights_is_not_resumed(
     assert compare(folder, *options, *clean) == 0
     other = folder / "clean" / "seed1" / "adaptive" / "sae_weights.safetensors"
     assert resumed.read_bytes() == other.read_bytes()
+
+
+# ------------------------------------------------------------------------------ flipped bits
+
+
+def flip(file: Path, bit: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+
+
+def test_every_flipped_bit_of_an_sae_is_found(folder: Path) -> None:
+    sae = folder / "run" / "seed0" / "adaptive"
+    assert find_damage(sae) is None
+    files = [f for f in sae.iterdir() if f.is_file()]
+    assert {f.name for f in files} >= {SUMS, RECORD, "cfg.json", "sae_weights.safetensors"}
+    for file in files:
+        n_bits = 8 * file.stat().st_size
+        for bit in range(0, n_bits, 1 if file.name == SUMS else n_bits // 50):
+            flip(file, bit)
+            assert find_damage(sae) is not None, (file.name, bit)
+            flip(file, bit)
+    (sae / "README.md").write_text("mine")  # other files may be added
+    assert find_damage(sae) is None
+
+
+def test_sha256sum_reads_the_sums(folder: Path) -> None:
+    sae = folder / "run" / "seed0" / "adaptive"
+    program = shutil.which("sha256sum")
+    if program is None:
+        pytest.skip("needs sha256sum")
+    command = [program, "-c", "--strict", SUMS]
+    assert subprocess.run(command, cwd=sae, check=False, capture_output=True).returncode == 0
+    flip(sae / "sae_weights.safetensors", 9000)
+    assert subprocess.run(command, cwd=sae, check=False, capture_output=True).returncode == 1
+
+
+@pytest.mark.parametrize("name", ["sae_weights.safetensors", "cfg.json", RECORD, SUMS])
+def test_sae_with_a_flipped_bit_is_trained_again(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    sae = folder / "run" / "seed0" / "adaptive"
+    whole = {f.name: f.read_bytes() for f in sae.iterdir()}
+    flip(sae / name, 8 * 200 + 1)
+    assert compare(folder, "--set", "evals=[]") == 0
+    assert "is damaged and is trained again" in " ".join(capsys.readouterr().out.split())
+    assert {f.name: f.read_bytes() for f in sae.iterdir()} == whole
+
+
+def test_sae_given_by_path_is_checked(folder: Path) -> None:
+    sae = folder / "run" / "seed0" / "adaptive"
+    flip(sae / "cfg.json", 8 * 20)
+    with pytest.warns(UserWarning, match=r"cfg\.json is not as it was written"):
+        Subject.parse(str(sae))
+    flip(sae / "cfg.json", 8 * 20)
+    flip(sae / "sae_weights.safetensors", 9000)
+    with pytest.raises(ConfigError, match=r"SAE=.*sae_weights\.safetensors'.*is damaged"):
+        Subject.parse(str(sae))
+    (sae / SUMS).unlink()
+    assert Subject.parse(str(sae)).path == sae.resolve()

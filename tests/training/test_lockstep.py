@@ -21,6 +21,7 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file, save_file
 
+from saelens_adaptive_ortho.checksums import SUMS
 from saelens_adaptive_ortho.commands.cli import main
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.host.architectures import ARCHITECTURES
@@ -432,6 +433,17 @@ def test_checkpoint_of_another_training_is_refused(
         make_runner(**changes).trainer.load_checkpoint(checkpoint)
 
 
+@pytest.mark.parametrize("file", [*FILES, SUMS])
+def test_flipped_bit_of_a_checkpoint_is_found(
+    make_runner: Callable[..., AdaptiveOrthoRunner], checkpoint: Path, file: str
+) -> None:
+    content = bytearray((checkpoint / file).read_bytes())
+    content[len(content) * 7 // 10] ^= 1
+    (checkpoint / file).write_bytes(content)
+    with pytest.raises(ConfigError, match="resume_from_checkpoint=.*corrupt or truncated"):
+        make_runner().trainer.load_checkpoint(checkpoint)
+
+
 def test_checkpoint_of_other_model_weights_is_refused(
     make_runner: Callable[..., AdaptiveOrthoRunner], checkpoint: Path
 ) -> None:
@@ -448,6 +460,7 @@ def test_checkpoint_without_a_digest_of_the_weights_is_loaded(
     state = json.loads((checkpoint / STATE_FILE).read_text())
     del state["model_weights"]
     (checkpoint / STATE_FILE).write_text(json.dumps(state))
+    (checkpoint / SUMS).unlink()  # neither have checkpoints of earlier versions
     runner = make_runner()
     runner.trainer.load_checkpoint(checkpoint)
     assert runner.trainer.state.n_training_steps == 12
