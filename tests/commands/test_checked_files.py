@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from saelens_adaptive_ortho.checksums import SUMS, find_damage
@@ -175,3 +176,14 @@ def test_sae_given_by_path_is_checked(folder: Path) -> None:
         Subject.parse(str(sae))
     (sae / SUMS).unlink()
     assert Subject.parse(str(sae)).path == sae.resolve()
+
+
+@pytest.mark.usefixtures("no_training")
+def test_flipped_bit_of_the_tokenised_text_is_found(folder: Path) -> None:
+    (file,) = (folder / "run" / "cache").glob("forget-*.safetensors")
+    tokens, n_bits = load_file(file), 8 * file.stat().st_size
+    for bit in (8 * 40, n_bits // 2, n_bits - 9):
+        flip(file, bit)
+        with pytest.warns(UserWarning, match=r"forget-.* is damaged .*tokenised again"):
+            assert compare(folder, "--set", "evals=[]") == 0
+        assert all(torch.equal(load_file(file)[name], tokens[name]) for name in tokens)
