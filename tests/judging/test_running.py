@@ -106,9 +106,7 @@ def test_damaged_result_is_made_again(
     assert json.loads(path.read_text())["metrics"] == json.loads(whole)["metrics"]
 
 
-def test_flipped_bit_of_a_result_is_found(
-    run: Callable[..., list[str]], tmp_path: Path
-) -> None:
+def test_flipped_bit_of_a_result_is_found(run: Callable[..., list[str]], tmp_path: Path) -> None:
     run({"core": lambda: GOOD})
     path = result_path(tmp_path, "a", 0, "core")
     whole = path.read_bytes()
