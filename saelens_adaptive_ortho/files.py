@@ -17,6 +17,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from saelens_adaptive_ortho.checksums import write_sums
 from saelens_adaptive_ortho.errors import Explained, reject
 from saelens_adaptive_ortho.locks import write_lock
 
@@ -162,7 +163,7 @@ def write_failures_named(target: Path, survives: str) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_directory(target: Path, survives: str) -> Iterator[Path]:
+def atomic_directory(target: Path, survives: str, sums: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``target`` that replaces ``target`` only if the block succeeds.
 
     If another process is writing the same ``target``, this one waits until it has finished.
@@ -170,6 +171,7 @@ def atomic_directory(target: Path, survives: str) -> Iterator[Path]:
     Args:
         target: the folder to write.
         survives: a sentence that says what is still intact if writing fails, for the error.
+        sums: also write the SHA-256 sums of all files (:mod:`saelens_adaptive_ortho.checksums`).
 
     Raises:
         StorageError: the folder could not be written completely (for example, no space is left).
@@ -179,6 +181,8 @@ def atomic_directory(target: Path, survives: str) -> Iterator[Path]:
         recover_directory(target)
         with _written_beside(target, survives) as temporary:
             yield temporary
+            if sums:
+                write_sums(temporary)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ All results of a finished run can also be in one file, ``results.jsonl``, with o
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -33,6 +34,7 @@ RESULTS_FILE = "results.jsonl"
 
 _FILE_NAME = re.compile(r"^(?P<variant>.+?)__seed(?P<seed>\d+)__(?P<eval>.+)\.json$")
 _STATUSES = ("ok", "failed")
+_SEALED = re.compile(r'(.*),\n  "sha256": "([0-9a-f]{64})"\n\}\n', re.DOTALL)
 
 
 class ResultError(Explained, ValueError):
@@ -155,7 +157,27 @@ def result_text(result: Result, where: str | Path = "the result") -> str:
     _parse(document, where)
     text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
     text.encode()
-    return text + "\n"
+    return _sealed(text)
+
+
+def _sealed(text: str) -> str:
+    """The text of a JSON object with one more field: the SHA-256 of what stands before it."""
+    before = text.removesuffix("\n}")
+    return f'{before},\n  "sha256": "{_sha256(before)}"\n}}\n'
+
+
+def _refuse_broken_seal(text: str, document: object, path: Path) -> None:
+    """Refuse a result that is not as it was written. Results of earlier versions have no seal."""
+    names = list(document) if isinstance(document, dict) else []
+    if not names or names[-1] in Result.__dataclass_fields__:
+        return
+    found = _SEALED.fullmatch(text)
+    if found is None or _sha256(found[1]) != found[2]:
+        _fail(path, "is not as it was written: its SHA-256 is another one")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_result(path: str | Path, result: Result) -> Path:
@@ -171,23 +193,25 @@ def load_result(path: str | Path) -> Result:
     """Load one result file.
 
     Raises:
-        ResultError: the file is missing or broken, it has another schema version, or its name and
-            its content differ in variant, seed or evaluation.
+        ResultError: the file is missing, broken or not as it was written, it has another schema
+            version, or its name and its content differ in variant, seed or evaluation.
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()
     except OSError as error:
         raise ResultError(f"{path}: cannot be read ({error})") from error
     except ValueError as error:
         _fail(path, f"is not valid JSON ({error})")
-    result = _parse(_decode(text, path), path)
+    document = _decode(text, path)
+    result = _parse(document, path)
     match = _FILE_NAME.match(path.name)
     if match is not None:
         named = (match["variant"], int(match["seed"]), match["eval"])
         held = (result.variant, result.seed, result.eval)
         if named != held:
             _fail(path, f"is named for {named} but holds {held}")
+    _refuse_broken_seal(text, document, path)
     return result
 
 

@@ -23,6 +23,7 @@ from sae_lens.saes.sae import SAE
 from safetensors import SafetensorError, safe_open
 from transformer_lens import HookedRootModule
 
+from saelens_adaptive_ortho.checksums import find_damage
 from saelens_adaptive_ortho.commands.experiment import Experiment, check_fits
 from saelens_adaptive_ortho.commands.plan import taken_in_words
 from saelens_adaptive_ortho.errors import ConfigError, reject
@@ -32,7 +33,6 @@ from saelens_adaptive_ortho.files import (
     recover_directory,
     without_home,
     write_failures_named,
-    write_json,
     write_text_atomic,
 )
 from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome, Workbench
@@ -43,6 +43,7 @@ from saelens_adaptive_ortho.report.formatting import duration
 from saelens_adaptive_ortho.report.page import run as page
 from saelens_adaptive_ortho.results import Result, is_result_name, load_results
 from saelens_adaptive_ortho.settings import dump_yaml
+from saelens_adaptive_ortho.text.models import weights_digest
 from saelens_adaptive_ortho.text.shared_reads import SharedReads
 from saelens_adaptive_ortho.training.costs import costs_taken
 from saelens_adaptive_ortho.training.lockstep import fit_together, list_checkpoints
@@ -56,6 +57,7 @@ from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerCon
 from saelens_adaptive_ortho.training.tracking import ID_FILE, Tracking
 
 RECORD = "ortho_run.json"
+WEIGHTS = "model_weights"  # in the record: the digest of the language model's weights
 CHECKPOINTS = "checkpoints"
 RAW = "sae_bench"  # folder of SAEBench's own result files
 SHORT = 10.0  # seconds of evaluation that need no announcement
@@ -174,8 +176,11 @@ class Comparison:
     def finish(self, seed: int, runner: AdaptiveOrthoRunner) -> None:
         """Export the SAEs that a runner has trained, and delete its checkpoints."""
         for name in runner.saes:
-            runner.export(name, self._sae_dir(name, seed))
-            self._write_training(name, seed, runner)
+            # The result comes first. So an SAE counts as trained only if everything is on disk.
+            fingerprint = self._write_training(name, seed, runner)
+            settings = without_home(runner.configs[name].settings())
+            record = {"fingerprint": fingerprint, WEIGHTS: runner.weights, "settings": settings}
+            runner.export(name, self._sae_dir(name, seed), {RECORD: record})
         self.say(f"{self.where}Seed {seed}: {taken_in_words(costs_taken(runner.trainer))}")
         shutil.rmtree(self._checkpoints(seed), ignore_errors=True)
 
@@ -196,7 +201,8 @@ class Comparison:
             return runner
         return AdaptiveOrthoRunner(cfg, variants, self.prepared, reads)
 
-    def _write_training(self, variant: str, seed: int, runner: AdaptiveOrthoRunner) -> None:
+    def _write_training(self, variant: str, seed: int, runner: AdaptiveOrthoRunner) -> str:
+        """Write the result of the training, and return its fingerprint."""
         trainer, state = runner.trainer, runner.trainer.state
         history = state.history[variant]
         last = history[-1]
@@ -242,9 +248,7 @@ class Comparison:
             state.seconds[variant],
             fingerprint,
         )
-        # The record comes last, so an SAE counts as trained only if all its files are on disk.
-        settings = without_home(runner.configs[variant].settings())
-        write_json(self._record(variant, seed), {"fingerprint": fingerprint, "settings": settings})
+        return fingerprint
 
     # --------------------------------------------------------------- evaluate
 
@@ -320,7 +324,9 @@ class Comparison:
         return self._sae_dir(variant, seed) / RECORD
 
     def _read_record(self, variant: str, seed: int) -> dict[str, Any] | None:
-        """The record of a finished SAE; None if there is none, or if it is damaged."""
+        """The record of a finished SAE; None if there is none, or if a file is damaged."""
+        if find_damage(self._sae_dir(variant, seed)) is not None:
+            return None
         found = read_cached(self._record(variant, seed))
         whole = isinstance(found, dict) and {"fingerprint", "settings"} <= found.keys()
         return found if whole else None
@@ -330,7 +336,8 @@ class Comparison:
         if not self._record(variant, seed).is_file():
             return False
         folder = self._sae_dir(variant, seed)
-        reason = f"{RECORD} is damaged"
+        damaged = find_damage(folder)
+        reason = f"{damaged.name if damaged else RECORD} is damaged"
         if self._read_record(variant, seed) is not None:
             try:
                 json.loads((folder / SAE_CFG_FILENAME).read_text())
@@ -345,7 +352,10 @@ class Comparison:
         return replace(self.experiment.runner, seed=seed, checkpoint_path=checkpoint_path)
 
     def refuse_other_settings(self) -> None:
-        """Refuse SAEs of other settings in the folder, because results would be mixed up."""
+        """Refuse SAEs of other settings in the folder, because results would be mixed up.
+
+        The weights of the language model count, too. Records of earlier versions do not name them.
+        """
         assert self.prepared is not None
         for seed in self.experiment.seeds:
             for variant, changes in self.experiment.variants.items():
@@ -361,6 +371,16 @@ class Comparison:
                         str(self.root),
                         f"holds {variant} of seed {seed} trained with other settings or data "
                         f"({differing}). Choose another output_path, or start over with --fresh.",
+                    )
+                weights = weights_digest(self.prepared.model)
+                if saved.get(WEIGHTS, weights) != weights:
+                    raise reject(
+                        "model_name",
+                        cfg.model_name,
+                        f"the weights of this model changed since {variant} of seed {seed} in "
+                        f"{self.root} was trained (SHA-256 {saved[WEIGHTS]!s:.12}..., now "
+                        f"{weights[:12]}...). Restore them, choose another output_path, or start "
+                        "over with --fresh.",
                     )
 
     def write_config(self) -> None:

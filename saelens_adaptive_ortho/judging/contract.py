@@ -17,14 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from sae_lens.saes.sae import SAE
-from torch import Tensor
 from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.text import mixture
 from saelens_adaptive_ortho.text.corpora import CorpusConfig, TokenisedCorpus
-from saelens_adaptive_ortho.text.models import load_language_model
+from saelens_adaptive_ortho.text.models import load_language_model, tensors_digest, weights_digest
 
 
 class Outcome(NamedTuple):
@@ -77,10 +75,10 @@ class Workbench:
         """The model's name without its path, because SAEBench uses it in file names."""
         return self.model_name.replace(":", "-").rstrip("/").rpartition("/")[2]
 
-    @cached_property
+    @property
     def model_digest(self) -> str:
         """SHA-256 of the model's weights."""
-        return tensors_digest(self.model.state_dict())
+        return weights_digest(self.model)
 
     def language_model(self, name: str | None) -> HookedRootModule:
         """The workbench's model if ``name`` is None, else the named one; each is loaded once."""
@@ -192,13 +190,3 @@ class EvalContext:
                 f"needs {wanted}: give ortho_corpora in the config, or --forget and --retain"
             )
         return self.corpora
-
-
-def tensors_digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().to("cpu").contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

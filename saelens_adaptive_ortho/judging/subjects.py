@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import SAE
 
+from saelens_adaptive_ortho.checksums import SUMS, find_damage
 from saelens_adaptive_ortho.devices import check_device
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import read_cached, user_path
@@ -63,12 +65,14 @@ class Subject:
         In a run folder (``seed3/adaptive``), the name of the parent folder gives the seed.
 
         Raises:
-            ConfigError: the text is neither a directory with an SAE nor such a pair.
+            ConfigError: the text is neither a directory with an SAE nor such a pair, or the
+                weights are not those that were written.
         """
         name, sep, rest = text.partition("=")
         name, rest = (name, rest) if sep else ("", text)
         path = user_path(rest)
         if (path / "cfg.json").is_file():
+            _refuse_damage(path)
             match = SEED_FOLDER.fullmatch(path.resolve().parent.name)
             seed = int(match[1]) if match else 0
             return cls(_file_name(name or path.resolve().name), seed, path.resolve())
@@ -116,6 +120,26 @@ class Subject:
             rule = "is damaged. Delete it, and name the model and the corpora by options."
             raise reject("SAE", str(file), rule)
         return found
+
+
+def _refuse_damage(folder: Path) -> None:
+    """Refuse weights whose checksum is wrong. Settings may be edited by hand: a warning is enough.
+
+    Raises:
+        ConfigError: a file of tensors is damaged. The message names it.
+    """
+    damaged = find_damage(folder)
+    if damaged is None:
+        return
+    if damaged.suffix == ".json" and damaged.is_file():
+        warnings.warn(
+            f"{damaged} is not as it was written: its SHA-256 differs from {SUMS}. It is used as "
+            f"it is. If you changed it, delete {SUMS}.",
+            stacklevel=2,
+        )
+        return
+    rule = f"is damaged: its SHA-256 differs from {SUMS}, or it is missing. Train or copy it again."
+    raise reject("SAE", str(damaged), rule)
 
 
 def _file_name(name: str) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import user_path, write_failures_named
 from saelens_adaptive_ortho.settings import parse
 from saelens_adaptive_ortho.text import hub, reader
+from saelens_adaptive_ortho.text.models import tensors_digest
 from saelens_adaptive_ortho.text.reader import KINDS, ReadError, Row, kind_of
 
 DOMAINS = ("forget", "retain")
@@ -377,7 +379,7 @@ def tokenise_corpus(
         temporary = cached.with_suffix(".tmp")
         parts = {"train": result.train, "held_out": result.held_out}
         with write_failures_named(cached, "Nothing else was being written."):
-            save_file(parts, temporary, {"fingerprint": key})
+            save_file(parts, temporary, {"fingerprint": key, "sha256": tensors_digest(parts)})
             temporary.replace(cached)
     return result
 
@@ -521,12 +523,18 @@ def _cache_key(corpus: CorpusConfig, tokenizer: Any, how: Tokenisation, train_co
 
 
 def _read_cache(path: Path, domain: str, key: str) -> TokenisedCorpus | None:
+    """A tokenised corpus; None if its file is missing or damaged. Old files have no checksum."""
+    if not path.is_file():
+        return None
     try:
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("fingerprint") == key:
-                return TokenisedCorpus(
-                    domain, file.get_tensor("train"), file.get_tensor("held_out"), key
-                )
-    except (OSError, SafetensorError):
-        pass  # the file is missing or truncated: tokenise again
+            sums = file.metadata()
+            parts = {name: file.get_tensor(name) for name in ("train", "held_out")}
+    except (OSError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        if sums in ({"fingerprint": key}, {"fingerprint": key, "sha256": tensors_digest(parts)}):
+            return TokenisedCorpus(domain, parts["train"], parts["held_out"], key)
+        reason = "its checksum is wrong"
+    warnings.warn(f"{path} is damaged ({reason}). The text is tokenised again.", stacklevel=2)
     return None

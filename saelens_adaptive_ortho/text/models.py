@@ -7,15 +7,18 @@ They are checked before any long work starts.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from sae_lens.load_model import load_model
 from sae_lens.util import str_to_dtype
+from torch import Tensor, nn
 from transformer_lens import HookedRootModule, HookedTransformer
 from transformer_lens import loading as tl_loading
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -32,6 +35,7 @@ DTYPES = "float32, bfloat16, float16, float64"  # of str_to_dtype
 CONVERTED_FROM_ANY_DIRECTORY = {"GPTNeoXForCausalLM"}
 MODEL_CLASSES = ("HookedTransformer", "HookedMamba", "AutoModelForCausalLM")
 LOCAL_KWARGS = {"dtype", "torch_dtype", "center_writing_weights"}
+_DIGESTS: WeakKeyDictionary[nn.Module, tuple[list[tuple[int, int]], str]] = WeakKeyDictionary()
 
 
 def resolve_model_name(name: str) -> str:
@@ -118,6 +122,30 @@ def load_language_model(
             rule = f"does not load {name} ({hub.diagnose(error).text}). {MODEL_CLASSES[0]} does."
             raise reject("model_class_name", model_class_name, rule) from error
         raise reject("model_name", name, rule) from error
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's weights, as :func:`tensors_digest` of its state.
+
+    It is computed once for each model, and again only if a weight was replaced or changed in place.
+    """
+    tensors = model.state_dict()
+    state = [(tensor.data_ptr(), tensor._version) for tensor in tensors.values()]
+    known, digest = _DIGESTS.get(model, (None, ""))
+    if known != state:
+        digest = tensors_digest(tensors)
+        _DIGESTS[model] = (state, digest)
+    return digest
+
+
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().to("cpu").contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_plain_model(name: str) -> tuple[Any, Any]:

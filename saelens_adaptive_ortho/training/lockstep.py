@@ -33,6 +33,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from saelens_adaptive_ortho.checksums import find_damage
 from saelens_adaptive_ortho.devices import check_placed
 from saelens_adaptive_ortho.errors import ConfigError, Explained, reject
 from saelens_adaptive_ortho.files import atomic_directory, write_json
@@ -69,6 +70,8 @@ class LockstepTrainer:
         store: the activation stream.
         checkpoint_dir: folder of the checkpoints; None for no checkpoints.
         fingerprint: digest of settings and data. A checkpoint with another fingerprint is refused.
+        weights: digest of the language model's weights. A checkpoint with another one is refused;
+            one without any (of an earlier version) is not.
         checkpoint_every_minutes: time between checkpoints, beside those of ``cfg.n_checkpoints``;
             None for no others.
         log_every: steps between rows of the history.
@@ -86,6 +89,7 @@ class LockstepTrainer:
         store: StratifiedActivationsStore,
         checkpoint_dir: Path | None = None,
         fingerprint: str = "",
+        weights: str = "",
         checkpoint_every_minutes: float | None = None,
         log_every: int = 50,
         prefetch: int = 0,
@@ -102,6 +106,7 @@ class LockstepTrainer:
         self.store = store
         self.checkpoint_dir = checkpoint_dir
         self.fingerprint = fingerprint
+        self.weights = weights
         self.checkpoint_every_minutes = checkpoint_every_minutes
         self.log_every = log_every
         self.prefetch = prefetch
@@ -326,13 +331,12 @@ class LockstepTrainer:
             return None
         kept = list_checkpoints(self.checkpoint_dir)
         survives = f"{kept[-1]} is intact." if kept else "There was no earlier checkpoint."
-        with atomic_directory(target, survives) as temporary:
+        with atomic_directory(target, survives, sums=True) as temporary:
             for name, trainer in self.trainers.items():
                 trainer.save_checkpoint(checkpoint_name=name, base_path=temporary)
             torch.save({"cpu": torch.get_rng_state()}, temporary / RNG_FILE)
-            write_json(
-                temporary / STATE_FILE, {"fingerprint": self.fingerprint, **vars(self.state)}
-            )
+            identity = {"fingerprint": self.fingerprint, "model_weights": self.weights}
+            write_json(temporary / STATE_FILE, {**identity, **vars(self.state)})
         # Checkpoints of later steps come from another run. They must not replace those of this run.
         ours = [c for c in list_checkpoints(self.checkpoint_dir) if c.name <= target.name]
         for old in ours[:-KEPT_CHECKPOINTS]:
@@ -346,8 +350,8 @@ class LockstepTrainer:
         """Load a checkpoint, so that training continues from it.
 
         Raises:
-            ConfigError: there is no checkpoint, it has other settings, SAEs or architectures, or it
-                is corrupt or truncated.
+            ConfigError: there is no checkpoint, it has other settings, SAEs, architectures or
+                weights of the language model, or it is corrupt or truncated.
         """
         path = Path(path)
         where = "resume_from_checkpoint"
@@ -355,9 +359,12 @@ class LockstepTrainer:
             raise reject(
                 where, str(path), f"holds no checkpoint of this project: {STATE_FILE} is missing."
             )
+        if (damaged := find_damage(path)) is not None:
+            raise _corrupt(damaged, "its SHA-256 is another one, or it is missing")
         with _corruption_named(path / STATE_FILE):
             saved = json.loads((path / STATE_FILE).read_text())
             fingerprint = saved.pop("fingerprint")
+            weights = saved.pop("model_weights", self.weights)
             state = LockstepState(**saved)
         missing = [name for name in self.saes if not (path / name / "cfg.json").is_file()]
         if missing:
@@ -370,6 +377,14 @@ class LockstepTrainer:
                 str(path),
                 "was made with other settings or data, so the resumed run would differ from it. "
                 "Restore the settings, or start a new run.",
+            )
+        if weights != self.weights:
+            raise reject(
+                where,
+                str(path),
+                "was made with other weights of the language model (SHA-256 "
+                f"{weights[:12]}..., now {self.weights[:12]}...), so the resumed run would differ "
+                "from it. Restore the weights, or start a new run.",
             )
         for name, trainer in self.trainers.items():
             folder = path / name
@@ -466,9 +481,13 @@ def _corruption_named(file: Path) -> Iterator[Path]:
         AttributeError,
     ) as error:
         text = str(error).split("\n")[0][:200]
-        raise reject(
-            "resume_from_checkpoint",
-            str(file),
-            f"is corrupt or truncated ({type(error).__name__}: {text}). Remove its checkpoint and "
-            "resume from an earlier one.",
-        ) from error
+        raise _corrupt(file, f"{type(error).__name__}: {text}") from error
+
+
+def _corrupt(file: Path, reason: str) -> ConfigError:
+    return reject(
+        "resume_from_checkpoint",
+        str(file),
+        f"is corrupt or truncated ({reason}). Remove its checkpoint and resume from an earlier "
+        "one.",
+    )

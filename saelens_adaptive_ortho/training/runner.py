@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -219,6 +219,7 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
         self.cfg = cfg  # pyright: ignore[reportIncompatibleVariableOverride]
         cache = Path(cfg.output_path) / "cache" if cfg.output_path else None
         self.model, self.corpora = prepared or prepare(cfg, cache)
+        self.weights = models.weights_digest(self.model)
         self._compile_llm_if_needed()
         with _quiet_host():
             self.activations_store = StratifiedActivationsStore.build(
@@ -244,6 +245,7 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
             store=self.activations_store,
             checkpoint_dir=checkpoints,
             fingerprint=hashlib.sha256("".join(fingerprints).encode()).hexdigest(),
+            weights=self.weights,
             checkpoint_every_minutes=cfg.checkpoint_every_minutes,
             log_every=cfg.ortho_log_every,
             prefetch=int(cfg.prefetch_llm_batches),
@@ -299,21 +301,30 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
             self.trainer.on_log = log
             yield
 
-    def export(self, name: str, target: Path) -> Path:
+    def export(
+        self, name: str, target: Path, also: Mapping[str, dict[str, Any]] | None = None
+    ) -> Path:
         """Write atomically an SAE that SAELens can load without this package.
 
-        The paths in its settings are written with ``~`` for the home folder.
+        The paths in its settings are written with ``~`` for the home folder. The folder has the
+        SHA-256 sums of its files.
+
+        Args:
+            name: name of the SAE.
+            target: the folder.
+            also: further JSON files in the folder, by name.
 
         Raises:
             StorageError: the SAE could not be written. An earlier export survives.
         """
         sae, trainer = self.saes[name], self.trainer.trainers[name]
-        with atomic_directory(target, "The checkpoints are intact.") as temporary:
+        with atomic_directory(target, "The checkpoints are intact.", sums=True) as temporary:
             sae.save_inference_model(temporary)
             _rewrite_without_home(temporary / SAE_CFG_FILENAME)
             save_file({"sparsity": trainer.log_feature_sparsity}, temporary / SPARSITY_FILENAME)
             settings = without_home(_plain(self.configs[name].to_dict()))
-            write_json(temporary / RUNNER_CFG_FILENAME, settings)
+            for file, content in {RUNNER_CFG_FILENAME: settings, **(also or {})}.items():
+                write_json(temporary / file, content)
         return target
 
 

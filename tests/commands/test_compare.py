@@ -19,6 +19,7 @@ import torch
 from sae_lens import SAE
 from transformer_lens import HookedTransformer
 
+from saelens_adaptive_ortho.checksums import write_sums
 from saelens_adaptive_ortho.commands import comparison
 from saelens_adaptive_ortho.commands.cli import main
 from saelens_adaptive_ortho.commands.comparison import RECORD, workbench
@@ -264,6 +265,7 @@ def test_changed_text_at_the_same_path_is_refused(
     other = tiny.write_jsonl(tmp_path / "other.jsonl", tiny.documents(tiny.retain_words, 9))
     for record in run.glob(f"*/*/{RECORD}"):
         record.write_text(record.read_text().replace(str(tiny.retain), str(other)))
+        write_sums(record.parent)
     assert compare("--set", f"ortho_corpora.retain={other}") == 2
     assert "(the text)" in capsys.readouterr().err
 

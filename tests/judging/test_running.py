@@ -17,7 +17,7 @@ from saelens_adaptive_ortho.evaluations import runnable
 from saelens_adaptive_ortho.judging import running
 from saelens_adaptive_ortho.judging.contract import EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.running import check_evals_runnable
-from saelens_adaptive_ortho.results import load_results, result_path
+from saelens_adaptive_ortho.results import ResultError, load_result, load_results, result_path
 
 GOOD = Outcome({"m": 1.0}, {})
 
@@ -104,6 +104,24 @@ def test_damaged_result_is_made_again(
     assert path.name in said[0]
     assert "is made again" in said[0]
     assert json.loads(path.read_text())["metrics"] == json.loads(whole)["metrics"]
+
+
+def test_flipped_bit_of_a_result_is_found(run: Callable[..., list[str]], tmp_path: Path) -> None:
+    run({"core": lambda: GOOD})
+    path = result_path(tmp_path, "a", 0, "core")
+    whole = path.read_bytes()
+    assert load_result(path).metrics == {"m": 1.0}
+    for bit in range(0, 8 * len(whole), 13):  # each position in a byte
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(ResultError):
+            load_result(path)
+    assert "is made again" in run({"core": lambda: GOOD})[0]
+    document = json.loads(path.read_text())
+    del document["sha256"]  # as results of earlier versions
+    path.write_text(json.dumps(document))
+    assert run({"core": lambda: GOOD}) == []
 
 
 # ------------------------------------------------------------------------- before training

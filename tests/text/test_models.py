@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -246,3 +247,20 @@ def test_unusable_device_is_named_before_the_model_is_loaded(
 ) -> None:
     with pytest.raises(ConfigError, match=r"^device='gpu': torch cannot use it"):
         prepare(make_config(device="gpu"))
+
+
+def test_digest_of_weights_is_computed_once_until_they_change(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = copy.deepcopy(model)
+    before = models.weights_digest(own)
+    assert before == models.weights_digest(model) == models.tensors_digest(model.state_dict())
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "tensors_digest", lambda _: 1 / 0)
+        assert models.weights_digest(own) == before
+    with torch.no_grad():
+        own.embed.W_E[3, 4] += 1e-3
+    changed = models.weights_digest(own)
+    assert changed != before
+    own.embed.W_E = torch.nn.Parameter(own.embed.W_E + 1)
+    assert models.weights_digest(own) not in (before, changed)

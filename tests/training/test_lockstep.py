@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -20,6 +21,7 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file, save_file
 
+from saelens_adaptive_ortho.checksums import SUMS
 from saelens_adaptive_ortho.commands.cli import main
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.host.architectures import ARCHITECTURES
@@ -429,6 +431,39 @@ def test_checkpoint_of_another_training_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="Restore the settings, or start a new run"):
         make_runner(**changes).trainer.load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("file", [*FILES, SUMS])
+def test_flipped_bit_of_a_checkpoint_is_found(
+    make_runner: Callable[..., AdaptiveOrthoRunner], checkpoint: Path, file: str
+) -> None:
+    content = bytearray((checkpoint / file).read_bytes())
+    content[len(content) * 7 // 10] ^= 1
+    (checkpoint / file).write_bytes(content)
+    with pytest.raises(ConfigError, match="resume_from_checkpoint=.*corrupt or truncated"):
+        make_runner().trainer.load_checkpoint(checkpoint)
+
+
+def test_checkpoint_of_other_model_weights_is_refused(
+    make_runner: Callable[..., AdaptiveOrthoRunner], checkpoint: Path
+) -> None:
+    runner = make_runner()
+    assert json.loads((checkpoint / STATE_FILE).read_text())["model_weights"] == runner.weights
+    runner.trainer.weights = "0" * 64
+    with pytest.raises(ConfigError, match="resume_from_checkpoint=.*other weights of the language"):
+        runner.trainer.load_checkpoint(checkpoint)
+
+
+def test_checkpoint_without_a_digest_of_the_weights_is_loaded(
+    make_runner: Callable[..., AdaptiveOrthoRunner], checkpoint: Path
+) -> None:
+    state = json.loads((checkpoint / STATE_FILE).read_text())
+    del state["model_weights"]
+    (checkpoint / STATE_FILE).write_text(json.dumps(state))
+    (checkpoint / SUMS).unlink()  # neither have checkpoints of earlier versions
+    runner = make_runner()
+    runner.trainer.load_checkpoint(checkpoint)
+    assert runner.trainer.state.n_training_steps == 12
 
 
 def test_missing_sae_or_checkpoint_is_refused(
