@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from typing import Any
 from safetensors import SafetensorError
 
 from saelens_adaptive_ortho.checksums import write_sums
-from saelens_adaptive_ortho.errors import Explained, reject
-from saelens_adaptive_ortho.locks import write_lock
+from saelens_adaptive_ortho.errors import ConfigError, Explained, reject
+from saelens_adaptive_ortho.locks import lock_file, write_lock
 
 WRITE_PATIENCE = 600.0  # seconds that a folder waits for another process that writes it
+# The names of the temporary files of write_text_atomic. Nobody else gives a file such a name.
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 class StorageError(Explained, RuntimeError):
@@ -35,6 +37,34 @@ def user_path(text: str) -> Path:
     """
     expanded = os.path.expanduser(text)  # of Path, "./~" would be the home folder, too
     return Path(text if os.path.exists(text) and not os.path.exists(expanded) else expanded)
+
+
+def read_text(field: str, path: Path, longest: int = 1 << 28) -> str:
+    """The text of a file that a user names, with UTF-8 as its encoding.
+
+    Args:
+        field: name of the setting that names the file, for the error.
+        path: the file.
+        longest: its largest size in bytes.
+
+    Raises:
+        ConfigError: the file is missing, no regular file (such as a folder or a device), too long,
+            or not UTF-8 text. The message names the file.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise reject(field, str(path), "is no regular file. Name a file of text.")
+        if path.stat().st_size > longest:
+            raise reject(field, str(path), f"is longer than {longest:,} bytes. Shorten it.")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise reject(field, str(path), "is not UTF-8 text. Save it as UTF-8.") from error
+    except OSError as error:
+        raise reject(field, str(path), f"cannot be read ({error.strerror}).") from error
+    except ConfigError:
+        raise
+    except ValueError as error:  # a name with a NUL character
+        raise reject(field, str(path), f"cannot be read ({error}).") from error
 
 
 def without_home(value: Any) -> Any:
@@ -77,7 +107,7 @@ def check_writable(field: str, path: str | Path, value: str | Path | None = None
     """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path, prefix=".writable-"):
+        with tempfile.TemporaryFile(dir=path):  # it has no name, so a kill leaves none behind
             pass
     except OSError as error:
         raise reject(
@@ -178,7 +208,7 @@ def atomic_directory(target: Path, survives: str, sums: bool = False) -> Iterato
             The temporary folder is removed, and an existing ``target`` does not change.
     """
     with _sole_writer(target, survives):
-        recover_directory(target)
+        _recover(target)
         with _written_beside(target, survives) as temporary:
             yield temporary
             if sums:
@@ -233,8 +263,28 @@ def recover_directory(target: Path) -> None:
     """Clean up after an :func:`atomic_directory` that was killed.
 
     If it was killed between the two renames, the earlier folder gets its name back. What is left of
-    an unfinished folder is deleted.
+    an unfinished folder is deleted, and so is the lock file. If another process is writing
+    ``target``, nothing is done.
     """
+    if not any(os.path.lexists(path) for path in (*_beside(target), lock_file(target))):
+        return
+    with suppress(TimeoutError), write_lock(target, seconds=0):
+        _recover(target)
+
+
+def remove_litter(folders: Iterable[Path]) -> None:
+    """Delete the temporary files that a killed process left in some folders.
+
+    No other process may be writing there. Only names that :func:`write_text_atomic` gives are
+    deleted, and folders inside the folders are not searched.
+    """
+    for folder in folders:
+        for path in folder.iterdir() if folder.is_dir() else []:
+            if TEMPORARY.fullmatch(path.name) and path.is_file():
+                path.unlink()
+
+
+def _recover(target: Path) -> None:
     temporary, old = _beside(target)
     if old.exists() and not target.exists():
         old.rename(target)

@@ -40,7 +40,7 @@ def run_lock(field: str, path: Path, command: str) -> Iterator[None]:
         ConfigError: another process holds the lock. The message names its command, process, host
             and start.
     """
-    file = path / LOCK if path.is_dir() else path.with_name(f".{path.name}{LOCK}")
+    file = path / LOCK if path.is_dir() else lock_file(path)
     holder = file.with_name(f"{file.name}.json")
     try:
         lock = _acquire(file, RUN_PATIENCE)
@@ -67,11 +67,16 @@ def write_lock(path: Path, seconds: float = FOR_EVER) -> Iterator[None]:
         TimeoutError: another process has held the lock for ``seconds``.
         OSError: the folder of ``path`` cannot be written.
     """
-    lock = _acquire(path.with_name(f".{path.name}{LOCK}"), seconds)
+    lock = _acquire(lock_file(path), seconds)
     try:
         yield
     finally:
         _release(lock)
+
+
+def lock_file(path: Path) -> Path:
+    """The file that :func:`write_lock` locks."""
+    return path.with_name(f".{path.name}{LOCK}")
 
 
 def _acquire(file: Path, seconds: float) -> FileLock | None:

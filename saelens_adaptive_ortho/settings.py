@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import io
 import json
+import re
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, fields
@@ -42,6 +43,8 @@ BenchSeed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed of SAEBench, which also goes to NumPy's generator."""
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+LONGEST = 1_000_000  # characters of YAML, in a file or on the command line
+DEEPEST = 100  # brackets of YAML in each other
 LISTED = 8  # an error lists all known names if there are at most this many
 
 
@@ -327,6 +330,10 @@ def _load(field: str, where: str, text: str) -> Any:
         at = "" if line is None else f"line {line + 1}: "
         return reject(field, where, f"is not valid YAML: {at}{problem}.")
 
+    # The time that YAML takes grows with the square of the depth.
+    if len(text) > LONGEST or _depth(text) > DEEPEST:
+        rule = f"at most {LONGEST:,} characters and {DEEPEST} brackets in each other are read"
+        raise reject(field, f"{where[:100]}", f"is too long or nested too deeply: {rule}.")
     try:
         root = _yaml().compose(text)
         for node in _nodes(root):
@@ -352,6 +359,15 @@ def _load(field: str, where: str, text: str) -> Any:
         if isinstance(error, ConfigError):
             raise
         raise refused(None, f"{type(error).__name__}: {error}") from error
+
+
+def _depth(text: str) -> int:
+    """The largest number of brackets that are open at the same time."""
+    deepest = depth = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth = depth + 1 if bracket in "[{" else max(depth - 1, 0)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _nodes(root: Node | None) -> Iterator[Node]:

@@ -9,7 +9,12 @@ from torch.linalg import LinAlgError  # pyright: ignore[reportAttributeAccessIss
 
 from saelens_adaptive_ortho.commands.analyse import AnalyseOptions
 from saelens_adaptive_ortho.errors import reject
-from saelens_adaptive_ortho.files import check_writable, write_failures_named, write_text_atomic
+from saelens_adaptive_ortho.files import (
+    check_writable,
+    remove_litter,
+    write_failures_named,
+    write_text_atomic,
+)
 from saelens_adaptive_ortho.judging import pairs
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Workbench
 from saelens_adaptive_ortho.judging.running import storable
@@ -32,6 +37,7 @@ def analyse(options: AnalyseOptions, say: Callable[[str], None] = print) -> list
     subjects = named_subjects(options.saes)
     check_writable("--out", options.out)
     with run_lock("--out", options.out, "adaptive-ortho analyse"):
+        remove_litter([options.out])
         return _analyse(subjects, options, say)
 
 

@@ -103,6 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has what it wants
         _to_nowhere(sys.stdout)
         return 0
+    except OSError as error:  # a file or folder that the user named, or may not use
+        if error.filename is None or error.strerror is None:
+            raise
+        print(f"{PROG}: error: {error.filename!r}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def _say_last(line: str) -> None:

@@ -31,6 +31,7 @@ from saelens_adaptive_ortho.files import (
     check_writable,
     read_cached,
     recover_directory,
+    remove_litter,
     without_home,
     write_failures_named,
     write_text_atomic,
@@ -59,6 +60,7 @@ from saelens_adaptive_ortho.training.tracking import ID_FILE, Tracking
 RECORD = "ortho_run.json"
 WEIGHTS = "model_weights"  # in the record: the digest of the language model's weights
 CHECKPOINTS = "checkpoints"
+STEPS = r"\.?step_\d+.*"  # the names of everything in a folder of checkpoints
 RAW = "sae_bench"  # folder of SAEBench's own result files
 SHORT = 10.0  # seconds of evaluation that need no announcement
 HISTORY_KEYS = ("step", "mse_loss", "ortho_loss", "explained_variance", "l0")
@@ -140,7 +142,7 @@ class Comparison:
         inside = [path for seed in seeds for path in _real_folders(seed)]
         made = [p for p in inside if (p / RECORD).is_file()]
         # Checkpoints of a run that has none yet: nothing but folders of steps.
-        made += [p for p in inside if p.name == CHECKPOINTS and _holds_only(p, r"\.?step_\d+.*")]
+        made += [p for p in inside if p.name == CHECKPOINTS and _holds_only(p, STEPS)]
         if self.results.is_symlink() or not self.results.is_dir():
             return made
         made += [p for p in self.results.iterdir() if is_result_name(p.name) and p.is_file()]
@@ -164,6 +166,7 @@ class Comparison:
         }
         if not missing:
             self.say(f"{self.where}Seed {seed}: every variant is trained already.")
+            self._delete_finished_checkpoints(seed)
             return None
         runner = self._runner(seed, missing, reads)
         self.say(f"{self.where}Seed {seed}: training {', '.join(missing)}; {runner.placement()}")
@@ -183,6 +186,25 @@ class Comparison:
             runner.export(name, self._sae_dir(name, seed), {RECORD: record})
         self.say(f"{self.where}Seed {seed}: {taken_in_words(costs_taken(runner.trainer))}")
         shutil.rmtree(self._checkpoints(seed), ignore_errors=True)
+
+    def _delete_finished_checkpoints(self, seed: int) -> None:
+        """Delete what a process that was killed while it deleted the checkpoints has left.
+
+        Checkpoints of an SAE that is not among the variants stay: it may not have an export yet.
+        """
+        folder = self._checkpoints(seed)
+        if not folder.is_dir() or folder.is_symlink() or not _holds_only(folder, STEPS):
+            return
+        saes = {path.name for step in _real_folders(folder) for path in _real_folders(step)}
+        if saes <= set(self.experiment.variants):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def remove_litter(self) -> None:
+        """Delete what killed processes have left in the folder, except for checkpoints."""
+        for folder in self.sae_dirs():
+            recover_directory(folder)
+        raw = self.results / RAW
+        remove_litter([self.root, self.results, raw, *_real_folders(raw), *self.sae_dirs()])
 
     def _runner(
         self, seed: int, variants: dict[str, dict[str, Any]], reads: SharedReads | None
@@ -432,8 +454,7 @@ def run_together(comparisons: Sequence[Comparison], fresh: bool = False) -> list
             check_site(prepared.model, other.experiment.runner)
         for one in comparisons:
             one.prepared = prepared
-            for folder in one.sae_dirs():
-                recover_directory(folder)
+            one.remove_litter()
             if fresh:
                 one.clear()
             one.refuse_other_settings()

@@ -15,8 +15,10 @@ from sae_lens.registry import get_sae_training_class
 from saelens_adaptive_ortho.commands.configs import find_config
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.evaluations import find_runnable, runnable
+from saelens_adaptive_ortho.files import read_text
 from saelens_adaptive_ortho.host.architectures import ARCHITECTURES, SAE_FIELDS, construct_sae
 from saelens_adaptive_ortho.settings import (
+    LONGEST,
     Seed,
     apply_override,
     check_one_of,
@@ -177,14 +179,9 @@ def _without_width(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_tree(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    text = read_text("extends" if extended_by else "config", path, LONGEST)
     if path.resolve() in extended_by:
         raise reject("extends", str(path), "extends itself.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise reject("config", str(path), f"cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise reject("config", str(path), "is not UTF-8 text.") from error
     tree = parse_yaml(text, str(path))
     base = tree.pop("extends", None)
     if base is None:
@@ -244,6 +241,7 @@ def _build_runner(tree: dict[str, Any]) -> AdaptiveOrthoRunnerConfig:
     for key in ("model_name", "hook_name"):  # SAELens's defaults belong to its own example
         if not tree.get(key):
             raise reject(key, tree.get(key), "must be given.")
+        check_value(key, tree[key], str)
     if "d_in" not in sae:
         sae = {**sae, "d_in": _width(tree)}
     built = {

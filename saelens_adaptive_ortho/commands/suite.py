@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from saelens_adaptive_ortho.commands.experiment import eval_settings
 from saelens_adaptive_ortho.commands.judge import EvalOptions
-from saelens_adaptive_ortho.files import check_writable, write_failures_named
+from saelens_adaptive_ortho.files import check_writable, remove_litter, write_failures_named
 from saelens_adaptive_ortho.judging.contract import EvalContext
 from saelens_adaptive_ortho.judging.running import check_evals_runnable, run_missing
 from saelens_adaptive_ortho.judging.subjects import named_subjects, workbench_for
@@ -32,6 +32,8 @@ def run_suite(options: EvalOptions, say: Callable[[str], None] = print) -> list[
         run_lock("--out", options.out, "adaptive-ortho eval"),
         write_failures_named(options.out, "Results finished before are intact."),
     ):
+        raw = options.out.resolve() / "results" / "sae_bench"
+        remove_litter([options.out, raw.parent, *(raw.iterdir() if raw.is_dir() else [])])
         bench = workbench_for(subjects, options)
         for subject in subjects:
             context = EvalContext(
@@ -39,7 +41,7 @@ def run_suite(options: EvalOptions, say: Callable[[str], None] = print) -> list[
                 load=lambda s=subject: s.load(options.device, options.dtype),
                 variant=subject.variant,
                 seed=subject.seed,
-                raw_dir=options.out.resolve() / "results" / "sae_bench",
+                raw_dir=raw,
             )
             run_missing(context, evals, options.out, say)
         results = load_results(options.out)

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from saelens_adaptive_ortho.files import write_text_atomic
+from saelens_adaptive_ortho.files import read_text, write_text_atomic
 from saelens_adaptive_ortho.report.statistics import summarise
 from saelens_adaptive_ortho.report.tables import markdown_table, markdown_verdicts, short_table
 from saelens_adaptive_ortho.results import Result, ResultError, load_results
@@ -48,6 +48,7 @@ def update_tables(
         Whether the text changed, or with ``check`` would change.
 
     Raises:
+        ConfigError: the file cannot be read.
         ResultError: a PATH does not exist or holds no results; a marker is not closed or stands
             inside another pair of markers.
     """
@@ -57,10 +58,7 @@ def update_tables(
     kinds = "|".join(map(re.escape, renderers))
     opening = re.compile(rf"^<!--[ \t]*(?P<kind>{kinds}):[ \t]*(?P<path>.+?)[ \t]*-->[ \t]*$")
     closing = re.compile(rf"^<!--[ \t]*/(?P<kind>{kinds})[ \t]*-->[ \t]*$")
-    try:
-        old = markdown_path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ResultError(f"{markdown_path}: cannot be read ({error})") from error
+    old = read_text("MARKDOWN", markdown_path)
     lines: list[str] = []
     opened: re.Match[str] | None = None
     fence = ""

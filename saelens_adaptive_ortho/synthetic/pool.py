@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -277,7 +276,7 @@ def _write(path: Path, key: str, pool: Pool) -> None:
         for domain, rows in enumerate(domains):
             for field, value in rows._asdict().items():
                 tensors[f"{name}.{domain}.{field}"] = value
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # of the process that holds the lock
     with write_failures_named(path, INTACT):
         try:
             save_file(tensors, temporary, metadata={"key": key})

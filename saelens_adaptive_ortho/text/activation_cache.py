@@ -181,6 +181,15 @@ class CachedCorpus:
         """
         return torch.stack([self._read(number) for number in contexts.tolist()])
 
+    def remove_left_locks(self) -> None:
+        """Remove the lock files that killed processes left beside complete blocks."""
+        numbers = {file.stem: number for number, file in enumerate(self.files)}
+        for lock in self.folder.glob("*.lock"):
+            number = numbers.get(lock.stem)
+            if number is not None and self.files[number].is_file():
+                with suppress(Timeout), self._lock(number, patient=False):
+                    pass
+
     def _read(self, context: int) -> Float[Tensor, "positions d_in"]:
         number, row = divmod(context, self.block)
         found = _read_row(self.files[number], row)

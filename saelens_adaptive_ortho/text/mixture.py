@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -121,7 +122,8 @@ def _same_sides(corpora: Mapping[str, CorpusConfig], where: Callable[[str], str]
 def _place(corpus: CorpusConfig) -> dict[str, Any]:
     """Everything that names the text of a corpus."""
     path = user_path(corpus.path)
-    resolved = str(path.resolve()) if path.exists() else corpus.path
+    # Of a name that is too long, os.path says that it does not exist.
+    resolved = str(path.resolve()) if os.path.exists(path) else corpus.path
     return {**asdict(corpus), "path": resolved, "share": None}
 
 

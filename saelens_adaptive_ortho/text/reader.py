@@ -185,7 +185,7 @@ def _utf_8(file: io.BufferedReader, path: Path) -> BinaryIO:
     encoding = BYTE_ORDER_MARKS.get(mark, "utf-8")
     if encoding == "utf-8":
         return file
-    raw = file.read(LONGEST + 1)
+    raw = _all_of(file)
     if len(raw) > LONGEST:
         rule = f"is {encoding} and longer than {LONGEST:,} bytes. Save it as UTF-8."
         raise ReadError(f"{path} {rule}")
@@ -196,6 +196,14 @@ def _utf_8(file: io.BufferedReader, path: Path) -> BinaryIO:
             f"{path} is not {encoding} text, as its byte-order mark says ({error.reason} at byte "
             f"{error.start + len(mark)}). Is it truncated? Save it as UTF-8."
         ) from error
+
+
+def _all_of(file: BinaryIO) -> bytes:
+    """The bytes of a file, up to more than ``LONGEST``. A gzip file reserves what it is asked."""
+    raw = bytearray()
+    while len(raw) <= LONGEST and (piece := file.read(1 << 20)):
+        raw += piece
+    return bytes(raw)
 
 
 def _too_long(place: str) -> ReadError:

@@ -45,7 +45,8 @@ NOT_FINGERPRINTED = {
 
 # Bounds of SAELens's own fields of a runner config.
 RUNNER_FIELDS: dict[str, Any] = {
-    "context_size": Annotated[int, Field(ge=2)],
+    "context_size": Annotated[int, Field(ge=2, le=2**24)],
+    "seqpos_slice": tuple[Annotated[int, Field(gt=-(2**31), lt=2**31)] | None, ...],
     "training_tokens": PositiveInt,
     "train_batch_size_tokens": PositiveInt,
     "store_batch_size_prompts": PositiveInt,

@@ -25,7 +25,8 @@ from tqdm.auto import tqdm
 from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.errors import Explained, reject
-from saelens_adaptive_ortho.files import check_writable, write_json
+from saelens_adaptive_ortho.files import check_writable, remove_litter, write_json
+from saelens_adaptive_ortho.locks import write_lock
 from saelens_adaptive_ortho.rng import mix
 from saelens_adaptive_ortho.text import mixture
 from saelens_adaptive_ortho.text.activation_cache import (
@@ -200,7 +201,10 @@ class StratifiedActivationsStore(ActivationsStore):
     def describe_cache(self) -> None:
         """Write beside the cached activations what they belong to."""
         folder = self.cached[0].folder
-        write_json(folder / "setup.json", json.loads(json.dumps(self._cache_setup, default=str)))
+        file = folder / "setup.json"
+        with write_lock(file):
+            remove_litter([folder])  # whoever writes a temporary file here has this lock
+            write_json(file, json.loads(json.dumps(self._cache_setup, default=str)))
 
     def cache_size(self) -> CacheSize:
         """How large the cached activations are; zero without a cache."""
@@ -314,6 +318,8 @@ def fill_caches(stores: Sequence[StratifiedActivationsStore]) -> None:
     """
     sizes = [(store, store.cache_size().missing) for store in stores]
     lacking = [store for store, size in sizes if size]
+    for cached in (cached for store in stores for cached in store.cached):
+        cached.remove_left_locks()
     if not lacking:
         return
     missing = sum(size for _, size in sizes)

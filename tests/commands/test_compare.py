@@ -185,6 +185,25 @@ def test_rerun_changes_nothing(run: Path, compare: Callable[..., int]) -> None:
 
 
 @pytest.mark.usefixtures("no_training", "no_report")
+def test_rerun_removes_what_a_killed_one_left(run: Path, compare: Callable[..., int]) -> None:
+    before = snapshot(run)
+    step = run / "seed0" / "checkpoints" / "step_000000008"
+    (step / "adaptive").mkdir(parents=True)  # its other files are deleted already
+    hexadecimal = "0123456789abcdef" * 2
+    for name in ("config.yaml", "results/x.json", "seed0/adaptive/ortho_run.json"):
+        path = run / name
+        path.with_name(f".{path.name}.{hexadecimal}.tmp").write_text("half")
+    (run / "seed0" / ".adaptive.lock").touch()
+    assert compare() == 0
+    assert snapshot(run) == before
+    assert not (run / "seed0" / "checkpoints").exists()
+    other = run / "seed0" / "checkpoints" / "step_000000008" / "not_a_variant_of_this_run"
+    other.mkdir(parents=True)
+    assert compare() == 0
+    assert other.is_dir()
+
+
+@pytest.mark.usefixtures("no_training", "no_report")
 def test_deleted_result_is_made_again_alone(run: Path, compare: Callable[..., int]) -> None:
     """The new result has the same metrics."""
     path = result_path(run, "adaptive", 1, "core")

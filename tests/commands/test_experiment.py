@@ -198,8 +198,36 @@ def test_unreadable_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(ConfigError, match=r"binary\.yaml.*not UTF-8"):
         load_experiment(tmp_path / "binary.yaml")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        load_experiment(tmp_path)
+    for path in (tmp_path, Path("/dev/zero")):
+        with pytest.raises(ConfigError, match=f"config='{path}': is no regular file"):
+            load_experiment(path)
+    (tmp_path / "endless.yaml").write_text("extends: /dev/zero\n")
+    with pytest.raises(ConfigError, match="extends='/dev/zero': is no regular file"):
+        load_experiment(tmp_path / "endless.yaml")
+    (tmp_path / "nul.yaml").write_text('extends: "a\\0b"\n')
+    with pytest.raises(ConfigError, match="extends=.*cannot be read"):
+        load_experiment(tmp_path / "nul.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hook_name": 3}, "hook_name=3: must be text"),
+        ({"model_name": {"a": 1}}, "model_name=.*: must be text"),
+        ({"seqpos_slice": [0, 2**70]}, "seqpos_slice=.*: must be a list of whole numbers"),
+        ({"context_size": 2**40}, "context_size=.*: must be a whole number"),
+    ],
+)
+def test_values_beyond_the_machine_are_refused(
+    settings: Callable[..., dict[str, Any]], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_experiment(settings({"d_in": None}, **changes))
+
+
+def test_long_name_of_a_corpus_is_only_a_name(settings: Callable[..., dict[str, Any]]) -> None:
+    names = {"forget": "x" * 300, "retain": "y" * 300}
+    assert build_experiment(settings(ortho_corpora=names)).runner.corpora()
 
 
 # ------------------------------------------------------------------- overrides

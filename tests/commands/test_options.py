@@ -347,13 +347,29 @@ def test_tables_of_a_page_without_any(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "has no table" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["none.md", ".", "latin.md"])
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("none.md", "cannot be read (No such file or directory)"),
+        (".", "is no regular file"),
+        ("latin.md", "is not UTF-8 text"),
+        ("/dev/zero", "is no regular file"),
+        ("a\0b", "cannot be read"),
+        ("x" * 300, "File name too long"),
+    ],
+)
 def test_tables_of_an_unreadable_file(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "latin.md").write_bytes(b"\xff\xfe")
     assert main(["tables", str(tmp_path / name)]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    assert rule in capsys.readouterr().err
+
+
+def test_name_that_the_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "x" * 300]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("xxx': File name too long")
 
 
 def test_sae_that_cannot_be_loaded_says_why(

@@ -25,12 +25,13 @@ from saelens_adaptive_ortho.files import (
     check_writable,
     read_cached,
     recover_directory,
+    remove_litter,
     user_path,
     without_home,
     write_json,
     write_text_atomic,
 )
-from saelens_adaptive_ortho.locks import run_lock
+from saelens_adaptive_ortho.locks import run_lock, write_lock
 from saelens_adaptive_ortho.training.lockstep import list_checkpoints
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
 
@@ -124,9 +125,47 @@ def test_litter_of_a_finished_swap_is_removed(tmp_path: Path) -> None:
     target = written(tmp_path / "target", "new")
     (tmp_path / ".target.old").mkdir()
     fill(tmp_path / ".target.old", "old")
+    (tmp_path / ".target.lock").touch()
     recover_directory(target)
     assert (target / "inner" / "file.txt").read_text() == "new"
     assert names(tmp_path) == ["target"]
+
+
+def test_folder_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".target.tmp").mkdir()
+    with write_lock(tmp_path / "target"):
+        recover_directory(tmp_path / "target")
+        assert names(tmp_path) == [".target.lock", ".target.tmp"]
+    recover_directory(tmp_path / "target")
+    assert names(tmp_path) == []
+
+
+def test_only_our_temporary_files_are_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = [".notes.tmp", "x.json.tmp", f"x.{'a' * 32}.tmp", f".x.{'a' * 31}.tmp", ".lock"]
+    for name in theirs:
+        (tmp_path / name).touch()
+    (tmp_path / f".folder.{'a' * 32}.tmp").mkdir()
+    before = names(tmp_path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: None)  # as if the process was killed before
+        write_text_atomic(tmp_path / "x.json", "half")
+    assert len(names(tmp_path)) == len(before) + 1
+    remove_litter([tmp_path, tmp_path / "nowhere"])
+    assert names(tmp_path) == before
+
+
+def test_look_for_a_writable_folder_leaves_nothing_to_be_killed_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(os, "unlink", killed)
+    check_writable("output_path", tmp_path)
+    assert names(tmp_path) == []
 
 
 def test_failed_second_rename_gives_the_old_folder_its_name_back(

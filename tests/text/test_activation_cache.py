@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -263,6 +264,19 @@ def test_killed_process_leaves_whole_blocks_and_no_lock(tmp_path: Path) -> None:
     assert again.fill() == N - 12
     assert again.computed == [12, 16, 20]
     test_second_run_computes_nothing(folder)
+
+
+def test_lock_beside_a_whole_block_is_removed(filled: Path) -> None:
+    corpus = Counting(filled).corpus
+    left, held = (file.with_suffix(".lock") for file in corpus.files[:2])
+    left.touch()
+    (filled / "other.lock").touch()
+    with FileLock(held):
+        corpus.remove_left_locks()
+        assert held.exists()
+    assert not left.exists()
+    assert (filled / "other.lock").exists()
+    assert Counting(filled).corpus.missing() == []
 
 
 def test_torn_write_is_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

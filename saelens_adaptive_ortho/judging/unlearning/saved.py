@@ -17,8 +17,8 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from sae_lens.saes.sae import SAE
 
-from saelens_adaptive_ortho.errors import reject
-from saelens_adaptive_ortho.files import write_failures_named, write_text_atomic
+from saelens_adaptive_ortho.errors import ConfigError, reject
+from saelens_adaptive_ortho.files import read_text, write_failures_named, write_text_atomic
 from saelens_adaptive_ortho.judging.unlearning.clamps import Clamp, Projection
 from saelens_adaptive_ortho.maths.erasure import Erasure
 from saelens_adaptive_ortho.settings import Share, check_fields, parse
@@ -207,10 +207,10 @@ class UnlearningSelection:
         """
         path = Path(path).expanduser()
         try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise reject("selection", str(path), f"cannot be read ({error.strerror}).") from error
-        except ValueError as error:
+            tree = json.loads(read_text("selection", path))
+        except ConfigError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise reject("selection", str(path), f"is no JSON ({error}).") from error
         if not isinstance(tree, dict):
             raise reject("selection", str(path), "must be a mapping of fields.")
