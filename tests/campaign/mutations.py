@@ -133,7 +133,8 @@ def _number_near(draw: Random, value: Any) -> Any:
 
 TEXTS = [
     "\0", "\t", "\r", "\r\n", "\n\n", "\ufeff", "\u2028", "\x85", "{", "}", "[", "]", ":", "- ",
-    "&a ", "*a", "!!int ", "!!python/object:os.system ", "<<: ", "|\n", '"', "'", "#", "%YAML 9.9\n",
+    "&a ", "*a", "!!int ", "!!python/object:os.system ", "<<: ", "|\n",
+    '"', "'", "#", "%YAML 9.9\n",
     "---\n", "...\n", "null", "NaN", "Infinity", "1" * 5000, "[" * 3000, "{" * 3000, "é", "\ud800",
     "2020-13-45", "0x", "1_0", "!!timestamp x", "!!float x", "? ", "@", "`", "extends: /dev/zero\n",
     "extends: '\\0'\n", "&x [*x]",
