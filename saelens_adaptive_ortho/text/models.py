@@ -7,6 +7,7 @@ They are checked before any long work starts.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tempfile
 from contextlib import nullcontext
@@ -46,7 +47,7 @@ def local_model_dir(name: str) -> Path | None:
     """
     path = user_path(resolve_model_name(name))
     looks_local = path.is_absolute() or name.startswith((".", "~"))
-    return path if looks_local or (path / "config.json").is_file() else None
+    return path if looks_local or os.path.isfile(path / "config.json") else None
 
 
 def check_model(name: str) -> None:
