@@ -332,7 +332,7 @@ def read_cached(path: Path) -> Any:
     """JSON that can be made again: None if the file is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
 
 

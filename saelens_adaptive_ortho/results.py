@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -338,7 +339,7 @@ def _refuse_constant(name: str) -> NoReturn:
 def _decode(text: str, where: Path | str) -> object:
     try:
         return json.loads(text, parse_constant=_refuse_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         _fail(where, f"is not valid JSON ({error})")
 
 
@@ -350,7 +351,10 @@ def _fail(path: Path | str, problem: str) -> NoReturn:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value is a number, and a float can hold it."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
 def _parse(document: object, path: Path | str) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+# nohup, which may have started these tests, lets a process ignore SIGHUP.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SHAPED_MODULES = (
     "maths.directions",

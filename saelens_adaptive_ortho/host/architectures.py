@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Annotated, Any, final
 
-from pydantic import PositiveInt
+from pydantic import Field
 from sae_lens import (
     BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
@@ -181,7 +181,8 @@ def register() -> None:
 register()
 
 
-SAE_FIELDS = {"d_in": PositiveInt, "d_sae": PositiveInt}
+Width = Annotated[int, Field(gt=0, lt=2**31)]
+SAE_FIELDS = {"d_in": Width, "d_sae": Width}
 """Bounds of SAELens's own fields of an SAE config."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 import tempfile
 from contextlib import nullcontext
@@ -51,7 +52,7 @@ def local_model_dir(name: str) -> Path | None:
     """
     path = user_path(resolve_model_name(name))
     looks_local = path.is_absolute() or name.startswith((".", "~"))
-    return path if looks_local or (path / "config.json").is_file() else None
+    return path if looks_local or os.path.isfile(path / "config.json") else None
 
 
 def check_model(name: str) -> None:

@@ -127,15 +127,15 @@ def _number_near(draw: Random, value: Any) -> Any:
     """Anything; for a number, often one of another size or sign."""
     if type(value) in (int, float) and draw.random() < 0.5:
         factor = draw.choice([0, -1, 0.5, 2, 1000, 1e30, 10**18])
-        return value * factor
+        return value * (factor if abs(value) < 10**100 else -1)
     return copy.deepcopy(draw.choice(WEIRD))
 
 
 TEXTS = [
     "\0", "\t", "\r", "\r\n", "\n\n", "\ufeff", "\u2028", "\x85", "{", "}", "[", "]", ":", "- ",
-    "&a ", "*a", "!!int ", "!!python/object:os.system ", "<<: ", "|\n",
-    '"', "'", "#", "%YAML 9.9\n",
-    "---\n", "...\n", "null", "NaN", "Infinity", "1" * 5000, "[" * 3000, "{" * 3000, "é", "\ud800",
+    "&a ", "*a", "!!int ", "!!python/object:os.system ", "<<: ", "|\n", '"', "'", "#",
+    "%YAML 9.9\n", "---\n",
+    "...\n", "null", "NaN", "Infinity", "1" * 5000, "[" * 3000, "{" * 3000, "é", "\ud800",
     "2020-13-45", "0x", "1_0", "!!timestamp x", "!!float x", "? ", "@", "`", "extends: /dev/zero\n",
     "extends: '\\0'\n", "&x [*x]",
 ]  # fmt: skip

@@ -78,7 +78,12 @@ def _read(path: Path) -> Any:
     if path.suffix == ".html":
         return "page"  # it shows times
     data = path.read_bytes()
-    return _without_times(json.loads(data)) if path.suffix == ".json" else data
+    if path.suffix != ".json":
+        return data
+    try:
+        return _without_times(json.loads(data))
+    except ValueError:  # it is damaged
+        return data
 
 
 def _without_times(value: Any) -> Any:

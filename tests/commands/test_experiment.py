@@ -215,6 +215,7 @@ def test_unreadable_file_is_named(tmp_path: Path) -> None:
         ({"hook_name": 3}, "hook_name=3: must be text"),
         ({"model_name": {"a": 1}}, "model_name=.*: must be text"),
         ({"seqpos_slice": [0, 2**70]}, "seqpos_slice=.*: must be a list of whole numbers"),
+        ({"model_name": "x" * 300}, "model_name="),
         ({"context_size": 2**40}, "context_size=.*: must be a whole number"),
     ],
 )

@@ -186,3 +186,11 @@ def test_a_file_that_no_run_wrote_is_not_to_be_deleted(tmp_path: Path) -> None:
     with pytest.raises(ResultError, match="README.md:1: is not valid JSON") as caught:
         load_results(tmp_path / "README.md")
     assert "delete" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"seconds": 1' + "0" * 400 + "}"])
+def test_too_deep_or_too_large_json_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a__seed0__core.json"
+    path.write_text(text)
+    with pytest.raises(ResultError, match="delete this file and rerun compare"):
+        load_result(path)
