@@ -346,9 +346,7 @@ class Comparison:
         return self._sae_dir(variant, seed) / RECORD
 
     def _read_record(self, variant: str, seed: int) -> dict[str, Any] | None:
-        """The record of a finished SAE; None if there is none, or if a file is damaged."""
-        if find_damage(self._sae_dir(variant, seed)) is not None:
-            return None
+        """The record of a finished SAE; None if there is none, or if it is damaged."""
         found = read_cached(self._record(variant, seed))
         whole = isinstance(found, dict) and {"fingerprint", "settings"} <= found.keys()
         return found if whole else None
@@ -360,7 +358,7 @@ class Comparison:
         folder = self._sae_dir(variant, seed)
         damaged = find_damage(folder)
         reason = f"{damaged.name if damaged else RECORD} is damaged"
-        if self._read_record(variant, seed) is not None:
+        if damaged is None and self._read_record(variant, seed) is not None:
             try:
                 json.loads((folder / SAE_CFG_FILENAME).read_text())
                 with safe_open(folder / SAE_WEIGHTS_FILENAME, framework="pt"):
@@ -385,7 +383,13 @@ class Comparison:
                 if saved is None:
                     continue
                 cfg = with_sae(self._seeded(seed), changes)
-                if saved["fingerprint"] != cfg.fingerprint(self.prepared.corpora):
+                weights = weights_digest(self.prepared.model)
+                same_settings = saved["fingerprint"] == cfg.fingerprint(self.prepared.corpora)
+                if same_settings and saved.get(WEIGHTS, weights) == weights:
+                    continue
+                if find_damage(self._sae_dir(variant, seed)) is not None:
+                    continue  # the record cannot be trusted, and the SAE is trained again
+                if not same_settings:
                     settings = without_home(cfg.settings())
                     differing = _difference(without_home(saved["settings"]), settings)
                     raise reject(
@@ -394,16 +398,14 @@ class Comparison:
                         f"holds {variant} of seed {seed} trained with other settings or data "
                         f"({differing}). Choose another output_path, or start over with --fresh.",
                     )
-                weights = weights_digest(self.prepared.model)
-                if saved.get(WEIGHTS, weights) != weights:
-                    raise reject(
-                        "model_name",
-                        cfg.model_name,
-                        f"the weights of this model changed since {variant} of seed {seed} in "
-                        f"{self.root} was trained (SHA-256 {saved[WEIGHTS]!s:.12}..., now "
-                        f"{weights[:12]}...). Restore them, choose another output_path, or start "
-                        "over with --fresh.",
-                    )
+                raise reject(
+                    "model_name",
+                    cfg.model_name,
+                    f"the weights of this model changed since {variant} of seed {seed} in "
+                    f"{self.root} was trained (SHA-256 {saved[WEIGHTS]!s:.12}..., now "
+                    f"{weights[:12]}...). Restore them, choose another output_path, or start "
+                    "over with --fresh.",
+                )
 
     def write_config(self) -> None:
         plain = json.loads(json.dumps(self.experiment.runner.to_dict(), default=str))
