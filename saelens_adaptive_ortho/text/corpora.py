@@ -379,7 +379,7 @@ def tokenise_corpus(
         temporary = cached.with_suffix(".tmp")
         parts = {"train": result.train, "held_out": result.held_out}
         with write_failures_named(cached, "Nothing else was being written."):
-            save_file(parts, temporary, {"fingerprint": key, "sha256": tensors_digest(parts)})
+            save_file(parts, temporary, _sums(key, parts))
             temporary.replace(cached)
     return result
 
@@ -522,6 +522,11 @@ def _cache_key(corpus: CorpusConfig, tokenizer: Any, how: Tokenisation, train_co
     return digest.hexdigest()
 
 
+def _sums(key: str, parts: dict[str, Tensor]) -> dict[str, str]:
+    """The metadata of a cached corpus. One entry, because safetensors orders several at random."""
+    return {"fingerprint and sha256": f"{key} {tensors_digest(parts)}"}
+
+
 def _read_cache(path: Path, domain: str, key: str) -> TokenisedCorpus | None:
     """A tokenised corpus; None if its file is missing or damaged. Old files have no checksum."""
     if not path.is_file():
@@ -533,7 +538,7 @@ def _read_cache(path: Path, domain: str, key: str) -> TokenisedCorpus | None:
     except (OSError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}"
     else:
-        if sums in ({"fingerprint": key}, {"fingerprint": key, "sha256": tensors_digest(parts)}):
+        if sums in ({"fingerprint": key}, _sums(key, parts)):
             return TokenisedCorpus(domain, parts["train"], parts["held_out"], key)
         reason = "its checksum is wrong"
     warnings.warn(f"{path} is damaged ({reason}). The text is tokenised again.", stacklevel=2)

@@ -12,31 +12,17 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.campaign.figures import FULL, record
 from tests.campaign.processes import watch
-from tests.campaign.runs import Run, content, differing, small_run
-from tests.tiny import Tiny
+from tests.campaign.runs import Run, content, differing
 
 pytestmark = pytest.mark.slow
 STRIDE = 1 if FULL else 6
 KILLS = 12 if FULL else 3
-
-
-@pytest.fixture
-def run(
-    tiny: Tiny,
-    settings: Callable[..., dict[str, Any]],
-    model: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Run:
-    return small_run(tiny, settings, model, tmp_path, monkeypatch)
 
 
 def copies(run: Run, folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ import sae_lens
 from evals.tables import KINDS, main
 from saelens_adaptive_ortho.commands import cli
 from saelens_adaptive_ortho.commands.configs import CopyOptions, find_config, shipped_configs
+from saelens_adaptive_ortho.commands.init import InitOptions
 from saelens_adaptive_ortho.report.markdown import update_tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +84,7 @@ def commands(path: Path) -> list[list[str]]:
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.parent.name)
 def test_commands_parse(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    written: set[str] = set()
     for words in commands(path):
         if words[:2] == ["python", "-m"] and words[2].startswith("evals."):
             spec = importlib.util.find_spec(words[2])
@@ -91,8 +93,10 @@ def test_commands_parse(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert "__main__" in Path(spec.origin).read_text(encoding="utf-8"), words
         elif words[0] == "adaptive-ortho":
             args = cli.parser().parse_args(words[1:])  # argparse exits on an unknown option
-            if hasattr(args, "config"):
-                assert find_config(args.config).is_file(), words
+            if args.command.options is InitOptions:
+                written.add(str(args.config))
+            elif hasattr(args, "config"):
+                assert str(args.config) in written or find_config(args.config).is_file(), words
             if args.command.options is CopyOptions:
                 assert args.name in shipped_configs(), words
         else:
