@@ -42,7 +42,7 @@ def run(options: CompareOptions) -> int:
     from saelens_adaptive_ortho.report.tables import terminal_table
 
     console = Console()
-    experiments = load_experiments(options.config, options.set)
+    experiments = load_experiments(options.config, options.set, compared=True)
     several = len(experiments) > 1
     comparisons = [
         Comparison(one, say=say, where=f"{one.runner.hook_name}. " if several else "")

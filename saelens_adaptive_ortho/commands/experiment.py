@@ -101,13 +101,22 @@ def check_fits(experiments: Sequence[Experiment]) -> None:
     check_memory([with_sae(e.runner, v) for e in experiments for v in e.variants.values()])
 
 
-def load_experiments(path: str | Path, overrides: list[str] | None = None) -> list[Experiment]:
+def load_experiments(
+    path: str | Path, overrides: list[str] | None = None, compared: bool = False
+) -> list[Experiment]:
     """The experiment of :func:`load_experiment` at each hook of its ``hook_names``.
 
     Each has a folder of its own in ``output_path``, with the name of the hook. Without
     ``hook_names`` there is one experiment.
+
+    Args:
+        path: see :func:`load_experiment`.
+        overrides: see :func:`load_experiment`.
+        compared: also refuse settings that have no effect on a comparison.
     """
     tree, name = _overridden_tree(path, overrides)
+    if compared:
+        _check_compared(tree)
     given = {override.partition("=")[0] for override in overrides or []}
     if {"hook_name", "hook_names"} <= given:
         raise reject("hook_names", tree["hook_names"], "give it or hook_name, not both.")
@@ -127,6 +136,21 @@ def load_experiments(path: str | Path, overrides: list[str] | None = None) -> li
         )
         for hook in hooks
     ]
+
+
+def _check_compared(tree: dict[str, Any]) -> None:
+    """Refuse settings that only the training of one SAE uses."""
+    seeds = tree.get("seeds", [0])
+    reasons = {
+        "resume_from_checkpoint": "a comparison continues from its own checkpoints. Leave it out.",
+        "checkpoint_path": "a comparison keeps its checkpoints in output_path. Leave it out.",
+        "seed": f"a comparison trains the seeds of `seeds`: {seeds}. Set that one.",
+    }
+    for name, reason in reasons.items():
+        value = tree.get(name)
+        used = name == "seed" and isinstance(seeds, list) and value in seeds
+        if value is not None and not used:
+            raise reject(name, value, reason)
 
 
 def _overridden_tree(path: str | Path, overrides: list[str] | None) -> tuple[dict[str, Any], str]:

@@ -35,7 +35,7 @@ def run(options: PlanOptions) -> int:
 
     if options.steps < 1:
         raise reject("--steps", options.steps, "must be at least 1.")
-    experiments = load_experiments(options.config, options.set)
+    experiments = load_experiments(options.config, options.set, compared=True)
     check_fits(experiments[:1])  # hooks are measured one after the other
     prepared = prepare(experiments[0].runner)
     for experiment in experiments[1:]:

@@ -345,14 +345,18 @@ def hook_width(name: str, hook_name: str, hook_head_index: int | None = None) ->
 def check_d_in(
     model: HookedRootModule, hook_name: str, hook_head_index: int | None, d_in: int
 ) -> None:
-    """Run two tokens and compare the activation width at the hook with ``sae.d_in``.
+    """Run two tokens and compare the activations at the hook with the head and with ``sae.d_in``.
 
     Raises:
-        ConfigError: the two differ.
+        ConfigError: the width is another one, or there is no such head.
     """
     tokens = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
     acts = model.run_with_cache(tokens, names_filter=[hook_name])[1][hook_name]
-    if acts.ndim > 3:
+    heads = acts.shape[2] if acts.ndim > 3 else 0
+    if hook_head_index is not None and not 0 <= hook_head_index < heads:
+        has = f"has the heads 0 to {heads - 1}" if heads else "has no heads: leave it out"
+        raise reject("hook_head_index", hook_head_index, f"{hook_name} {has}.")
+    if heads:
         acts = acts[:, :, hook_head_index] if hook_head_index is not None else acts.flatten(2)
     if acts.shape[-1] != d_in:
         raise reject("sae.d_in", d_in, f"{hook_name} has width {acts.shape[-1]}. Use this value.")

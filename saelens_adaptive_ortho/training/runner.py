@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from sae_lens import LanguageModelSAETrainingRunner
 from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SPARSITY_FILENAME
-from sae_lens.llm_sae_training_runner import LLMSaeEvaluator
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainingSAE
 from safetensors.torch import save_file
@@ -230,13 +229,6 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
         check_memory(list(self.configs.values()))
         self.saes = {name: build_sae(variant) for name, variant in self.configs.items()}
         self.sae = next(iter(self.saes.values()))
-        self.evaluator = LLMSaeEvaluator(
-            model=self.model,
-            activations_store=self.activations_store,
-            eval_batch_size_prompts=cfg.eval_batch_size_prompts,
-            n_eval_batches=cfg.n_eval_batches,
-            model_kwargs=cfg.model_kwargs,
-        )
         checkpoints = Path(cfg.checkpoint_path) if cfg.checkpoint_path else None
         fingerprints = [c.fingerprint(self.corpora) for c in self.configs.values()]
         self.trainer = LockstepTrainer(

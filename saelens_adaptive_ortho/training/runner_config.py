@@ -20,6 +20,7 @@ from saelens_adaptive_ortho.settings import Seed, check_values
 from saelens_adaptive_ortho.text import mixture
 from saelens_adaptive_ortho.text.corpora import CorpusConfig, TokenisedCorpus
 from saelens_adaptive_ortho.training import store
+from saelens_adaptive_ortho.training.host_fields import check_host_fields
 
 # Fields for output, logging and devices. They do not change what is learned.
 NOT_FINGERPRINTED = {
@@ -35,7 +36,7 @@ NOT_FINGERPRINTED = {
     "llm_device",
     "act_store_device",
     "prefetch_llm_batches",
-    "n_eval_batches",
+    "n_eval_batches",  # these two are refused, but older digests leave them out
     "eval_batch_size_prompts",
     "sae_lens_version",
     "sae_lens_training_version",
@@ -64,19 +65,6 @@ RUNNER_FIELDS: dict[str, Any] = {
         "torch.bfloat16",
         "torch.float16",
     ],
-}
-
-# SAELens's fields that this runner does not support: the only allowed value, and the reason.
-UNSUPPORTED: dict[str, tuple[Any, str]] = {
-    "use_cached_activations": (False, "variants share one activation stream instead."),
-    "use_chat_formatting": (False, "the corpora are plain text."),
-    "activations_mixing_fraction": (
-        0.5,
-        "batches are shuffled within chunks of n_batches_in_buffer; raise that to mix more.",
-    ),
-    "compile_sae": (False, "use SAELens's own runner to train a compiled SAE."),
-    "from_pretrained_path": (None, "continue a run by resume_from_checkpoint."),
-    "save_final_checkpoint": (False, "the finished SAE is exported to output_path."),
 }
 
 
@@ -177,9 +165,7 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
                 self.training_tokens,
                 f"is less than one batch ({self.train_batch_size_tokens} tokens).",
             )
-        for name, (allowed, reason) in UNSUPPORTED.items():
-            if getattr(self, name) != allowed:
-                raise reject(name, getattr(self, name), f"not supported here: {reason}")
+        check_host_fields(self)
 
     def _forget_rows(self) -> int:
         if not hasattr(self.sae, "ortho_mode"):

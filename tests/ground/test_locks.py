@@ -95,8 +95,8 @@ def test_commands_of_one_folder_exclude_each_other(
     at = ["--set", f"checkpoint_path={checkpoints}"]
     sae = tmp_path / "sae"
     for command, place, field in (
-        (["compare", config, *at], root, "output_path"),
-        (["compare", config, *at, "--fresh"], root, "output_path"),
+        (["compare", config], root, "output_path"),
+        (["compare", config, "--fresh"], root, "output_path"),
         (["train", config, *at], root, "output_path"),
         (["train", config, *at], checkpoints, "checkpoint_path"),
         (["synth", "--world", "cluster", "--json", str(sae)], sae, "--json"),
