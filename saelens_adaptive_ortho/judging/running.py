@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +169,9 @@ def _fingerprint(name: str, settings: dict[str, Any], context: EvalContext) -> s
         name,
         chosen.version,
         values,
-        # Some settings name a file (questions, labelled texts): its content counts, too.
-        [hashlib.sha256(t.read_bytes()).hexdigest() for t in texts if os.path.isfile(t)],
+        # Some settings name a file (questions, labelled texts) or a folder (a model, a data set):
+        # its content counts, too.
+        [_content_digest(Path(t)) for t in texts if os.path.isfile(t) or os.path.isdir(t)],
         context.sae_digest,
         bench.model_digest,
         corpora,
@@ -177,6 +179,22 @@ def _fingerprint(name: str, settings: dict[str, Any], context: EvalContext) -> s
         bench.dtype,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _content_digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of the files in a folder."""
+    if path.is_file():
+        status = path.stat()
+        return _file_digest(path, status.st_size, status.st_mtime_ns)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    named = [f"{_content_digest(f)} {f.relative_to(path).as_posix()}" for f in files]
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _file_digest(path: Path, size: int, changed_ns: int) -> str:  # noqa: ARG001  # parts of the key
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_outcome(

@@ -39,6 +39,14 @@ from saelens_adaptive_ortho.text.mixture import FORGET, FORGET_TEST, RETAIN
 
 SEED_FOLDER = re.compile(r"seed(\d+)")
 
+# How text is packed and held out, if an SAE does not say it.
+TEXT_SETTINGS: dict[str, Any] = {
+    "sequence_separator_token": "bos",
+    "disable_concat_sequences": False,
+    "ortho_holdout_fraction": 0.05,
+    "ortho_holdout_contexts": 512,
+}
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -337,12 +345,12 @@ def workbench_for(subjects: list[Subject], options: JudgingOptions) -> Workbench
     model_name = _shared_value(names, "--model")
     if not model_name:
         raise reject("--model", None, "the SAEs do not say what model they are for.")
-    record = next((r for r in records.values() if r), {})
     sizes = {
         source: options.context_size or sae.cfg.metadata.context_size
         for source, sae in loaded.items()
     }
     context_size = _shared_value(sizes, "--context-size") or 128
+    how = _tokenisation(context_size, loaded, records)
     metadata = next(iter(loaded.values())).cfg.metadata
     hooks = sorted({sae.cfg.metadata.hook_name for sae in loaded.values()})
     model = models.load_language_model(
@@ -358,15 +366,6 @@ def workbench_for(subjects: list[Subject], options: JudgingOptions) -> Workbench
             model, sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_head_index, sae.cfg.d_in
         )
     models.check_context_size(model, context_size)
-    prepend_bos = metadata.prepend_bos if metadata.prepend_bos is not None else True
-    how = Tokenisation(
-        context_size,
-        prepend_bos,
-        record.get("sequence_separator_token", "bos"),
-        record.get("disable_concat_sequences", False),
-        record.get("ortho_holdout_fraction", 0.05),
-        record.get("ortho_holdout_contexts", 512),
-    )
     cache = options.out.resolve() / "cache"
     shares = mixture.shares(corpora)
     tokenised = []
@@ -386,9 +385,47 @@ def workbench_for(subjects: list[Subject], options: JudgingOptions) -> Workbench
         texts=corpora,
         context_size=context_size,
         cache=cache,
-        prepend_bos=prepend_bos,
+        prepend_bos=how.prepend_bos,
         device=options.device,
         dtype=options.dtype,
+    )
+
+
+def _tokenisation(
+    context_size: int, saes: dict[str, SAE[Any]], records: dict[str, dict[str, Any]]
+) -> Tokenisation:
+    """How text becomes contexts for all SAEs, regardless of their order.
+
+    Contexts begin with BOS if any SAE wants it: each SAE then sees them with or without it, as in
+    its training (:func:`~saelens_adaptive_ortho.judging.firing.as_trained`).
+
+    Raises:
+        ConfigError: two SAEs were trained on text that was packed or held out in different ways.
+    """
+    wanted = [sae.cfg.metadata.prepend_bos for sae in saes.values()]
+    agreed: dict[str, Any] = {}
+    for name, default in TEXT_SETTINGS.items():
+        known = {}
+        for source, sae in saes.items():
+            for holder in (records[source], sae.cfg.metadata.to_dict()):
+                if name in holder:
+                    known[source] = holder[name]
+                    break
+        agreed[name] = next(iter(known.values()), default)
+        for source, value in known.items():
+            if value != agreed[name]:
+                rule = (
+                    f"{source} was trained with it, {next(iter(known))} with {agreed[name]!r}. "
+                    "Judge them in two commands, each with an --out of its own."
+                )
+                raise reject(name, value, rule)
+    return Tokenisation(
+        context_size,
+        any(wanted) or not any(want is not None for want in wanted),
+        agreed["sequence_separator_token"],
+        agreed["disable_concat_sequences"],
+        agreed["ortho_holdout_fraction"],
+        agreed["ortho_holdout_contexts"],
     )
 
 

@@ -77,6 +77,22 @@ def test_failure_stops_only_itself(run: Callable[..., list[str]], tmp_path: Path
     assert run({"nan": lambda: GOOD}) == []
 
 
+def test_named_folder_counts_with_its_content(tmp_path: Path) -> None:
+    bench = SimpleNamespace(corpora=[], model_digest="m", context_size=8, dtype="float32")
+    context: Any = SimpleNamespace(bench=bench, sae_digest="s")
+    model, weights = tmp_path / "model", tmp_path / "model" / "weights"
+    settings = {"model_name": str(model)}
+    found = set()
+    for content in (None, b"first", b"other"):
+        if content is not None:
+            model.mkdir(exist_ok=True)
+            weights.write_bytes(content)
+        found.add(running._fingerprint("unlearning", settings, context))
+    weights.rename(model / "renamed")
+    found.add(running._fingerprint("unlearning", settings, context))
+    assert len(found) == 4
+
+
 def test_fingerprint_that_fails_stops_only_its_evaluation(
     run: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from saelens_adaptive_ortho.errors import ConfigError
-from saelens_adaptive_ortho.judging.subjects import Subject
+from saelens_adaptive_ortho.judging.contract import Workbench
+from saelens_adaptive_ortho.judging.options import JudgingOptions
+from saelens_adaptive_ortho.judging.subjects import Subject, workbench_for
+from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
+from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig
+from tests.tiny import BOS
+
+MakeConfig = Callable[..., AdaptiveOrthoRunnerConfig]
 
 
 @pytest.mark.parametrize("text", ['{"model_na', "[]"])
@@ -17,3 +27,66 @@ def test_damaged_runner_config_is_named(tmp_path: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"SAE=.*runner_cfg\.json.*is damaged\. Delete it"):
         Subject.parse(str(tmp_path)).record()
+
+
+@pytest.fixture
+def exported(
+    make_config: MakeConfig, prepared: Prepared, tmp_path: Path
+) -> Callable[..., list[Subject]]:
+    """Return a function that exports SAEs without training, with changes of metadata and record."""
+
+    def export(**changes: dict[str, Any]) -> list[Subject]:
+        runner = AdaptiveOrthoRunner(make_config(), prepared=prepared)
+        subjects = []
+        for name, changed in changes.items():
+            folder = runner.export("sae", tmp_path / name)
+            (folder / "SHA256SUMS").unlink()
+            for file in ("cfg.json", "runner_cfg.json"):
+                tree = json.loads((folder / file).read_text())
+                part = tree["metadata"] if file == "cfg.json" else tree
+                part |= {k: v for k, v in changed.items() if k in part}
+                (folder / file).write_text(json.dumps(tree))
+            subjects.append(Subject.parse(str(folder)))
+        return subjects
+
+    return export
+
+
+def bench_of(subjects: list[Subject], folder: Path) -> Workbench:
+    options = JudgingOptions(saes=[], out=folder)
+    return workbench_for(subjects, options)
+
+
+def test_text_does_not_depend_on_the_order(
+    exported: Callable[..., list[Subject]], tmp_path: Path
+) -> None:
+    subjects = exported(with_bos={"prepend_bos": True}, without={"prepend_bos": False})
+    benches = [bench_of(order, tmp_path / "out") for order in (subjects, subjects[::-1])]
+    for bench in benches:
+        assert bench.prepend_bos
+        assert bool((bench.corpora[0].held_out[:, 0] == BOS).all())
+    assert not bench_of(subjects[1:], tmp_path / "out").prepend_bos
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sequence_separator_token", "eos"),
+        ("disable_concat_sequences", True),
+        ("ortho_holdout_fraction", 0.2),
+        ("ortho_holdout_contexts", 7),
+    ],
+)
+def test_saes_of_differently_packed_text_are_refused(
+    exported: Callable[..., list[Subject]], tmp_path: Path, name: str, value: object
+) -> None:
+    subjects = exported(usual={}, other={name: value})
+    for order in (subjects, subjects[::-1]):
+        with pytest.raises(ConfigError, match=rf"^{name}=.*was trained with it.*two commands"):
+            bench_of(order, tmp_path / "out")
+    (tmp_path / "other" / "runner_cfg.json").unlink()
+    if name.startswith("ortho_"):  # then nothing says how text was held out
+        bench_of(subjects, tmp_path / "out")
+    else:  # SAELens's metadata still says how text was packed
+        with pytest.raises(ConfigError, match=rf"^{name}="):
+            bench_of(subjects, tmp_path / "out")
