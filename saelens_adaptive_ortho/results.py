@@ -15,8 +15,9 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -408,6 +409,14 @@ def _parse(document: object, path: Path | str) -> Result:
     )
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that determine the numbers."""
-    return {name: version(name) for name in ("saelens-adaptive-ortho", "sae-lens", "torch")}
+def versions(also: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of the packages that determine the numbers.
+
+    Args:
+        also: names of further packages. Those that are not installed as a package are left out.
+    """
+    found = {name: version(name) for name in ("saelens-adaptive-ortho", "sae-lens", "torch")}
+    for name in also:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

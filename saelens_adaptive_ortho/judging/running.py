@@ -178,6 +178,10 @@ def _fingerprint(name: str, settings: dict[str, Any], context: EvalContext) -> s
         bench.context_size,
         bench.dtype,
     ]
+    if chosen.needs:  # other versions of SAEBench give other numbers
+        parts.append(
+            {name: v for name, v in versions(chosen.needs).items() if name in chosen.needs}
+        )
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -208,6 +212,7 @@ def write_outcome(
 ) -> None:
     """Write a result file. If ``outcome`` is a text, it is the reason why the evaluation failed."""
     failed = isinstance(outcome, str)
+    needs = runnable()[name].needs if name in runnable() else ()
     write_result(
         result_path(root, variant, seed, name),
         Result(
@@ -220,6 +225,6 @@ def write_outcome(
             metrics={} if failed else outcome.metrics,
             details={} if failed else outcome.details,
             fingerprint=fingerprint,
-            versions=versions(),
+            versions=versions(needs),
         ),
     )

@@ -93,6 +93,19 @@ def test_named_folder_counts_with_its_content(tmp_path: Path) -> None:
     assert len(found) == 4
 
 
+def test_version_of_a_needed_package_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = SimpleNamespace(corpora=[], model_digest="m", context_size=8, dtype="float32")
+    context: Any = SimpleNamespace(bench=bench, sae_digest="s")
+    found = []
+    for name in ("core", "subspace"):
+        assert runnable()[name].needs == (("sae_bench",) if name == "core" else ())
+        for version in ("1", "2"):
+            monkeypatch.setattr("saelens_adaptive_ortho.results.version", lambda _, v=version: v)
+            found.append(running._fingerprint(name, {}, context))
+    assert found[0] != found[1]
+    assert found[2] == found[3]
+
+
 def test_fingerprint_that_fails_stops_only_its_evaluation(
     run: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
