@@ -1,6 +1,6 @@
 """The figures of the campaign: ``CAMPAIGN=full`` runs everything and writes them down.
 
-``python -m tests.campaign.figures`` writes the table of ``README.md`` from ``figures.json``.
+``python -m tests.campaign.figures`` writes the table of ``tests/README.md`` from ``figures.json``.
 """
 
 from __future__ import annotations
@@ -40,5 +40,5 @@ def readme(text: str) -> str:
 
 
 if __name__ == "__main__":
-    path = HERE / "README.md"
+    path = HERE.parent / "README.md"
     path.write_text(readme(path.read_text()))
