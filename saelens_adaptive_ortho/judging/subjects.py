@@ -357,7 +357,7 @@ def workbench_for(subjects: list[Subject], options: JudgingOptions) -> Workbench
         model_name,
         options.device,
         metadata.model_class_name or "HookedTransformer",
-        {"dtype": options.dtype},
+        {**_model_settings(loaded), "dtype": options.dtype},
         hooks,
     )
     for sae in loaded.values():
@@ -403,22 +403,13 @@ def _tokenisation(
         ConfigError: two SAEs were trained on text that was packed or held out in different ways.
     """
     wanted = [sae.cfg.metadata.prepend_bos for sae in saes.values()]
-    agreed: dict[str, Any] = {}
-    for name, default in TEXT_SETTINGS.items():
-        known = {}
-        for source, sae in saes.items():
-            for holder in (records[source], sae.cfg.metadata.to_dict()):
-                if name in holder:
-                    known[source] = holder[name]
-                    break
-        agreed[name] = next(iter(known.values()), default)
-        for source, value in known.items():
-            if value != agreed[name]:
-                rule = (
-                    f"{source} was trained with it, {next(iter(known))} with {agreed[name]!r}. "
-                    "Judge them in two commands, each with an --out of its own."
-                )
-                raise reject(name, value, rule)
+    known = {
+        source: {**sae.cfg.metadata.to_dict(), **records[source]} for source, sae in saes.items()
+    }
+    agreed = {
+        name: _agreed(name, {s: k[name] for s, k in known.items() if name in k}, default)
+        for name, default in TEXT_SETTINGS.items()
+    }
     return Tokenisation(
         context_size,
         any(wanted) or not any(want is not None for want in wanted),
@@ -427,6 +418,37 @@ def _tokenisation(
         agreed["ortho_holdout_fraction"],
         agreed["ortho_holdout_contexts"],
     )
+
+
+def _model_settings(saes: dict[str, SAE[Any]]) -> dict[str, Any]:
+    """How the SAEs' model was loaded, apart from its dtype and what is never done here.
+
+    Raises:
+        ConfigError: two SAEs were trained on a model that was loaded in different ways.
+    """
+    name, ours = "model_from_pretrained_kwargs", {"dtype", "torch_dtype", "center_writing_weights"}
+    known = {source: sae.cfg.metadata[name] or {} for source, sae in saes.items()}
+    return _agreed(
+        name, {s: {k: v for k, v in kw.items() if k not in ours} for s, kw in known.items()}, {}
+    )
+
+
+def _agreed(name: str, known: dict[str, Any], default: Any) -> Any:
+    """The value that all SAEs were trained with; ``default`` if none says it.
+
+    Raises:
+        ConfigError: two SAEs have different values.
+    """
+    agreed = next(iter(known.values()), default)
+    for source, value in known.items():
+        if value != agreed:
+            raise reject(
+                name,
+                value,
+                f"{source} was trained with it, {next(iter(known))} with {agreed!r}. "
+                "Judge them in two commands, each with an --out of its own.",
+            )
+    return agreed
 
 
 def _shared_value(values: dict[str, Any], option: str) -> Any:

@@ -90,3 +90,12 @@ def test_saes_of_differently_packed_text_are_refused(
     else:  # SAELens's metadata still says how text was packed
         with pytest.raises(ConfigError, match=rf"^{name}="):
             bench_of(subjects, tmp_path / "out")
+
+
+def test_saes_of_a_differently_loaded_model_are_refused(
+    exported: Callable[..., list[Subject]], tmp_path: Path
+) -> None:
+    changed = {"model_from_pretrained_kwargs": {"fold_ln": True}}
+    subjects = exported(usual={}, other=changed)
+    with pytest.raises(ConfigError, match=r"^model_from_pretrained_kwargs=\{'fold_ln': True\}: "):
+        bench_of(subjects, tmp_path / "out")
