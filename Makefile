@@ -12,7 +12,7 @@ REST := hub or compile or saebench or studies or slow
 WORKERS ?= auto
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo real own-texts test test-rest test-all test-slow test-lowest lint lock install tables clean
+.PHONY: demo real own-texts test test-rest test-all test-slow test-lowest lint docs lock install tables clean
 
 install: $(STAMP)
 
@@ -84,6 +84,12 @@ lint: install
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# The documentation as a site in build/site; a broken link is an error.
+docs: install
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[docs]"
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "build/site/index.html"
+
 # uv.lock anew, with the versions of constraints.txt (needs uv).
 lock:
 	uv lock --upgrade $(patsubst %,-P %,$(filter-out \#%,$(shell grep == constraints.txt)))
@@ -93,4 +99,4 @@ tables: install
 	$(BIN)/python -m evals.tables
 
 clean:
-	rm -rf $(VENV) $(LOWEST) runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LOWEST) build runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache

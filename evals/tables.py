@@ -34,11 +34,14 @@ def _alpha(root: Path, path: str, where: str) -> str:
     return alpha_table(results_of(root, path, where))
 
 
-def _answer(root: Path, path: str, where: str) -> str:
-    try:
-        return answer(load_studies(root / path))
-    except ResultError as error:
-        raise ResultError(f"{where}: {error}") from error
+def _answer(short: bool) -> Renderer:
+    def table(root: Path, path: str, where: str) -> str:
+        try:
+            return answer(load_studies(root / path), short)
+        except ResultError as error:
+            raise ResultError(f"{where}: {error}") from error
+
+    return table
 
 
 def _costs(root: Path, path: str, where: str) -> str:
@@ -71,7 +74,8 @@ def _runs(render: Callable[[Sequence[Any]], str], pattern: str = "*.json") -> Re
 KINDS: dict[str, Renderer] = {
     **RENDERERS,
     "alpha": _alpha,
-    "answer": _answer,
+    "answer": _answer(short=False),
+    "answer-short": _answer(short=True),
     "costs": _costs,
     "prior-runs": _runs(prior_runs.table),
     "overhead": _runs(performance.overhead_table, "overhead*.json"),
@@ -88,7 +92,8 @@ KINDS: dict[str, Renderer] = {
 
 def documents() -> list[Path]:
     """Return the pages that contain tables."""
-    return [ROOT / "README.md", *sorted((ROOT / "evals").rglob("README.md"))]
+    folders = sorted((ROOT / "docs").glob("*.md")), sorted((ROOT / "evals").rglob("README.md"))
+    return [ROOT / "README.md", *(page for pages in folders for page in pages)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

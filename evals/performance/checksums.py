@@ -57,7 +57,7 @@ def measure(config: str, changes: list[str]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and print the share."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("config", nargs="?", default="configs/demo.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", type=Path, help="file for the measurements")

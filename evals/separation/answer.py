@@ -85,11 +85,20 @@ def load_studies(results: Path = RESULTS) -> dict[str, Summary]:
     return found
 
 
-def answer(studies: Mapping[str, Summary]) -> str:
-    """Return a table in markdown: what answers in each study, its companions, and the cost."""
+def answer(studies: Mapping[str, Summary], short: bool = False) -> str:
+    """Return a table in markdown: what answers in each study, its companions, and the cost.
+
+    Args:
+        studies: the statistics of each study.
+        short: leave out the companions, and the variants other than baseline and adaptive.
+    """
     variants = order_variants(v for summary in studies.values() for v in summary.variants)
+    chosen = {name: STUDIES[name] for name in studies}
+    if short:
+        variants = [v for v in variants if v in (BASELINE, FOCUS)]
+        chosen = {name: study._replace(beside=()) for name, study in chosen.items()}
     head = ["mean over seeds", *variants, f"{FOCUS} {MINUS} {BASELINE}", "best without an SAE"]
-    rows = [row for name, one in studies.items() for row in _rows(STUDIES[name], one, variants)]
+    rows = [row for name, one in studies.items() for row in _rows(chosen[name], one, variants)]
     return markdown(head, rows, text_columns=1)
 
 

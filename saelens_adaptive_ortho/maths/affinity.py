@@ -102,8 +102,9 @@ class Affinity:
     Args:
         name: value of ``ortho_affinity`` that selects it.
         help: one sentence with the formula.
-        measure: function of co-activation counts, candidate pairs ``N(i)`` [d_sae, m] and
-            co-activation groups [d_sae]. It returns ``s_ij`` in [0, 1] [d_sae, m].
+        measure: function of co-activation counts, candidate pairs ``N(i)`` of shape
+            ``[d_sae, m]`` and co-activation groups of shape ``[d_sae]``. It returns ``s_ij`` in
+            ``[0, 1]``, of shape ``[d_sae, m]``.
     """
 
     name: str
