@@ -8,7 +8,6 @@ All results of a finished run can also be in one file, ``results.jsonl``, with o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -20,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from saelens_adaptive_ortho.checksums import breaks_seal, sealed
 from saelens_adaptive_ortho.errors import Explained
 from saelens_adaptive_ortho.files import without_home, write_text_atomic
 
@@ -35,7 +35,6 @@ RESULTS_FILE = "results.jsonl"
 
 _FILE_NAME = re.compile(r"^(?P<variant>.+?)__seed(?P<seed>\d+)__(?P<eval>.+)\.json$")
 _STATUSES = ("ok", "failed")
-_SEALED = re.compile(r'(.*),\n  "sha256": "([0-9a-f]{64})"\n\}\n', re.DOTALL)
 
 
 class ResultError(Explained, ValueError):
@@ -156,29 +155,7 @@ def result_text(result: Result, where: str | Path = "the result") -> str:
     """
     document = result.to_json()
     _parse(document, where)
-    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
-    text.encode()
-    return _sealed(text)
-
-
-def _sealed(text: str) -> str:
-    """The text of a JSON object with one more field: the SHA-256 of what stands before it."""
-    before = text.removesuffix("\n}")
-    return f'{before},\n  "sha256": "{_sha256(before)}"\n}}\n'
-
-
-def _refuse_broken_seal(text: str, document: object, path: Path) -> None:
-    """Refuse a result that is not as it was written. Results of earlier versions have no seal."""
-    names = list(document) if isinstance(document, dict) else []
-    if not names or names[-1] in Result.__dataclass_fields__:
-        return
-    found = _SEALED.fullmatch(text)
-    if found is None or _sha256(found[1]) != found[2]:
-        _fail(path, "is not as it was written: its SHA-256 is another one")
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sealed(document)
 
 
 def write_result(path: str | Path, result: Result) -> Path:
@@ -212,7 +189,8 @@ def load_result(path: str | Path) -> Result:
         held = (result.variant, result.seed, result.eval)
         if named != held:
             _fail(path, f"is named for {named} but holds {held}")
-    _refuse_broken_seal(text, document, path)
+    if breaks_seal(text, document):
+        _fail(path, "is not as it was written: its SHA-256 is another one")
     return result
 
 

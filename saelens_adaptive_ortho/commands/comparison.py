@@ -32,6 +32,7 @@ from saelens_adaptive_ortho.files import (
     read_cached,
     recover_directory,
     remove_litter,
+    remove_scratch,
     without_home,
     write_failures_named,
     write_text_atomic,
@@ -203,8 +204,10 @@ class Comparison:
         """Delete what killed processes have left in the folder, except for checkpoints."""
         for folder in self.sae_dirs():
             recover_directory(folder)
-        raw = self.results / RAW
-        remove_litter([self.root, self.results, raw, *_real_folders(raw), *self.sae_dirs()])
+        cache, raw = self.root / "cache", self.results / RAW
+        remove_scratch(cache)
+        within = [cache / "unlearning", *_real_folders(raw), *self.sae_dirs()]
+        remove_litter([self.root, self.results, raw, *within])
 
     def _runner(
         self, seed: int, variants: dict[str, dict[str, Any]], reads: SharedReads | None
