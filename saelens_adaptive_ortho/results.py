@@ -154,7 +154,7 @@ def result_text(result: Result, where: str | Path = "the result") -> str:
             inconsistent (an unknown status, or a failure without a reason).
     """
     document = result.to_json()
-    _parse(document, where)
+    parse_result(document, where)
     return sealed(document)
 
 
@@ -182,7 +182,7 @@ def load_result(path: str | Path) -> Result:
     except ValueError as error:
         _fail(path, f"is not valid JSON ({error})")
     document = _decode(text, path)
-    result = _parse(document, path)
+    result = parse_result(document, path)
     match = _FILE_NAME.match(path.name)
     if match is not None:
         named = (match["variant"], int(match["seed"]), match["eval"])
@@ -204,7 +204,7 @@ def write_results_file(path: str | Path, results: Iterable[Result]) -> Path:
     lines = []
     for result in results:
         document = result.to_json()
-        _parse(document, path)
+        parse_result(document, path)
         lines.append(json.dumps(document, allow_nan=False, ensure_ascii=False))
     return write_text_atomic(path, "".join(f"{line}\n" for line in lines))
 
@@ -225,7 +225,7 @@ def read_results_file(path: str | Path) -> list[Result]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line:
             where = f"{path}:{number}"
-            results.append(_parse(_decode(line, where), where))
+            results.append(parse_result(_decode(line, where), where))
     if not results:
         raise ResultError(f"{path}: holds no results; run compare first")
     return results
@@ -335,8 +335,16 @@ def _is_number(value: object) -> bool:
     return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
-def _parse(document: object, path: Path | str) -> Result:
-    """Check each field of a decoded document and build the `Result`."""
+def parse_result(document: object, path: Path | str) -> Result:
+    """Check each field of a decoded document and build the `Result`.
+
+    Args:
+        document: what :meth:`Result.to_json` returns.
+        path: what the error names.
+
+    Raises:
+        ResultError: a field is missing or wrong.
+    """
     if not isinstance(document, dict):
         _fail(path, "does not hold a JSON object")
     version = document.get("schema_version")

@@ -187,21 +187,23 @@ def write_outcome(
     outcome: Outcome | str,
     seconds: float,
     fingerprint: str,
-) -> None:
-    """Write a result file. If ``outcome`` is a text, it is the reason why the evaluation failed."""
+) -> Result:
+    """Write a result file, and return what it holds.
+
+    If ``outcome`` is a text, it is the reason why the evaluation failed.
+    """
     failed = isinstance(outcome, str)
-    write_result(
-        result_path(root, variant, seed, name),
-        Result(
-            eval=name,
-            variant=variant,
-            seed=seed,
-            status="failed" if failed else "ok",
-            reason=outcome if failed else None,
-            seconds=seconds,
-            metrics={} if failed else outcome.metrics,
-            details={} if failed else outcome.details,
-            fingerprint=fingerprint,
-            versions=versions(),
-        ),
+    result = Result(
+        eval=name,
+        variant=variant,
+        seed=seed,
+        status="failed" if failed else "ok",
+        reason=outcome if failed else None,
+        seconds=seconds,
+        metrics={} if failed else outcome.metrics,
+        details={} if failed else outcome.details,
+        fingerprint=fingerprint,
+        versions=versions(),
     )
+    write_result(result_path(root, variant, seed, name), result)
+    return result
