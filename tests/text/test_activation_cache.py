@@ -160,7 +160,7 @@ def test_digest_is_computed_once_until_something_changes(
     with torch.no_grad():
         own.embed.W_E[3, 4] += 1e-3
     changed = model_digest(own)
-    next(own.buffers()).logical_not_()  # a mask
+    own.blocks[0].attn.rotary_sin += 1
     assert len({first, scaled, changed, model_digest(own)}) == 4
     assert len(read) == 4 * n
 
