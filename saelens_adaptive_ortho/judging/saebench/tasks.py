@@ -392,7 +392,7 @@ def shared_artifacts(
     """A folder for artifacts that depend on the model and the texts, but not on the SAE.
 
     The first SAE fills the folder, and later SAEs use it. The folder is kept only if the block
-    succeeds. It is used again only if no file in it has changed.
+    succeeds. It is used again only if no file in it has changed; else a warning names it.
 
     Args:
         name: name of the evaluation.
@@ -448,7 +448,7 @@ def _kept_folder(folder: Path) -> Iterator[Path]:
         if manifest.read_bytes() == _manifest(folder).encode():
             yield folder
             return
-        warnings.warn(f"{folder} is damaged. Its files are made again.", stacklevel=2)
+        warnings.warn(f"{folder} is damaged. Its files are made again.", stacklevel=3)
     with atomic_directory(folder, "Results finished before are intact.") as temporary:
         yield temporary
         (temporary / MANIFEST).write_text(_manifest(temporary), encoding="utf-8", newline="")
