@@ -549,7 +549,7 @@ def _train_together(comparisons: Sequence[Comparison], seed: int, model: HookedR
 def _numbers(training: Result) -> dict[str, Any]:
     """What the record of an SAE keeps of the result of its training: everything but times."""
     found = training.to_json()
-    metrics = {k: None if k in TIMES else v for k, v in found["metrics"].items()}
+    metrics = {name: value for name, value in found["metrics"].items() if name not in TIMES}
     return {"metrics": metrics, "details": found["details"], "versions": found["versions"]}
 
 

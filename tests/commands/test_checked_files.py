@@ -216,7 +216,7 @@ def test_damaged_result_of_a_training_is_made_again_from_the_record(
         said = " ".join(capsys.readouterr().out.split())
         assert f"{file.name} is made again from {RECORD} of the SAE, without its times" in said
         assert without_times(load_result(file)) == without_times(whole)
-        assert load_result(file).metrics["train_seconds"] is None
+        assert not any("seconds" in name for name in load_result(file).metrics)
         file.write_text(text)
     assert compare(folder, *NO_EVALS) == 0
     assert "is made again" not in capsys.readouterr().out
