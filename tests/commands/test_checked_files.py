@@ -243,3 +243,19 @@ def test_damaged_result_of_a_training_without_a_copy_is_refused_with_a_remedy(
     file.unlink()
     assert compare(folder, *NO_EVALS) == 0
     assert not file.exists()
+
+
+# --------------------------------------------------------------------- litter in the cache
+
+
+@pytest.mark.usefixtures("no_training")
+def test_what_a_killed_evaluation_left_in_the_cache_is_removed(folder: Path) -> None:
+    cache = folder / "run" / "cache"
+    before = sorted(cache.rglob("*"))
+    scratch = cache / f"adaptive-ortho-{'a' * 32}"
+    for place in (scratch, cache / "unlearning"):
+        place.mkdir()
+    (scratch / "results.json").touch()
+    (cache / "unlearning" / f".known-0.json.{'a' * 32}.tmp").touch()
+    assert compare(folder, *NO_EVALS) == 0
+    assert sorted(cache.rglob("*")) == sorted([*before, cache / "unlearning"])
