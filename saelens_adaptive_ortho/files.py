@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -17,11 +18,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from saelens_adaptive_ortho.checksums import write_sums
+from saelens_adaptive_ortho.checksums import SEAL, breaks_seal, sealed, write_sums
 from saelens_adaptive_ortho.errors import ConfigError, Explained, reject
-from saelens_adaptive_ortho.locks import lock_file, write_lock
+from saelens_adaptive_ortho.locks import LOCK, lock_file, write_lock
 
 WRITE_PATIENCE = 600.0  # seconds that a folder waits for another process that writes it
+SCRATCH = "adaptive-ortho-"  # the names of scratch folders begin with it
 # The names of the temporary files of write_text_atomic. Nobody else gives a file such a name.
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
@@ -264,7 +266,8 @@ def recover_directory(target: Path) -> None:
 
     If it was killed between the two renames, the earlier folder gets its name back. What is left of
     an unfinished folder is deleted, and so is the lock file. If another process is writing
-    ``target``, nothing is done.
+    ``target``, nothing is done. ``target`` may also be a file that is written in the same way, to
+    ``.NAME.tmp`` and under a :func:`write_lock`.
     """
     if not any(os.path.lexists(path) for path in (*_beside(target), lock_file(target))):
         return
@@ -279,9 +282,52 @@ def remove_litter(folders: Iterable[Path]) -> None:
     deleted, and folders inside the folders are not searched.
     """
     for folder in folders:
-        for path in folder.iterdir() if folder.is_dir() else []:
-            if TEMPORARY.fullmatch(path.name) and path.is_file():
-                path.unlink()
+        _remove_temporary(folder, TEMPORARY)
+
+
+def remove_litter_of(file: Path) -> None:
+    """Delete the temporary files that a killed process left when it wrote ``file``.
+
+    No other process may be writing ``file``.
+    """
+    _remove_temporary(file.parent, re.compile(rf"\.{re.escape(file.name)}\.[0-9a-f]{{32}}\.tmp"))
+
+
+def _remove_temporary(folder: Path, name: re.Pattern[str]) -> None:
+    for path in folder.iterdir() if folder.is_dir() else []:
+        if name.fullmatch(path.name) and path.is_file():
+            path.unlink()
+
+
+@contextmanager
+def scratch_folder(place: Path) -> Iterator[Path]:
+    """A new folder in ``place`` for temporary files; it is deleted after the block.
+
+    It holds a lock, so that :func:`remove_scratch` knows the folders of living processes. Those of
+    killed processes are deleted first.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    remove_scratch(place)
+    folder = place / f"{SCRATCH}{uuid.uuid4().hex}"
+    with write_lock(folder):  # before there is a folder: nobody finds one without its lock
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_scratch(place: Path) -> None:
+    """Delete the scratch folders that killed processes left in ``place``, and their locks.
+
+    Those of living processes stay. A process may be killed before it has made its folder, so the
+    locks are looked for, too.
+    """
+    for path in [*place.glob(f"{SCRATCH}*"), *place.glob(f".{SCRATCH}*")]:
+        name = path.name.removeprefix(".").removesuffix(LOCK)
+        if re.fullmatch(rf"{SCRATCH}[0-9a-f]{{32}}", name):
+            with suppress(TimeoutError), write_lock(place / name, seconds=0):
+                shutil.rmtree(place / name, ignore_errors=True)
 
 
 def _recover(target: Path) -> None:
@@ -289,7 +335,15 @@ def _recover(target: Path) -> None:
     if old.exists() and not target.exists():
         old.rename(target)
     for left in (temporary, old):
-        shutil.rmtree(left, ignore_errors=True)
+        _delete(left)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _beside(target: Path) -> tuple[Path, Path]:
@@ -321,19 +375,43 @@ def write_text_atomic(path: str | Path, text: str) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically. NaN and infinity are refused, because they are not JSON."""
-    text = json.dumps(value, indent=1, allow_nan=False)
+    _write_json_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_sealed(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, with its SHA-256 as its last field.
+
+    :func:`read_cached` then notices each change. NaN and infinity are refused.
+    """
+    _write_json_text(path, sealed(document))
+
+
+def _write_json_text(path: Path, text: str) -> None:
     try:
-        write_text_atomic(path, text + "\n")
+        write_text_atomic(path, text)
     except OSError as error:
         raise StorageError(f"{path} could not be written ({error.strerror}).") from error
 
 
 def read_cached(path: Path) -> Any:
-    """JSON that can be made again: None if the file is missing or damaged."""
+    """JSON that can be made again, without its seal: None if the file is missing or damaged.
+
+    A warning names a damaged file. JSON without a seal, as of earlier versions, is whole if it can
+    be read.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+        text = path.read_bytes().decode()
+        found = json.loads(text)
+        if breaks_seal(text, found):
+            raise ValueError("its SHA-256 is another one")
+    except FileNotFoundError:
         return None
+    except (ValueError, RecursionError) as error:
+        warnings.warn(f"{path} is damaged ({error}). It is not used.", stacklevel=2)
+        return None
+    if isinstance(found, dict):
+        found.pop(SEAL, None)
+    return found
 
 
 def _sync(path: Path) -> None:

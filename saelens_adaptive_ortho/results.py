@@ -8,7 +8,6 @@ All results of a finished run can also be in one file, ``results.jsonl``, with o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -21,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from saelens_adaptive_ortho.checksums import breaks_seal, sealed
 from saelens_adaptive_ortho.errors import Explained
 from saelens_adaptive_ortho.files import without_home, write_text_atomic
 
@@ -36,7 +36,6 @@ RESULTS_FILE = "results.jsonl"
 
 _FILE_NAME = re.compile(r"^(?P<variant>.+?)__seed(?P<seed>\d+)__(?P<eval>.+)\.json$")
 _STATUSES = ("ok", "failed")
-_SEALED = re.compile(r'(.*),\n  "sha256": "([0-9a-f]{64})"\n\}\n', re.DOTALL)
 
 
 class ResultError(Explained, ValueError):
@@ -156,30 +155,8 @@ def result_text(result: Result, where: str | Path = "the result") -> str:
             inconsistent (an unknown status, or a failure without a reason).
     """
     document = result.to_json()
-    _parse(document, where)
-    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
-    text.encode()
-    return _sealed(text)
-
-
-def _sealed(text: str) -> str:
-    """The text of a JSON object with one more field: the SHA-256 of what stands before it."""
-    before = text.removesuffix("\n}")
-    return f'{before},\n  "sha256": "{_sha256(before)}"\n}}\n'
-
-
-def _refuse_broken_seal(text: str, document: object, path: Path) -> None:
-    """Refuse a result that is not as it was written. Results of earlier versions have no seal."""
-    names = list(document) if isinstance(document, dict) else []
-    if not names or names[-1] in Result.__dataclass_fields__:
-        return
-    found = _SEALED.fullmatch(text)
-    if found is None or _sha256(found[1]) != found[2]:
-        _fail(path, "is not as it was written: its SHA-256 is another one")
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    parse_result(document, where)
+    return sealed(document)
 
 
 def write_result(path: str | Path, result: Result) -> Path:
@@ -206,14 +183,15 @@ def load_result(path: str | Path) -> Result:
     except ValueError as error:
         _fail(path, f"is not valid JSON ({error})")
     document = _decode(text, path)
-    result = _parse(document, path)
+    result = parse_result(document, path)
     match = _FILE_NAME.match(path.name)
     if match is not None:
         named = (match["variant"], int(match["seed"]), match["eval"])
         held = (result.variant, result.seed, result.eval)
         if named != held:
             _fail(path, f"is named for {named} but holds {held}")
-    _refuse_broken_seal(text, document, path)
+    if breaks_seal(text, document):
+        _fail(path, "is not as it was written: its SHA-256 is another one")
     return result
 
 
@@ -227,7 +205,7 @@ def write_results_file(path: str | Path, results: Iterable[Result]) -> Path:
     lines = []
     for result in results:
         document = result.to_json()
-        _parse(document, path)
+        parse_result(document, path)
         lines.append(json.dumps(document, allow_nan=False, ensure_ascii=False))
     return write_text_atomic(path, "".join(f"{line}\n" for line in lines))
 
@@ -248,7 +226,7 @@ def read_results_file(path: str | Path) -> list[Result]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line:
             where = f"{path}:{number}"
-            results.append(_parse(_decode(line, where), where))
+            results.append(parse_result(_decode(line, where), where))
     if not results:
         raise ResultError(f"{path}: holds no results; run compare first")
     return results
@@ -358,8 +336,16 @@ def _is_number(value: object) -> bool:
     return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
-def _parse(document: object, path: Path | str) -> Result:
-    """Check each field of a decoded document and build the `Result`."""
+def parse_result(document: object, path: Path | str) -> Result:
+    """Check each field of a decoded document and build the `Result`.
+
+    Args:
+        document: what :meth:`Result.to_json` returns.
+        path: what the error names.
+
+    Raises:
+        ResultError: a field is missing or wrong.
+    """
     if not isinstance(document, dict):
         _fail(path, "does not hold a JSON object")
     version = document.get("schema_version")

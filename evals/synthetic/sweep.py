@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import multiprocessing
 import os
 import sys
@@ -34,7 +33,13 @@ from tqdm.auto import tqdm
 from evals.compact import append_run, read_runs
 from evals.synthetic.tables import ONE_WORLD, SEPARATION_METRICS
 from saelens_adaptive_ortho.errors import ConfigError, reject
-from saelens_adaptive_ortho.files import StorageError, check_writable, write_json
+from saelens_adaptive_ortho.files import (
+    StorageError,
+    check_writable,
+    read_cached,
+    remove_litter_of,
+    write_sealed,
+)
 from saelens_adaptive_ortho.host.config import (
     DEFAULT_SEPARATION,
     OrthoOrdering,
@@ -423,7 +428,7 @@ def run_jobs(
     work = out.with_suffix("")
     check_writable("--out", work)
     check_writable("--cache", cache)
-    for path in sorted(work.glob("*.json")):  # results that a killed sweep did not move
+    for path in sorted(work.glob("[!.]*.json")):  # results that a killed sweep did not move
         _collect(path, out)
     unique = {job.name: job for job in jobs}
     finished = {result["name"] for result in load_results(out)}
@@ -458,13 +463,12 @@ def run_jobs(
 def _collect(path: Path, out: Path) -> None:
     """Move a finished run from its own file into ``out``.
 
-    If the process is killed in between, the run is in both.
+    If the process is killed in between, the run is in both. A damaged file is deleted with a
+    warning, and the run is done again.
     """
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:  # another sweep of the same stage has moved it
-        return
-    append_run(out, result)
+    result = read_cached(path)  # None if another sweep of the same stage has moved it
+    if isinstance(result, dict):
+        append_run(out, result)
     path.unlink(missing_ok=True)
 
 
@@ -512,8 +516,9 @@ def _run_one(job: Job, work: Path, cache: str | Path) -> str | None:
     out = work / f"{job.name}.json"
     try:
         with run_lock("run", out, "a sweep"):
+            remove_litter_of(out)
             result = execute(job.run, cache, work / f"{job.name}.checkpoint")
-            write_json(out, compact(job, result))
+            write_sealed(out, compact(job, result))
     except (RuntimeError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return None

@@ -32,6 +32,7 @@ from saelens_adaptive_ortho.files import (
     read_cached,
     recover_directory,
     remove_litter,
+    remove_scratch,
     without_home,
     write_failures_named,
     write_text_atomic,
@@ -42,7 +43,17 @@ from saelens_adaptive_ortho.locks import run_lock
 from saelens_adaptive_ortho.report import summary
 from saelens_adaptive_ortho.report.formatting import duration
 from saelens_adaptive_ortho.report.page import run as page
-from saelens_adaptive_ortho.results import Result, is_result_name, load_results
+from saelens_adaptive_ortho.results import (
+    SCHEMA_VERSION,
+    Result,
+    ResultError,
+    is_result_name,
+    load_result,
+    load_results,
+    parse_result,
+    result_path,
+    write_result,
+)
 from saelens_adaptive_ortho.settings import dump_yaml
 from saelens_adaptive_ortho.text.models import weights_digest
 from saelens_adaptive_ortho.text.shared_reads import SharedReads
@@ -59,6 +70,8 @@ from saelens_adaptive_ortho.training.tracking import ID_FILE, Tracking
 
 RECORD = "ortho_run.json"
 WEIGHTS = "model_weights"  # in the record: the digest of the language model's weights
+TRAINING = "training"  # the result of a training; also in the record: its numbers
+TIMES = ("train_seconds", "activation_seconds")  # not in the record: the same SAE, the same folder
 CHECKPOINTS = "checkpoints"
 STEPS = r"\.?step_\d+.*"  # the names of everything in a folder of checkpoints
 RAW = "sae_bench"  # folder of SAEBench's own result files
@@ -164,6 +177,9 @@ class Comparison:
             for name, changes in self.experiment.variants.items()
             if not self._is_trained(name, seed)
         }
+        for name in self.experiment.variants:
+            if name not in missing:
+                self._mend_training(name, seed)
         if not missing:
             self.say(f"{self.where}Seed {seed}: every variant is trained already.")
             self._delete_finished_checkpoints(seed)
@@ -180,9 +196,13 @@ class Comparison:
         """Export the SAEs that a runner has trained, and delete its checkpoints."""
         for name in runner.saes:
             # The result comes first. So an SAE counts as trained only if everything is on disk.
-            fingerprint = self._write_training(name, seed, runner)
-            settings = without_home(runner.configs[name].settings())
-            record = {"fingerprint": fingerprint, WEIGHTS: runner.weights, "settings": settings}
+            result = self._write_training(name, seed, runner)
+            record = {
+                "fingerprint": result.fingerprint,
+                WEIGHTS: runner.weights,
+                TRAINING: _numbers(result),
+                "settings": without_home(runner.configs[name].settings()),
+            }
             runner.export(name, self._sae_dir(name, seed), {RECORD: record})
         self.say(f"{self.where}Seed {seed}: {taken_in_words(costs_taken(runner.trainer))}")
         shutil.rmtree(self._checkpoints(seed), ignore_errors=True)
@@ -203,8 +223,10 @@ class Comparison:
         """Delete what killed processes have left in the folder, except for checkpoints."""
         for folder in self.sae_dirs():
             recover_directory(folder)
-        raw = self.results / RAW
-        remove_litter([self.root, self.results, raw, *_real_folders(raw), *self.sae_dirs()])
+        cache, raw = self.root / "cache", self.results / RAW
+        remove_scratch(cache)
+        within = [cache / "unlearning", *_real_folders(raw), *self.sae_dirs()]
+        remove_litter([self.root, self.results, raw, *within])
 
     def _runner(
         self, seed: int, variants: dict[str, dict[str, Any]], reads: SharedReads | None
@@ -223,8 +245,8 @@ class Comparison:
             return runner
         return AdaptiveOrthoRunner(cfg, variants, self.prepared, reads)
 
-    def _write_training(self, variant: str, seed: int, runner: AdaptiveOrthoRunner) -> str:
-        """Write the result of the training, and return its fingerprint."""
+    def _write_training(self, variant: str, seed: int, runner: AdaptiveOrthoRunner) -> Result:
+        """Write the result of the training, and return it."""
         trainer, state = runner.trainer, runner.trainer.state
         history = state.history[variant]
         last = history[-1]
@@ -260,17 +282,53 @@ class Comparison:
             "groups": groups,
             "epochs": trainer.store.epochs(trainer.n_steps),
         }
-        fingerprint = runner.configs[variant].fingerprint(runner.corpora)
-        write_outcome(
+        return write_outcome(
             self.root,
-            "training",
+            TRAINING,
             variant,
             seed,
             Outcome(metrics, details),
             state.seconds[variant],
-            fingerprint,
+            runner.configs[variant].fingerprint(runner.corpora),
         )
-        return fingerprint
+
+    def _mend_training(self, variant: str, seed: int) -> None:
+        """Make the result of a training again from the record of its SAE, if the file is damaged.
+
+        It then has no times. Records of earlier versions do not hold the numbers.
+
+        Raises:
+            ResultError: the file is damaged, and the record does not hold the numbers.
+        """
+        path = result_path(self.root, variant, seed, TRAINING)
+        reason = "it is missing"
+        if path.exists():
+            try:
+                load_result(path)
+                return
+            except ResultError as error:
+                reason = str(error)
+        record = self._read_record(variant, seed)
+        numbers = record.get(TRAINING) if record else None
+        if not isinstance(numbers, dict):
+            if not path.exists():  # the report goes without it
+                return
+            raise ResultError(
+                f"{reason}. The SAE is of an earlier version, and its {RECORD} does not hold these "
+                f"numbers. Without this file, the report goes without them; if you delete "
+                f"{self._sae_dir(variant, seed)} too, the SAE is trained again."
+            )
+        assert record is not None
+        known = {
+            "schema_version": SCHEMA_VERSION,
+            "eval": TRAINING,
+            "variant": variant,
+            "seed": seed,
+            "status": "ok",
+            "fingerprint": record["fingerprint"],
+        }
+        write_result(path, parse_result({**numbers, **known}, self._record(variant, seed)))
+        self.say(f"{path} is made again from {RECORD} of the SAE, without its times ({reason})")
 
     # --------------------------------------------------------------- evaluate
 
@@ -318,7 +376,7 @@ class Comparison:
             record = self._read_record(variant, seed)
             assert record is not None
             settings = record["settings"]
-            training = of_sae.get("training")
+            training = of_sae.get(TRAINING)
             history = training.details["history"] if training else []
             self.tracking.open(variant, seed, settings, history)
             metrics = {
@@ -486,6 +544,13 @@ def _train_together(comparisons: Sequence[Comparison], seed: int, model: HookedR
         fit_together([runner.trainer for _, runner in runners])
     for one, runner in runners:
         one.finish(seed, runner)
+
+
+def _numbers(training: Result) -> dict[str, Any]:
+    """What the record of an SAE keeps of the result of its training: everything but times."""
+    found = training.to_json()
+    metrics = {name: value for name, value in found["metrics"].items() if name not in TIMES}
+    return {"metrics": metrics, "details": found["details"], "versions": found["versions"]}
 
 
 def _real_folders(path: Path) -> list[Path]:

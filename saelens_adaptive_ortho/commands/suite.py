@@ -6,7 +6,12 @@ from collections.abc import Callable
 
 from saelens_adaptive_ortho.commands.experiment import eval_settings
 from saelens_adaptive_ortho.commands.judge import EvalOptions
-from saelens_adaptive_ortho.files import check_writable, remove_litter, write_failures_named
+from saelens_adaptive_ortho.files import (
+    check_writable,
+    remove_litter,
+    remove_scratch,
+    write_failures_named,
+)
 from saelens_adaptive_ortho.judging.contract import EvalContext
 from saelens_adaptive_ortho.judging.running import check_evals_runnable, run_missing
 from saelens_adaptive_ortho.judging.subjects import named_subjects, workbench_for
@@ -32,8 +37,10 @@ def run_suite(options: EvalOptions, say: Callable[[str], None] = print) -> list[
         run_lock("--out", options.out, "adaptive-ortho eval"),
         write_failures_named(options.out, "Results finished before are intact."),
     ):
-        raw = options.out.resolve() / "results" / "sae_bench"
-        remove_litter([options.out, raw.parent, *(raw.iterdir() if raw.is_dir() else [])])
+        cache, raw = options.out / "cache", options.out.resolve() / "results" / "sae_bench"
+        remove_scratch(cache)
+        within = [cache / "unlearning", *(raw.iterdir() if raw.is_dir() else [])]
+        remove_litter([options.out, raw.parent, *within])
         bench = workbench_for(subjects, options)
         for subject in subjects:
             context = EvalContext(

@@ -55,7 +55,7 @@ def run(options: SynthOptions) -> int:
     from rich.table import Table
 
     from saelens_adaptive_ortho.errors import reject
-    from saelens_adaptive_ortho.files import check_writable, write_json
+    from saelens_adaptive_ortho.files import check_writable, remove_litter_of, write_sealed
     from saelens_adaptive_ortho.locks import run_lock
     from saelens_adaptive_ortho.synthetic.run import build_run, execute, parse_settings
 
@@ -69,8 +69,9 @@ def run(options: SynthOptions) -> int:
     check_writable("--cache", options.cache)
     checkpoints = out.with_name(f"{out.name}.checkpoint")
     with run_lock("--json", out, "adaptive-ortho synth"):
+        remove_litter_of(out)
         result = execute(world_run, options.cache, checkpoints, options.checkpoint_every)
-        write_json(out, result)
+        write_sealed(out, result)
     table = Table("metric", "value")
     for name, value in result.items():
         if isinstance(value, float):

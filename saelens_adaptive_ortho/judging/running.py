@@ -209,22 +209,24 @@ def write_outcome(
     outcome: Outcome | str,
     seconds: float,
     fingerprint: str,
-) -> None:
-    """Write a result file. If ``outcome`` is a text, it is the reason why the evaluation failed."""
+) -> Result:
+    """Write a result file, and return what it holds.
+
+    If ``outcome`` is a text, it is the reason why the evaluation failed.
+    """
     failed = isinstance(outcome, str)
     needs = runnable()[name].needs if name in runnable() else ()
-    write_result(
-        result_path(root, variant, seed, name),
-        Result(
-            eval=name,
-            variant=variant,
-            seed=seed,
-            status="failed" if failed else "ok",
-            reason=outcome if failed else None,
-            seconds=seconds,
-            metrics={} if failed else outcome.metrics,
-            details={} if failed else outcome.details,
-            fingerprint=fingerprint,
-            versions=versions(needs),
-        ),
+    result = Result(
+        eval=name,
+        variant=variant,
+        seed=seed,
+        status="failed" if failed else "ok",
+        reason=outcome if failed else None,
+        seconds=seconds,
+        metrics={} if failed else outcome.metrics,
+        details={} if failed else outcome.details,
+        fingerprint=fingerprint,
+        versions=versions(needs),
     )
+    write_result(result_path(root, variant, seed, name), result)
+    return result

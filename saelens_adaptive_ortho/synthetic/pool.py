@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -26,10 +27,11 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 from tqdm.auto import tqdm
 
-from saelens_adaptive_ortho.files import write_failures_named
+from saelens_adaptive_ortho.files import recover_directory, write_failures_named
 from saelens_adaptive_ortho.locks import write_lock
 from saelens_adaptive_ortho.settings import check_fields
 from saelens_adaptive_ortho.synthetic.worlds import World
+from saelens_adaptive_ortho.text.models import tensors_digest
 
 INTACT = "Pools drawn before are intact."
 FORMAT = 1
@@ -195,7 +197,8 @@ class PoolSettings:
 def load_pool(world: World, cache: str | Path, settings: PoolSettings | None = None) -> Pool:
     """Read the pool of a world from ``cache``, or draw it and write it there.
 
-    If another process is drawing it, this one waits for it.
+    If another process is drawing it, this one waits for it. A pool whose SHA-256 is not the one in
+    its file is drawn again, with a warning.
 
     Args:
         cache: folder of pools. All parameters of the world and both sizes determine the file.
@@ -213,6 +216,8 @@ def load_pool(world: World, cache: str | Path, settings: PoolSettings | None = N
     text = json.dumps(key, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     path = Path(cache) / f"{world.name}-seed{world.seed}-{digest[:12]}.safetensors"
+    with suppress(OSError):  # a folder that is only read may hold the lock of a killed process
+        recover_directory(path)
     pool = _read(path, text, world.n_domains)
     if pool is not None:
         return pool
@@ -279,31 +284,40 @@ def _write(path: Path, key: str, pool: Pool) -> None:
     temporary = path.with_name(f".{path.name}.tmp")  # of the process that holds the lock
     with write_failures_named(path, INTACT):
         try:
-            save_file(tensors, temporary, metadata={"key": key})
+            save_file(tensors, temporary, _sums(key, tensors))
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
+def _sums(key: str, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """The metadata of a pool. One entry, because safetensors orders several at random."""
+    return {"key and sha256": f"{key} {tensors_digest(tensors)}"}
+
+
 def _read(path: Path, key: str, n_domains: int) -> Pool | None:
-    """Read a pool. None if the file does not exist, is truncated, or has other settings."""
+    """Read a pool. None if the file is missing or damaged. Old files have no checksum."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("key") != key:
-                return None
+            sums = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if sums not in ({"key": key}, _sums(key, tensors)):
+            raise ValueError("its checksum is wrong")
 
-            def rows(name: str, domain: int) -> Rows:
-                return Rows(*(file.get_tensor(f"{name}.{domain}.{f}") for f in Rows._fields))
+        def rows(name: str, domain: int) -> Rows:
+            return Rows(*(tensors[f"{name}.{domain}.{f}"] for f in Rows._fields))
 
-            return Pool(
-                *(file.get_tensor(name) for name in ("directions", "bias", "groups")),
-                train=[rows(TRAIN, d) for d in range(n_domains)],
-                held_out=[rows(HELD_OUT, d) for d in range(n_domains)],
-            )
-    except SafetensorError:  # the file is truncated
-        return None
+        return Pool(
+            *(tensors[name] for name in ("directions", "bias", "groups")),
+            train=[rows(TRAIN, d) for d in range(n_domains)],
+            held_out=[rows(HELD_OUT, d) for d in range(n_domains)],
+        )
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    warnings.warn(f"{path} is damaged ({reason}). The pool is drawn again.", stacklevel=3)
+    return None
 
 
 def _mix(*numbers: int) -> int:

@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,8 +22,14 @@ from sae_lens.saes.sae import SAE, TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
+from saelens_adaptive_ortho.checksums import find_damage
 from saelens_adaptive_ortho.errors import reject
-from saelens_adaptive_ortho.files import atomic_directory, read_cached, write_json
+from saelens_adaptive_ortho.files import (
+    atomic_directory,
+    read_cached,
+    recover_directory,
+    write_json,
+)
 from saelens_adaptive_ortho.host.architectures import PREFIX, construct_sae
 from saelens_adaptive_ortho.host.config import (
     ortho_coefficient,
@@ -198,7 +205,8 @@ def train_sae(
 
     Args:
         checkpoints: folder for a checkpoint, which is written every ``checkpoint_every`` steps. A
-            killed run of the same settings continues from it. None writes no checkpoints.
+            killed run of the same settings continues from it, unless it is damaged. None writes no
+            checkpoints.
 
     Returns:
         The SAE, and the seconds of the training loop.
@@ -275,7 +283,7 @@ def train_sae(
 def _save(
     trainer: SAETrainer[Any, Any], n_steps: int, folder: Path, digest: str, seconds: float
 ) -> None:
-    with atomic_directory(folder, "The checkpoint before is intact.") as temporary:
+    with atomic_directory(folder, "The checkpoint before is intact.", sums=True) as temporary:
         trainer.sae.save_model(temporary)
         current = trainer.n_training_steps
         trainer.n_training_steps = n_steps
@@ -285,7 +293,21 @@ def _save(
 
 
 def _resume(trainer: SAETrainer[Any, Any], folder: Path, digest: str) -> float:
-    """Load a checkpoint of these settings, if there is one, and return its training seconds."""
+    """Load a checkpoint of these settings, if there is one, and return its training seconds.
+
+    A damaged one is not loaded: a warning names the file, and training starts over. Checkpoints of
+    earlier versions have no sums.
+    """
+    recover_directory(folder)
+    if not (folder / CHECKPOINT_FILE).is_file():
+        return 0.0
+    if (damaged := find_damage(folder)) is not None:
+        warnings.warn(
+            f"{damaged} is damaged: its SHA-256 is another one, or it is missing. Training starts "
+            "at step 0.",
+            stacklevel=3,
+        )
+        return 0.0
     saved = read_cached(folder / CHECKPOINT_FILE)
     if not isinstance(saved, dict) or saved.get("digest") != digest:
         return 0.0
@@ -320,6 +342,7 @@ def execute(
         separation, references = separation_metrics(stock, pool, run.world.pair_indices())
         result |= {**metrics, **separation, "domains": {**details, "references": references}}
     if checkpoints is not None:
+        (checkpoints / CHECKPOINT_FILE).unlink(missing_ok=True)  # a part of it is no checkpoint
         shutil.rmtree(checkpoints, ignore_errors=True)
     return {**result, "settings": run.settings()}
 

@@ -38,6 +38,7 @@ from torch import Tensor
 from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.files import StorageError, check_writable
+from saelens_adaptive_ortho.text.models import digest_once
 
 FOLDER_VARIABLE = "ADAPTIVE_ORTHO_CACHE"
 FORMAT = 1  # another number makes all files of earlier versions unused
@@ -84,13 +85,22 @@ def setup_folder(setup: dict[str, Any]) -> Path:
 
 
 def model_digest(model: HookedRootModule) -> str:
-    """SHA-256 of a model's class, settings, parameters and buffers."""
-    digest = hashlib.sha256(type(model).__name__.encode())
-    digest.update(_stable_json(_model_settings(model)))
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
+    """SHA-256 of a model's class, settings, parameters and buffers.
+
+    It is computed once for each model, and again only if one of them has changed. Unlike
+    :func:`.models.weights_digest` it counts everything that an activation depends on.
+    """
+    settings = type(model).__name__.encode(), _stable_json(_model_settings(model))
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+
+    def compute() -> str:
+        digest = hashlib.sha256(b"".join(settings))
+        for name, tensor in tensors:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(_bytes(tensor))
+        return digest.hexdigest()
+
+    return digest_once(model, "activations", (t for _, t in tensors), compute, settings)
 
 
 def _model_settings(model: HookedRootModule) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -36,7 +37,8 @@ DTYPES = "float32, bfloat16, float16, float64"  # of str_to_dtype
 CONVERTED_FROM_ANY_DIRECTORY = {"GPTNeoXForCausalLM"}
 MODEL_CLASSES = ("HookedTransformer", "HookedMamba", "AutoModelForCausalLM")
 LOCAL_KWARGS = {"dtype", "torch_dtype", "center_writing_weights"}
-_DIGESTS: WeakKeyDictionary[nn.Module, tuple[list[tuple[int, int]], str]] = WeakKeyDictionary()
+# Of each model: its digests by kind, each with the state of the model that it belongs to.
+_DIGESTS: WeakKeyDictionary[nn.Module, dict[str, tuple[Any, str]]] = WeakKeyDictionary()
 
 
 def resolve_model_name(name: str) -> str:
@@ -131,12 +133,34 @@ def weights_digest(model: nn.Module) -> str:
     It is computed once for each model, and again only if a weight was replaced or changed in place.
     """
     tensors = model.state_dict()
-    state = [(tensor.data_ptr(), tensor._version) for tensor in tensors.values()]
-    known, digest = _DIGESTS.get(model, (None, ""))
-    if known != state:
-        digest = tensors_digest(tensors)
-        _DIGESTS[model] = (state, digest)
-    return digest
+    return digest_once(model, "weights", tensors.values(), lambda: tensors_digest(tensors))
+
+
+def digest_once(
+    model: nn.Module,
+    kind: str,
+    tensors: Iterable[Tensor],
+    compute: Callable[[], str],
+    settings: object = None,
+) -> str:
+    """A digest of a model, which is computed again only if what it depends on has changed.
+
+    Args:
+        model: the model.
+        kind: tells the digests of a model apart.
+        tensors: the tensors that the digest depends on. A change is one in place, or another
+            tensor.
+        compute: computes the digest.
+        settings: everything else that it depends on.
+    """
+    tensors = list(tensors)
+    if any(tensor.is_inference() for tensor in tensors):  # such a tensor does not count its changes
+        return compute()
+    state = settings, [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+    digests = _DIGESTS.setdefault(model, {})
+    if kind not in digests or digests[kind][0] != state:
+        digests[kind] = state, compute()
+    return digests[kind][1]
 
 
 def tensors_digest(tensors: dict[str, Tensor]) -> str:

@@ -6,7 +6,6 @@ run, there is a warning, and the run goes on without it.
 
 from __future__ import annotations
 
-import json
 import secrets
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +17,7 @@ from typing import Any
 from sae_lens.config import LoggingConfig
 
 from saelens_adaptive_ortho.errors import ConfigError, reject
-from saelens_adaptive_ortho.files import without_home, write_json
+from saelens_adaptive_ortho.files import read_cached, without_home, write_sealed
 from saelens_adaptive_ortho.signals import Interrupted
 
 FIELD = "logger.log_to_wandb"
@@ -191,13 +190,11 @@ class Tracking:
         """Eight random characters that belong to the folder."""
         file = self.folder / ID_FILE
         if not file.is_file():
-            write_json(file, {"id": secrets.token_hex(4)})
-        try:
-            return str(json.loads(file.read_text(encoding="utf-8"))["id"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{file} is damaged. Delete it; the SAEs then get new W&B runs."
-            ) from error
+            write_sealed(file, {"id": secrets.token_hex(4)})
+        found = read_cached(file)
+        if not isinstance(found, dict) or "id" not in found:
+            raise ConfigError(f"{file} is damaged. Delete it; the SAEs then get new W&B runs.")
+        return str(found["id"])
 
 
 def _without_step(row: Row) -> dict[str, float]:

@@ -11,7 +11,6 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pytest
 from tests.campaign.figures import FULL, record
 from tests.campaign.processes import Ended, watch
 from tests.campaign.runs import Run, content, differing
+from tests.damages import damages
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 STRIDE = 1 if FULL else 4
@@ -28,28 +28,6 @@ UNREAD = "not read, stays damaged"
 OTHER = "unnoticed, other results"
 # A run writes page and config anew. The description of cached activations is for people.
 NOT_READ = (".html", ".yaml", "setup.json")
-
-
-def damages(path: Path) -> dict[str, Callable[[], None]]:
-    """Ways to damage a file, by name."""
-    size = path.stat().st_size
-
-    def cut(share: float) -> None:
-        os.truncate(path, int(size * share))
-
-    def flip(share: float) -> None:
-        data = bytearray(path.read_bytes())
-        data[min(int(size * share), size - 1)] ^= 4
-        path.write_bytes(data)
-
-    return {
-        "emptied": lambda: cut(0),
-        "cut in half": lambda: cut(0.5),
-        "cut at the end": lambda: cut(0.97),
-        "bit at the start": lambda: flip(0.02),
-        "bit in the middle": lambda: flip(0.5),
-        "bit at the end": lambda: flip(0.95),
-    }
 
 
 def judged(ended: Ended, found: list[str], name: str) -> str:

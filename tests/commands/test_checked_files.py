@@ -14,13 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from saelens_adaptive_ortho.checksums import SUMS, find_damage
+from saelens_adaptive_ortho.checksums import SUMS, find_damage, write_sums
 from saelens_adaptive_ortho.commands.cli import main
-from saelens_adaptive_ortho.commands.comparison import RECORD, WEIGHTS
+from saelens_adaptive_ortho.commands.comparison import RECORD, TRAINING, WEIGHTS
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.judging.subjects import Subject
+from saelens_adaptive_ortho.results import Result, load_result
 from saelens_adaptive_ortho.training import lockstep
 from saelens_adaptive_ortho.training.lockstep import list_checkpoints
+from tests.damages import damages
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -187,3 +189,73 @@ def test_flipped_bit_of_the_tokenised_text_is_found(folder: Path) -> None:
         with pytest.warns(UserWarning, match=r"forget-.* is damaged .*tokenised again"):
             assert compare(folder, "--set", "evals=[]") == 0
         assert all(torch.equal(load_file(file)[name], tokens[name]) for name in tokens)
+
+
+# -------------------------------------------------------------------- results of the training
+
+NO_EVALS = ("--set", "evals=[]")
+
+
+def without_times(result: Result) -> dict[str, Any]:
+    found = result.to_json()
+    found["metrics"] = {k: v for k, v in found["metrics"].items() if "seconds" not in k}
+    return {**found, "seconds": None}
+
+
+@pytest.mark.usefixtures("no_training")
+def test_damaged_result_of_a_training_is_made_again_from_the_record(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folder / "run" / "results" / "adaptive__seed0__training.json"
+    whole, text = load_result(file), file.read_text()
+    assert whole.metrics["train_seconds"] is not None
+    assert whole.details["history"]
+    for damage in (*damages(file).values(), file.unlink):
+        damage()
+        assert compare(folder, *NO_EVALS) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"{file.name} is made again from {RECORD} of the SAE, without its times" in said
+        assert without_times(load_result(file)) == without_times(whole)
+        assert not any("seconds" in name for name in load_result(file).metrics)
+        file.write_text(text)
+    assert compare(folder, *NO_EVALS) == 0
+    assert "is made again" not in capsys.readouterr().out
+    assert file.read_text() == text
+
+
+@pytest.mark.usefixtures("no_training")
+def test_damaged_result_of_a_training_without_a_copy_is_refused_with_a_remedy(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folder / "run" / "results" / "adaptive__seed0__training.json"
+    record = folder / "run" / "seed0" / "adaptive" / RECORD
+    saved = json.loads(record.read_text())
+    del saved[TRAINING]  # as in earlier versions
+    record.write_text(json.dumps(saved))
+    write_sums(record.parent)
+    flip(file, 8 * 300)
+    assert compare(folder) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("adaptive-ortho: error: ")
+    assert f"{file.name}: " in error
+    assert "delete this file and rerun compare. The SAE is of an earlier version" in error
+    assert "if you delete run/seed0/adaptive too, the SAE is trained again" in error
+    file.unlink()
+    assert compare(folder, *NO_EVALS) == 0
+    assert not file.exists()
+
+
+# --------------------------------------------------------------------- litter in the cache
+
+
+@pytest.mark.usefixtures("no_training")
+def test_what_a_killed_evaluation_left_in_the_cache_is_removed(folder: Path) -> None:
+    cache = folder / "run" / "cache"
+    before = sorted(cache.rglob("*"))
+    scratch = cache / f"adaptive-ortho-{'a' * 32}"
+    for place in (scratch, cache / "unlearning"):
+        place.mkdir()
+    (scratch / "results.json").touch()
+    (cache / "unlearning" / f".known-0.json.{'a' * 32}.tmp").touch()
+    assert compare(folder, *NO_EVALS) == 0
+    assert sorted(cache.rglob("*")) == sorted([*before, cache / "unlearning"])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from saelens_adaptive_ortho.commands.cli import main
+from saelens_adaptive_ortho.files import read_cached
 from saelens_adaptive_ortho.synthetic import run as runs
 from saelens_adaptive_ortho.synthetic.pool import Batches
+from tests.damages import damages
 
 SMALL = (
     "d_sae=12 ortho_neighbours=4 train.steps=10 train.batch_size=32 "
@@ -32,7 +33,7 @@ def synth(folder: Path, *arguments: str, settings: list[str]) -> int:
 def run(folder: Path, name: str, *arguments: str, settings: list[str]) -> dict[str, Any]:
     out = folder / f"{name}.json"
     assert synth(folder, "--json", str(out), *arguments, settings=settings) == 0
-    return json.loads(out.read_text())
+    return read_cached(out)
 
 
 @pytest.mark.parametrize(
@@ -134,3 +135,19 @@ def test_folder_in_the_place_of_the_result_is_refused_before_any_work(
     monkeypatch.setattr(runs, "load_pool", lambda *_a, **_k: pytest.fail("drew a pool"))
     assert synth(tmp_path, "--json", str(tmp_path), "--world", "cluster", settings=[]) == 2
     assert f"--json='{tmp_path}': is a folder" in capsys.readouterr().err
+
+
+def test_result_has_a_sum_and_no_litter_stays(tmp_path: Path) -> None:
+    left = tmp_path / f".a.json.{'0' * 32}.tmp"
+    other = tmp_path / f".b.json.{'0' * 32}.tmp"  # another process may be writing it
+    for file in (left, other):
+        file.write_text("half")
+    run(tmp_path, "a", "--world", "cluster", settings=[*SMALL, *CLUSTER, "k=2"])
+    assert not left.exists()
+    assert other.exists()
+    for damage in damages(tmp_path / "a.json").values():
+        kept = (tmp_path / "a.json").read_bytes()
+        damage()
+        with pytest.warns(UserWarning, match=r"a\.json is damaged"):
+            assert read_cached(tmp_path / "a.json") is None
+        (tmp_path / "a.json").write_bytes(kept)

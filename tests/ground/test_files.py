@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from saelens_adaptive_ortho.checksums import breaks_seal
 from saelens_adaptive_ortho.commands.cli import main
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.files import (
@@ -26,9 +27,13 @@ from saelens_adaptive_ortho.files import (
     read_cached,
     recover_directory,
     remove_litter,
+    remove_litter_of,
+    remove_scratch,
+    scratch_folder,
     user_path,
     without_home,
     write_json,
+    write_sealed,
     write_text_atomic,
 )
 from saelens_adaptive_ortho.locks import run_lock, write_lock
@@ -155,6 +160,50 @@ def test_only_our_temporary_files_are_litter(
     assert len(names(tmp_path)) == len(before) + 1
     remove_litter([tmp_path, tmp_path / "nowhere"])
     assert names(tmp_path) == before
+
+
+def test_only_temporary_files_of_one_file_are_its_litter(tmp_path: Path) -> None:
+    ours = f".a[0].json.{'a' * 32}.tmp"
+    theirs = [f".a0.json.{'a' * 32}.tmp", f".b.a[0].json.{'a' * 32}.tmp", ".a[0].json.tmp"]
+    for name in (ours, *theirs):
+        (tmp_path / name).touch()
+    remove_litter_of(tmp_path / "a[0].json")
+    remove_litter_of(tmp_path / "nowhere" / "a[0].json")
+    assert names(tmp_path) == sorted(theirs)
+
+
+def test_unfinished_file_is_removed_as_a_folder_is(tmp_path: Path) -> None:
+    for name in (".pool.tmp", ".pool.lock", "pool"):
+        (tmp_path / name).touch()
+    recover_directory(tmp_path / "pool")
+    assert names(tmp_path) == ["pool"]
+
+
+def test_scratch_folder_of_a_killed_process_is_removed_by_the_next(tmp_path: Path) -> None:
+    place = tmp_path / "cache"
+    theirs = ["adaptive-ortho-notes", f"adaptive-ortho-{'a' * 32}.txt"]
+    with scratch_folder(place) as alive:
+        (alive / "file").touch()
+        child = os.fork()
+        if child == 0:
+            with scratch_folder(place) as folder:
+                (folder / "file").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        (place / f".adaptive-ortho-{'b' * 32}.lock").touch()  # killed before it had a folder
+        for name in theirs:
+            (place / name).touch()
+        assert len(names(place)) == 2 + 2 + 1 + 2
+        remove_scratch(place)
+        assert names(place) == sorted([f".{alive.name}.lock", alive.name, *theirs])
+        assert names(alive) == ["file"]
+    assert names(place) == sorted(theirs)
+
+
+def test_failure_removes_the_scratch_folder(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError), scratch_folder(tmp_path) as folder:
+        folder.write_text("a folder is no file")
+    assert names(tmp_path) == []
 
 
 def test_look_for_a_writable_folder_leaves_nothing_to_be_killed_with(
@@ -374,11 +423,43 @@ def test_failed_write_keeps_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
-@pytest.mark.parametrize("text", [None, "", '{"a": [1', "\x00\x00"])
-def test_missing_or_damaged_cache_file_is_none(tmp_path: Path, text: str | None) -> None:
+@pytest.mark.parametrize("text", ["", '{"a": [1', "\x00\x00", '{"a": 1, "sha256": "0"}'])
+def test_damaged_cache_file_is_none_and_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "kept.json"
-    if text is not None:
-        file.write_text(text)
     assert read_cached(file) is None
-    file.write_text('{"a": [1]}')
-    assert read_cached(file) == {"a": [1]}
+    file.write_text(text)
+    with pytest.warns(UserWarning, match=f"^{file} is damaged .*It is not used"):
+        assert read_cached(file) is None
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [{"a": [1]}, [True, False], {"a": "x" * 64}, {}])
+def test_cache_file_without_a_seal_is_read(tmp_path: Path, value: Any) -> None:
+    file = tmp_path / "kept.json"
+    file.write_text(json.dumps(value))
+    assert read_cached(file) == value
+
+
+def is_whole(data: bytes) -> bool:
+    try:
+        return not breaks_seal(text := data.decode(), json.loads(text))
+    except ValueError:
+        return False
+
+
+def test_every_flipped_bit_of_a_sealed_file_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "kept.json"
+    value = {"größe": [1, 2.5, None], "b": {"c": "x"}, "digest": "0" * 64}
+    write_sealed(file, value)
+    assert read_cached(file) == value
+    assert json.loads(file.read_text())["größe"] == value["größe"]
+    text = file.read_bytes()
+    assert is_whole(text)
+    for bit in range(8 * len(text)):
+        data = bytearray(text)
+        data[bit // 8] ^= 1 << bit % 8
+        assert not is_whole(bytes(data)), (bit // 8, bit % 8)
+    for size in range(len(text)):
+        assert not is_whole(text[:size]), size
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_sealed(file, {"a": float("nan")})

@@ -414,6 +414,24 @@ def test_finished_run_missing_in_the_file_is_kept(tmp_path: Path) -> None:
         assert not work.exists()
 
 
+def test_damaged_result_of_a_killed_sweep_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, (job,) = tmp_path / "out.jsonl", jobs()[:1]
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "_collect", lambda *_: 1 / 0)  # the kill
+        with pytest.raises(ZeroDivisionError):
+            sweep.run_jobs([job], out, tmp_path)
+    (tmp_path / "out" / ".x.json.lock.json").write_text("{}")  # who held a lock
+    file = tmp_path / "out" / f"{job.name}.json"
+    file.write_text(file.read_text().replace('"f1": 0.', '"f1": 1.'))
+    with pytest.warns(UserWarning, match=f"{file.name} is damaged .*SHA-256"):
+        (found,) = sweep.run_jobs([job], out, tmp_path)
+    assert found == sweep.load_results(out)[0]
+    assert found["f1"] < 1
+    assert "sha256" not in found
+
+
 def test_file_keeps_what_tables_and_figures_use(tmp_path: Path) -> None:
     job = sweep.final_jobs(["domains"], ["batchtopk"], lambda *_: 0.1, [0], [0])[-1]
     frontier = {"budgets": [0.0], "gain": [0.5]}

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,6 +141,42 @@ def test_digest_depends_on_weights_and_settings(model: Any, tiny: Any) -> None:
     moved = copy.deepcopy(model)
     moved.cfg.model_name = moved.cfg.tokenizer_name = "elsewhere"
     assert model_digest(moved) == model_digest(model)
+
+
+def test_digest_is_computed_once_until_something_changes(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = copy.deepcopy(model)
+    read = []
+    taken = activation_cache._bytes
+    monkeypatch.setattr(activation_cache, "_bytes", lambda t: read.append(t) or taken(t))
+    first = model_digest(own)
+    n = len(read)
+    assert n > 0
+    assert model_digest(own) == first
+    assert len(read) == n
+    own.cfg.attn_scale *= 2
+    scaled = model_digest(own)
+    with torch.no_grad():
+        own.embed.W_E[3, 4] += 1e-3
+    changed = model_digest(own)
+    own.blocks[0].attn.rotary_sin += 1
+    assert len({first, scaled, changed, model_digest(own)}) == 4
+    assert len(read) == 4 * n
+
+
+def test_digest_names_the_folders_of_earlier_versions() -> None:
+    """Cached activations of a user are found again."""
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cfg = SimpleNamespace(n_layers=1, model_name="not counted")
+            self.W = torch.nn.Parameter(torch.arange(6.0).view(2, 3))
+            self.register_buffer("mask", torch.ones(2, dtype=torch.bool), persistent=False)
+
+    found = model_digest(Model())  # type: ignore[arg-type]
+    assert found == "8dffac3f715db0c03866fe6aaf7a820bc490e11c1dd317bc1709d7e0cb2eda1b"
 
 
 def test_digest_of_a_bridge_depends_on_the_inner_config(tiny: Any) -> None:

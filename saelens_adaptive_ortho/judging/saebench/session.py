@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import jaxtyping
 import torch
 from sae_lens.saes.sae import SAE
 
-from saelens_adaptive_ortho.files import without_home, write_text_atomic
+from saelens_adaptive_ortho.files import scratch_folder, without_home, write_text_atomic
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
 from saelens_adaptive_ortho.judging.isolation import model_served, replaced
 
@@ -63,14 +62,15 @@ def session(context: EvalContext) -> Iterator[Path]:
     """Inside the block, SAEBench gets our model for any name, and runs in the yielded folder.
 
     The folder is the working directory and is deleted afterwards. So SAEBench leaves no files at
-    relative paths. Its printed text is hidden, and its progress bars are shown. The type checks of
+    relative paths. It is in the workbench's cache, where the next run deletes what a killed one
+    left. SAEBench's printed text is hidden, and its progress bars are shown. The type checks of
     jaxtyping are off, because SAEBench violates its own annotations. ``torch.load`` reads tensors
     only, because a pickle from a run folder could run any code.
     """
     cwd = os.getcwd()
     checks_off = jaxtyping.config.jaxtyping_disable
     with (
-        tempfile.TemporaryDirectory(prefix="adaptive-ortho-") as folder,
+        scratch_folder(context.bench.cache.resolve()) as folder,
         model_served(context.model),
         replaced(torch, "load", _tensors_only(torch.load)),
         contextlib.redirect_stdout(io.StringIO()),
@@ -81,7 +81,7 @@ def session(context: EvalContext) -> Iterator[Path]:
         os.chdir(folder)
         jaxtyping.config.update("jaxtyping_disable", True)
         try:
-            yield Path(folder)
+            yield folder
         finally:
             jaxtyping.config.update("jaxtyping_disable", checks_off)
             os.chdir(cwd)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import warnings
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import version
@@ -23,7 +24,7 @@ import torch
 
 from saelens_adaptive_ortho.demo import PROBING_TEXTS
 from saelens_adaptive_ortho.evaluations.contract import AUTO, SEED
-from saelens_adaptive_ortho.files import atomic_directory, user_path
+from saelens_adaptive_ortho.files import atomic_directory, recover_directory, user_path
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
 from saelens_adaptive_ortho.judging.isolation import replaced
 from saelens_adaptive_ortho.rng import state_kept
@@ -391,7 +392,7 @@ def shared_artifacts(
     """A folder for artifacts that depend on the model and the texts, but not on the SAE.
 
     The first SAE fills the folder, and later SAEs use it. The folder is kept only if the block
-    succeeds. It is used again only if no file in it has changed.
+    succeeds. It is used again only if no file in it has changed; else a warning names it.
 
     Args:
         name: name of the evaluation.
@@ -441,13 +442,16 @@ def made_once(
 @contextmanager
 def _kept_folder(folder: Path) -> Iterator[Path]:
     """``folder`` if it is intact, else an empty one that replaces it when the block succeeds."""
+    recover_directory(folder)
     manifest = folder / MANIFEST
-    if manifest.is_file() and manifest.read_text() == _manifest(folder):
-        yield folder
-        return
+    if manifest.is_file():
+        if manifest.read_bytes() == _manifest(folder).encode():
+            yield folder
+            return
+        warnings.warn(f"{folder} is damaged. Its files are made again.", stacklevel=3)
     with atomic_directory(folder, "Results finished before are intact.") as temporary:
         yield temporary
-        (temporary / MANIFEST).write_text(_manifest(temporary))
+        (temporary / MANIFEST).write_text(_manifest(temporary), encoding="utf-8", newline="")
 
 
 def _manifest(folder: Path) -> str:

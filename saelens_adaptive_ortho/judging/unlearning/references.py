@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelens_adaptive_ortho.evaluations.unlearning import Settings
-from saelens_adaptive_ortho.files import read_cached, write_json
+from saelens_adaptive_ortho.files import read_cached, write_sealed
 from saelens_adaptive_ortho.judging.firing import Batch
 from saelens_adaptive_ortho.judging.unlearning.clamps import Intervention, Push
 from saelens_adaptive_ortho.judging.unlearning.families import (
@@ -238,4 +238,4 @@ class Cache:
 
     def write(self, found: dict[str, dict[str, Any]]) -> None:
         """Keep the ceilings."""
-        write_json(self.file, found)
+        write_sealed(self.file, found)

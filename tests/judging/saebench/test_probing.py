@@ -23,7 +23,7 @@ from saelens_adaptive_ortho.demo.world import TOPICS, World, jsonl, probing_reco
 from saelens_adaptive_ortho.evaluations.sae_probes import SUBSET
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.running import run_evaluation
-from saelens_adaptive_ortho.judging.saebench import sae_probes, sparse_probing, tasks
+from saelens_adaptive_ortho.judging.saebench import sae_probes, session, sparse_probing, tasks
 from saelens_adaptive_ortho.text.corpora import CorpusConfig
 from saelens_adaptive_ortho.text.models import DEMO_MODEL, load_language_model
 from tests.judging import support
@@ -198,10 +198,12 @@ def spoil(folder: Path, how: str) -> None:
     elif how == "a file missing":
         largest.unlink()
     else:
-        next(folder.rglob(tasks.MANIFEST)).write_text("")
+        next(folder.rglob(tasks.MANIFEST)).write_bytes(b"" if how == "no manifest" else b"\xff")
 
 
-@pytest.mark.parametrize("how", ["cut short", "changed", "a file missing", "no manifest"])
+@pytest.mark.parametrize(
+    "how", ["cut short", "changed", "a file missing", "no manifest", "manifest that is no text"]
+)
 def test_damaged_cache_is_made_again(how: str, context: EvalContext) -> None:
     folder = context.bench.cache
     made = 0
@@ -219,8 +221,27 @@ def test_damaged_cache_is_made_again(how: str, context: EvalContext) -> None:
     use()
     assert made == 1
     spoil(folder, how)
+    with pytest.warns(UserWarning, match="is damaged. Its files are made again"):
+        use()
+    assert made == 2
+    (kept,) = (folder / "test").iterdir()
+    kept.rename(kept.with_name(f".{kept.name}.old"))  # the process was killed in the swap
+    kept.with_name(f".{kept.name}.lock").touch()
     use()
     assert made == 2
+    assert list((folder / "test").iterdir()) == [kept]
+
+
+def test_saebench_runs_in_the_cache_where_the_next_run_cleans_up(context: EvalContext) -> None:
+    pytest.importorskip("sae_bench")
+    cache = context.bench.cache
+    left = cache / f"adaptive-ortho-{'a' * 32}"
+    left.mkdir(parents=True)
+    (left / "file").touch()
+    with session.session(context) as folder:
+        assert Path.cwd() == folder
+        assert list(p for p in cache.iterdir() if p.is_dir()) == [folder]
+    assert list(cache.iterdir()) == []
 
 
 def test_damaged_cache_changes_no_metric(

@@ -18,18 +18,21 @@ from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from torch import Tensor
 
 from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.files import write_json
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Workbench
+from saelens_adaptive_ortho.judging.unlearning import accuracies, references, selection
 from saelens_adaptive_ortho.judging.unlearning import clamps as intervention
 from saelens_adaptive_ortho.judging.unlearning import evaluation as unlearning
 from saelens_adaptive_ortho.judging.unlearning import published as published_unlearning
 from saelens_adaptive_ortho.judging.unlearning import questions as mcq
-from saelens_adaptive_ortho.judging.unlearning import references, selection
 from saelens_adaptive_ortho.judging.unlearning.clamps import Clamp, Projection, Push
 from saelens_adaptive_ortho.judging.unlearning.families import Family
+from saelens_adaptive_ortho.judging.unlearning.losses import Trial
 from saelens_adaptive_ortho.maths.erasure import Detector, Erasure
 from saelens_adaptive_ortho.text import models
 from saelens_adaptive_ortho.text.corpora import CorpusConfig, Tokenisation, tokenise_corpus
 from saelens_adaptive_ortho.text.models import load_language_model
+from tests.damages import damages
 
 HOOK = "blocks.2.hook_resid_post"
 D_IN, D_SAE = 96, 64
@@ -605,6 +608,51 @@ def test_ceilings_are_measured_once_for_all_saes(
     assert all(other[n] == first[n] for n in first if n not in floors)
     without = dataclasses.replace(settings, references=False)
     assert unlearning.run(context, without).details["references"] == {}
+
+
+def trial_of(context: EvalContext, **settings: Any) -> Trial:
+    chosen = unlearning.Settings(**settings)
+    return Trial(context, chosen, context.model, context.load())
+
+
+def test_damaged_ceilings_are_not_read(context: EvalContext) -> None:
+    cache = references.Cache(trial_of(context), None)
+    found = {"LEACE": {"metrics": {"bounded/area": 0.25}, "frontiers": {}}}
+    cache.write(found)
+    assert cache.read() == found
+    whole = cache.file.read_bytes()
+    for damage in damages(cache.file).values():
+        damage()
+        with pytest.warns(UserWarning, match=f"{cache.file.name} is damaged"):
+            assert cache.read() is None
+        cache.file.write_bytes(whole)
+    write_json(cache.file, found)  # as earlier versions did
+    assert cache.read() == found
+
+
+def test_damaged_known_questions_are_asked_again(
+    context: EvalContext, few_questions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = trial_of(context, questions=few_questions)
+    asked = []
+
+    def all_known(_model: Any, questions: list[Any], *_: Any) -> Tensor:
+        asked.append(len(questions))
+        return torch.ones(len(questions), dtype=torch.bool)
+
+    monkeypatch.setattr(mcq, "known_questions", all_known)
+    known = accuracies.known_questions(trial)
+    (file,) = (context.bench.cache / "unlearning").iterdir()
+    whole = file.read_bytes()
+    for name, damage in damages(file).items():
+        damage()
+        with pytest.warns(UserWarning, match=f"{file.name} is damaged"):
+            assert accuracies.known_questions(trial) == known
+        assert file.read_bytes() == whole, name
+    assert asked == [40] * 7
+    write_json(file, json.loads(whole)["knows"])  # as earlier versions did
+    assert accuracies.known_questions(trial) == known
+    assert len(asked) == 7
 
 
 def test_difference_of_means_is_removed_by_its_family(context: EvalContext) -> None:
