@@ -9,15 +9,17 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Direction = Literal["higher", "lower"]
 
 SEED = 42  # seed of every evaluation; SAEBench's own default
 AUTO = "auto"  # a source of data that depends on the model
 SAE_BENCH = ("sae_bench",)
+#: Metadata of a setting that earlier results do not know: its default is what they did.
+ADDED_LATER = {"added_later": True}
 EXTRAS = {"sae_bench": "'saelens-adaptive-ortho[bench]'"}  # what `pip install` needs
 DOMAINS = ("pooled", "forget", "retain")
 PLACEHOLDERS = {"n": r"\d+(?:\.\d+)?", "corpus": r"[A-Za-z0-9][A-Za-z0-9_-]*"}
@@ -47,6 +49,16 @@ class Metric(NamedTuple):
     direction: Direction | None = None
     margin: float | None = None
     resolution: float | str | None = None
+
+
+def determining(settings: Any) -> dict[str, Any]:
+    """The settings that a result depends on, without defaults of settings that were added later."""
+    defaults = type(settings)()
+    return {
+        f.name: getattr(settings, f.name)
+        for f in fields(settings)
+        if f.metadata != ADDED_LATER or getattr(settings, f.name) != getattr(defaults, f.name)
+    }
 
 
 @dataclass(frozen=True)

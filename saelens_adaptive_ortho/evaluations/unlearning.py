@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from saelens_adaptive_ortho.evaluations.contract import (
+    ADDED_LATER,
     FIGURES,
     Direction,
     Evaluation,
@@ -73,6 +74,9 @@ class Settings:
         ranks: numbers of directions to remove in the bounded frontier.
         references: whether to measure ceilings and floors: contrastive PCA, difference of means,
             LEACE, a detector of the corpus, random latents.
+        retrained: models that are trained to forget, as further references: ``rmu``,
+            ``gradient_ascent``. They take some minutes for a model of 100M parameters on a CPU. The
+            hook must be at the end of a block.
         n_select_contexts: training contexts per corpus for measuring firing rates.
         n_choose_contexts: training contexts per corpus for choosing settings of the frontier.
         n_contexts: held-out contexts per corpus for measuring the loss frontier.
@@ -95,6 +99,9 @@ class Settings:
     gate: Literal["token", "sequence"] = "sequence"
     ranks: list[PositiveInt] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 48])
     references: bool = True
+    retrained: list[Literal["rmu", "gradient_ascent"]] = field(
+        default_factory=list, metadata=ADDED_LATER
+    )
     n_select_contexts: PositiveInt = 256
     n_choose_contexts: PositiveInt = 64
     n_contexts: PositiveInt = 2048

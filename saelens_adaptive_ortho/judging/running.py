@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -16,7 +15,7 @@ from typing import Any
 
 from saelens_adaptive_ortho.errors import ConfigError, Explained, reject
 from saelens_adaptive_ortho.evaluations import Evaluation, runnable
-from saelens_adaptive_ortho.evaluations.contract import SEED
+from saelens_adaptive_ortho.evaluations.contract import SEED, determining
 from saelens_adaptive_ortho.files import user_path
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.results import (
@@ -158,7 +157,7 @@ def storable(outcome: object) -> Outcome:
 def _fingerprint(name: str, settings: dict[str, Any], context: EvalContext) -> str:
     bench = context.bench
     chosen = runnable()[name]
-    values = dataclasses.asdict(complete(chosen, settings)) if chosen.settings else {}
+    values = determining(complete(chosen, settings)) if chosen.settings else {}
     texts = [user_path(v) for v in values.values() if isinstance(v, str) and v]
     # A corpus beside forget and retain counts with its name and its share.
     corpora = [

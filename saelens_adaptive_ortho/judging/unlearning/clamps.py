@@ -59,11 +59,13 @@ class Seen:
         x: activations at the hook.
         counted: which positions count: not the first one, and no BOS, EOS, padding, or token that
             the SAE was trained without.
+        tokens: the contexts, for an intervention that runs the model itself.
     """
 
     sae: SAE[Any]
     x: Float[Tensor, "batch context *d_in"]
     counted: Bool[Tensor, "batch context"]
+    tokens: Int[Tensor, "batch context"] | None = None
 
     @cached_property
     def acts(self) -> Float[Tensor, "batch context d_sae"]:
@@ -288,7 +290,7 @@ def measure_clamps(
         after = before.repeat(len(edits), 1)
         counted = ~torch.isin(tokens, ignored.to(tokens.device))
         counted[:, 0] = False
-        seen = Seen(sae, x, counted.to(x.device))
+        seen = Seen(sae, x, counted.to(x.device), tokens)
         for number, edit in enumerate(edits):
             touched, edited = edit(seen)
             if not len(touched):

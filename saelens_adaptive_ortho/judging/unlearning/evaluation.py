@@ -38,7 +38,7 @@ from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome
 from saelens_adaptive_ortho.judging.saebench.session import keep_result
 from saelens_adaptive_ortho.judging.unlearning import published as published_unlearning
 from saelens_adaptive_ortho.judging.unlearning import questions as mcq
-from saelens_adaptive_ortho.judging.unlearning import references
+from saelens_adaptive_ortho.judging.unlearning import references, retraining
 from saelens_adaptive_ortho.judging.unlearning.accuracies import (
     accuracy_frontiers,
     known_questions,
@@ -108,6 +108,8 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     ceilings = {}
     if tokens is not None:
         ceilings = references.ceilings(found, tokens.result(), settings)
+        methods = [retraining.METHODS[name] for name in settings.retrained]
+        ceilings |= retraining.families(context, model, sae, methods)
     # Without a latent or threshold that qualifies, a family has no path and no frontier.
     others, ceilings = (
         {name: family for name, family in families.items() if family.paths}

@@ -12,6 +12,8 @@ cache keeps them. Means and covariances are of training text; the retain side is
   along the difference of means, or along the detector's direction by the same distance in its
   score. Thresholds are those that forget tokens pass 3, 10, ... times as often.
 - ``detector, gated``: the same in contexts above a gate, if clamps have one.
+- ``RMU`` and ``gradient ascent``, if asked for: the model itself is trained to forget
+  (:mod:`~saelens_adaptive_ortho.judging.unlearning.retraining`).
 
 The floors are per SAE: ``random latents``, as many as the chosen ones, drawn at random among those
 that fire at all, and ``random latents, gated``.
@@ -28,9 +30,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saelens_adaptive_ortho.evaluations.contract import determining
 from saelens_adaptive_ortho.evaluations.unlearning import Settings
 from saelens_adaptive_ortho.files import read_cached, write_sealed
 from saelens_adaptive_ortho.judging.firing import Batch
+from saelens_adaptive_ortho.judging.unlearning import retraining
 from saelens_adaptive_ortho.judging.unlearning.clamps import Intervention, Push
 from saelens_adaptive_ortho.judging.unlearning.families import (
     BOUNDED_STRENGTHS,
@@ -69,6 +73,8 @@ FRONTIERS_OF = {
     "LEACE": ("bounded",),
     "detector": ("loss", "token"),
     GATED_DETECTOR: ("loss",),
+    retraining.RMU: ("loss", "token"),
+    retraining.ASCENT: ("loss", "token"),
     RANDOM: ("loss", "token"),
     GATED_RANDOM: ("loss",),
 }
@@ -224,7 +230,7 @@ class Cache:
             [[c.domain, c.fingerprint, c.share] for c in context.corpora],
             bench.context_size,
             bench.dtype,
-            {k: v for k, v in vars(settings).items() if k not in ignored},
+            {k: v for k, v in determining(settings).items() if k not in ignored},
             known and [settings.template, {d: [vars(q) for q in qs] for d, qs in known.items()}],
         ]
         text = json.dumps(parts, sort_keys=True, default=str)

@@ -19,14 +19,7 @@ from saelens_adaptive_ortho.judging.unlearning.choosing import choose, choose_se
 from saelens_adaptive_ortho.judging.unlearning.saved import UnlearningSelection, weights_digest
 from saelens_adaptive_ortho.judging.unlearning.use import unlearn
 from saelens_adaptive_ortho.text.models import special_tokens
-from tests.judging.unlearning.test_evaluation import (  # noqa: F401  fixtures
-    HOOK,
-    build_sae,
-    context,
-    corpora,
-    model,
-    thresholds,
-)
+from tests.judging.unlearning.conftest import HOOK, build_sae
 
 QUICK = Settings(
     counts=[4, 8],
@@ -39,7 +32,7 @@ QUICK = Settings(
 BUDGET = 0.4
 
 
-def loss(model: Any, tokens: Tensor) -> Tensor:  # noqa: F811
+def loss(model: Any, tokens: Tensor) -> Tensor:
     """The loss at every second position, as ``Settings.loss_every`` says."""
     with torch.no_grad():
         per_token = model(tokens.long(), return_type="loss", loss_per_token=True, prepend_bos=False)
@@ -48,7 +41,7 @@ def loss(model: Any, tokens: Tensor) -> Tensor:  # noqa: F811
 
 @pytest.mark.parametrize("kind", ["clamp", "bounded"])
 def test_largest_damage_within_the_budget_is_chosen_and_reproduced(
-    context: EvalContext,  # noqa: F811
+    context: EvalContext,
     kind: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -78,7 +71,7 @@ def test_largest_damage_within_the_budget_is_chosen_and_reproduced(
         assert found == pytest.approx(damage, abs=1e-4 if kind == "bounded" else 0.05)
 
 
-def test_selection_says_where_it_comes_from(context: EvalContext, tmp_path: Path) -> None:  # noqa: F811
+def test_selection_says_where_it_comes_from(context: EvalContext, tmp_path: Path) -> None:
     chosen = choose(context, BUDGET, "clamp", QUICK, "here")
     assert chosen.gate is not None
     assert chosen.sae == "here"
@@ -98,7 +91,7 @@ def test_selection_says_where_it_comes_from(context: EvalContext, tmp_path: Path
 
 
 def test_every_retain_corpus_stays_within_the_budget(
-    context: EvalContext,  # noqa: F811
+    context: EvalContext,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     near = dataclasses.replace(context.corpora[0], domain="near", share=0.25)
