@@ -27,6 +27,7 @@ from sae_lens.constants import (
     TRAINER_STATE_FILENAME,
 )
 from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
+from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
@@ -256,20 +257,31 @@ class LockstepTrainer:
             if not needing:
                 continue
             self.store.seek(0)
-            scaler, d_in = needing[0].activation_scaler, needing[0].sae.cfg.d_in
-            n = self.cfg.n_batches_for_norm_estimate
-            if kind == "expected_average_only_in":
-                scaler.estimate_scaling_factor(d_in, self.store, n)
-                factor = scaler.scaling_factor
-                if factor is None or not math.isfinite(factor):
-                    raise reject(
-                        "sae.normalize_activations", kind, "activations have no finite mean norm."
-                    )
-            else:
-                scaler.estimate_whitening(d_in, self.store, n)
+            scaler = needing[0].activation_scaler
+            if not self._estimate(kind, scaler, needing[0].sae.cfg.d_in):
+                raise reject(
+                    "sae.normalize_activations",
+                    kind,
+                    f"the first {self.cfg.n_batches_for_norm_estimate} batches of activations are "
+                    "all zero, or too small or too large for it. Use another hook_name, or none.",
+                )
             for trainer in needing[1:]:
                 trainer.activation_scaler.scaling_factor = scaler.scaling_factor
                 trainer.activation_scaler.whitening = scaler.whitening
+
+    def _estimate(self, kind: str, scaler: ActivationScaler, d_in: int) -> bool:
+        """Estimate a normalisation from the next batches. Returns whether there is one."""
+        n = self.cfg.n_batches_for_norm_estimate
+        try:
+            if kind == "covariance_whitening":
+                scaler.estimate_whitening(d_in, self.store, n)
+                whitening = scaler.whitening
+                return whitening is not None and bool(whitening.matrix.isfinite().all())
+            scaler.estimate_scaling_factor(d_in, self.store, n)
+        except (ZeroDivisionError, torch.linalg.LinAlgError):  # a mean norm of 0, or one row
+            return False
+        factor = scaler.scaling_factor
+        return factor is not None and 0 < factor < torch.finfo(torch.float32).max
 
     @torch.no_grad()
     def _start_b_dec_at_mean(self) -> None:
@@ -307,7 +319,12 @@ class LockstepTrainer:
             rows[name] = {"step": step, **{k: v for k, v in row.items() if math.isfinite(v)}}
             self.state.history[name].append(rows[name])
         bar.set_postfix_str(
-            ", ".join(f"{n} {r['explained_variance']:.3f}" for n, r in rows.items()) + " explained"
+            ", ".join(
+                # A batch without variance has no explained variance.
+                f"{name} {row.get('explained_variance', math.nan):.3f}"
+                for name, row in rows.items()
+            )
+            + " explained"
         )
         if self.on_log is not None:
             self.on_log(step, rows)
