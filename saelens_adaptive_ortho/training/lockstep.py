@@ -45,10 +45,14 @@ from saelens_adaptive_ortho.training.store import StratifiedActivationsStore, fi
 STATE_FILE = "lockstep_state.json"
 RNG_FILE = "rng_state.pt"
 KEPT_CHECKPOINTS = 2
+REMEDY = (
+    "Lower lr or ortho_coefficient, or normalise the activations "
+    "(sae.normalize_activations: expected_average_only_in)."
+)
 
 
 class NonFiniteLossError(Explained, RuntimeError):
-    """A loss became NaN or infinite. The message names the SAE and the step."""
+    """A loss or a weight became NaN or infinite. The message names the SAE and the step."""
 
 
 @dataclass
@@ -143,7 +147,7 @@ class LockstepTrainer:
         """Train to the end, then fold the activation norm into the weights as SAELens does.
 
         Raises:
-            NonFiniteLossError: a loss is NaN or infinite.
+            NonFiniteLossError: a loss or a weight is NaN or infinite.
             NonFiniteActivationsError: an activation is NaN or infinite.
             Interrupted: a signal asked the process to stop. A checkpoint is saved first.
             StorageError: a checkpoint could not be written. Earlier checkpoints survive.
@@ -201,6 +205,7 @@ class LockstepTrainer:
         if self._saved_step == step:
             return self._checkpoint_of(step)
         self._refuse_non_finite(self._outputs)  # otherwise every resumed run fails too
+        self._refuse_non_finite_weights()
         self._saved_step, self._saved_at = step, time.monotonic()
         return self.save_checkpoint()
 
@@ -210,6 +215,7 @@ class LockstepTrainer:
             trainer.sae.ortho_project()
             self._fold(name, trainer)
             trainer.set_final_sae_metadata()
+        self._refuse_non_finite_weights()
 
     def _is_due(self, saved_at: float) -> bool:
         """Whether ``checkpoint_every_minutes`` have passed, and training goes on."""
@@ -334,10 +340,19 @@ class LockstepTrainer:
             loss = float(output.loss.detach())
             if not math.isfinite(loss):
                 raise NonFiniteLossError(
-                    f"The loss of {name!r} is {loss} at step {self.state.n_training_steps}. Lower "
-                    "lr or ortho_coefficient, or normalise the activations "
-                    "(sae.normalize_activations: expected_average_only_in)."
+                    f"The loss of {name!r} is {loss} at step {self.state.n_training_steps}. "
+                    f"{REMEDY}"
                 )
+
+    def _refuse_non_finite_weights(self) -> None:
+        """A step whose loss is finite can still have a gradient that is not."""
+        for name, sae in self.saes.items():
+            for weights, parameter in sae.named_parameters():
+                if not bool(parameter.isfinite().all()):
+                    raise NonFiniteLossError(
+                        f"{weights} of {name!r} is not finite after step "
+                        f"{self.state.n_training_steps}. {REMEDY}"
+                    )
 
     # ------------------------------------------------------------ checkpoints
 
