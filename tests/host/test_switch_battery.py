@@ -542,7 +542,6 @@ def test_undone_normalisation_equals_that_of_sae_lens(
         assert torch.equal(own(x), host(x))
         assert torch.equal(own(300 * x), host(300 * x))
     with pytest.raises(RuntimeError, match="depends on the input"):
-        own.decode(own.encode(x).detach() * 0)
         own.decode(torch.zeros(BATCH, 64))
 
 
