@@ -20,7 +20,9 @@ import pytest
 import torch
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import SAE
+from sae_lens.training import activation_scaler
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from saelens_adaptive_ortho import ARCHITECTURES
 from saelens_adaptive_ortho.errors import ConfigError
@@ -359,7 +361,8 @@ class Campaign:
 
 @pytest.fixture
 def campaign(build_sae: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Campaign:
-    monkeypatch.setattr(lockstep, "tqdm", functools.partial(lockstep.tqdm, disable=True))
+    for module in (lockstep, activation_scaler):
+        monkeypatch.setattr(module, "tqdm", functools.partial(tqdm, disable=True))
     return Campaign(build_sae, tmp_path)
 
 
