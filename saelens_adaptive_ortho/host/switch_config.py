@@ -105,6 +105,15 @@ def validate_switches(cfg: Any) -> None:
             "PyTorch cannot differentiate dropout on sparse tensors. Set "
             "use_sparse_activations: false.",
         )
+    levels = getattr(cfg, "use_matryoshka_aux_loss", False)
+    if levels and cfg.normalize_activations in UNDONE_NORMALISATIONS:
+        raise reject(
+            "use_matryoshka_aux_loss",
+            levels,
+            f"SAELens's loss compares activations before and after {cfg.normalize_activations}. "
+            "Set use_matryoshka_aux_loss: false, or normalize_activations: "
+            "expected_average_only_in.",
+        )
     if cfg.ortho_unlock_start < 1 and base == "gated":
         raise reject(
             "ortho_unlock_start",

@@ -34,6 +34,7 @@ else:
 
 MEAN_SQUARE_DECAY = 0.99
 MEAN_SQUARE_EPS = 1e-12
+LAYER_NORM_EPS = 1e-5  # SAELens's
 # Pre-activation of a locked latent. It is below every threshold and outside every JumpReLU
 # bandwidth. It is finite, so that products with it never become NaN.
 SILENT = -1e4
@@ -72,6 +73,8 @@ class SwitchMixin(_Base):
     """Implements the switches of :class:`~.switch_config.SwitchConfig`."""
 
     cfg: Any
+    # Factor and centre of the rows that are being encoded, of a normalisation that is undone.
+    _ortho_normal: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
@@ -188,7 +191,7 @@ class SwitchMixin(_Base):
             self._add_metrics(output)
         finally:
             self._ortho_step = None
-            self._ortho_skipped = None
+            self._ortho_skipped = self._ortho_normal = None
         return output
 
     @torch.no_grad()
@@ -203,6 +206,39 @@ class SwitchMixin(_Base):
             output.metrics["ortho_skip_explained_variance"] = 1 - error / variance
 
     # ----------------------------------------------------------- forward pass
+
+    def _setup_activation_normalization(self) -> None:
+        super()._setup_activation_normalization()
+        if self.cfg.normalize_activations in UNDONE_NORMALISATIONS:
+            self.run_time_activation_norm_fn_in = self._normalised
+            self.run_time_activation_norm_fn_out = self._in_old_units
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        """SAELens's normalisation to the bit. A row without a norm is also allowed: it stays."""
+        if self.cfg.normalize_activations == "layer_norm":
+            centre = x.mean(dim=-1, keepdim=True)
+            x = x - centre
+            spread = x.std(dim=-1, keepdim=True)
+            self._ortho_normal = spread, centre
+            return x / (spread + LAYER_NORM_EPS)
+        factor = self.cfg.d_in**0.5 / x.norm(dim=-1, keepdim=True)
+        factor = torch.where(factor.isfinite(), factor, 1.0)
+        self._ortho_normal = factor, torch.zeros_like(factor)
+        return x * factor
+
+    def _in_old_units(self, out: Tensor) -> Tensor:
+        """Undo :meth:`_normalised`. A training step has several outputs: levels of a Matryoshka."""
+        if self._ortho_normal is None:
+            raise RuntimeError(
+                f"With normalize_activations: {self.cfg.normalize_activations} the output depends "
+                "on the input. Call the SAE itself, or encode the same batch right before decode."
+            )
+        factor, centre = self._ortho_normal
+        if self._ortho_step is None:
+            self._ortho_normal = None
+        if self.cfg.normalize_activations == "layer_norm":
+            return out * factor + centre
+        return out / factor
 
     def process_sae_in(self, sae_in: Tensor) -> Tensor:
         centred = super().process_sae_in(sae_in)

@@ -27,6 +27,7 @@ from sae_lens.constants import (
     TRAINER_STATE_FILENAME,
 )
 from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
+from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
@@ -44,10 +45,14 @@ from saelens_adaptive_ortho.training.store import StratifiedActivationsStore, fi
 STATE_FILE = "lockstep_state.json"
 RNG_FILE = "rng_state.pt"
 KEPT_CHECKPOINTS = 2
+REMEDY = (
+    "Lower lr or ortho_coefficient, or normalise the activations "
+    "(sae.normalize_activations: expected_average_only_in)."
+)
 
 
 class NonFiniteLossError(Explained, RuntimeError):
-    """A loss became NaN or infinite. The message names the SAE and the step."""
+    """A loss or a weight became NaN or infinite. The message names the SAE and the step."""
 
 
 @dataclass
@@ -142,7 +147,7 @@ class LockstepTrainer:
         """Train to the end, then fold the activation norm into the weights as SAELens does.
 
         Raises:
-            NonFiniteLossError: a loss is NaN or infinite.
+            NonFiniteLossError: a loss or a weight is NaN or infinite.
             NonFiniteActivationsError: an activation is NaN or infinite.
             Interrupted: a signal asked the process to stop. A checkpoint is saved first.
             StorageError: a checkpoint could not be written. Earlier checkpoints survive.
@@ -200,6 +205,7 @@ class LockstepTrainer:
         if self._saved_step == step:
             return self._checkpoint_of(step)
         self._refuse_non_finite(self._outputs)  # otherwise every resumed run fails too
+        self._refuse_non_finite_weights()
         self._saved_step, self._saved_at = step, time.monotonic()
         return self.save_checkpoint()
 
@@ -209,6 +215,7 @@ class LockstepTrainer:
             trainer.sae.ortho_project()
             self._fold(name, trainer)
             trainer.set_final_sae_metadata()
+        self._refuse_non_finite_weights()
 
     def _is_due(self, saved_at: float) -> bool:
         """Whether ``checkpoint_every_minutes`` have passed, and training goes on."""
@@ -256,20 +263,31 @@ class LockstepTrainer:
             if not needing:
                 continue
             self.store.seek(0)
-            scaler, d_in = needing[0].activation_scaler, needing[0].sae.cfg.d_in
-            n = self.cfg.n_batches_for_norm_estimate
-            if kind == "expected_average_only_in":
-                scaler.estimate_scaling_factor(d_in, self.store, n)
-                factor = scaler.scaling_factor
-                if factor is None or not math.isfinite(factor):
-                    raise reject(
-                        "sae.normalize_activations", kind, "activations have no finite mean norm."
-                    )
-            else:
-                scaler.estimate_whitening(d_in, self.store, n)
+            scaler = needing[0].activation_scaler
+            if not self._estimate(kind, scaler, needing[0].sae.cfg.d_in):
+                raise reject(
+                    "sae.normalize_activations",
+                    kind,
+                    f"the first {self.cfg.n_batches_for_norm_estimate} batches of activations are "
+                    "all zero, or too small or too large for it. Use another hook_name, or none.",
+                )
             for trainer in needing[1:]:
                 trainer.activation_scaler.scaling_factor = scaler.scaling_factor
                 trainer.activation_scaler.whitening = scaler.whitening
+
+    def _estimate(self, kind: str, scaler: ActivationScaler, d_in: int) -> bool:
+        """Estimate a normalisation from the next batches. Returns whether there is one."""
+        n = self.cfg.n_batches_for_norm_estimate
+        try:
+            if kind == "covariance_whitening":
+                scaler.estimate_whitening(d_in, self.store, n)
+                whitening = scaler.whitening
+                return whitening is not None and bool(whitening.matrix.isfinite().all())
+            scaler.estimate_scaling_factor(d_in, self.store, n)
+        except (ZeroDivisionError, torch.linalg.LinAlgError):  # a mean norm of 0, or one row
+            return False
+        factor = scaler.scaling_factor
+        return factor is not None and 0 < factor < torch.finfo(torch.float32).max
 
     @torch.no_grad()
     def _start_b_dec_at_mean(self) -> None:
@@ -307,7 +325,12 @@ class LockstepTrainer:
             rows[name] = {"step": step, **{k: v for k, v in row.items() if math.isfinite(v)}}
             self.state.history[name].append(rows[name])
         bar.set_postfix_str(
-            ", ".join(f"{n} {r['explained_variance']:.3f}" for n, r in rows.items()) + " explained"
+            ", ".join(
+                # A batch without variance has no explained variance.
+                f"{name} {row.get('explained_variance', math.nan):.3f}"
+                for name, row in rows.items()
+            )
+            + " explained"
         )
         if self.on_log is not None:
             self.on_log(step, rows)
@@ -317,10 +340,19 @@ class LockstepTrainer:
             loss = float(output.loss.detach())
             if not math.isfinite(loss):
                 raise NonFiniteLossError(
-                    f"The loss of {name!r} is {loss} at step {self.state.n_training_steps}. Lower "
-                    "lr or ortho_coefficient, or normalise the activations "
-                    "(sae.normalize_activations: expected_average_only_in)."
+                    f"The loss of {name!r} is {loss} at step {self.state.n_training_steps}. "
+                    f"{REMEDY}"
                 )
+
+    def _refuse_non_finite_weights(self) -> None:
+        """A step whose loss is finite can still have a gradient that is not."""
+        for name, sae in self.saes.items():
+            for weights, parameter in sae.named_parameters():
+                if not bool(parameter.isfinite().all()):
+                    raise NonFiniteLossError(
+                        f"{weights} of {name!r} is not finite after step "
+                        f"{self.state.n_training_steps}. {REMEDY}"
+                    )
 
     # ------------------------------------------------------------ checkpoints
 

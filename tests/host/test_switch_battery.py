@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saelens_adaptive_ortho import ARCHITECTURES
 from saelens_adaptive_ortho.errors import ConfigError
-from saelens_adaptive_ortho.host.switch_config import SKIP_EXPORTS
+from saelens_adaptive_ortho.host.switch_config import SKIP_EXPORTS, UNDONE_NORMALISATIONS
 from saelens_adaptive_ortho.host.switch_mixin import LatentHookPoint
 from saelens_adaptive_ortho.host.trainer import SwitchTrainer, build_trainer
 from saelens_adaptive_ortho.maths.geometry import mean_max_cosine
@@ -509,3 +509,60 @@ def test_aux_loss_works_with_undone_normalisation(
     _, pre = scaled.encode_with_hidden_pre(300 * rows)
     large = scaled.calculate_topk_aux_loss(300 * rows, 150 * rows, pre, dead).detach()
     torch.testing.assert_close(large, 300**2 * losses[1], rtol=1e-3, atol=0)
+
+
+every_undone = pytest.mark.parametrize("kind", UNDONE_NORMALISATIONS)
+
+
+@every_undone
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_rows_of_zeros_have_no_norm_and_train(
+    build_sae: Build, make_batches: Build, train: Build, name: str, kind: str
+) -> None:
+    x = make_batches(STEPS)
+    x[:, 3], x[5] = 0, 0
+    sae = build_sae(name, normalize_activations=kind)
+    for output in train(trainer_of(sae, dead_feature_window=1), x):
+        assert all(loss.isfinite() for loss in output.losses.values())
+        assert output.sae_out.isfinite().all()
+    assert all(value.isfinite().all() for value in sae.state_dict().values())
+
+
+@every_undone
+@pytest.mark.parametrize("base", ["standard", "topk", "batchtopk", "jumprelu", "gated"])
+def test_undone_normalisation_equals_that_of_sae_lens(
+    build_sae: Build, make_batches: Build, base: str, kind: str
+) -> None:
+    x = make_batches(1)[0] + 1
+    host, own = (
+        build_sae(name, normalize_activations=kind, **fields)
+        for name, fields in ((base, {}), (PREFIX + base, {"ortho_mode": "off"}))
+    )
+    with torch.no_grad():
+        assert torch.equal(own(x), host(x))
+        assert torch.equal(own(300 * x), host(300 * x))
+    with pytest.raises(RuntimeError, match="depends on the input"):
+        own.decode(torch.zeros(BATCH, 64))
+
+
+@every_undone
+def test_each_matryoshka_level_is_in_units_of_the_input(
+    build_sae: Build, make_batches: Build, train: Build, kind: str
+) -> None:
+    x = make_batches(1) + 1
+    losses = []
+    for scale in (1, 300):
+        sae = build_sae(f"{PREFIX}matryoshka_batchtopk", normalize_activations=kind)
+        (output,) = train(trainer_of(sae), scale * x)
+        losses.append(output.losses["inner_mse_loss_16"].detach() / scale**2)
+        error = output.sae_out - output.sae_in
+        torch.testing.assert_close(output.losses["mse_loss"], error.square().sum(1).mean())
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=0)
+    assert losses[0] > 0
+
+
+@every_undone
+def test_auxiliary_loss_of_each_level_is_refused(build_cfg: Build, kind: str) -> None:
+    fields = {"normalize_activations": kind, "use_matryoshka_aux_loss": True}
+    with pytest.raises(ConfigError, match=f"use_matryoshka_aux_loss=True: .*{kind}"):
+        build_cfg(f"{PREFIX}matryoshka_batchtopk", **fields)

@@ -104,6 +104,16 @@ def test_penalty_has_help_and_a_gradient(penalty: Penalty) -> None:
     assert given.W_dec.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("variance", [0.0, 1e-45, 1e-39, 1e-20])
+def test_rounding_of_equal_activations_is_no_variance(variance: float) -> None:
+    """After many equal batches, the running variance falls until it has no digits left."""
+    given = inputs(Recorder(), lists=True)
+    pairs = dataclasses.replace(given.pairs, variance=torch.tensor(variance))
+    assert torch.equal(pairs.energies(), torch.zeros(N))
+    adaptive = PENALTIES.own["adaptive"]
+    assert loss_of(adaptive, dataclasses.replace(given, lists=pairs)) == 0
+
+
 def test_default_coefficients() -> None:
     expected = {"gram": 0.05, "fixed": 0.05, "adaptive": 0.3}
     for name, coefficient in expected.items():

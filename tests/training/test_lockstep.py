@@ -20,6 +20,7 @@ from sae_lens.constants import SAE_WEIGHTS_FILENAME, TRAINER_STATE_FILENAME
 from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from saelens_adaptive_ortho.checksums import SUMS
 from saelens_adaptive_ortho.commands.cli import main
@@ -36,6 +37,7 @@ from saelens_adaptive_ortho.training.lockstep import (
     list_checkpoints,
 )
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared, prepare
+from saelens_adaptive_ortho.training.store import StratifiedActivationsStore
 
 MakeConfig = Callable[..., Any]
 STANDARD = {"architecture": "adaptive_ortho_standard", "k": None, "l1_coefficient": 0.1}
@@ -508,6 +510,53 @@ def test_non_finite_loss_saves_no_checkpoint(
     with pytest.raises(NonFiniteLossError, match="is nan at step 8"):
         make_runner(checkpoints=2, ortho_log_every=1000).trainer.fit()
     assert list_checkpoints(tmp_path / "checkpoints") == []
+
+
+def test_gradient_that_is_nan_at_the_last_step_leaves_no_sae(
+    make_runner: Callable[..., AdaptiveOrthoRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = make_runner()
+
+    def poison(gradient: Tensor) -> Tensor | None:
+        last = runner.trainer.state.n_training_steps == runner.trainer.n_steps - 1
+        return gradient * math.nan if last else None
+
+    runner.sae.W_enc.register_hook(poison)
+    with pytest.raises(NonFiniteLossError, match="'sae' is not finite after step 24. Lower lr"):
+        runner.trainer.fit()
+
+
+def unchanging(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """All activations have one value."""
+    original = StratifiedActivationsStore.__next__
+    monkeypatch.setattr(
+        StratifiedActivationsStore, "__next__", lambda self: torch.full_like(original(self), value)
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_activations_without_variance_train_and_are_logged(
+    make_runner: Callable[..., AdaptiveOrthoRunner], monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    unchanging(monkeypatch, value)
+    variants = {"off": {"ortho_mode": "off"}, "adaptive": {}}
+    runner = make_runner({"normalize_activations": "none"}, variants)
+    for sae in runner.trainer.fit().values():
+        assert all(x.isfinite().all() for x in sae.state_dict().values())
+    for rows in runner.trainer.state.history.values():
+        assert rows[-1]["step"] == runner.trainer.n_steps
+        assert all(math.isfinite(x) for x in rows[-1].values())
+        assert "explained_variance" not in rows[-1]
+
+
+@pytest.mark.parametrize("value", [0.0, 3e38])
+def test_normalisation_without_a_scale_is_refused(
+    make_runner: Callable[..., AdaptiveOrthoRunner], monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    unchanging(monkeypatch, value)
+    runner = make_runner({"normalize_activations": "expected_average_only_in"})
+    with pytest.raises(ConfigError, match=r"^sae.normalize_activations='exp.*all zero, or too sma"):
+        runner.trainer.fit()
 
 
 # ---------------------------------------------------------------- command line

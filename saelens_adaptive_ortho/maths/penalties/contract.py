@@ -71,11 +71,12 @@ class PairStatistics:
     def energies(self) -> Float[Tensor, " d_sae"]:
         """``e_i``: share of the activations' total variance that a latent contributes.
 
-        It is 0 for activations without variance, which have nothing to contribute to.
+        It is 0 for activations without variance, which have nothing to contribute to. A variance
+        far below a latent's energy is the rounding error of equal activations, and counts as none.
         """
-        return torch.where(
-            self.variance > 0, coactivation.energies(self.state) / self.variance, 0.0
-        )
+        energies = coactivation.energies(self.state)
+        varies = self.variance > energies * torch.finfo(torch.float32).eps ** 2
+        return torch.where(varies, energies / self.variance, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
