@@ -8,12 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
 # nohup, which may have started these tests, lets a process ignore SIGHUP.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# The command line sets this variable. So tests before and after its first call have the same.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 SHAPED_MODULES = (
     "maths.directions",
@@ -42,7 +45,17 @@ install_import_hook(
 )
 torch.set_num_threads(1)
 
-pytest_plugins = ["tests.tiny", "tests.packages"]
+# The same examples in every run, however long a busy machine takes for one of them. Other examples
+# are tried with --hypothesis-profile=search.
+hypothesis.settings.register_profile(
+    "search", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile(
+    "repeatable", hypothesis.settings.get_profile("search"), derandomize=True
+)
+hypothesis.settings.load_profile("repeatable")
+
+pytest_plugins = ["tests.tiny", "tests.packages", "tests.state"]
 
 # The fast tier leaves out the tests of these folders and files (see the Makefile). A single slow
 # test has its own mark.

@@ -1,0 +1,87 @@
+"""Every test leaves the process as it found it, so that no test depends on those before it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import registry
+
+from saelens_adaptive_ortho.evaluations import TABLE as EVALUATIONS
+from saelens_adaptive_ortho.maths.affinity import AFFINITIES
+from saelens_adaptive_ortho.maths.penalties import PENALTIES
+
+BY_PYTEST = "PYTEST_CURRENT_TEST"  # a variable that pytest changes in every test
+BEFORE = pytest.StashKey[dict[str, Any]]()
+
+
+def process_state() -> dict[str, Any]:
+    """What a test can change for the tests after it."""
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    umask = os.umask(0)
+    os.umask(umask)
+    return {
+        "environment": {name: value for name, value in os.environ.items() if name != BY_PYTEST},
+        "working directory": os.getcwd(),
+        "umask": umask,
+        "signal handlers": {n: signal.getsignal(n) for n in signal.valid_signals()},
+        "blocked signals": signal.pthread_sigmask(signal.SIG_BLOCK, []),
+        "import path": list(sys.path),
+        "recursion limit": sys.getrecursionlimit(),
+        "hooks of the interpreter": (sys.excepthook, sys.unraisablehook, sys.displayhook),
+        "logging": (logging.root.manager.disable, logging.root.level, *logging.root.handlers),
+        "torch": {
+            "dtype": torch.get_default_dtype(),
+            "device": torch.get_default_device(),
+            "threads": torch.get_num_threads(),
+            "gradients": torch.is_grad_enabled(),
+            "inference": torch.is_inference_mode_enabled(),
+            "anomalies": torch.is_anomaly_enabled(),
+            "autocast": torch.is_autocast_enabled("cpu"),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "only warns": torch.is_deterministic_algorithms_warn_only_enabled(),
+            "products": torch.get_float32_matmul_precision(),
+        },
+        "numpy": (np.geterr(), np.get_printoptions()),
+        "architectures": (
+            dict(registry.SAE_CLASS_REGISTRY),
+            dict(registry.SAE_TRAINING_CLASS_REGISTRY),
+        ),
+        "tables": [(dict(t.own), dict(t._loaded)) for t in (PENALTIES, AFFINITIES, EVALUATIONS)],
+        "figures": pyplot.get_fignums() if pyplot else [],
+        "style of figures": dict(pyplot.rcParams) if pyplot else None,
+    }
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    item.stash[BEFORE] = process_state()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Fail a test after which something is not as it was before its fixtures were set up."""
+    result = yield
+    before, now = item.stash[BEFORE], process_state()
+    if before["style of figures"] is None:  # the test was the first to import pyplot
+        before["style of figures"] = now["style of figures"]
+    changed = [f"{n}: {_shown(before[n], now[n])}" for n in now if before[n] != now[n]]
+    if changed:
+        pytest.fail("the test changed the process. " + "; ".join(changed), pytrace=False)
+    return result
+
+
+def _shown(before: Any, now: Any) -> str:
+    """The entries of two dicts that differ, or the whole of two other values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = [n for n in before | now if before.get(n) != now.get(n)]
+        return ", ".join(f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in names)
+    return f"was {before!r} and is {now!r}"
