@@ -13,8 +13,10 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-# nohup, which may have started these tests, lets a process ignore SIGHUP.
+# nohup, which may have started these tests, lets a process ignore SIGHUP, and a shell that starts
+# them in the background SIGINT.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The command line sets this variable. So tests before and after its first call have the same.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 

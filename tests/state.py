@@ -1,9 +1,13 @@
-"""Every test leaves the process as it found it, so that no test depends on those before it."""
+"""No test depends on those before it.
+
+Every test begins with the same random numbers, and leaves the process as it found it.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import sys
 from collections.abc import Iterator
@@ -60,9 +64,37 @@ def process_state() -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def handlers_restored() -> Iterator[None]:
+    """For tests of SAELens's runners, which leave their handlers of INT and TERM behind."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "randomly_reset_seed"):
+        # pytest-randomly may choose the order of the tests, but not their random numbers.
+        config.option.randomly_reset_seed = False
+
+
+def _seed_everything() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
     item.stash[BEFORE] = process_state()
+    _seed_everything()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    _seed_everything()  # a fixture may have been set up for another test
     return (yield)
 
 
@@ -85,3 +117,10 @@ def _shown(before: Any, now: Any) -> str:
         names = [n for n in before | now if before.get(n) != now.get(n)]
         return ", ".join(f"{n} was {before.get(n)!r} and is {now.get(n)!r}" for n in names)
     return f"was {before!r} and is {now!r}"
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say after a failure how the same order is run again; pytest-randomly is optional."""
+    seed = getattr(config.option, "randomly_seed", None)
+    if seed is not None and {"failed", "error"} & terminalreporter.stats.keys():
+        terminalreporter.write_line(f"The order of the tests: -p randomly --randomly-seed={seed}")
