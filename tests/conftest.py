@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,23 @@ from jaxtyping import install_import_hook
 # them in the background SIGINT.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# The command line sets this variable. So tests before and after its first call have the same.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+# What a shell sets decides no test. It is removed before a library reads it. Nothing is read from
+# the caches of the user or written there.
+FOREIGN = re.compile(
+    r"(HF|HUGGING\w*|TRANSFORMERS|DATASETS|WANDB|TQDM|MPL\w*|XDG_CACHE|\w*COLOR)(_.*)?|.*_proxy",
+    re.IGNORECASE,
+)
+for name in filter(FOREIGN.fullmatch, list(os.environ)):
+    del os.environ[name]
+CACHES = tempfile.TemporaryDirectory(prefix="adaptive-ortho-tests-")
+os.environ.update(
+    HF_HOME=f"{CACHES.name}/huggingface",
+    ADAPTIVE_ORTHO_CACHE=f"{CACHES.name}/adaptive-ortho",
+    COLUMNS="80",
+    # The command line sets it. So tests before and after its first call have the same.
+    THP_MEM_ALLOC_ENABLE="1",
+)
 
 SHAPED_MODULES = (
     "maths.directions",

@@ -22,7 +22,8 @@ from saelens_adaptive_ortho.evaluations import TABLE as EVALUATIONS
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.maths.penalties import PENALTIES
 
-BY_PYTEST = "PYTEST_CURRENT_TEST"  # a variable that pytest changes in every test
+# Variables that are not a test's: pytest's, and those that importing scikit-learn sets.
+NOT_A_TESTS = {"PYTEST_CURRENT_TEST", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
 BEFORE = pytest.StashKey[dict[str, Any]]()
 
 
@@ -32,12 +33,12 @@ def process_state() -> dict[str, Any]:
     umask = os.umask(0)
     os.umask(umask)
     return {
-        "environment": {name: value for name, value in os.environ.items() if name != BY_PYTEST},
+        "environment": {n: v for n, v in os.environ.items() if n not in NOT_A_TESTS},
         "working directory": os.getcwd(),
         "umask": umask,
         "signal handlers": {n: signal.getsignal(n) for n in signal.valid_signals()},
         "blocked signals": signal.pthread_sigmask(signal.SIG_BLOCK, []),
-        "import path": list(sys.path),
+        "import system": (list(sys.path), list(sys.meta_path)),
         "recursion limit": sys.getrecursionlimit(),
         "hooks of the interpreter": (sys.excepthook, sys.unraisablehook, sys.displayhook),
         "logging": (logging.root.manager.disable, logging.root.level, *logging.root.handlers),
