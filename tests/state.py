@@ -24,6 +24,7 @@ from saelens_adaptive_ortho.maths.penalties import PENALTIES
 
 # Variables that are not a test's: pytest's, and those that importing scikit-learn sets.
 NOT_A_TESTS = {"PYTEST_CURRENT_TEST", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
+SIGNALS = signal.valid_signals() - {signal.SIGALRM}  # pytest-timeout's
 BEFORE = pytest.StashKey[dict[str, Any]]()
 
 
@@ -36,7 +37,7 @@ def process_state() -> dict[str, Any]:
         "environment": {n: v for n, v in os.environ.items() if n not in NOT_A_TESTS},
         "working directory": os.getcwd(),
         "umask": umask,
-        "signal handlers": {n: signal.getsignal(n) for n in signal.valid_signals()},
+        "signal handlers": {n: signal.getsignal(n) for n in SIGNALS},
         "blocked signals": signal.pthread_sigmask(signal.SIG_BLOCK, []),
         "import system": (list(sys.path), list(sys.meta_path)),
         "recursion limit": sys.getrecursionlimit(),
