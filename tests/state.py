@@ -125,4 +125,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     """Say after a failure how the same order is run again; pytest-randomly is optional."""
     seed = getattr(config.option, "randomly_seed", None)
     if seed is not None and {"failed", "error"} & terminalreporter.stats.keys():
-        terminalreporter.write_line(f"The order of the tests: -p randomly --randomly-seed={seed}")
+        terminalreporter.write_line(f"The same order again: --randomly-seed={seed}")
