@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
-# nohup, which may have started these tests, lets a process ignore SIGHUP.
+# nohup, which may have started these tests, lets a process ignore SIGHUP, and a shell that starts
+# them in the background SIGINT.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What a shell sets decides no test. It is removed before a library reads it. Nothing is read from
+# the caches of the user or written there.
+FOREIGN = re.compile(
+    r"(HF|HUGGING\w*|TRANSFORMERS|DATASETS|WANDB|TQDM|MPL\w*|XDG_CACHE|\w*COLOR)(_.*)?|.*_proxy",
+    re.IGNORECASE,
+)
+for name in filter(FOREIGN.fullmatch, list(os.environ)):
+    del os.environ[name]
+CACHES = tempfile.TemporaryDirectory(prefix="adaptive-ortho-tests-")
+os.environ.update(
+    HF_HOME=f"{CACHES.name}/huggingface",
+    ADAPTIVE_ORTHO_CACHE=f"{CACHES.name}/adaptive-ortho",
+    COLUMNS="80",
+    # The command line sets it. So tests before and after its first call have the same.
+    THP_MEM_ALLOC_ENABLE="1",
+)
 
 SHAPED_MODULES = (
     "maths.directions",
@@ -42,7 +64,17 @@ install_import_hook(
 )
 torch.set_num_threads(1)
 
-pytest_plugins = ["tests.tiny", "tests.packages"]
+# The same examples in every run, however long a busy machine takes for one of them. Other examples
+# are tried with --hypothesis-profile=search.
+hypothesis.settings.register_profile(
+    "search", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile(
+    "repeatable", hypothesis.settings.get_profile("search"), derandomize=True
+)
+hypothesis.settings.load_profile("repeatable")
+
+pytest_plugins = ["tests.tiny", "tests.packages", "tests.state"]
 
 # The fast tier leaves out the tests of these folders and files (see the Makefile). A single slow
 # test has its own mark.

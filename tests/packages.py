@@ -18,6 +18,8 @@ Install = Callable[..., None]
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """``install(name, code, {group: {entry: "module:object"}})``, undone after the test."""
+    # Python checks cached bytecode by the second of the last change, and a test is faster.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     root = tmp_path / "site"
     modules: list[str] = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ from saelens_adaptive_ortho.commands.experiment import build_experiment
 from saelens_adaptive_ortho.report import summary
 from saelens_adaptive_ortho.report.page import run as page
 from saelens_adaptive_ortho.settings import dump_yaml
-from saelens_adaptive_ortho.text.models import load_language_model
+from saelens_adaptive_ortho.text.models import load_language_model, tensors_digest
 from saelens_adaptive_ortho.training.runner import Prepared, prepare
 from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig
 
 CONTEXT, WIDTH, D_SAE, BATCH, STEPS = 32, 32, 64, 128, 24
 HOOK = "blocks.1.hook_resid_post"
 BOS, PAD = 0, 1
+TOKENIZER = ("padding_side", "truncation_side", "pad_token_id", "bos_token_id", "eos_token_id")
 SPECIAL = ["<|endoftext|>", "<|pad|>", "<|unknown|>"]
 FORGET_WORDS = [f"virus{i}" for i in range(90)]
 RETAIN_WORDS = [f"castle{i}" for i in range(90)]
@@ -178,9 +179,27 @@ def make_config(
     return make
 
 
+def contents(model: Any) -> dict[str, Any]:
+    """What no test may change in a model that all tests share."""
+    return {
+        "weights": tensors_digest(model.state_dict()),
+        "gradients": [(p.requires_grad, p.grad is None) for p in model.parameters()],
+        "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
+        "training": [module.training for module in model.modules()],
+        "hooks": [len(point.fwd_hooks) + len(point.bwd_hooks) for point in model.hook_points()],
+        "config": str(model.cfg),
+        "tokenizer": {name: str(getattr(model.tokenizer, name)) for name in TOKENIZER},
+    }
+
+
 @pytest.fixture(scope="session")
-def model(tiny: Tiny) -> Any:
-    return load_language_model(str(tiny.model))
+def model(tiny: Tiny) -> Iterator[Any]:
+    shared = load_language_model(str(tiny.model))
+    before = contents(shared)
+    yield shared
+    now = contents(shared)
+    changed = {name: (before[name], now[name]) for name in now if before[name] != now[name]}
+    assert not changed, "a test has changed the model of all tests"
 
 
 @pytest.fixture(scope="session")

@@ -280,6 +280,16 @@ def gpu_settings(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
+def _warnings_logged_nowhere() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
 def _cache_in(folder: Path) -> Iterator[None]:
     """Keep cached activations in this folder, not in the user's cache."""
     before = os.environ.get(FOLDER_VARIABLE)
@@ -306,8 +316,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.gpu and not torch.cuda.is_available():
         parser.error("--gpu: PyTorch finds no CUDA device.")
-    logging.disable(logging.WARNING)
-    with tempfile.TemporaryDirectory() as scratch, _cache_in(Path(scratch) / "cache"):
+    with (
+        _warnings_logged_nowhere(),
+        tempfile.TemporaryDirectory() as scratch,
+        _cache_in(Path(scratch) / "cache"),
+    ):
         changes = gpu_settings(Path(scratch) / "smollm2-135m-untrained") if args.gpu else {}
         overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
         try:

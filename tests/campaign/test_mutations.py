@@ -50,7 +50,9 @@ from tests.campaign.mutations import WEIRD, changed_bytes, changed_text, changed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 SCALE = 5 if FULL else 1
-PATIENCE = 10.0  # seconds for one case
+# For one case. A busy machine makes a case wait, but not work, for longer.
+WORK = 10.0  # seconds of the processor
+WAIT = 300.0  # seconds of the clock
 MEMORY = 1 << 30  # bytes that a case may take
 SEED = 2026
 
@@ -68,16 +70,21 @@ def limited() -> Iterator[None]:
     def late(*_: Any) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, late)
+    timers = {signal.SIGPROF: signal.ITIMER_PROF, signal.SIGALRM: signal.ITIMER_REAL}
+    handlers = {number: signal.signal(number, late) for number in timers}
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    signal.setitimer(signal.ITIMER_PROF, WORK)
+    of_the_test = signal.setitimer(signal.ITIMER_REAL, WAIT)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.setitimer(signal.ITIMER_REAL, *of_the_test)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 

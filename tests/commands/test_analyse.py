@@ -98,7 +98,6 @@ def test_browser_renders_the_page(analysed: Path, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
     )
     assert "Absorption candidates" in done.stdout, done.stderr[-500:]
     assert done.stdout.count("<figure") >= 4

@@ -6,15 +6,19 @@ import contextlib
 import json
 import multiprocessing
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from saelens_adaptive_ortho import locks
+from saelens_adaptive_ortho.commands import comparison
 from saelens_adaptive_ortho.commands.cli import main
 from saelens_adaptive_ortho.commands.comparison import RECORD
 
 TRIES = 10
+LONG = 120.0  # seconds until a process that waits for another has certainly failed
 
 
 def compare(config: str, root: Path, lr: float) -> None:
@@ -35,15 +39,26 @@ def test_one_works_and_the_other_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(locks, "RUN_PATIENCE", 0.05)  # less than a tiny run takes
+    monkeypatch.setattr(locks, "RUN_PATIENCE", 0.05)
     config = str(write_config(variants={"adaptive": {}}, evals=[]))
     rates = (0.001, 0.003)
     fork = multiprocessing.get_context("fork")
+    prepare = comparison.prepare
     for number in range(TRIES):
         root = tmp_path / f"run{number}"
+        other_ended = fork.Event()
+
+        def prepare_at_last(*args: Any, ended: Any = other_ended, **named: Any) -> Any:
+            assert ended.wait(LONG)
+            return prepare(*args, **named)
+
+        # The one that works holds the lock until the other one has tried.
+        monkeypatch.setattr(comparison, "prepare", prepare_at_last)
         children = [fork.Process(target=compare, args=(config, root, lr)) for lr in rates]
         for child in children:
             child.start()
+        wait([child.sentinel for child in children], LONG)
+        other_ended.set()
         for child in children:
             child.join()
         statuses = [child.exitcode for child in children]

@@ -13,6 +13,8 @@ from evals.performance import levers
 from saelens_adaptive_ortho.commands.experiment import load_experiment
 from saelens_adaptive_ortho.text.activation_cache import FOLDER_VARIABLE
 
+pytestmark = pytest.mark.usefixtures("handlers_restored")
+
 
 def test_every_training_has_a_row_and_ours_agree(
     write_config: Callable[..., Path], tmp_path: Path

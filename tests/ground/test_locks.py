@@ -25,7 +25,7 @@ from saelens_adaptive_ortho.locks import run_lock, write_lock
 
 # Without the package's own __init__, which would load torch.
 HOLD = f"""
-import sys, time, types
+import sys, types
 from pathlib import Path
 
 package = types.ModuleType("saelens_adaptive_ortho")
@@ -35,7 +35,7 @@ from saelens_adaptive_ortho.locks import run_lock
 
 with run_lock("output_path", Path(sys.argv[1]), "adaptive-ortho compare"):
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()  # until the test kills this process, or has ended itself
 """
 
 
@@ -51,7 +51,10 @@ def hold() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
 
     def start(path: Path) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", HOLD, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         started.append(process)
         assert process.stdout is not None

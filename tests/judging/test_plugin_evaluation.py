@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import textwrap
 import warnings
 from collections.abc import Callable
@@ -50,7 +49,7 @@ def walk_through() -> tuple[str, str]:
 
 
 @pytest.fixture
-def coherence(install: Install, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def coherence(install: Install) -> Callable[..., None]:
     """Install the walk-through; the returned function installs it again with a changed code."""
 
     def put(*changes: tuple[str, str]) -> None:
@@ -61,8 +60,6 @@ def coherence(install: Install, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         install("coherence", described, {GROUP: {"coherence": "coherence:COHERENCE"}})
         install("coherence_run", measured, {})
 
-    # Python checks cached bytecode by the second of the last change, and this change is faster.
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     put()
     return put
 

@@ -34,7 +34,7 @@ def moments(x: Tensor) -> Moments:
     return Moments(x.mean(0), torch.cov(x.T, correction=0))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 10_000))
 def test_basis_spans_the_first_rows_in_order(seed: int) -> None:
     rows = random(5, 8, seed=seed)

@@ -31,7 +31,7 @@ def brute_force(costs: Tensor, gains: Tensor, paths: Tensor, budgets: Tensor) ->
     return best
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 10_000))
 def test_envelope_equals_brute_force(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -56,7 +56,7 @@ def walk(values: list[Tensor], paths: Tensor, steps: int = 2001) -> Tensor:
     return torch.cat(found)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 10_000))
 def test_other_quantity_is_read_where_the_frontier_is(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -75,7 +75,7 @@ def test_other_quantity_is_read_where_the_frontier_is(seed: int) -> None:
             assert (allowed[near, 2] - read[row, column]).abs().min() < 5e-3
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 10_000))
 def test_cheapest_equals_brute_force(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -30,7 +30,7 @@ from saelens_adaptive_ortho.maths.penalties.fixed import chunk_permutation, fixe
 from saelens_adaptive_ortho.maths.penalties.gram import gram_penalty
 from saelens_adaptive_ortho.maths.penalties.pair_cost import pair_penalty
 
-examples = settings(max_examples=15, deadline=None)
+examples = settings(max_examples=15)
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -6,7 +6,6 @@ import copy
 import multiprocessing
 import os
 import signal
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -257,15 +256,24 @@ FORK = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 needs_fork = pytest.mark.skipif(FORK is None, reason="needs fork")
 
 
-class Noting(Counting):
-    """Counts in a file what all processes compute; ``fatal`` is the block that kills."""
+LONG = 120.0  # seconds until a process that waits for another has certainly failed
 
-    def __init__(self, folder: Path, notes: Path, fatal: int | None = None) -> None:
+
+class Noting(Counting):
+    """Counts in a file what all processes compute; ``fatal`` is the block that kills.
+
+    With ``together``, a process waits in its first block until every process is in its first block.
+    """
+
+    def __init__(
+        self, folder: Path, notes: Path, fatal: int | None = None, together: Any = None
+    ) -> None:
         super().__init__(folder)
-        self.notes, self.fatal = notes, fatal
+        self.notes, self.fatal, self.together = notes, fatal, together
 
     def compute(self, contexts: Tensor) -> Tensor:
-        time.sleep(0.02)
+        if self.together is not None and not self.computed:
+            self.together.wait(LONG)
         if int(contexts[0]) == self.fatal:
             os.kill(os.getpid(), signal.SIGKILL)
         with self.notes.open("a") as notes:
@@ -277,11 +285,12 @@ class Noting(Counting):
 def test_two_processes_share_the_work(tmp_path: Path) -> None:
     folder, notes = tmp_path / "cache", tmp_path / "notes"
     assert FORK is not None
-    children = [FORK.Process(target=Noting(folder, notes).fill) for _ in range(2)]
+    worker = Noting(folder, notes, together=FORK.Barrier(2))
+    children = [FORK.Process(target=worker.fill) for _ in range(2)]
     for child in children:
         child.start()
     for child in children:
-        child.join(30)
+        child.join(2 * LONG)
         assert child.exitcode == 0
     blocks, processes = zip(*(line.split() for line in notes.read_text().splitlines()), strict=True)
     assert sorted(map(int, blocks)) == list(range(0, N, BLOCK))
@@ -295,7 +304,7 @@ def test_killed_process_leaves_whole_blocks_and_no_lock(tmp_path: Path) -> None:
     assert FORK is not None
     child = FORK.Process(target=Noting(folder, notes, fatal=12).fill)
     child.start()
-    child.join(30)
+    child.join(2 * LONG)
     assert child.exitcode == -signal.SIGKILL
     again = Counting(folder)
     assert again.fill() == N - 12

@@ -32,7 +32,10 @@ from saelens_adaptive_ortho import ARCHITECTURES
 from saelens_adaptive_ortho.commands.cli import main
 
 # SAELens warns about short data sets and about its own tensor copies.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.usefixtures("handlers_restored"),
+]
 
 Build = Callable[..., Any]
 CONTEXT, VOCAB, D_MODEL = 16, 40, 16

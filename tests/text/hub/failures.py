@@ -28,7 +28,7 @@ CUT = {"model.safetensors", "sae_weights.safetensors", "train-00000-of-00001.par
 def main() -> None:
     root, out = Path(sys.argv[1]), Path(sys.argv[2])
     gated = [GATED_MODEL, GATED_CORPUS, GATED_SAE]
-    client = Client(root, out, gated, HF_HUB_ETAG_TIMEOUT="1", HF_HUB_DOWNLOAD_TIMEOUT="1")
+    client = Client(root, out, gated)
     hub, step = client.hub, client.step
 
     step("imports", lambda: import_module("saelens_adaptive_ortho.commands.comparison").__name__)
@@ -58,10 +58,12 @@ def main() -> None:
     step("busy SAE", command(sae=f"{RELEASE}:blocks.4.hook_resid_post"))
     hub.status = None
 
+    from huggingface_hub import constants
     from sae_lens import SAE
 
     step("cache", lambda: SAE.from_pretrained(*CACHED.split(":")).cfg.d_sae)
     hub.silent = True
+    constants.HF_HUB_ETAG_TIMEOUT = constants.HF_HUB_DOWNLOAD_TIMEOUT = 1
     unreachable(step, "silent")
     step("silent model by command", command(model="EleutherAI/pythia-410m"))
     step("silent SAE by command", command(sae=f"{RELEASE}:blocks.4.hook_resid_post"))

@@ -99,8 +99,7 @@ def test_message_names_failure_and_remedy(steps: dict[str, Any], name: str) -> N
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_failure_is_fast_and_leaves_no_files(steps: dict[str, Any], name: str) -> None:
-    assert steps[name]["seconds"] < 60
+def test_failure_does_not_wait_and_leaves_no_files(steps: dict[str, Any], name: str) -> None:
     assert steps[name]["value"]["waited"] < 60  # the libraries' pauses between attempts
     assert not steps[name]["value"]["left"]
 
@@ -125,7 +124,8 @@ def test_libraries_do_not_wait_for_silent_hub(steps: dict[str, Any], how: str, t
     step = steps[f"{how} {thing}"]
     assert step["value"]["message"].startswith("the hub cannot be reached (")
     assert step["value"]["waited"] == 0
-    assert step["seconds"] < 10
+    # One request finds that nobody answers. No other one follows.
+    assert len(step["requests"]) == (how == "silent")
 
 
 @pytest.mark.parametrize("how", ["silent", "closed"])
