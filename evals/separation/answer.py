@@ -20,12 +20,10 @@ from saelens_adaptive_ortho.report.formatting import (
     DASH,
     MINUS,
     capital,
-    error_decimals,
     estimate,
     markdown,
-    number,
-    value_decimals,
 )
+from saelens_adaptive_ortho.report.opening import best_without_sae, value_text
 from saelens_adaptive_ortho.report.statistics import MetricSummary, Summary, summarise
 from saelens_adaptive_ortho.results import ResultError, load_results, order_variants
 
@@ -129,7 +127,10 @@ def _rows(study: Study, summary: Summary, variants: Sequence[str]) -> list[list[
     for key in (study.gain, *study.beside, COST):
         if key in summary.metrics:
             metric = summary.metrics[key]
-            cells = [_mean(metric, v) if v in summary.variants else DASH for v in variants]
+            cells = [
+                value_text(metric, metric.variants[v].mean) if v in summary.variants else DASH
+                for v in variants
+            ]
             label = capital(f"{metric.info.label} {metric.info.arrow}")
             rows.append([label, *cells, _change(metric), _best_without_sae(summary, key)])
     return rows
@@ -146,23 +147,9 @@ def _change(metric: MetricSummary) -> str:
 
 def _best_without_sae(summary: Summary, key: str) -> str:
     """``detector 0.81``."""
-    metric = summary.metrics[key]
-    levels = {name: found[key] for name, found in summary.without_sae.items() if key in found}
-    if not levels:
-        return DASH
-    best = (min if metric.info.direction == "lower" else max)(levels, key=levels.__getitem__)
-    return f"{best} {_number(metric, levels[best])}"
-
-
-def _mean(metric: MetricSummary, variant: str) -> str:
-    return _number(metric, metric.variants[variant].mean)
-
-
-def _number(metric: MetricSummary, value: float | None) -> str:
-    """The value with as many decimals as the spreads of the metric support."""
-    stds = [spread.std for spread in metric.variants.values() if spread.std]
-    means = [spread.mean for spread in metric.variants.values() if spread.mean is not None]
-    return number(value, error_decimals(max(stds)) if stds else value_decimals(means, figures=3))
+    for name, value in best_without_sae(summary, key):
+        return f"{name} {value_text(summary.metrics[key], value)}"
+    return DASH
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from saelens_adaptive_ortho.files import without_home, write_text_atomic
 from saelens_adaptive_ortho.report.figures.files import run_figures
 from saelens_adaptive_ortho.report.formatting import duration, number
 from saelens_adaptive_ortho.report.notes import GapGroup
+from saelens_adaptive_ortho.report.opening import opening
 from saelens_adaptive_ortho.report.page.parts import (
     Drawing,
     MetricTable,
@@ -74,14 +75,14 @@ def render_page(results: Sequence[Result], config: str | None = None, name: str 
     verdicts = judge(summary)
     figures = run_figures(summary, results)
     pairs = sorted(summary.pairs, key=lambda pair: pair[0] != summary.focus)
-    overview = [
-        Drawing.of(figures[name], name, heading, caption)
+    drawings = {
+        name: Drawing.of(figures[name], name, heading, caption)
         for name, heading, caption in (
             ("tradeoff", "Gain and cost", TRADEOFF_CAPTION),
             ("headline", "At a glance", HEADLINE_CAPTION),
         )
         if name in figures
-    ]
+    }
     return render(
         "run.html.j2",
         title=f"{name}: adaptive orthogonality in sparse autoencoders",
@@ -97,7 +98,9 @@ def render_page(results: Sequence[Result], config: str | None = None, name: str 
         failures=[
             (summary.evaluations[gap.eval].info.title, _gap(gap)) for gap in summary.gap_groups
         ],
-        overview=overview,
+        opening=opening(summary),
+        first=drawings.pop("tradeoff", None),
+        overview=list(drawings.values()),
         headline=metric_table(summary, summary.headline) if summary.headline else None,
         references=reference_table(summary, summary.headline),
         one_seed=len(summary.seeds) == 1,

@@ -31,14 +31,14 @@ QUICK = {
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
+def demo_model() -> Any:
     return load_language_model("demo:model")
 
 
 @pytest.fixture(scope="module")
-def corpora(model: Any) -> list[Any]:
+def corpora(demo_model: Any) -> list[Any]:
     how = Tokenisation(context_size=48, holdout_fraction=0.2, holdout_contexts=16)
-    return [tokenise_corpus(c, d, model.tokenizer, how, 32) for d, c in TEXTS.items()]
+    return [tokenise_corpus(c, d, demo_model.tokenizer, how, 32) for d, c in TEXTS.items()]
 
 
 def build_sae(seed: int = 0, **changes: Any) -> SAE[Any]:
@@ -57,23 +57,22 @@ def build_sae(seed: int = 0, **changes: Any) -> SAE[Any]:
 
 
 @pytest.fixture(scope="module")
-def thresholds(model: Any, corpora: list[Any]) -> Tensor:
+def thresholds(demo_model: Any, corpora: list[Any]) -> Tensor:
     """Thresholds: half of the latents fire on 1/200 of the retain tokens, the others on 1/3."""
+    texts = corpora[1].train.long()
     with torch.no_grad():
-        acts = model.run_with_cache(corpora[1].train.long(), names_filter=HOOK, prepend_bos=False)[
-            1
-        ]
-        before = acts[HOOK].flatten(0, 1) @ build_sae().W_enc
+        cache = demo_model.run_with_cache(texts, names_filter=HOOK, prepend_bos=False)[1]
+        before = cache[HOOK].flatten(0, 1) @ build_sae().W_enc
     return torch.cat([before[:, :32].quantile(0.995, 0), before[:, 32:].quantile(0.67, 0)])
 
 
 @pytest.fixture
-def context(model: Any, corpora: list[Any], thresholds: Tensor, tmp_path: Path) -> EvalContext:
+def context(demo_model: Any, corpora: list[Any], thresholds: Tensor, tmp_path: Path) -> EvalContext:
     def load() -> SAE[Any]:
         sae = build_sae()
         with torch.no_grad():
             sae.threshold.copy_(thresholds)
         return sae
 
-    bench = Workbench(model, "demo:model", corpora, TEXTS, 48, tmp_path / "cache")
+    bench = Workbench(demo_model, "demo:model", corpora, TEXTS, 48, tmp_path / "cache")
     return EvalContext(bench, load, "random", 0, tmp_path / "raw")

@@ -32,6 +32,11 @@ QUICK = Settings(
 BUDGET = 0.4
 
 
+@pytest.fixture(scope="module")
+def model(demo_model: Any) -> Any:
+    return demo_model
+
+
 def loss(model: Any, tokens: Tensor) -> Tensor:
     """The loss at every second position, as ``Settings.loss_every`` says."""
     with torch.no_grad():

@@ -35,6 +35,11 @@ from tests.judging.unlearning.conftest import D_IN, D_SAE, HOOK, QUICK, build_sa
 RETRAINED = {retraining.RMU, retraining.ASCENT}  # only if they are asked for
 
 
+@pytest.fixture(scope="module")
+def model(demo_model: Any) -> Any:
+    return demo_model
+
+
 @pytest.fixture
 def few_questions(tmp_path: Path) -> str:
     """40 of the demo's questions. With so few, finding the known ones is quick."""

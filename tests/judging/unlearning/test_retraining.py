@@ -20,6 +20,11 @@ BOTH = [retraining.RMU, retraining.ASCENT]
 NAMES = [f"blocks.{layer}.mlp.W_out" for layer in range(3)]
 
 
+@pytest.fixture(scope="module")
+def model(demo_model: Any) -> Any:
+    return demo_model
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retraining, "STEPS", dict.fromkeys(BOTH, 12))
