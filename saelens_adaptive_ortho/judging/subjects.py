@@ -368,7 +368,8 @@ def workbench_for(subjects: list[Subject], options: JudgingOptions) -> Workbench
         source: options.context_size or sae.cfg.metadata.context_size
         for source, sae in loaded.items()
     }
-    context_size = _shared_value(sizes, "--context-size") or 128
+    known = {source: size for source, size in sizes.items() if size is not None}
+    context_size = _shared_value(known, "--context-size") if known else 128
     how = _tokenisation(context_size, loaded, records)
     metadata = next(iter(loaded.values())).cfg.metadata
     hooks = sorted({sae.cfg.metadata.hook_name for sae in loaded.values()})

@@ -24,11 +24,14 @@ def hook_of_module(module: str) -> tuple[str | None, str]:
     found = LAYER.fullmatch(module)
     if found is not None and found[2] is None:
         return f"blocks.{found[1]}.hook_resid_post", ""
-    advice = f"the SAE is for the module {module!r}. Give the hook point of its output as --hook"
     if found is not None and found[2] in SUBLAYERS:
         hook = f"blocks.{found[1]}.{SUBLAYERS[found[2]]}"
-        return None, f"{advice}: {hook}, if the model has no norm behind this module."
-    return None, f"{advice}, e.g. blocks.5.hook_mlp_out."
+        advice = f"the SAE is for the output of {module}. Give its hook point as --hook: {hook}"
+        return None, f"{advice}, if the model has no norm behind this module."
+    return None, (
+        f"{module!r} names no layer, so nothing tells where the SAE reads. Give its hook point as "
+        "--hook, e.g. blocks.5.hook_resid_post."
+    )
 
 
 NO_HOOK = "the folder does not say where the SAE reads. Give --hook, e.g. blocks.5.hook_resid_post."

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,8 @@ from saelens_adaptive_ortho.commands.cli import main
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.judging import formats
 from saelens_adaptive_ortho.judging.formats.hooks import hook_of_module
-from saelens_adaptive_ortho.judging.subjects import Subject, find_subject
+from saelens_adaptive_ortho.judging.options import JudgingOptions
+from saelens_adaptive_ortho.judging.subjects import Subject, find_subject, workbench_for
 from saelens_adaptive_ortho.results import load_results
 from tests.judging.formats import folders
 from tests.judging.formats.folders import FOLDERS, Folder
@@ -172,9 +172,7 @@ def test_other_names_of_folders_need_the_options(tmp_path: Path) -> None:
 
 
 def test_folders_are_recognised_by_their_files(tmp_path: Path) -> None:
-    kinds = {
-        name: formats.recognised(make(tmp_path / name).path) for name, make in FOLDERS.items()
-    }
+    kinds = {name: formats.recognised(make(tmp_path / name).path) for name, make in FOLDERS.items()}
     names = {name: kind and kind.name for name, kind in kinds.items()}
     assert {names[n] for n in names if n.startswith("lm_saes")} == {"lm_saes"}
     others = {n: found for n, found in names.items() if not n.startswith("lm_saes")}
@@ -237,28 +235,31 @@ def test_another_package_adds_a_format(install: Install, tmp_path: Path) -> None
 
 @pytest.mark.usefixtures("no_report")
 def test_eval_judges_one_folder_of_each_library(tiny: Tiny, tmp_path: Path) -> None:
-    makers: dict[str, Callable[[Path], Folder]] = {
-        name: FOLDERS[name]
-        for name in ("gemma_scope", "AutoEncoderTopK", "sparsify", "lm_saes jumprelu", "open_sae")
-    }
-    saes = [
-        f"{name.replace(' ', '-')}={make(tmp_path / name).path}" for name, make in makers.items()
-    ]
+    """The mean cosine of a decoder row with its nearest row comes from the folder itself, too."""
+    names = ("gemma_scope", "AutoEncoderTopK", "sparsify", "lm_saes jumprelu", "open_sae")
+    made = {re.sub("[_ ]", "-", name): FOLDERS[name](tmp_path / name) for name in names}
     out = tmp_path / "out"
-    command = ["eval", *saes, "--evals", "subspace", "--set", "subspace.n_contexts=8"]
-    command += ["--model", str(tiny.model), "--hook", HOOK, "--context-size", str(CONTEXT)]
-    command += ["--forget", str(tiny.forget), "--retain", str(tiny.retain), "--out", str(out)]
+    command = ["eval", *(f"{name}={folder.path}" for name, folder in made.items())]
+    command += ["--evals", "subspace", "--set", "subspace.n_contexts=8", "--hook", HOOK]
+    command += ["--model", str(tiny.model), "--context-size", str(CONTEXT), "--out", str(out)]
+    command += ["--forget", str(tiny.forget), "--retain", str(tiny.retain)]
     assert main(command) == 0
     results = {result.variant: result for result in load_results(out)}
-    assert len(results) == len(makers)
-    for name, make in makers.items():
-        result = results[name.replace(" ", "-")]
-        assert result.ok
-        # 64 rows in 32 dimensions: the mean squared cosine of random directions is 1/32.
-        found = [v for v in result.metrics.values() if v is not None]
-        assert found
-        assert all(math.isfinite(v) for v in found)
-        assert make is FOLDERS[name]
+    assert set(results) == set(made)
+    for name, folder in made.items():
+        rows = folder.decode(torch.eye(D_SAE)) - folder.decode(torch.zeros(1, D_SAE))
+        rows = torch.nn.functional.normalize(rows, dim=1)
+        nearest = (rows @ rows.T).fill_diagonal_(-1).max(1).values.mean()
+        assert results[name].ok
+        assert results[name].metrics["mean_max_cosine"] == pytest.approx(float(nearest), abs=1e-6)
+
+
+def test_unknown_context_size_fits_every_known_one(tiny: Tiny, tmp_path: Path) -> None:
+    given = {"model": str(tiny.model), "forget": str(tiny.forget), "out": tmp_path / "out"}
+    unknown = Subject.parse(str(folders.open_sae(tmp_path).path))
+    known = Subject.parse(str(folders.sparsify(tmp_path).path))
+    for order, size in (([unknown, known], CONTEXT), ([known, unknown], CONTEXT)):
+        assert workbench_for(order, JudgingOptions(**given)).context_size == size
 
 
 @pytest.mark.usefixtures("no_report")
