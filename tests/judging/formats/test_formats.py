@@ -254,6 +254,26 @@ def test_eval_judges_one_folder_of_each_library(tiny: Tiny, tmp_path: Path) -> N
         assert results[name].metrics["mean_max_cosine"] == pytest.approx(float(nearest), abs=1e-6)
 
 
+@pytest.mark.saebench
+@pytest.mark.usefixtures("no_report")
+def test_saebench_judges_an_sae_that_knows_neither_model_nor_context_size(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    pytest.importorskip("sae_bench")
+    folder = FOLDERS["AutoEncoderTopK"](tmp_path).path
+    config = json.loads((folder / "config.json").read_text())
+    del config["trainer"]["lm_name"], config["buffer"]
+    (folder / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "out"
+    command = ["eval", f"sae={folder}", "--evals", "core", "--out", str(out)]
+    command += ["--set", "core.n_contexts=8", "--set", "core.batch_size_prompts=4"]
+    command += ["--model", str(tiny.model), "--context-size", str(CONTEXT)]
+    command += ["--forget", str(tiny.forget), "--retain", str(tiny.retain)]
+    assert main(command) == 0
+    (result,) = load_results(out)
+    assert result.metrics["pooled/l0"] == pytest.approx(folders.K, abs=0.1)
+
+
 def test_unknown_context_size_fits_every_known_one(tiny: Tiny, tmp_path: Path) -> None:
     given = {"model": str(tiny.model), "forget": str(tiny.forget), "out": tmp_path / "out"}
     unknown = Subject.parse(str(folders.open_sae(tmp_path).path))
