@@ -93,8 +93,12 @@ class Subject:
             variant = _file_name(name or path.resolve().name)
             return cls(variant, seed, path.resolve(), format=kind, hook=hook)
         if path.is_dir():
-            rule = f"the directory holds no SAE in a known format. Known: {formats.in_words()}."
-            raise reject("SAE", rest, rule)
+            raise reject(
+                "SAE",
+                rest,
+                "the directory holds no cfg.json of SAELens, and no files of another library "
+                f"({formats.in_words()}). Name the folder of one SAE.",
+            )
         release, sep, sae_id = rest.partition(":")
         if not sep or not release or not sae_id:
             raise reject(

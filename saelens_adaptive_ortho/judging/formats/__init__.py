@@ -131,7 +131,6 @@ def titles() -> str:
 
 
 def in_words() -> str:
-    """The formats and their files, in one line for an error."""
-    rows = [("SAELens", " and ".join(HOST_FILES))]
-    rows += [(known.title, known.files.replace(", ", " and ")) for known in FORMATS]
+    """The formats of other libraries and their files, in one line for an error."""
+    rows = ((known.title, known.files.replace(", ", " and ")) for known in FORMATS)
     return "; ".join(f"{title}: {files}" for title, files in rows)

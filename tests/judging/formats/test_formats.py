@@ -190,7 +190,7 @@ def test_folder_of_the_host_stays_with_the_host(tmp_path: Path) -> None:
 
 def test_folder_without_an_sae_is_refused_with_the_known_formats(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ConfigError, match=r"no SAE in a known format.*params\.npz.*ae\.pt"):
+    with pytest.raises(ConfigError, match=r"no cfg\.json of SAELens.*params\.npz.*ae\.pt"):
         Subject.parse(str(tmp_path))
 
 
