@@ -25,6 +25,7 @@ from torch import Tensor
 from saelens_adaptive_ortho.judging.formats.reading import (
     Converted,
     Tensors,
+    context_size,
     read_json,
     read_pt,
     refusal,
@@ -57,8 +58,7 @@ def read(folder: Path) -> Converted:
     if isinstance(trainer.get("lm_name"), str):
         metadata["model_name"] = trainer["lm_name"]
     buffer = value(whole, "buffer", dict, file, {})
-    if type(buffer.get("ctx_len")) is int:
-        metadata["context_size"] = buffer["ctx_len"]
+    metadata |= context_size(buffer, "ctx_len", file)
     hook_name, about_hook = _hook(file, trainer, buffer)
     if hook_name is not None:
         metadata["hook_name"] = hook_name

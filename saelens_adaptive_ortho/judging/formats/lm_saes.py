@@ -22,6 +22,7 @@ from torch import Tensor
 from saelens_adaptive_ortho.judging.formats.reading import (
     Converted,
     Tensors,
+    context_size,
     read_json,
     read_safetensors,
     refusal,
@@ -149,7 +150,7 @@ def _model(folder: Path) -> dict[str, Any]:
             found = read_json(file)
             return {
                 "model_name": value(found, "model_name", str, file),
-                "context_size": value(found, "max_length", int, file, 2048),
+                **context_size(found, "max_length", file),
                 "prepend_bos": value(found, "prepend_bos", bool, file, True),
             }
     return {}

@@ -98,6 +98,20 @@ def top_k(config: Mapping[str, Any], name: str, d_sae: int, file: Path) -> int:
     return k
 
 
+def context_size(config: Mapping[str, Any], name: str, file: Path) -> dict[str, Any]:
+    """The metadata ``context_size``; empty if the config does not say it.
+
+    Raises:
+        ConfigError: it is no whole number above 0.
+    """
+    if config.get(name) is None:
+        return {}
+    size = value(config, name, int, file)
+    if size < 1:
+        raise refusal(file, f"says {name}={size}; it must be at least 1.")
+    return {"context_size": size}
+
+
 # ------------------------------------------------------------------ tensors
 
 

@@ -7,7 +7,6 @@ tensors and formula.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from saelens_adaptive_ortho.judging.formats.hooks import hook_of_module
 from saelens_adaptive_ortho.judging.formats.reading import (
     Converted,
+    context_size,
     read_json,
     read_safetensors,
     refusal,
@@ -48,8 +48,9 @@ def read(folder: Path) -> Converted:
         rule = f"says activation={activation!r}; SAELens has no such SAE, only topk."
         raise refusal(file, rule)
     tensors = read_safetensors(folder / WEIGHTS)
-    d_in, d_sae = value(cfg, "d_in", int, file), cfg.get("num_latents") or None
-    encoder = tensors.take("encoder.weight", d_sae, d_in)
+    d_in = value(cfg, "d_in", int, file)
+    n_latents = value(cfg, "num_latents", int, file, 0)  # 0: d_in times expansion_factor
+    encoder = tensors.take("encoder.weight", n_latents or None, d_in)
     d_sae = len(encoder)
     state = {
         "W_enc": encoder.T.contiguous(),
@@ -69,11 +70,10 @@ def read(folder: Path) -> Converted:
 
 def _of_run(folder: Path) -> dict[str, Any]:
     """The model and the context size in the config of the run, if it is there."""
-    try:
-        found: Any = json.loads((folder / RUN_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    file = folder / RUN_CONFIG
+    if not file.is_file():
         return {}
-    if not isinstance(found, dict) or not isinstance(found.get("model"), str):
+    found = read_json(file)
+    if not isinstance(found.get("model"), str):  # of something else
         return {}
-    size = found.get("ctx_len")
-    return {"model_name": found["model"], **({"context_size": size} if type(size) is int else {})}
+    return {"model_name": found["model"], **context_size(found, "ctx_len", file)}

@@ -148,6 +148,22 @@ def test_tensors_that_do_not_fit(name: str, tmp_path: Path) -> None:
     refused(file.parent, rf"has no tensor {bias}\. Left are: .*different SAEs\?")
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "field"),
+    [
+        ("AutoEncoder", "config.json", "ctx_len"),
+        ("sparsify", "../config.json", "ctx_len"),
+        ("lm_saes relu", "lm_config.json", "max_length"),
+    ],
+)
+def test_context_size_below_one(name: str, file: str, field: str, tmp_path: Path) -> None:
+    folder = FOLDERS[name](tmp_path).path
+    tree = json.loads((folder / file).read_text())
+    tree.get("buffer", tree)[field] = 0
+    (folder / file).write_text(json.dumps(tree))
+    refused(folder, rf"config\.json.*says {field}=0; it must be at least 1")
+
+
 # ------------------------------------------------------------------ no code is run
 
 
