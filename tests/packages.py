@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from saelens_adaptive_ortho.evaluations import TABLE as EVALUATIONS
+from saelens_adaptive_ortho.judging.formats import TABLE as FORMATS
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.maths.penalties import PENALTIES
 
@@ -38,7 +39,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         forget()
 
     def forget() -> None:
-        for table in (PENALTIES, AFFINITIES, EVALUATIONS):
+        for table in (PENALTIES, AFFINITIES, EVALUATIONS, FORMATS):
             table.forget()
 
     yield put

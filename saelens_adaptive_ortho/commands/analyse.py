@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from saelens_adaptive_ortho.commands.options import Command, say
+from saelens_adaptive_ortho.judging.formats import titles
 from saelens_adaptive_ortho.judging.options import JudgingOptions
 from saelens_adaptive_ortho.settings import Share
 
@@ -57,4 +58,5 @@ COMMAND = Command(
     options=AnalyseOptions,
     run=run,
     resume="The same command begins again.",
+    more=lambda: f"directories of SAEs, by their files:\n{titles()}",
 )

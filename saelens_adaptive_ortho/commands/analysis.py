@@ -34,7 +34,7 @@ def analyse(options: AnalyseOptions, say: Callable[[str], None] = print) -> list
         ConfigError: a setting cannot work. This is checked before anything is measured.
         StorageError: a file could not be written.
     """
-    subjects = named_subjects(options.saes)
+    subjects = named_subjects(options.saes, options.hook)
     check_writable("--out", options.out)
     with run_lock("--out", options.out, "adaptive-ortho analyse"):
         remove_litter([options.out])

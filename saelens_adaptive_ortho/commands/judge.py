@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from saelens_adaptive_ortho.commands.evaluations import titles
 from saelens_adaptive_ortho.commands.options import Command, say
+from saelens_adaptive_ortho.judging.formats import titles as formats
 from saelens_adaptive_ortho.judging.options import JudgingOptions
 
 
@@ -35,17 +36,18 @@ def run(options: EvalOptions) -> int:
     return 0 if all(r.ok for r in results) else 1
 
 
-def _evaluations() -> str:
+def _lists() -> str:
     return (
         f"evaluations:\n{titles()}\n\n`adaptive-ortho evaluations NAME` lists the settings of one."
+        f"\n\ndirectories of SAEs, by their files:\n{formats()}"
     )
 
 
 COMMAND = Command(
     name="eval",
-    help="Judge finished SAEs side by side: directories that SAELens saved, or release:sae_id.",
+    help="Judge finished SAEs side by side: directories of several libraries, or release:sae_id.",
     options=EvalOptions,
     run=run,
     resume="The same command continues.",
-    more=_evaluations,
+    more=_lists,
 )

@@ -30,7 +30,7 @@ def run_suite(options: EvalOptions, say: Callable[[str], None] = print) -> list[
         StorageError: a file could not be written. Results finished before are intact.
     """
     evals = eval_settings(options.evals.split(","), options.set)
-    subjects = named_subjects(options.saes)
+    subjects = named_subjects(options.saes, options.hook)
     check_evals_runnable(evals)
     check_writable("--out", options.out)
     with (

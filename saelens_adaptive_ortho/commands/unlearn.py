@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from saelens_adaptive_ortho.commands.options import Command, say
+from saelens_adaptive_ortho.judging.formats import titles
 from saelens_adaptive_ortho.settings import Seed, check_fields
 
 
@@ -16,7 +17,8 @@ class UnlearnOptions:
     """The SAE, what is edited, and the prompts.
 
     Args:
-        sae: a run folder, a directory that SAELens saved, or release:sae_id of its registry.
+        sae: a run folder, a directory that SAELens or another library saved (see the list below),
+            or release:sae_id of SAELens's registry.
         variant: the SAE of a run folder: its variant.
         seed: the SAE of a run folder: its seed.
         prompt: text that the model continues.
@@ -37,6 +39,8 @@ class UnlearnOptions:
         temperature: temperature of sampling; 0 takes the most likely token.
         sampling_seed: seed of sampling, the same before and after.
         model: language model, as a hub name or a directory; by default the model of the SAE.
+        hook: hook point at which the SAE reads, in TransformerLens's names, e.g.
+            blocks.5.hook_resid_post; by default the one that its files tell.
         forget: text of the forget corpus for choosing: a file, a directory, or a hub data set; by
             default the corpora are those of the SAE's training.
         retain: text of the retain corpus for choosing, in the same form; NAME=CORPUS adds a named
@@ -63,6 +67,7 @@ class UnlearnOptions:
     temperature: NonNegativeFloat = 0.0
     sampling_seed: Seed = 0
     model: str | None = None
+    hook: str | None = None
     forget: str | None = field(default=None, metadata={"metavar": "CORPUS"})
     retain: list[str] = field(default_factory=list, metadata={"metavar": "[NAME=]CORPUS"})
     retain_share: list[str] = field(default_factory=list, metadata={"metavar": "NAME=SHARE"})
@@ -92,4 +97,5 @@ COMMAND = Command(
     options=UnlearnOptions,
     run=run,
     resume="The same command starts again; a selection is written when it is complete.",
+    more=lambda: f"directories of SAEs, by their files:\n{titles()}",
 )

@@ -53,7 +53,7 @@ CHOOSING = {
     "context_size": None,
 }
 # Options that the commands for finished SAEs share.
-JUDGING = ("model", "forget", "retain", "retain_share", "context_size", "device", "dtype")
+JUDGING = ("model", "hook", "forget", "retain", "retain_share", "context_size", "device", "dtype")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def before_and_after(
         StorageError: the selection could not be written.
     """
     prompts = read_prompts(options)
-    subject = find_subject(options.sae, options.variant, options.seed)
+    subject = find_subject(options.sae, options.variant, options.seed, options.hook)
     selection = _given_selection(options)
     judging = JudgingOptions(out=Path(), **{name: getattr(options, name) for name in JUDGING})
     check_device_and_dtype(judging)

@@ -21,10 +21,13 @@ class JudgingOptions:
     of the same name: ``context_size`` is ``--context-size``.
 
     Args:
-        saes: a directory that SAELens saved, or release:sae_id of its registry; NAME= before it
-            sets the name of the SAE in tables.
+        saes: a directory that SAELens or another library saved (see the list below), or
+            release:sae_id of SAELens's registry; NAME= before it sets the name of the SAE in
+            tables.
         out: folder for all output files.
         model: language model, as a hub name or a directory; by default the model of the SAEs.
+        hook: hook point at which the SAEs read, in TransformerLens's names, e.g.
+            blocks.5.hook_resid_post; by default the one that the files of each SAE tell.
         forget: text of the forget corpus: a file, a directory, or a hub data set as id or
             id:configuration; by default the corpora are those of the SAEs' training.
         retain: text of the retain corpus, in the same form as --forget. NAME=CORPUS adds a named
@@ -42,6 +45,7 @@ class JudgingOptions:
     saes: list[str] = field(default_factory=list, metadata={"positional": "SAE"})
     out: Path = field(metadata={"metavar": "FOLDER"})
     model: str | None = None
+    hook: str | None = None
     forget: str | None = field(default=None, metadata={"metavar": "CORPUS"})
     retain: list[str] = field(default_factory=list, metadata={"metavar": "[NAME=]CORPUS"})
     retain_share: list[str] = field(default_factory=list, metadata={"metavar": "NAME=SHARE"})

@@ -1,8 +1,8 @@
 """Finished SAEs from directories or from the hub, and the workbench on which they are judged.
 
-The command line names an SAE by a directory that SAELens saved, or by a pair ``release:sae_id`` of
-the hub. ``NAME=`` before it is optional and sets the name in tables. All SAEs of one command share
-one model and one text.
+The command line names an SAE by a directory, or by a pair ``release:sae_id`` of the hub. SAELens or
+another library saved the directory (``judging.formats``). ``NAME=`` before it is optional and sets
+the name in tables. All SAEs of one command share one model and one text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from saelens_adaptive_ortho.checksums import SUMS, find_damage
 from saelens_adaptive_ortho.devices import check_device
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import read_cached, user_path
+from saelens_adaptive_ortho.judging import formats
 from saelens_adaptive_ortho.judging.contract import Workbench
+from saelens_adaptive_ortho.judging.formats import Format, loading
 from saelens_adaptive_ortho.judging.options import JudgingOptions
 from saelens_adaptive_ortho.text import hub, mixture, models
 from saelens_adaptive_ortho.text.corpora import (
@@ -58,6 +60,8 @@ class Subject:
         path: directory of the SAE; None for an SAE of the hub.
         release: release on the hub; empty for a directory.
         sae_id: id of the SAE in the release; empty for a directory.
+        format: format of the directory, if another library saved it.
+        hook: hook point of the SAE; by default the one that its files tell.
     """
 
     variant: str
@@ -65,9 +69,11 @@ class Subject:
     path: Path | None = None
     release: str = ""
     sae_id: str = ""
+    format: Format | None = None
+    hook: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Subject:
+    def parse(cls, text: str, hook: str | None = None) -> Subject:
         """Read ``[NAME=]DIRECTORY`` or ``[NAME=]release:sae_id``.
 
         In a run folder (``seed3/adaptive``), the name of the parent folder gives the seed.
@@ -79,19 +85,27 @@ class Subject:
         name, sep, rest = text.partition("=")
         name, rest = (name, rest) if sep else ("", text)
         path = user_path(rest)
-        if (path / "cfg.json").is_file():
+        kind = formats.recognised(path)
+        if kind is not None or (path / "cfg.json").is_file():
             _refuse_damage(path)
             match = SEED_FOLDER.fullmatch(path.resolve().parent.name)
             seed = int(match[1]) if match else 0
-            return cls(_file_name(name or path.resolve().name), seed, path.resolve())
+            variant = _file_name(name or path.resolve().name)
+            return cls(variant, seed, path.resolve(), format=kind, hook=hook)
         if path.is_dir():
-            raise reject("SAE", rest, "the directory holds no cfg.json; is it a SAELens export?")
+            raise reject(
+                "SAE",
+                rest,
+                "the directory holds no cfg.json of SAELens, and no files of another library "
+                f"({formats.in_words()}). Name the folder of one SAE.",
+            )
         release, sep, sae_id = rest.partition(":")
         if not sep or not release or not sae_id:
             raise reject(
-                "SAE", rest, "no such directory. Give one that SAELens saved, or release:sae_id."
+                "SAE", rest, "no such directory. Give one that holds an SAE, or release:sae_id."
             )
-        return cls(_file_name(name or f"{release}-{sae_id}"), 0, None, release, sae_id)
+        variant = _file_name(name or f"{release}-{sae_id}")
+        return cls(variant, 0, None, release, sae_id, hook=hook)
 
     def load(self, device: str = "cpu", dtype: str | None = None) -> SAE[Any]:
         """Load a fresh copy of the SAE.
@@ -100,13 +114,19 @@ class Subject:
             ConfigError: the SAE cannot be read or downloaded.
         """
         try:
-            if self.path is not None:
+            if self.path is not None and self.format is not None:
+                sae = loading.load(self.format, self.path, self.hook, device)
+            elif self.path is not None:
                 sae = SAE.load_from_disk(self.path, device=device)
             else:
                 with hub.offline_if_unreachable():
                     sae = SAE.from_pretrained(self.release, self.sae_id, device=device)
+        except ConfigError:
+            raise
         except Exception as error:
             raise reject("SAE", self.source, _explain(error, self.path)) from error
+        if self.hook is not None:
+            sae.cfg.metadata.hook_name = self.hook
         return sae if dtype is None else sae.to(dtype=models.str_to_dtype(dtype))
 
     @property
@@ -179,13 +199,16 @@ def _architecture(path: Path) -> str | None:
     return found.get("architecture") if isinstance(found, dict) else None
 
 
-def named_subjects(saes: Sequence[str]) -> list[Subject]:
+def named_subjects(saes: Sequence[str], hook: str | None = None) -> list[Subject]:
     """The SAEs to judge. Their pairs of name and seed are distinct.
+
+    Args:
+        hook: hook point of all SAEs; by default the one that the files of each tell.
 
     Raises:
         ConfigError: an SAE does not exist, or two SAEs have the same name and seed.
     """
-    subjects = [Subject.parse(text) for text in saes]
+    subjects = [Subject.parse(text, hook) for text in saes]
     seen: dict[tuple[str, int], Subject] = {}
     for subject in subjects:
         other = seen.setdefault((subject.variant, subject.seed), subject)
@@ -198,7 +221,7 @@ def named_subjects(saes: Sequence[str]) -> list[Subject]:
     return subjects
 
 
-def find_subject(text: str, variant: str, seed: int) -> Subject:
+def find_subject(text: str, variant: str, seed: int, hook: str | None = None) -> Subject:
     """The SAE of a variant and seed in a run folder, or what :meth:`Subject.parse` reads.
 
     Raises:
@@ -206,13 +229,13 @@ def find_subject(text: str, variant: str, seed: int) -> Subject:
     """
     run = Path(text).expanduser()
     if not run.is_dir() or (run / "cfg.json").is_file():
-        return Subject.parse(text)
+        return Subject.parse(text, hook)
     found = [f.parent for f in run.glob("seed*/*/cfg.json") if SEED_FOLDER.fullmatch(f.parts[-3])]
     chosen = run / f"seed{seed}" / variant
     if found and chosen not in found:
         known = ", ".join(sorted(f"{folder.parent.name}/{folder.name}" for folder in found))
         raise reject("--variant", variant, f"{run} has no seed{seed}/{variant}. It has {known}.")
-    return Subject.parse(str(chosen if found else run))
+    return Subject.parse(str(chosen if found else run), hook)
 
 
 def given_corpora(options: JudgingOptions) -> dict[str, CorpusConfig]:
@@ -349,7 +372,8 @@ def workbench_for(subjects: list[Subject], options: JudgingOptions) -> Workbench
         source: options.context_size or sae.cfg.metadata.context_size
         for source, sae in loaded.items()
     }
-    context_size = _shared_value(sizes, "--context-size") or 128
+    known = {source: size for source, size in sizes.items() if size is not None}
+    context_size = _shared_value(known, "--context-size") if known else 128
     how = _tokenisation(context_size, loaded, records)
     metadata = next(iter(loaded.values())).cfg.metadata
     hooks = sorted({sae.cfg.metadata.hook_name for sae in loaded.values()})

@@ -25,13 +25,21 @@ from saelens_adaptive_ortho.judging.isolation import model_served, replaced
 def prepared_sae(context: EvalContext, dtype: torch.dtype | None = None) -> SAE[Any]:
     """A fresh copy of the SAE for SAEBench, with ``prepend_bos`` set and unit-norm decoder rows.
 
+    SAEBench needs the name of the model and the context size. If the SAE does not say them, they
+    are those of the workbench.
+
     Args:
         dtype: dtype of the computation; by default the SAE's own dtype.
     """
     sae = context.load()
     if dtype is not None:
         sae = sae.to(dtype)
-    sae.cfg.metadata.prepend_bos = bool(context.bench.prepend_bos)
+    metadata, bench = sae.cfg.metadata, context.bench
+    metadata.prepend_bos = bool(bench.prepend_bos)
+    if metadata.model_name is None:
+        metadata.model_name = bench.model_name
+    if metadata.context_size is None:
+        metadata.context_size = bench.context_size
     with contextlib.suppress(NotImplementedError):
         # A topk SAE without rescaling cannot do this. SAEBench then only warns.
         sae.fold_W_dec_norm()

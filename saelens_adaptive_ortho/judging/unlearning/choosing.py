@@ -78,8 +78,7 @@ def choose_selection(
     """Choose a selection for a finished SAE, on the corpora of its training.
 
     Args:
-        sae: a directory that SAELens saved, such as ``runs/demo/seed0/adaptive``, or
-            ``release:sae_id``.
+        sae: a directory of an SAE, such as ``runs/demo/seed0/adaptive``, or ``release:sae_id``.
         budget: largest rise of the loss, in nats per token, on any corpus of the retain side.
         kind: ``clamp``, or ``bounded`` (see :class:`.saved.UnlearningSelection`).
         settings: settings of the unlearning evaluation; ``gate="token"`` gives a clamp without a
@@ -94,7 +93,7 @@ def choose_selection(
             specific to forget, or no setting does any damage within the budget.
         StorageError: the file could not be written.
     """
-    subject = Subject.parse(str(sae))
+    subject = Subject.parse(str(sae), options.get("hook"))
     check_choice(budget, kind)
     if save is not None:
         check_new_file("save", Path(save).expanduser())
