@@ -81,6 +81,7 @@ KINDS: dict[str, Renderer] = {
     "overhead": _runs(performance.overhead_table, "overhead*.json"),
     "scaling": _runs(performance.scaling_table, "scaling.json"),
     "levers": _runs(performance.levers_table, "levers*.json"),
+    "checksums": _runs(performance.checksums_table, "checksums*.json"),
     "floor": _runs(performance.floor_table, "floor.json"),
     "synthetic-final": _runs(synthetic.final_table),
     "synthetic-bars": _runs(synthetic.bars_table),

@@ -21,7 +21,8 @@ from saelens_adaptive_ortho.files import write_json
 SUMS = (
     ("checksums", "write_sums"),
     ("checksums", "find_damage"),
-    ("results", "_sha256"),
+    ("checksums", "sealed"),
+    ("checksums", "breaks_seal"),
     ("text/models", "tensors_digest"),
     ("text/activation_cache", "_checksum"),
 )
@@ -48,7 +49,7 @@ def measure(config: str, changes: list[str]) -> dict[str, Any]:
     }
     return {
         "config": config,
-        "changes": changes[:-1],
+        "changes": [c for c in changes if "path" not in c and not c.startswith("model_name")],
         "seconds": seconds,
         "parts": parts,
         "share": sum(parts.values()) / seconds,

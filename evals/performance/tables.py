@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saelens_adaptive_ortho.report.formatting import DASH, markdown
+from saelens_adaptive_ortho.report.formatting import DASH, markdown, number
 
 Row = Mapping[str, Any]
 OPERATIONS_SHOWN = 12
@@ -132,3 +132,25 @@ def markdown_costs(costs: dict[str, Any]) -> str:
         f"(lowest pair {found['ratio_low']:.3f}, highest {found['ratio_high']:.3f})."
     )
     return f"{markdown(head, rows, text_columns=1)}\n\n{sentence}\n"
+
+
+def checksums_table(runs: Sequence[Row]) -> str:
+    """The share of the checksums in the time of a comparison."""
+    head = [
+        "config",
+        "changes",
+        "seconds",
+        *(name.split("/")[-1] for name in runs[0]["parts"]),
+        "share",
+    ]
+    rows = [
+        [
+            run["config"],
+            ", ".join(run["changes"]) or DASH,
+            number(run["seconds"], 0),
+            *(number(seconds, 2) for seconds in run["parts"].values()),
+            f"{100 * run['share']:.2f}%",
+        ]
+        for run in runs
+    ]
+    return markdown(head, rows, text_columns=2)
