@@ -105,16 +105,17 @@ def cost(subjects: list[Subject], bench: Workbench, options: BrowseOptions) -> C
     contexts = sum(min(len(c.train), options.contexts) for c in bench.corpora)
     passages = len(bench.corpora) * options.passages
     window = 2 * options.width + 1
-    # Of a passage, some four tokens in ten activate the latent, with 8 characters each.
-    passage = 16 + round(0.4 * window * 8)
-    latent = 60 + passages * passage + 24 * options.neighbours + 30 * options.tokens + 120
-    text = 5 * contexts * bench.context_size
-    copies = 1 if options.export is None else 4
+    # Characters in the files. A latent is active on a few of the tokens around its largest activation.
+    passage = 16 + 2 * window
+    latent = 200 + passages * passage + 24 * options.neighbours + 30 * options.tokens
+    if options.export is not None:
+        latent += 1000 + passages * (100 + 13 * window)
+    text = 6 * contexts * bench.context_size
     kept = 4 * passages * (window + 5) + 4 * browsing.N_BINS * len(bench.corpora)
     return Cost(
         latents=sum(widths),
         contexts=contexts,
-        disk=copies * (sum(widths) * latent + len(widths) * text),
+        disk=sum(widths) * latent + len(widths) * text,
         memory=max(widths) * kept,
     )
 
@@ -122,7 +123,7 @@ def cost(subjects: list[Subject], bench: Workbench, options: BrowseOptions) -> C
 def in_words(expected: Cost) -> str:
     """The cost in a line."""
     return (
-        f"{expected.latents:,} latents on {expected.contexts:,} contexts: up to "
+        f"{expected.latents:,} latents on {expected.contexts:,} contexts: about "
         f"{megabytes(expected.disk)} of files, {megabytes(expected.memory)} of memory."
     )
 

@@ -137,7 +137,7 @@
 
   function row(place) {
     const i = order[place];
-    const rates = sae.corpora.map(([name], c) => `${name} ${percent(rate(c, i))}`);
+    const rates = sae.corpora.slice(0, 2).map(([name], c) => `${name} ${percent(rate(c, i))}`);
     const picked = i === shown;
     const node = el("div", {
       class: `row ${group(i)}${picked ? " picked" : ""}`, role: "option", id: `latent${i}`,
@@ -203,7 +203,7 @@
     }
   }
 
-  const tone = (corpus) => (sae.groups && ["f", "r"][corpus]) || "o";
+  const tone = (corpus) => (sae.groups && ["f", "r"][corpus]) || (corpus % 2 ? "p" : "o");
 
   function detail(i, [passages, histogram, near, promoted, suppressed], texts) {
     const kind = group(i);
@@ -224,19 +224,27 @@
     const hist = [el("h3", null, "Activations"), histogram.length > 1 && histogram[1].length
       ? bins(histogram) : el("p", { class: "note" }, "None.")];
     parts.push(el("div", { class: "two" }, el("section", null, ...hist), el("section", null, ...lens)));
-    sae.corpora.forEach(([name], corpus) => {
-      const mine = passages.filter((passage) => passage[0] === corpus);
-      parts.push(el("h3", null, "Top passages, ", el("span", { class: `tone ${tone(corpus)}` }, name)));
-      parts.push(mine.length
-        ? el("ol", { class: `passages ${tone(corpus)}` }, ...mine.map((p) => passage(i, p, texts)))
-        : el("p", { class: "note" }, "It never fires here."));
-    });
+    sae.corpora.forEach((_, corpus) => parts.push(...section(i, corpus, passages, texts)));
     if (near.length) parts.push(el("h3", null, "Nearest latents"), neighbours(near));
     return parts;
   }
 
+  // The passages of one corpus; those of a third or later corpus are folded away.
+  function section(i, corpus, passages, texts) {
+    const name = el("span", { class: `tone ${tone(corpus)}` }, sae.corpora[corpus][0]);
+    const mine = passages.filter((passage) => passage[0] === corpus);
+    const list = mine.length
+      ? el("ol", { class: `passages ${tone(corpus)}` }, ...mine.map((p) => passage(i, p, texts)))
+      : el("p", { class: "note" }, "It never fires here.");
+    if (corpus < 2) return [el("h3", null, "Top passages, ", name), list];
+    return [el("details", null, el("summary", null, "Top passages, ", name), list)];
+  }
+
   function leaning(i) {
-    if (!sae.lean.length || !firing(i)) return "";
+    const [forget, retain] = [rate(0, i), retained(i)];
+    if (!sae.lean.length || !(forget + retain)) return "";
+    if (!retain) return "on the forget side only";
+    if (!forget) return "on the retain side only";
     const times = 2 ** Math.abs(sae.lean[i]);
     const side = sae.lean[i] >= 0 ? "forget" : "retain";
     return times < 1.15 ? "as often on both sides" : `${figures(times)}× as often on the ${side} side`;
@@ -264,9 +272,9 @@
     const most = Math.max(...totals);
     const image = svg("svg", { class: "histogram", viewBox: `0 0 ${width} ${height}`, role: "img",
       "aria-label": "Number of activations by size" });
-    const step = (width - left - 4) / Math.max(columns, 6);
+    const step = (width - left - 14) / Math.max(columns, 6);
     const scale = (height - bottom - 8) / most;
-    image.append(svg("line", { x1: left, x2: width, y1: height - bottom, y2: height - bottom }));
+    image.append(svg("line", { x1: left, x2: width - 14, y1: height - bottom, y2: height - bottom }));
     image.append(svg("text", { x: left - 4, y: 14, "text-anchor": "end" }, figures(most)));
     image.append(svg("text", { x: left - 4, y: height - bottom, "text-anchor": "end" }, "0"));
     for (let b = 0; b < columns; b++) {
