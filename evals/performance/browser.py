@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from saelens_adaptive_ortho.files import write_json
 from saelens_adaptive_ortho.report.page.browse import (
     FOLDER,
     PAGE,
@@ -124,10 +125,11 @@ def times(out: Path, browser: str) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="How soon the page of latents is shown.")
     parser.add_argument("--latents", type=int, default=16384)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="folder for the page; by default it is deleted")
+    parser.add_argument("--json", type=Path, help="file for the measurements")
     args = parser.parse_args()
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
@@ -137,8 +139,12 @@ def main() -> None:
         write_random(out, args.latents)
         index = (out / FOLDER / "0" / "index.js").stat().st_size
         print(f"{args.latents:,} latents: {size_of(out) / 1e6:.1f} MB, index {index / 1e3:.0f} kB")
-        for _ in range(args.repeats):
-            print(json.dumps(times(out, browser)))
+        measured = [times(out, browser) for _ in range(args.repeats)]
+        for found in measured:
+            print(json.dumps(found))
+        if args.json is not None:
+            sizes = {"latents": args.latents, "index_bytes": index, "bytes": size_of(out)}
+            write_json(args.json, {**sizes, "milliseconds": measured})
 
 
 if __name__ == "__main__":

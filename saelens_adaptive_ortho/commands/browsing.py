@@ -105,7 +105,7 @@ def cost(subjects: list[Subject], bench: Workbench, options: BrowseOptions) -> C
     contexts = sum(min(len(c.train), options.contexts) for c in bench.corpora)
     passages = len(bench.corpora) * options.passages
     window = 2 * options.width + 1
-    # Characters in the files. A latent is active on a few of the tokens around its largest activation.
+    # Characters in the files. A latent is active on few of the tokens of a passage.
     passage = 16 + 2 * window
     latent = 200 + passages * passage + 24 * options.neighbours + 30 * options.tokens
     if options.export is not None:
@@ -124,7 +124,8 @@ def in_words(expected: Cost) -> str:
     """The cost in a line."""
     return (
         f"{expected.latents:,} latents on {expected.contexts:,} contexts: about "
-        f"{megabytes(expected.disk)} of files, {megabytes(expected.memory)} of memory."
+        f"{megabytes(expected.disk)} of files, and {megabytes(expected.memory)} of memory beside "
+        "model and SAE."
     )
 
 
@@ -146,7 +147,7 @@ def _out(options: BrowseOptions, run: Path | None) -> Path:
 def _check_ours(out: Path) -> None:
     """Refuse to replace files that this command did not write."""
     ours = (out / page.FOLDER / ABOUT).is_file()
-    for name in (page.PAGE, page.FOLDER):
+    for name in (page.PAGE, page.FOLDER, NEURONPEDIA):
         if (out / name).exists() and not ours:
             rule = f"holds another {name}, which would be replaced. Name another folder."
             raise reject("--out", str(out), rule)
@@ -228,7 +229,6 @@ def described(
 ) -> page.Sae:
     """What the list shows of the latents of an SAE."""
     cfg = context.load().cfg
-    grouped = seen.groups is not None and seen.lean is not None
     size = f"{cfg.d_sae:,} latents of {cfg.d_in:,} dimensions"
     read = zip(seen.contexts, seen.corpora, strict=True)
     texts = {c.domain: context.bench.texts[c.domain].path for c in context.corpora}
@@ -248,8 +248,8 @@ def described(
         edges=browsing.edges().tolist(),
         fired=seen.fired.tolist(),
         largest=seen.largest.tolist(),
-        groups="".join(LETTERS[i] for i in seen.groups.tolist()) if grouped else "",
-        lean=seen.lean.tolist() if grouped else [],
+        groups="" if seen.groups is None else "".join(LETTERS[i] for i in seen.groups.tolist()),
+        lean=[] if seen.lean is None else seen.lean.tolist(),
         merged=seen.merged.tolist(),
         changed=seen.changed.tolist(),
     )

@@ -358,9 +358,7 @@ class TopPassages:
         row_of[batch.rows[:, 0] - first, batch.rows[:, 1]] = everywhere
         offsets = torch.arange(-self.width, self.width + 1, device=row_of.device)
         positions = batch.rows[rows, 1].unsqueeze(1) + offsets
-        found = row_of[
-            (batch.rows[rows, 0] - first).unsqueeze(1), positions.clamp(0, length - 1)
-        ]
+        found = row_of[(batch.rows[rows, 0] - first).unsqueeze(1), positions.clamp(0, length - 1)]
         counted = (found >= 0) & (positions >= 0) & (positions < length)
         acts = batch.feature_acts[found.clamp(min=0), latents.unsqueeze(1)].float().clamp(min=0)
         return torch.where(counted, acts, 0.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from saelens_adaptive_ortho.maths import grouping
 from saelens_adaptive_ortho.text.corpora import (
     CorpusConfig,
     Tokenisation,
-    TokenisedCorpus,
     tokenise_corpus,
 )
 from saelens_adaptive_ortho.text.models import load_language_model
@@ -211,9 +209,7 @@ def test_logit_lens_is_the_change_of_the_logits(seen: Survey, context: EvalConte
         (HOOK, WIDTH // 2, False),
     ],
 )
-def test_logit_lens_is_for_the_residual_stream(
-    model: Any, hook: str, d_in: int, has: bool
-) -> None:
+def test_logit_lens_is_for_the_residual_stream(model: Any, hook: str, d_in: int, has: bool) -> None:
     assert (logit_lens(build_sae(model, hook, d_in), model, 3) is not None) is has
 
 
@@ -236,8 +232,10 @@ def test_groups_leans_and_flags(seen: Survey, acts: Acts) -> None:
     n = seen.n_tokens.tolist()
 
     def rates(contexts: range, i: int) -> list[float]:
-        tokens = [[code[i] > 0 for (c, k, _), code in acts.items() if c == corpus and k in contexts]
-                  for corpus in (0, 1)]
+        tokens = [
+            [code[i] > 0 for (c, k, _), code in acts.items() if c == corpus and k in contexts]
+            for corpus in (0, 1)
+        ]
         return [sum(fired) / len(fired) for fired in tokens]
 
     names = {grouping.FORGET: "f", grouping.RETAIN: "r", grouping.SHARED: "s", -1: "i"}

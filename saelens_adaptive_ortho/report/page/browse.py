@@ -123,7 +123,11 @@ def write_page(out: Path, names: Sequence[str]) -> Path:
 
 
 def write_sae(
-    folder: Path, number: int, sae: Sae, latents: Iterable[Latent], contexts: Sequence[Sequence[str]]
+    folder: Path,
+    number: int,
+    sae: Sae,
+    latents: Iterable[Latent],
+    contexts: Sequence[Sequence[str]],
 ) -> None:
     """Write the files of one SAE into ``folder``, which belongs to ``number``.
 

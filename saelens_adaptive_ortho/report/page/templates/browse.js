@@ -224,17 +224,17 @@
     const hist = [el("h3", null, "Activations"), histogram.length > 1 && histogram[1].length
       ? bins(histogram) : el("p", { class: "note" }, "None.")];
     parts.push(el("div", { class: "two" }, el("section", null, ...hist), el("section", null, ...lens)));
-    sae.corpora.forEach((_, corpus) => parts.push(...section(i, corpus, passages, texts)));
+    sae.corpora.forEach((_, corpus) => parts.push(...section(corpus, passages, texts)));
     if (near.length) parts.push(el("h3", null, "Nearest latents"), neighbours(near));
     return parts;
   }
 
   // The passages of one corpus; those of a third or later corpus are folded away.
-  function section(i, corpus, passages, texts) {
+  function section(corpus, passages, texts) {
     const name = el("span", { class: `tone ${tone(corpus)}` }, sae.corpora[corpus][0]);
     const mine = passages.filter((passage) => passage[0] === corpus);
     const list = mine.length
-      ? el("ol", { class: `passages ${tone(corpus)}` }, ...mine.map((p) => passage(i, p, texts)))
+      ? el("ol", { class: `passages ${tone(corpus)}` }, ...mine.map((p) => passage(p, texts)))
       : el("p", { class: "note" }, "It never fires here.");
     if (corpus < 2) return [el("h3", null, "Top passages, ", name), list];
     return [el("details", null, el("summary", null, "Top passages, ", name), list)];
@@ -304,11 +304,12 @@
       el("li", null, visible(token) || "∅", el("small", null, (logit > 0 ? "+" : "−") + Math.abs(logit).toFixed(2)))));
   }
 
-  function passage(i, [, context, position, ...flat], texts) {
+  function passage([, context, position, ...flat], texts) {
     const [table, rows] = texts[Math.floor(context / sae.contextsPerFile)];
     const tokens = rows[context % sae.contextsPerFile];
     const values = new Map();
     for (let k = 0; k < flat.length; k += 2) values.set(position - sae.width + flat[k], flat[k + 1]);
+    const most = Math.max(...values.values());
     const first = Math.max(0, position - sae.width);
     const last = Math.min(tokens.length, position + sae.width + 1);
     const text = el("div", { class: "text" });
@@ -321,7 +322,7 @@
         continue;
       }
       const span = el("span", { title: String(value) }, token);
-      span.style.setProperty("--a", Math.min(1, value / sae.max[i]).toFixed(3));
+      span.style.setProperty("--a", (value / most).toFixed(3));
       if (p === position) span.className = "peak";
       text.append(span);
     }
