@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import LlamaConfig
 
 from saelens_adaptive_ortho.judging import browsing
 from saelens_adaptive_ortho.judging.browsing import Pieces, Settings, Survey, logit_lens, survey
@@ -21,7 +24,7 @@ from saelens_adaptive_ortho.text.corpora import (
     tokenise_corpus,
 )
 from saelens_adaptive_ortho.text.models import load_language_model
-from tests.tiny import BOS, CONTEXT, HOOK, PAD, WIDTH, Tiny
+from tests.tiny import BOS, CONTEXT, HOOK, PAD, WIDTH, Tiny, save_model
 
 D_SAE = 24
 SETTINGS = Settings(
@@ -224,6 +227,36 @@ def test_biases_of_norm_and_unembedding_are_left_out(context: EvalContext, tiny:
     assert after is not None
     assert torch.equal(before.promoted, after.promoted)
     torch.testing.assert_close(before.raised, after.raised, rtol=1e-3, atol=1e-3)
+
+
+def test_logit_lens_of_a_bridge_with_another_norm(tmp_path: Path) -> None:
+    """A Llama has an RMS norm and no biases."""
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=BOS,
+        eos_token_id=BOS,
+        pad_token_id=PAD,
+    )
+    model: Any = load_language_model(str(save_model(config, tmp_path)))
+    assert isinstance(model, TransformerBridge)
+    with torch.no_grad():
+        model.original_model.model.norm.weight.uniform_(0.5, 2)
+    sae = build_sae(model)
+    lens = logit_lens(sae, model, 4)
+    assert lens is not None
+    d = torch.nn.functional.normalize(sae.W_dec.detach().double(), dim=1) * WIDTH**0.5
+    plain = model.original_model
+    logits = (d * plain.model.norm.weight.double()) @ plain.lm_head.weight.double().T
+    logits = logits[:, : len(model.tokenizer)].detach()
+    order = (logits - logits.mean(1, keepdim=True)).sort(dim=1, descending=True)
+    assert torch.equal(lens.promoted, order.indices[:, :4])
+    assert lens.raised == pytest.approx(order.values[:, :4].float(), rel=1e-3)
 
 
 def test_groups_leans_and_flags(seen: Survey, acts: Acts) -> None:

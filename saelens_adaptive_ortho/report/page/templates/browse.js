@@ -428,7 +428,7 @@
       "?": () => $("help").click(),
     };
     if (choosing && event.key !== "Escape") return;
-    if (event.key === "Enter" && ["BUTTON", "A"].includes(event.target.tagName)) return;
+    if (event.key === "Enter" && ["BUTTON", "A", "SUMMARY"].includes(event.target.tagName)) return;
     const act = keys[event.key] || (typing ? undefined : others[event.key]);
     if (!act) return;
     event.preventDefault();
