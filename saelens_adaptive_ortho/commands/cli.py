@@ -10,6 +10,7 @@ from typing import TextIO
 from saelens_adaptive_ortho import __version__
 from saelens_adaptive_ortho.commands import (
     analyse,
+    browse,
     check,
     compare,
     configs,
@@ -46,6 +47,7 @@ COMMANDS: tuple[Command, ...] = (
     judge.COMMAND,
     unlearn.COMMAND,
     export_merged.COMMAND,
+    browse.COMMAND,
     analyse.COMMAND,
     synth.COMMAND,
     check.COMMAND,

@@ -208,7 +208,15 @@ def named_subjects(saes: Sequence[str], hook: str | None = None) -> list[Subject
     Raises:
         ConfigError: an SAE does not exist, or two SAEs have the same name and seed.
     """
-    subjects = [Subject.parse(text, hook) for text in saes]
+    return distinct_subjects([Subject.parse(text, hook) for text in saes])
+
+
+def distinct_subjects(subjects: list[Subject]) -> list[Subject]:
+    """The SAEs, after a check that their pairs of name and seed are distinct.
+
+    Raises:
+        ConfigError: two SAEs have the same name and seed.
+    """
     seen: dict[tuple[str, int], Subject] = {}
     for subject in subjects:
         other = seen.setdefault((subject.variant, subject.seed), subject)

@@ -79,7 +79,7 @@ def refused(
 # ------------------------------------------------------------------------ help
 
 
-@pytest.mark.parametrize("name", ["", "eval", "analyse", "synth", "compare", "report"])
+@pytest.mark.parametrize("name", ["", "eval", "analyse", "browse", "synth", "compare", "report"])
 def test_help_works_without_torch_and_saelens(name: str) -> None:
     arguments = ["adaptive-ortho", *([name] if name else []), "--help"]
     script = (

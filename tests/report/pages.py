@@ -18,7 +18,7 @@ class Requests(HTMLParser):
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "br", "hr", "img"):
+        if tag not in ("meta", "br", "hr", "img", "input"):
             self.open.append(tag)
         self._look(tag, attrs)
 

@@ -45,6 +45,9 @@ HEADLINE_CAPTION = (
     "variants overlap."
 )
 
+# Where `adaptive-ortho browse RUN` writes its page, below the run.
+BROWSER = "browse/index.html"
+
 _GAP_WORDS = {"failed": "failed", "missing": "missing", "null": "no value"}
 
 
@@ -59,17 +62,21 @@ def write_report(run_dir: str | Path) -> Path:
     config_path = run_dir / "config.yaml"
     config = config_path.read_text(encoding="utf-8") if config_path.is_file() else None
     name = run_dir.resolve().name
-    page = render_page(results, without_home(config), name)
+    browser = BROWSER if (run_dir / BROWSER).is_file() else ""
+    page = render_page(results, without_home(config), name, browser)
     return write_text_atomic(run_dir / "report.html", page)
 
 
-def render_page(results: Sequence[Result], config: str | None = None, name: str = "run") -> str:
+def render_page(
+    results: Sequence[Result], config: str | None = None, name: str = "run", browser: str = ""
+) -> str:
     """Return the page as text.
 
     Args:
         results: results as `load_results` returns them.
         config: text of the run's configuration, shown unchanged; None if there is none.
         name: name of the run for the title.
+        browser: path of the page of ``adaptive-ortho browse``; empty if there is none.
     """
     summary = summarise(results)
     verdicts = judge(summary)
@@ -105,6 +112,7 @@ def render_page(results: Sequence[Result], config: str | None = None, name: str 
         references=reference_table(summary, summary.headline),
         one_seed=len(summary.seeds) == 1,
         config=None if config is None else config.rstrip(),
+        browser=browser,
         versions=[(name, ", ".join(seen)) for name, seen in summary.versions.items()],
         mixed=", ".join(name for name, seen in summary.versions.items() if len(seen) > 1),
         files=[(r.variant, r.seed, r.eval, number(r.seconds, 1), r.fingerprint) for r in results],
