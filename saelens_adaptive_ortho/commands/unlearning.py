@@ -298,7 +298,7 @@ def in_words(selection: UnlearningSelection) -> str:
     if selection.kind == CLAMP:
         where = "wherever they fire"
         if selection.gate is not None:
-            where = f"in texts where they fire on more than {selection.gate:.1%} of the tokens"
+            where = f"in texts where one or more fire on over {selection.gate:.1%} of the tokens"
         text = f"Clamp of {n} latents at -{selection.strength:.3g} times their mean, {where}."
     else:
         share = f"{selection.strength:.0%}"

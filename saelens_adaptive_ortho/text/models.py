@@ -67,10 +67,11 @@ def check_model(name: str) -> None:
     if name.startswith("demo:") and name != DEMO_MODEL:
         raise reject("model_name", name, f"no such demo model; known: {DEMO_MODEL}.")
     path = local_model_dir(name)
+    # A name of the hub has one slash at most.
+    if path is not None and not path.is_dir() or path is None and name.count("/") > 1:
+        raise reject("model_name", name, "no such directory. Give a hub name or a local model.")
     if path is None:
         return
-    if not path.is_dir():
-        raise reject("model_name", name, "no such directory. Give a hub name or a local model.")
     if not (path / "config.json").is_file():
         raise reject("model_name", name, "the directory has no config.json (Hugging Face format).")
     if not any(path.glob("*.safetensors")):

@@ -28,7 +28,7 @@ from saelens_adaptive_ortho.results import Result, load_results
 
 QUESTION = (
     "Does adaptive orthogonality separate knowledge, the forget corpus from the retain corpus, "
-    "at no cost in reconstruction?"
+    "and at what cost in reconstruction?"
 )
 
 TRADEOFF_CAPTION = (
