@@ -203,9 +203,7 @@ def _training(card: Card) -> str:
 
 
 def _code(value: object) -> str:
-    return (
-        f"`{'null' if value is None else str(value).lower() if value in (True, False) else value}`"
-    )
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
 def _forget(card: Card, example: CardSae) -> str:
