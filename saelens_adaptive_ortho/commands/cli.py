@@ -13,6 +13,7 @@ from saelens_adaptive_ortho.commands import (
     check,
     compare,
     configs,
+    demo,
     doctor,
     evaluations,
     export_merged,
@@ -41,6 +42,7 @@ LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 #: The commands, in the order of the help.
 COMMANDS: tuple[Command, ...] = (
+    demo.COMMAND,
     init.COMMAND,
     compare.COMMAND,
     train.COMMAND,

@@ -200,4 +200,4 @@ def explain_upload_failure(error: BaseException, repo: str) -> str:
             f"the hub cannot be reached ({text}). Check the connection and run the same command "
             "again."
         )
-    return f"the upload failed ({text})."
+    return f"the upload failed ({_text(error)})."
