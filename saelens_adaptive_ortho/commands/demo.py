@@ -34,8 +34,8 @@ def run(options: DemoOptions) -> int:
     left_out: list[str] = []
     if missing:
         say(
-            f"Left out, because {evaluation(missing[0]).lacks}: {', '.join(missing)}. The same "
-            "command adds them later."
+            f"Left out: {', '.join(missing)}. Each {evaluation(missing[0]).lacks}. The same command "
+            "adds them later."
         )
         kept = {name: found for name, found in evals.items() if name not in missing}
         left_out = [f"evals={json.dumps(kept)}"]

@@ -48,5 +48,4 @@ def test_evaluations_that_cannot_run_are_left_out(
     assert left.evals["unlearning"] == whole.evals["unlearning"]
     assert (left.runner, left.variants, left.seeds) == (whole.runner, whole.variants, whole.seeds)
     out = capsys.readouterr().out
-    assert "needs the package 'sae_bench': pip install" in out
-    assert ": core, sparse_probing." in out
+    assert "Left out: core, sparse_probing. Each needs the package 'sae_bench': pip" in out
