@@ -12,6 +12,7 @@ from saelens_adaptive_ortho.commands import (
     analyse,
     check,
     compare,
+    completion,
     configs,
     demo,
     doctor,
@@ -72,6 +73,13 @@ def parser() -> Parser:
     found = build_parser(PROG, description, COMMANDS)
     version = f"{PROG} {__version__}"
     found.add_argument("--version", action="version", version=version, help="show the version")
+    found.add_argument(
+        "--print-completion",
+        action=completion.PrintCompletion,
+        choices=completion.SHELLS,
+        metavar="SHELL",
+        help=f"print the completion for a shell: {', '.join(completion.SHELLS)}",
+    )
     return found
 
 

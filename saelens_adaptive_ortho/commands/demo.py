@@ -33,10 +33,8 @@ def run(options: DemoOptions) -> int:
     missing = [name for name in evals if evaluation(name).lacks is not None]
     left_out: list[str] = []
     if missing:
-        say(
-            f"Left out: {', '.join(missing)}. Each {evaluation(missing[0]).lacks}. The same command "
-            "adds them later."
-        )
+        reason = f"Each {evaluation(missing[0]).lacks}. The same command adds them later."
+        say(f"Left out: {', '.join(missing)}. {reason}")
         kept = {name: found for name, found in evals.items() if name not in missing}
         left_out = [f"evals={json.dumps(kept)}"]
     asked = compare.CompareOptions(
