@@ -13,7 +13,9 @@ from saelens_adaptive_ortho.commands import (
     browse,
     check,
     compare,
+    completion,
     configs,
+    demo,
     doctor,
     evaluations,
     export_merged,
@@ -24,6 +26,7 @@ from saelens_adaptive_ortho.commands import (
     make_report,
     penalties,
     plan,
+    push,
     sae_lens,
     synth,
     tables,
@@ -41,6 +44,7 @@ LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 #: The commands, in the order of the help.
 COMMANDS: tuple[Command, ...] = (
+    demo.COMMAND,
     init.COMMAND,
     compare.COMMAND,
     train.COMMAND,
@@ -48,6 +52,7 @@ COMMANDS: tuple[Command, ...] = (
     unlearn.COMMAND,
     export_merged.COMMAND,
     browse.COMMAND,
+    push.COMMAND,
     analyse.COMMAND,
     synth.COMMAND,
     check.COMMAND,
@@ -70,6 +75,13 @@ def parser() -> Parser:
     found = build_parser(PROG, description, COMMANDS)
     version = f"{PROG} {__version__}"
     found.add_argument("--version", action="version", version=version, help="show the version")
+    found.add_argument(
+        "--print-completion",
+        action=completion.PrintCompletion,
+        choices=completion.SHELLS,
+        metavar="SHELL",
+        help=f"print the completion for a shell: {', '.join(completion.SHELLS)}",
+    )
     return found
 
 

@@ -178,3 +178,26 @@ def problem() -> str | None:
         if diagnose(error).kind in ("unreachable", "cut short"):
             return _text(error)
     return None
+
+
+def explain_upload_failure(error: BaseException, repo: str) -> str:
+    """A message with the kind of a failed upload to a repository, and its remedy.
+
+    Args:
+        error: exception of the client library.
+        repo: the repository, ``user/name``.
+    """
+    kind, text = diagnose(error)
+    if kind in ("refused", "missing"):
+        return (
+            f"the hub refuses the upload ({text}). Use a token that may write to "
+            f"{repo.partition('/')[0]} (`hf auth login`, or HF_TOKEN), or name another repository."
+        )
+    if kind == "busy":
+        return f"the hub fails to take the upload ({text}). Run the same command again later."
+    if kind in ("cut short", "unreachable"):
+        return (
+            f"the hub cannot be reached ({text}). Check the connection and run the same command "
+            "again."
+        )
+    return f"the upload failed ({_text(error)})."

@@ -57,6 +57,11 @@ def local_model_dir(name: str) -> Path | None:
     return path if looks_local or os.path.isfile(path / "config.json") else None
 
 
+def official_name(name: str) -> str:
+    """The hub name of a model that TransformerLens also knows by a short one; else ``name``."""
+    return tl_loading.make_model_alias_map().get(name.lower(), name)
+
+
 def check_model(name: str) -> None:
     """Refuse a local model that cannot be loaded. Hub names are checked at loading.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,35 @@ def test_wheel_has_configs_but_no_studies_tests_tools(wheel: Path) -> None:
     roots = {name.split("/")[0] for name in names}
     assert {r for r in roots if not r.endswith(".dist-info")} == {"saelens_adaptive_ortho"}
     assert not [n for n in names if n.split("/")[1:2] in (["evals"], ["tests"], ["tools"])]
+
+
+def test_metadata_of_the_wheel_is_ready_for_the_package_index(wheel: Path) -> None:
+    """The licence has the form of PEP 639, and the README is the description."""
+    with zipfile.ZipFile(wheel) as archive:
+        (info,) = {name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name}
+        metadata = message_from_bytes(archive.read(f"{info}/METADATA"))
+        licence = archive.read(f"{info}/licenses/LICENSE")
+    assert metadata["License-Expression"] == "MIT"
+    assert metadata.get_all("License-File") == ["LICENSE"]
+    assert licence == (ROOT / "LICENSE").read_bytes()
+    # The index refuses a licence classifier beside an expression.
+    assert not [c for c in metadata.get_all("Classifier", []) if c.startswith("License")]
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    description = metadata.get_payload(decode=True)
+    assert isinstance(description, bytes)
+    assert description.strip() == (ROOT / "README.md").read_bytes().strip()
+
+
+def test_source_distribution_builds_the_wheel(tmp_path: Path) -> None:
+    """It has what the wheel has, and no tests or results of studies."""
+    script = "import sys, hatchling.build as b; b.build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=True)
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"configs/{name}.yaml" for name in NAMES} <= names
+    assert {"pyproject.toml", "README.md", "LICENSE", "saelens_adaptive_ortho/py.typed"} <= names
+    assert not {name.split("/")[0] for name in names} & {"evals", "tests", "tools", "runs"}
 
 
 def test_installed_wheel_finds_configs(wheel: Path, tmp_path: Path) -> None:
