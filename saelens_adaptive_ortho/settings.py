@@ -18,7 +18,7 @@ import typing
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -41,6 +41,18 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 BenchSeed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed of SAEBench, which also goes to NumPy's generator."""
+
+Dtype = Literal[
+    "float32",
+    "float64",
+    "bfloat16",
+    "float16",
+    "torch.float32",
+    "torch.float64",
+    "torch.bfloat16",
+    "torch.float16",
+]
+"""The name of a dtype of weights and activations."""
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 LONGEST = 1_000_000  # characters of YAML, in a file or on the command line
@@ -344,8 +356,11 @@ def _load(field: str, where: str, text: str) -> Any:
                     scalar = isinstance(key, ScalarNode)
                     problem = f"the key {key.value} is not text; quote it"
                     raise refused(key.start_mark.line, problem if scalar else "a key must be text")
+        found = _yaml().load(text)
+        if _size(found, {}) > LONGEST:
+            raise refused(None, f"with its aliases it has more than {LONGEST:,} values")
         # The JSON round trip copies the values of aliases, so that no object is in two places.
-        return json.loads(json.dumps(_yaml().load(text)))
+        return json.loads(json.dumps(found))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise refused(mark and mark.line, str(error.problem or error.context)) from error
@@ -359,6 +374,17 @@ def _load(field: str, where: str, text: str) -> Any:
         if isinstance(error, ConfigError):
             raise
         raise refused(None, f"{type(error).__name__}: {error}") from error
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """The number of values, where what several aliases name counts several times."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 0  # an alias of itself; the copy then fails
+        inside = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(one, known) for one in inside)
+    return known[id(value)]
 
 
 def _depth(text: str) -> int:

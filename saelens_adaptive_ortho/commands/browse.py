@@ -59,7 +59,7 @@ class BrowseOptions:
     forget: str | None = field(default=None, metadata={"metavar": "CORPUS"})
     retain: list[str] = field(default_factory=list, metadata={"metavar": "[NAME=]CORPUS"})
     retain_share: list[str] = field(default_factory=list, metadata={"metavar": "NAME=SHARE"})
-    context_size: PositiveInt | None = None
+    context_size: Annotated[int, Field(ge=2)] | None = None
     batch_size_prompts: PositiveInt = 32
     device: str = "cpu"
     dtype: str = "float32"

@@ -129,6 +129,11 @@ class Comparison:
         self._track(results, path)
         return results
 
+    def rehearse(self) -> None:
+        """Build SAEs and optimisers, so that a setting that fails there deletes nothing."""
+        cfg = self._seeded(self.experiment.seeds[0])
+        AdaptiveOrthoRunner(cfg, self.experiment.variants, self.prepared)
+
     def clear(self) -> None:
         """Delete the SAEs, checkpoints and results that comparisons made in this folder.
 
@@ -516,6 +521,7 @@ def run_together(comparisons: Sequence[Comparison], fresh: bool = False) -> list
             one.prepared = prepared
             one.remove_litter()
             if fresh:
+                one.rehearse()
                 one.clear()
             one.refuse_other_settings()
         common = first.root if len(comparisons) == 1 else first.root.parent

@@ -15,7 +15,7 @@ from sae_lens.registry import get_sae_training_class
 from saelens_adaptive_ortho.commands.configs import find_config
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.evaluations import find_runnable, runnable
-from saelens_adaptive_ortho.files import read_text
+from saelens_adaptive_ortho.files import read_text, user_path
 from saelens_adaptive_ortho.host.architectures import ARCHITECTURES, SAE_FIELDS, construct_sae
 from saelens_adaptive_ortho.settings import (
     LONGEST,
@@ -46,6 +46,7 @@ DEFAULT_EVALS = {"core": {}, "subspace": {}}
 EXPERIMENT_KEYS = ("variants", "seeds", "evals")
 HOOK_NAMES = Annotated[list[str], Field(min_length=1, examples=[["blocks.5.hook_resid_post"]])]
 SEEDS = Annotated[list[Seed], Field(min_length=1, examples=[[0, 1, 2]])]
+MOST_EXTENDED = 20
 MERGED_KEYS = ("sae", "logger")  # an extending file may change single fields of these
 
 
@@ -212,7 +213,10 @@ def _read_tree(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         return tree
     if not isinstance(base, str):
         raise reject("extends", base, "must name a YAML file, relative to this one.")
-    return lay_over(_read_tree(path.parent / base, (*extended_by, path.resolve())), tree)
+    if len(extended_by) >= MOST_EXTENDED:
+        rule = f"extends a file that extends another one, and so on, {MOST_EXTENDED} times at most."
+        raise reject("extends", base, rule)
+    return lay_over(_read_tree(path.parent / user_path(base), (*extended_by, path.resolve())), tree)
 
 
 def eval_settings(names: list[str], overrides: list[str]) -> dict[str, dict[str, Any]]:

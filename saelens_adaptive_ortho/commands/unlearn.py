@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from saelens_adaptive_ortho.commands.options import Command, say
+from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.judging.formats import titles
 from saelens_adaptive_ortho.settings import Seed, check_fields
+
+COLDEST = 0.01  # logits divided by less than this may be infinite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +75,15 @@ class UnlearnOptions:
     forget: str | None = field(default=None, metadata={"metavar": "CORPUS"})
     retain: list[str] = field(default_factory=list, metadata={"metavar": "[NAME=]CORPUS"})
     retain_share: list[str] = field(default_factory=list, metadata={"metavar": "NAME=SHARE"})
-    context_size: PositiveInt | None = None
+    context_size: Annotated[int, Field(ge=2)] | None = None
     device: str = "cpu"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         check_fields(self, prefix="--")
+        if 0 < self.temperature < COLDEST:
+            rule = f"must be 0 (the most likely token) or at least {COLDEST}."
+            raise reject("--temperature", self.temperature, rule)
 
 
 def run(options: UnlearnOptions) -> int:

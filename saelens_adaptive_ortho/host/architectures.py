@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, final
+from typing import Annotated, Any, Optional, final
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from sae_lens import (
     BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
@@ -43,7 +43,7 @@ from saelens_adaptive_ortho.host.config import OrthoConfig
 from saelens_adaptive_ortho.host.penalty_mixin import AdaptiveOrthoMixin
 from saelens_adaptive_ortho.host.sparse_mixin import SparseStepMixin
 from saelens_adaptive_ortho.host.switch_mixin import inference_config
-from saelens_adaptive_ortho.settings import parse
+from saelens_adaptive_ortho.settings import Dtype, parse
 
 PREFIX = "adaptive_ortho_"
 
@@ -182,7 +182,13 @@ register()
 
 
 Width = Annotated[int, Field(gt=0, lt=2**31)]
-SAE_FIELDS = {"d_in": Width, "d_sae": Width}
+SAE_FIELDS: dict[str, Any] = {
+    "d_in": Width,
+    "d_sae": Width,
+    "dtype": Dtype,
+    "aux_loss_coefficient": NonNegativeFloat,
+    "decoder_init_norm": Optional[PositiveFloat],  # noqa: UP045  an Annotated takes no |
+}
 """Bounds of SAELens's own fields of an SAE config."""
 
 

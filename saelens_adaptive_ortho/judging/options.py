@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import PositiveInt
+from pydantic import Field
 
 from saelens_adaptive_ortho.settings import check_fields
 
@@ -50,7 +51,7 @@ class JudgingOptions:
     retain: list[str] = field(default_factory=list, metadata={"metavar": "[NAME=]CORPUS"})
     retain_share: list[str] = field(default_factory=list, metadata={"metavar": "NAME=SHARE"})
     forget_test: str | None = field(default=None, metadata={"metavar": "CORPUS"})
-    context_size: PositiveInt | None = None
+    context_size: Annotated[int, Field(ge=2)] | None = None
     device: str = "cpu"
     dtype: str = "float32"
 

@@ -39,6 +39,7 @@ from saelens_adaptive_ortho.text.corpora import (
 )
 from saelens_adaptive_ortho.text.mixture import FORGET, FORGET_TEST, RETAIN
 
+TOKENS = "tokens"  # the column of token ids in SAELens's data sets
 SEED_FOLDER = re.compile(r"seed(\d+)")
 
 # How text is packed and held out, if an SAE does not say it.
@@ -83,7 +84,8 @@ class Subject:
                 weights are not those that were written.
         """
         name, sep, rest = text.partition("=")
-        name, rest = (name, rest) if sep else ("", text)
+        if not sep or "/" in name or os.path.exists(user_path(text)):  # a path may contain `=`
+            name, rest = "", text
         path = user_path(rest)
         kind = formats.recognised(path)
         if kind is not None or (path / "cfg.json").is_file():
@@ -503,5 +505,15 @@ def _shared_value(values: dict[str, Any], option: str) -> Any:
 
 def _recorded_corpora(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The corpora of the SAEs' training, from their runner configs; empty if no config has them."""
-    recorded = {s: r["ortho_corpora"] for s, r in records.items() if r.get("ortho_corpora")}
+    recorded = {s: found for s, r in records.items() if (found := _corpora_of(r))}
     return _shared_value(recorded, "--forget and --retain") if recorded else {}
+
+
+def _corpora_of(record: dict[str, Any]) -> dict[str, Any]:
+    """The corpora of one training; a single one, ``dataset_path``, counts as retain."""
+    if record.get("ortho_corpora") or not record.get("dataset_path"):
+        return record.get("ortho_corpora") or {}
+    corpus = CorpusConfig.from_dict("dataset_path", record["dataset_path"])
+    if record.get("is_dataset_tokenized") and corpus.tokens_field is None:
+        corpus = replace(corpus, tokens_field=TOKENS)
+    return {RETAIN: corpus}

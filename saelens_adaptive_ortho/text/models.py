@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -373,15 +373,27 @@ def hook_width(name: str, hook_name: str, hook_head_index: int | None = None) ->
 
 @torch.no_grad()
 def check_d_in(
-    model: HookedRootModule, hook_name: str, hook_head_index: int | None, d_in: int
+    model: HookedRootModule,
+    hook_name: str,
+    hook_head_index: int | None,
+    d_in: int,
+    model_kwargs: dict[str, Any] | None = None,
 ) -> None:
     """Run two tokens and compare the activations at the hook with the head and with ``sae.d_in``.
 
     Raises:
-        ConfigError: the width is another one, or there is no such head.
+        ConfigError: the width is another one, there is no such head, or the model does not take
+            ``model_kwargs``.
     """
     tokens = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
-    acts = model.run_with_cache(tokens, names_filter=[hook_name])[1][hook_name]
+    try:
+        _, cache = model.run_with_cache(tokens, names_filter=[hook_name], **(model_kwargs or {}))
+    except Exception as error:
+        if not model_kwargs:
+            raise
+        rule = f"the model does not take them ({error})."
+        raise reject("model_kwargs", model_kwargs, rule) from error
+    acts = cache[hook_name]
     heads = acts.shape[2] if acts.ndim > 3 else 0
     if hook_head_index is not None and not 0 <= hook_head_index < heads:
         has = f"has the heads 0 to {heads - 1}" if heads else "has no heads: leave it out"
@@ -390,6 +402,20 @@ def check_d_in(
         acts = acts[:, :, hook_head_index] if hook_head_index is not None else acts.flatten(2)
     if acts.shape[-1] != d_in:
         raise reject("sae.d_in", d_in, f"{hook_name} has width {acts.shape[-1]}. Use this value.")
+
+
+def check_token_ids(model: HookedRootModule, ids: Mapping[str, Sequence[int]]) -> None:
+    """Refuse ids that are not in the vocabulary.
+
+    Raises:
+        ConfigError: there is one. The message names the field.
+    """
+    tokenizer: Any = model.tokenizer
+    size = len(tokenizer)
+    for field, values in ids.items():
+        for value in values:
+            if value >= size:
+                raise reject(field, value, f"the tokenizer has the ids 0 to {size - 1}.")
 
 
 def _explain_load_failure(error: Exception, path: Path | None) -> str:

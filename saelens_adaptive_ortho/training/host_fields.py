@@ -112,7 +112,7 @@ def check_host_fields(cfg: AdaptiveOrthoRunnerConfig) -> None:
         for name, (only, reason) in REFUSED[kind].items():
             if (value := getattr(holder, name)) != only:
                 raise reject(f"{prefix}{name}", value, f"has no effect here: {reason}")
-    scheduler = cfg.lr_scheduler_name.lower()
+    scheduler = cfg.lr_scheduler_name
     if scheduler == CONSTANT and cfg.lr_end not in (None, cfg.lr / 10):  # SAELens's default
         rule = "has no effect if lr_scheduler_name is constant; set lr_decay_steps to end at zero."
         raise reject("lr_end", cfg.lr_end, rule)

@@ -51,10 +51,14 @@ def check_memory(configs: Sequence[AdaptiveOrthoRunnerConfig]) -> None:
 
 
 def memory_of(device: str) -> int | None:
-    """Bytes of memory of a device; None if they are not known."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    if torch.device(device).type != "cpu":
+    """Bytes of memory of a device; None if they are not known, or there is no such device."""
+    try:
+        kind = torch.device(device).type
+        if kind == "cuda":
+            return torch.cuda.get_device_properties(device).total_memory
+    except (RuntimeError, AssertionError):
+        return None
+    if kind != "cpu":
         return None
     found = None
     with suppress(OSError, ValueError, AttributeError):

@@ -154,7 +154,12 @@ def check_site(model: HookedRootModule, cfg: AdaptiveOrthoRunnerConfig) -> None:
         ConfigError: see :func:`~saelens_adaptive_ortho.text.models.check_hook`.
     """
     models.check_hook(model, cfg.hook_name)
-    models.check_d_in(model, cfg.hook_name, cfg.hook_head_index, cfg.sae.d_in)
+    models.check_d_in(model, cfg.hook_name, cfg.hook_head_index, cfg.sae.d_in, cfg.model_kwargs)
+    excluded = cfg.exclude_special_tokens
+    ids = {"exclude_special_tokens": excluded if isinstance(excluded, list) else []}
+    if isinstance(cfg.sequence_separator_token, int):
+        ids["sequence_separator_token"] = [cfg.sequence_separator_token]
+    models.check_token_ids(model, ids)
 
 
 def build_sae(cfg: AdaptiveOrthoRunnerConfig) -> TrainingSAE[Any]:

@@ -6,9 +6,9 @@ import hashlib
 import json
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Optional, Union
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from sae_lens import LanguageModelSAERunnerConfig
 from sae_lens.config import LoggingConfig
 from sae_lens.registry import get_sae_training_class
@@ -16,7 +16,7 @@ from sae_lens.registry import get_sae_training_class
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import user_path
 from saelens_adaptive_ortho.host.config import without_defaults_added_later
-from saelens_adaptive_ortho.settings import Seed, check_values
+from saelens_adaptive_ortho.settings import Dtype, Seed, check_values
 from saelens_adaptive_ortho.text import mixture
 from saelens_adaptive_ortho.text.corpora import CorpusConfig, TokenisedCorpus
 from saelens_adaptive_ortho.training import store
@@ -44,27 +44,38 @@ NOT_FINGERPRINTED = {
     "ortho_cache_activations",
 }
 
-# Bounds of SAELens's own fields of a runner config.
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+# Bounds of SAELens's own fields of a runner config. The largest numbers of contexts and batches are
+# beyond any memory, so that a slip of the finger does not run for years.
 RUNNER_FIELDS: dict[str, Any] = {
     "context_size": Annotated[int, Field(ge=2, le=2**24)],
     "seqpos_slice": tuple[Annotated[int, Field(gt=-(2**31), lt=2**31)] | None, ...],
     "training_tokens": PositiveInt,
     "train_batch_size_tokens": PositiveInt,
-    "store_batch_size_prompts": PositiveInt,
-    "n_batches_in_buffer": PositiveInt,
-    "n_batches_for_norm_estimate": PositiveInt,
+    "store_batch_size_prompts": Annotated[int, Field(ge=1, le=2**20)],
+    "n_batches_in_buffer": Annotated[int, Field(ge=1, le=2**20)],
+    "n_batches_for_norm_estimate": Annotated[int, Field(ge=1, le=100_000)],
+    "sequence_separator_token": Union[TokenId, Literal["bos", "eos", "sep"], None],  # noqa: UP007
+    "exclude_special_tokens": bool | list[TokenId],
     "lr": PositiveFloat,
+    "lr_end": Optional[NonNegativeFloat],  # noqa: UP045  an Annotated takes no |
+    "lr_scheduler_name": Literal["constant", "cosineannealing", "cosineannealingwarmrestarts"],
+    "lr_warm_up_steps": NonNegativeInt,
+    "lr_decay_steps": NonNegativeInt,
+    "n_restart_cycles": PositiveInt,
+    "adam_beta1": Momentum,
+    "adam_beta2": Momentum,
+    "dead_feature_window": PositiveInt,
+    "feature_sampling_window": PositiveInt,
+    "n_checkpoints": NonNegativeInt,
+    "llm_compilation_mode": Literal[
+        "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
+    ]
+    | None,
     "seed": Seed,
-    "dtype": Literal[
-        "float32",
-        "float64",
-        "bfloat16",
-        "float16",
-        "torch.float32",
-        "torch.float64",
-        "torch.bfloat16",
-        "torch.float16",
-    ],
+    "dtype": Dtype,
 }
 
 
@@ -159,6 +170,9 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             rule = "name the column of token ids in `tokens_field` of each corpus instead."
             raise reject("is_dataset_tokenized", True, rule)
         self.corpora()
+        if self.output_path == "":
+            raise reject("output_path", "", "name a folder, or null for none.")
+        self._validate_schedule()
         if self.training_tokens < self.train_batch_size_tokens:
             raise reject(
                 "training_tokens",
@@ -166,6 +180,19 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
                 f"is less than one batch ({self.train_batch_size_tokens} tokens).",
             )
         check_host_fields(self)
+
+    def _validate_schedule(self) -> None:
+        """Refuse more restarts of the learning rate than there are steps for them."""
+        if self.lr_scheduler_name == "constant":
+            return
+        steps = -(-self.training_tokens // self.train_batch_size_tokens)
+        left = steps - self.lr_warm_up_steps - self.lr_decay_steps
+        if left < self.n_restart_cycles:
+            rule = (
+                f"{self.lr_scheduler_name} needs as many steps beside lr_warm_up_steps and "
+                f"lr_decay_steps; of {steps} steps, {max(left, 0)} are left."
+            )
+            raise reject("n_restart_cycles", self.n_restart_cycles, rule)
 
     def _forget_rows(self) -> int:
         if not hasattr(self.sae, "ortho_mode"):

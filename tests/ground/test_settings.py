@@ -377,3 +377,11 @@ def test_all_repository_yaml_files_are_read() -> None:
     assert len(paths) > 20
     for path in paths:
         assert parse_yaml(path.read_text(encoding="utf-8"), str(path))
+
+
+def test_aliases_that_grow_are_refused() -> None:
+    lines = ["a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+    with pytest.raises(ConfigError, match="with its aliases it has more than 1,000,000 values"):
+        parse_yaml("\n".join(lines), "bomb.yaml")
+    assert parse_yaml("a: &a [1, 2]\nb: *a", "x.yaml") == {"a": [1, 2], "b": [1, 2]}

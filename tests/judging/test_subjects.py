@@ -12,7 +12,7 @@ import pytest
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.judging.contract import Workbench
 from saelens_adaptive_ortho.judging.options import JudgingOptions
-from saelens_adaptive_ortho.judging.subjects import Subject, workbench_for
+from saelens_adaptive_ortho.judging.subjects import Subject, chosen_corpora, workbench_for
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
 from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig
 from tests.tiny import BOS
@@ -99,3 +99,27 @@ def test_saes_of_a_differently_loaded_model_are_refused(
     subjects = exported(usual={}, other=changed)
     with pytest.raises(ConfigError, match=r"^model_from_pretrained_kwargs=\{'fold_ln': True\}: "):
         bench_of(subjects, tmp_path / "out")
+
+
+def test_path_may_hold_an_equals_sign(
+    exported: Callable[..., list[Subject]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported(adaptive={})
+    (tmp_path / "lr=0.001").mkdir()
+    (tmp_path / "adaptive").rename(tmp_path / "lr=0.001" / "adaptive")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b").symlink_to(tmp_path / "lr=0.001" / "adaptive")
+    for text, name in (("lr=0.001/adaptive", "adaptive"), ("x=lr=0.001/adaptive", "x")):
+        subject = Subject.parse(text)
+        assert (subject.variant, subject.path) == (name, tmp_path / "lr=0.001" / "adaptive")
+    assert Subject.parse("a=b").path == tmp_path / "lr=0.001" / "adaptive"
+
+
+def test_single_corpus_of_the_training_is_found(tiny: Any) -> None:
+    options = JudgingOptions(saes=[], out=Path("x"))
+    record = {"ortho_corpora": {}, "dataset_path": str(tiny.retain)}
+    (corpus,) = chosen_corpora(options, {"a": record}).values()
+    assert (corpus.path, corpus.tokens_field) == (str(tiny.retain), None)
+    (tokens,) = chosen_corpora(options, {"a": record | {"is_dataset_tokenized": True}}).values()
+    assert tokens.tokens_field == "tokens"
+    assert chosen_corpora(options, {"a": {"dataset_path": ""}}) == {}

@@ -133,3 +133,57 @@ def test_head_that_is_not_there_is_refused(
     with pytest.raises(ConfigError) as caught:
         prepare(cfg, model=model)
     assert str(caught.value) == f"hook_head_index={head}: {hook} {message}"
+
+
+NONSENSE = [
+    *[("adam_beta1", 1.0), ("adam_beta1", -0.5), ("adam_beta2", -1.0)],
+    *[("lr_scheduler_name", "nope"), ("lr_end", -1.0), ("lr_warm_up_steps", -1)],
+    *[("lr_decay_steps", -1), ("n_restart_cycles", 0), ("llm_compilation_mode", "nope")],
+    *[("feature_sampling_window", 0), ("feature_sampling_window", -1), ("dead_feature_window", 0)],
+    *[("n_checkpoints", -3), ("sequence_separator_token", -1), ("exclude_special_tokens", [-1])],
+    *[("n_batches_in_buffer", 10**9), ("store_batch_size_prompts", 10**9)],
+    *[("n_batches_for_norm_estimate", 10**12), ("output_path", "")],
+]
+
+
+@pytest.mark.parametrize(("name", "value"), NONSENSE, ids=str)
+def test_meaningless_value_is_refused(make_config: MakeConfig, name: str, value: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(**{name: value})
+    assert str(caught.value).startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dtype", "nope"), ("aux_loss_coefficient", -1.0), ("decoder_init_norm", 0.0)],
+)
+def test_meaningless_value_of_the_sae_is_refused(
+    make_config: MakeConfig, name: str, value: object
+) -> None:
+    architecture = "topk" if name == "aux_loss_coefficient" else "batchtopk"
+    sae = {"architecture": f"adaptive_ortho_{architecture}", name: value}
+    with pytest.raises(ConfigError, match=rf"^sae\.{name}="):
+        make_config(sae)
+
+
+def test_more_restarts_than_steps_are_refused(make_config: MakeConfig) -> None:
+    name = {"lr_scheduler_name": "cosineannealingwarmrestarts"}
+    make_config(n_restart_cycles=20, **name)
+    with pytest.raises(ConfigError, match="of 24 steps, 4 are left"):
+        make_config(n_restart_cycles=5, lr_warm_up_steps=10, lr_decay_steps=10, **name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sequence_separator_token": 99_999}, "sequence_separator_token=99999: the tokenizer has"),
+        ({"exclude_special_tokens": [99_999]}, "exclude_special_tokens=99999: the tokenizer has"),
+        ({"model_kwargs": {"zz": 1}}, "model_kwargs={'zz': 1}: the model does not take them"),
+    ],
+)
+def test_what_the_model_cannot_take_is_refused(
+    make_config: MakeConfig, model: Any, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        prepare(make_config(**changes), model=model)
+    assert str(caught.value).startswith(message)

@@ -62,3 +62,8 @@ def test_every_command_refuses_it(
     assert "sae.d_sae=" in error
     assert "train fewer variants or hooks together" in error
     assert not list(tmp_path.glob("run/seed*"))
+
+
+@pytest.mark.parametrize("device", ["cuda:97", "gpu"])
+def test_memory_of_a_device_that_is_not_there_is_unknown(device: str) -> None:
+    assert memory.memory_of(device) is None

@@ -113,6 +113,11 @@ def held_out_contexts(
         c.domain: as_trained(sae, context.model, c.held_out[: settings.n_contexts])
         for c in context.need_corpora(1)
     }
+    if settings.n_contexts < size:
+        raise EvaluationError(
+            f"evals.core.n_contexts={settings.n_contexts} is less than "
+            f"evals.core.batch_size_prompts={size}; raise the one or lower the other"
+        )
     for domain, contexts in parts.items():
         if len(contexts) < size:
             raise EvaluationError(

@@ -68,17 +68,17 @@ class Client:
         for name in list(os.environ):
             if re.match(r"HF_|HUGGING|TRANSFORMERS_|.*_proxy$", name, re.IGNORECASE):
                 del os.environ[name]
-        os.environ.update(
-            HF_ENDPOINT=self.hub.url,
-            HF_HOME=str(out / "home"),
-            HF_HUB_DISABLE_XET="1",
-            HF_HUB_DISABLE_TELEMETRY="1",
+        usual = {
+            "HF_ENDPOINT": self.hub.url,
+            "HF_HOME": str(out / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
             # A busy machine answers late.
-            HF_HUB_ETAG_TIMEOUT="100",
-            HF_HUB_DOWNLOAD_TIMEOUT="100",
-            OMP_NUM_THREADS="1",
-            **environment,
-        )
+            "HF_HUB_ETAG_TIMEOUT": "100",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "100",
+            "OMP_NUM_THREADS": "1",
+        }
+        os.environ.update(usual | environment)
         (out / "work").mkdir(parents=True)
         os.chdir(out / "work")
         _stay_on_the_loopback()

@@ -127,5 +127,4 @@ def test_refusal_is_explained(steps: dict[str, Any], name: str, message: str) ->
     err = steps[name]["value"]["err"].strip().splitlines()[-1]
     assert err.startswith("adaptive-ortho: error: ")
     assert message in err
-    assert steps[name]["seconds"] < 20
     assert not any("/commit/" in request for request in steps[name]["requests"])

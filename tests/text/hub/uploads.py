@@ -35,8 +35,7 @@ for sae_id in sys.argv[2:]:
 
 def main() -> None:
     root, out, run = map(Path, sys.argv[1:])
-    limits = {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
-    client = Client(root, out, [], HF_TOKEN=MEMBER, **limits)
+    client = Client(root, out, [], HF_TOKEN=MEMBER)
     hub, step = client.hub, client.step
 
     hub.broken = "/commit/"
@@ -63,7 +62,10 @@ def main() -> None:
     os.environ["HF_TOKEN"] = "hf_expired"
     step("expired", push(run, "me/saes"))
     os.environ["HF_TOKEN"] = MEMBER
+    from huggingface_hub import constants
+
     hub.silent = True
+    constants.HF_HUB_ETAG_TIMEOUT = constants.HF_HUB_DOWNLOAD_TIMEOUT = 1
     step("silent", push(run, "me/saes"))
     hub.silent = False
     hub.__exit__()
