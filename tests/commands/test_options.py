@@ -199,7 +199,7 @@ def test_field_without_help_is_an_error() -> None:
         ("analyse", "--max-lift", 2, "--max-lift=2.0: must be"),
         ("analyse", "--contexts", "many", "argument --contexts: invalid int value: 'many'"),
         ("analyse", "--contxts", 3, "unknown: --contxts 3. Did you mean --contexts?"),
-        ("eval", "--context-size", 0, "--context-size=0: must be a whole number of at least 1"),
+        ("eval", "--context-size", 0, "--context-size=0: must be a whole number of at least 2"),
         ("eval", "--context", 8, "unknown: --context 8. Did you mean --context-size?"),
         ("eval", "--evals", "cor", "--evals='cor': must be one of core, subspace,"),
         ("eval", "--evals", "training", "--evals='training': must be one of core,"),
