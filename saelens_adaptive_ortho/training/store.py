@@ -220,11 +220,11 @@ class StratifiedActivationsStore(ActivationsStore):
         if self.exclude_special_tokens is not None:
             usable &= ~torch.isin(corpus.train, self.exclude_special_tokens.cpu())
         if not usable.any():
-            raise reject(
-                "seqpos_slice" if self.exclude_special_tokens is None else "exclude_special_tokens",
-                self.seqpos_slice,
-                f"leaves no token of the {corpus.domain} corpus to train on.",
-            )
+            sliced = self.seqpos_slice != (None,)
+            field = "seqpos_slice" if sliced else "exclude_special_tokens"
+            value = self.seqpos_slice if sliced else True
+            rule = f"leaves no token of the {corpus.domain} corpus to train on."
+            raise reject(field, value, rule)
         return usable
 
     def seek(self, position: int) -> None:
