@@ -8,6 +8,7 @@ also ``wandb.json`` and ``wandb/``.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -128,6 +129,33 @@ class Comparison:
         self.say(f"Report: {path}")
         self._track(results, path)
         return results
+
+    def check_targets(self) -> None:
+        """Refuse what is in the way of a file or a folder that the comparison will write.
+
+        Raises:
+            ConfigError: a file is where a folder will be, or the other way round, or a folder
+                cannot be written. The message names it and the remedy.
+        """
+        seeds, variants = self.experiment.seeds, self.experiment.variants
+        within = [self.root / f"seed{seed}" for seed in seeds]
+        folders = [self.results, self.results / RAW, self.root / "cache", *within]
+        folders += [*self.sae_dirs(), *(self._checkpoints(seed) for seed in seeds)]
+        files = [self.root / "config.yaml", self.root / "report.html"]
+        files.append(self.results / "summary.json")
+        for variant, seed, name in product(variants, seeds, (TRAINING, *self.experiment.evals)):
+            files.append(result_path(self.root, variant, seed, name))
+        remedy = "Move it away, or choose another output_path."
+        for path in folders:
+            if os.path.lexists(path) and not path.is_dir():
+                rule = f"{path} is no folder, and a folder will be written there. {remedy}"
+                raise reject("output_path", str(self.root), rule)
+            if path.is_dir():
+                check_writable("output_path", path)
+        for path in files:
+            if path.exists() and not path.is_file():
+                rule = f"{path} is no regular file, and a file will be written there. {remedy}"
+                raise reject("output_path", str(self.root), rule)
 
     def clear(self) -> None:
         """Delete the SAEs, checkpoints and results that comparisons made in this folder.
@@ -404,10 +432,27 @@ class Comparison:
         return self._sae_dir(variant, seed) / RECORD
 
     def _read_record(self, variant: str, seed: int) -> dict[str, Any] | None:
-        """The record of a finished SAE; None if there is none, or if it is damaged."""
-        found = read_cached(self._record(variant, seed))
-        whole = isinstance(found, dict) and {"fingerprint", "settings"} <= found.keys()
-        return found if whole else None
+        """The record of a finished SAE; None if there is none, or if it is damaged.
+
+        Raises:
+            ConfigError: a field has another type, although the file is as it was written. So the
+                SAE is not replaced: someone has edited the record.
+        """
+        path = self._record(variant, seed)
+        found = read_cached(path)
+        if not isinstance(found, dict) or not {"fingerprint", "settings"} <= found.keys():
+            return None
+        for name, kind in (("fingerprint", str), ("settings", dict)):
+            if isinstance(found[name], kind):
+                continue
+            if find_damage(path.parent) is not None:
+                return None
+            rule = (
+                f"{path} has a {name!r} that no run has written. Restore this file, choose another "
+                "output_path, or start over with --fresh."
+            )
+            raise reject("output_path", str(self.root), rule)
+        return found
 
     def _is_trained(self, variant: str, seed: int) -> bool:
         """Whether an SAE is there. A damaged one is trained again, to the same weights."""
@@ -504,6 +549,7 @@ def run_together(comparisons: Sequence[Comparison], fresh: bool = False) -> list
     check_fits([one.experiment for one in comparisons])
     for one in comparisons:
         check_writable("output_path", one.root)
+        one.check_targets()
     with ExitStack() as stack:
         for one in comparisons:
             stack.enter_context(run_lock("output_path", one.root, "adaptive-ortho compare"))
