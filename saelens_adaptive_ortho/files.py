@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 
 from saelens_adaptive_ortho.checksums import (
     SEAL,
-    SUMS,
     breaks_seal,
     files_named,
     sealed,

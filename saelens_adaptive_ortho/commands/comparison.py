@@ -165,7 +165,7 @@ class Comparison:
                 raise reject("output_path", str(self.root), rule)
 
     def clear(self) -> None:
-        """Delete the files of the SAEs, checkpoints and results that comparisons made in this folder.
+        """Delete the SAEs, checkpoints and results that comparisons made in this folder.
 
         Records, names and contents prove what they are. Everything else stays, and so does the
         tokenised text, which is found by its content. Folders that are empty then go, too.
