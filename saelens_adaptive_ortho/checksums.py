@@ -49,6 +49,15 @@ def find_damage(folder: Path) -> Path | None:
     return None
 
 
+def files_named(folder: Path) -> set[str]:
+    """The names of the files in the sums of a folder; none if the sums are missing or damaged."""
+    try:
+        lines = (folder / SUMS).read_bytes().decode().split("\n")
+    except (OSError, UnicodeDecodeError):
+        return set()
+    return {found[2] for line in lines if (found := _LINE.fullmatch(line))}
+
+
 def sealed(document: Mapping[str, Any]) -> str:
     """The JSON text of an object with one more field: the SHA-256 of what stands before it.
 

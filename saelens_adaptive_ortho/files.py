@@ -18,7 +18,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from saelens_adaptive_ortho.checksums import SEAL, breaks_seal, sealed, write_sums
+from saelens_adaptive_ortho.checksums import (
+    SEAL,
+    breaks_seal,
+    files_named,
+    sealed,
+    write_sums,
+)
 from saelens_adaptive_ortho.errors import ConfigError, Explained, reject
 from saelens_adaptive_ortho.locks import LOCK, lock_file, write_lock
 
@@ -195,7 +201,9 @@ def write_failures_named(target: Path, survives: str) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_directory(target: Path, survives: str, sums: bool = False) -> Iterator[Path]:
+def atomic_directory(
+    target: Path, survives: str, sums: bool = False, keep_others: bool = False
+) -> Iterator[Path]:
     """A temporary folder beside ``target`` that replaces ``target`` only if the block succeeds.
 
     If another process is writing the same ``target``, this one waits until it has finished.
@@ -204,6 +212,8 @@ def atomic_directory(target: Path, survives: str, sums: bool = False) -> Iterato
         target: the folder to write.
         survives: a sentence that says what is still intact if writing fails, for the error.
         sums: also write the SHA-256 sums of all files (:mod:`saelens_adaptive_ortho.checksums`).
+        keep_others: files of an existing ``target`` that its own sums do not name, and that the
+            block does not write, stay: they are of somebody else.
 
     Raises:
         StorageError: the folder could not be written completely (for example, no space is left).
@@ -215,6 +225,8 @@ def atomic_directory(target: Path, survives: str, sums: bool = False) -> Iterato
             yield temporary
             if sums:
                 write_sums(temporary)
+            if keep_others:
+                _copy_others(target, temporary)
 
 
 @contextmanager
@@ -259,6 +271,17 @@ def _written_beside(target: Path, survives: str) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _copy_others(target: Path, temporary: Path) -> None:
+    made = files_named(target)
+    for file in sorted(target.rglob("*")):
+        name = file.relative_to(target)
+        new = temporary / name
+        is_file = file.is_symlink() or file.is_file()
+        if is_file and name.as_posix() not in made and not os.path.lexists(new):
+            new.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, new, follow_symlinks=False)
 
 
 def recover_directory(target: Path) -> None:

@@ -12,6 +12,7 @@ import json
 import math
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -35,6 +36,7 @@ _SERIES = re.compile(r"(?P<name>.+)=(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?
 RESULTS_FILE = "results.jsonl"
 
 _FILE_NAME = re.compile(r"^(?P<variant>.+?)__seed(?P<seed>\d+)__(?P<eval>.+)\.json$")
+_RERUN = "delete this file and rerun compare"
 _STATUSES = ("ok", "failed")
 
 
@@ -248,7 +250,9 @@ def load_results(run_dir: str | Path, variants: Sequence[str] | None = None) -> 
         variants: the order of the variants; by default `order_variants` decides.
 
     Raises:
-        ResultError: there is no result, or a result cannot be used (see `load_result`).
+        ResultError: there is no result, or a result cannot be used (see `load_result`). A file
+            that cannot be used is only named in a warning if no other result is of its variant and
+            the run has no such SAE.
     """
     run_dir = Path(run_dir)
     file = run_dir if run_dir.is_file() else run_dir / RESULTS_FILE
@@ -262,10 +266,31 @@ def _load_folder(folder: Path) -> list[Result]:
     if not folder.is_dir():
         raise ResultError(f"{folder}: no such folder; run compare first")
     paths = sorted(path for path in folder.glob("*.json") if _FILE_NAME.match(path.name))
-    results = [load_result(path) for path in paths]
+    results: list[Result] = []
+    failures: list[tuple[Path, ResultError]] = []
+    for path in paths:
+        try:
+            results.append(load_result(path))
+        except ResultError as error:
+            failures.append((path, error))
+    variants = {result.variant for result in results}
+    for path, error in failures:
+        if not results or _may_be_of_run(path, variants):
+            raise error
+        problem = str(error).removesuffix(f"; {_RERUN}")
+        warnings.warn(f"Left out, because no SAE of this run has its name: {problem}", stacklevel=3)
     if not results:
         raise ResultError(f"{folder}: holds no results; run compare first")
     return results
+
+
+def _may_be_of_run(path: Path, variants: set[str]) -> bool:
+    """Whether a file that cannot be used has the name of a variant with results, or of an SAE."""
+    match = _FILE_NAME.match(path.name)
+    if match is None:
+        return False
+    sae = path.parent.parent / f"seed{match['seed']}" / match["variant"]
+    return match["variant"] in variants or sae.is_dir()
 
 
 def refuse_doubles(results: Iterable[Result], where: object) -> None:
@@ -325,7 +350,7 @@ def _decode(text: str, where: Path | str) -> object:
 def _fail(path: Path | str, problem: str) -> NoReturn:
     # Only a file with the name of a result was written by a run, and a run can write it again.
     named = _FILE_NAME.match(Path(path).name) is not None
-    remedy = "delete this file and rerun compare" if named else "is it a file of results?"
+    remedy = _RERUN if named else "is it a file of results?"
     raise ResultError(f"{path}: {problem}; {remedy}")
 
 

@@ -8,6 +8,7 @@ also ``wandb.json`` and ``wandb/``.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,15 +19,21 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
+from sae_lens.constants import (
+    RUNNER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    SPARSITY_FILENAME,
+)
 from sae_lens.saes.sae import SAE
 from safetensors import SafetensorError, safe_open
 from transformer_lens import HookedRootModule
 
-from saelens_adaptive_ortho.checksums import find_damage
+from saelens_adaptive_ortho.checksums import SUMS, files_named, find_damage
 from saelens_adaptive_ortho.commands.experiment import Experiment, check_fits
 from saelens_adaptive_ortho.commands.plan import taken_in_words
 from saelens_adaptive_ortho.errors import ConfigError, reject
+from saelens_adaptive_ortho.evaluations import runnable
 from saelens_adaptive_ortho.files import (
     check_writable,
     read_cached,
@@ -75,6 +82,7 @@ TIMES = ("train_seconds", "activation_seconds")  # not in the record: the same S
 CHECKPOINTS = "checkpoints"
 STEPS = r"\.?step_\d+.*"  # the names of everything in a folder of checkpoints
 RAW = "sae_bench"  # folder of SAEBench's own result files
+RAW_SUFFIX = "_custom_sae_eval_results.json"  # the names of these files end with it
 SHORT = 10.0  # seconds of evaluation that need no announcement
 HISTORY_KEYS = ("step", "mse_loss", "ortho_loss", "explained_variance", "l0")
 
@@ -134,37 +142,84 @@ class Comparison:
         cfg = self._seeded(self.experiment.seeds[0])
         AdaptiveOrthoRunner(cfg, self.experiment.variants, self.prepared)
 
+    def check_targets(self) -> None:
+        """Refuse what is in the way of a file or a folder that the comparison will write.
+
+        Raises:
+            ConfigError: a file is where a folder will be, or the other way round, or a folder
+                cannot be written. The message names it and the remedy.
+        """
+        seeds, variants = self.experiment.seeds, self.experiment.variants
+        within = [self.root / f"seed{seed}" for seed in seeds]
+        folders = [self.results, self.results / RAW, self.root / "cache", *within]
+        folders += [*self.sae_dirs(), *(self._checkpoints(seed) for seed in seeds)]
+        files = [self.root / "config.yaml", self.root / "report.html"]
+        files.append(self.results / "summary.json")
+        for variant, seed, name in product(variants, seeds, (TRAINING, *self.experiment.evals)):
+            files.append(result_path(self.root, variant, seed, name))
+        remedy = "Move it away, or choose another output_path."
+        for path in folders:
+            if os.path.lexists(path) and not path.is_dir():
+                rule = f"{path} is no folder, and a folder will be written there. {remedy}"
+                raise reject("output_path", str(self.root), rule)
+            if path.is_dir():
+                check_writable("output_path", path)
+        for path in files:
+            if path.exists() and not path.is_file():
+                rule = f"{path} is no regular file, and a file will be written there. {remedy}"
+                raise reject("output_path", str(self.root), rule)
+
     def clear(self) -> None:
         """Delete the SAEs, checkpoints and results that comparisons made in this folder.
 
-        Their records and names prove what they are. Everything else stays, and so does the
-        tokenised text, which is found by its content.
+        Records, names and contents prove what they are. Everything else stays, and so does the
+        tokenised text, which is found by its content. Folders that are empty then go, too.
         """
-        made = self._made_by_comparisons()
-        if not made:
+        folders, files = self._made_by_comparisons()
+        if not folders and not files:
             return
-        n = sum(path.parent != self.results for path in made)
-        self.say(f"{self.root}: deleting {n} folders of SAEs or checkpoints, and their results")
-        for path in made:
-            if path.is_dir():
-                shutil.rmtree(path)
+        self.say(
+            f"{self.root}: deleting {len(folders)} folders of SAEs or checkpoints, and "
+            f"{len(files)} files of results"
+        )
+        for folder in folders:
+            if folder.name == CHECKPOINTS:
+                shutil.rmtree(folder)
             else:
-                path.unlink()
+                _delete_sae(folder)
+                if folder.is_dir():
+                    self.say(f"{folder}: files that no comparison made stay")
+        for file in files:
+            file.unlink()
         (self.root / ID_FILE).unlink(missing_ok=True)  # the new SAEs get new W&B runs
-        for folder in {path.parent for path in made}:
-            if folder != self.root and not any(folder.iterdir()):
-                folder.rmdir()
+        for folder in {path.parent for path in [*folders, *files]}:
+            _remove_empty(folder, self.root)
 
-    def _made_by_comparisons(self) -> list[Path]:
+    def _made_by_comparisons(self) -> tuple[list[Path], list[Path]]:
+        """The folders of SAEs and checkpoints, and the files of results."""
         seeds = [p for p in _real_folders(self.root) if re.fullmatch(r"seed\d+", p.name)]
         inside = [path for seed in seeds for path in _real_folders(seed)]
-        made = [p for p in inside if (p / RECORD).is_file()]
+        folders = [p for p in inside if (p / RECORD).is_file()]
         # Checkpoints of a run that has none yet: nothing but folders of steps.
-        made += [p for p in inside if p.name == CHECKPOINTS and _holds_only(p, STEPS)]
+        folders += [p for p in inside if p.name == CHECKPOINTS and _holds_only(p, STEPS)]
         if self.results.is_symlink() or not self.results.is_dir():
-            return made
-        made += [p for p in self.results.iterdir() if is_result_name(p.name) and p.is_file()]
-        return made + [p for p in _real_folders(self.results) if p.name == RAW]
+            return folders, []
+        files = [p for p in self.results.iterdir() if p.is_file() and self._is_result(p)]
+        raw = self.results / RAW
+        for folder in _real_folders(raw) if not raw.is_symlink() else []:
+            files += [p for p in folder.iterdir() if p.is_file() and p.name.endswith(RAW_SUFFIX)]
+        return folders, files
+
+    def _is_result(self, path: Path) -> bool:
+        """Whether a file is a result by its content, or a damaged one by the names in its name."""
+        if not is_result_name(path.name):
+            return False
+        try:
+            load_result(path)
+        except ResultError:
+            variant, _, name = path.name.removesuffix(".json").split("__", 2)
+            return variant in self.experiment.variants and name in (TRAINING, *runnable())
+        return True
 
     # ------------------------------------------------------------------ train
 
@@ -409,10 +464,27 @@ class Comparison:
         return self._sae_dir(variant, seed) / RECORD
 
     def _read_record(self, variant: str, seed: int) -> dict[str, Any] | None:
-        """The record of a finished SAE; None if there is none, or if it is damaged."""
-        found = read_cached(self._record(variant, seed))
-        whole = isinstance(found, dict) and {"fingerprint", "settings"} <= found.keys()
-        return found if whole else None
+        """The record of a finished SAE; None if there is none, or if it is damaged.
+
+        Raises:
+            ConfigError: a field has another type, although the file is as it was written. So the
+                SAE is not replaced: someone has edited the record.
+        """
+        path = self._record(variant, seed)
+        found = read_cached(path)
+        if not isinstance(found, dict) or not {"fingerprint", "settings"} <= found.keys():
+            return None
+        for name, kind in (("fingerprint", str), ("settings", dict)):
+            if isinstance(found[name], kind):
+                continue
+            if find_damage(path.parent) is not None:
+                return None
+            rule = (
+                f"{path} has a {name!r} that no run has written. Restore this file, choose another "
+                "output_path, or start over with --fresh."
+            )
+            raise reject("output_path", str(self.root), rule)
+        return found
 
     def _is_trained(self, variant: str, seed: int) -> bool:
         """Whether an SAE is there. A damaged one is trained again, to the same weights."""
@@ -509,6 +581,7 @@ def run_together(comparisons: Sequence[Comparison], fresh: bool = False) -> list
     check_fits([one.experiment for one in comparisons])
     for one in comparisons:
         check_writable("output_path", one.root)
+        one.check_targets()
     with ExitStack() as stack:
         for one in comparisons:
             stack.enter_context(run_lock("output_path", one.root, "adaptive-ortho compare"))
@@ -550,6 +623,27 @@ def _train_together(comparisons: Sequence[Comparison], seed: int, model: HookedR
         fit_together([runner.trainer for _, runner in runners])
     for one, runner in runners:
         one.finish(seed, runner)
+
+
+def _delete_sae(folder: Path) -> None:
+    """Delete the files of an SAE, and the folder if it is empty then."""
+    known = {SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME, RUNNER_CFG_FILENAME}
+    # The record is last: without it, the rest would not be known after a kill.
+    for name in [*sorted((known | files_named(folder)) - {RECORD}), SUMS, RECORD]:
+        file = folder / name
+        if file.is_file() and file.parent.resolve().is_relative_to(folder.resolve()):
+            file.unlink()
+            _remove_empty(file.parent, folder.parent)
+
+
+def _remove_empty(folder: Path, last: Path) -> None:
+    """Remove a folder and those above it that are empty then, below ``last``."""
+    while folder != last and folder.is_relative_to(last):
+        if folder.is_dir():
+            if any(folder.iterdir()):
+                return
+            folder.rmdir()
+        folder = folder.parent
 
 
 def _numbers(training: Result) -> dict[str, Any]:

@@ -316,6 +316,9 @@ def _check_variants(variants: object, runner: AdaptiveOrthoRunnerConfig) -> None
         where = f"variants.{name}"
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.=-]{0,99}", name):
             raise reject("variants", name, "a name has letters, digits and .=- only, 100 at most.")
+        if name.lower() == "checkpoints":  # see `Comparison`
+            rule = "this folder of a run holds its checkpoints. Give the variant another name."
+            raise reject("variants", name, rule)
         changes = {} if changes is None else changes
         if not isinstance(changes, dict):
             raise reject(where, changes, "must be a mapping of `sae` fields.")

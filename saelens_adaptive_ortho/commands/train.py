@@ -14,10 +14,13 @@ from saelens_adaptive_ortho.commands.plan import taken_in_words
 def run(options: ExperimentOptions) -> int:
     """Train and export."""
     from saelens_adaptive_ortho.commands.experiment import load_experiment
+    from saelens_adaptive_ortho.errors import reject
     from saelens_adaptive_ortho.training.costs import costs_taken
     from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner
 
     cfg = load_experiment(options.config, options.set).runner
+    if cfg.output_path is None:
+        raise reject("output_path", None, "the SAE would be lost. Name a folder to write it to.")
     with _locks(cfg.output_path, cfg.checkpoint_path):
         runner = AdaptiveOrthoRunner(cfg)
         say(f"Training; {runner.placement()}")

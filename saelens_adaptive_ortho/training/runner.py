@@ -304,7 +304,7 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
         """Write atomically an SAE that SAELens can load without this package.
 
         The paths in its settings are written with ``~`` for the home folder. The folder has the
-        SHA-256 sums of its files.
+        SHA-256 sums of its files. Files of somebody else in an earlier folder stay.
 
         Args:
             name: name of the SAE.
@@ -315,7 +315,8 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
             StorageError: the SAE could not be written. An earlier export survives.
         """
         sae, trainer = self.saes[name], self.trainer.trainers[name]
-        with atomic_directory(target, "The checkpoints are intact.", sums=True) as temporary:
+        survives = "The checkpoints are intact."
+        with atomic_directory(target, survives, sums=True, keep_others=True) as temporary:
             sae.save_inference_model(temporary)
             _rewrite_without_home(temporary / SAE_CFG_FILENAME)
             save_file({"sparsity": trainer.log_feature_sparsity}, temporary / SPARSITY_FILENAME)

@@ -344,6 +344,19 @@ def test_compare_without_output_folder_is_refused(refused: Refused) -> None:
     assert refused(output_path=None).startswith("output_path=None: a comparison needs a folder")
 
 
+def test_train_without_output_folder_is_refused(
+    write_config: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def begin(_: Any) -> None:
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(lockstep.LockstepTrainer, "begin", begin)
+    assert main(["train", str(write_config(output_path=None))]) == 2
+    assert "output_path=None: the SAE would be lost. Name a folder" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------ check
 
 

@@ -259,3 +259,53 @@ def test_what_a_killed_evaluation_left_in_the_cache_is_removed(folder: Path) -> 
     (cache / "unlearning" / f".known-0.json.{'a' * 32}.tmp").touch()
     assert compare(folder, *NO_EVALS) == 0
     assert sorted(cache.rglob("*")) == sorted([*before, cache / "unlearning"])
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("name", "is_folder"),
+    [
+        ("results", False),
+        ("results/sae_bench", False),
+        ("results/adaptive__seed0__training.json", True),
+        ("results/summary.json", True),
+        ("seed0", False),
+        ("seed0/adaptive", False),
+        ("cache", False),
+        ("config.yaml", True),
+        ("report.html", True),
+    ],
+)
+def test_what_is_in_the_way_of_a_file_of_the_run_is_refused_before_training(
+    tmp_path: Path,
+    write_config: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    is_folder: bool,
+) -> None:
+    path = tmp_path / "run" / name
+    config = write_config(variants={"adaptive": {}}, evals={"subspace": {"n_contexts": 4}})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if is_folder:
+        path.mkdir()
+    else:
+        path.write_text("mine")
+    assert main(["compare", str(config)]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"{path} is no {'regular file' if is_folder else 'folder'}" in message
+    assert "Move it away, or choose another output_path." in message
+    assert path.exists()
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(("name", "value"), [("settings", []), ("fingerprint", 3)])
+def test_edited_record_is_refused_by_name(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, value: object
+) -> None:
+    sae = folder / "run" / "seed0" / "adaptive"
+    record = json.loads((sae / RECORD).read_text())
+    (sae / RECORD).write_text(json.dumps({**record, name: value}))
+    (sae / SUMS).unlink()
+    assert compare(folder) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"adaptive/{RECORD} has a {name!r} that no run has written. Restore" in message

@@ -305,6 +305,7 @@ def test_damaged_sae_is_trained_again_and_its_results_stay(
     folder = run / "seed0" / "adaptive"
     weights = (folder / "sae_weights.safetensors").read_bytes()
     results = {p: p.read_bytes() for p in (run / "results").glob("*__core.json")}
+    (folder / "mine.txt").write_text("mine")
     name, change = DAMAGES[damage]
     if change is None:
         (folder / name).unlink()
@@ -313,6 +314,7 @@ def test_damaged_sae_is_trained_again_and_its_results_stay(
     assert compare() == 0
     assert f"{folder} is damaged and is trained again" in " ".join(capsys.readouterr().out.split())
     assert (folder / "sae_weights.safetensors").read_bytes() == weights
+    assert (folder / "mine.txt").read_text() == "mine"
     assert {p: p.read_bytes() for p in results} == results
 
 
@@ -362,6 +364,9 @@ def test_fresh_run_deletes_only_what_comparisons_made(
         run / "results" / "mine.json",
         run / "cache" / "mine",
         run / "seed8" / "checkpoints" / "mine",
+        run / "seed0" / "adaptive" / "mine.txt",
+        run / "results" / "sae_bench" / "mine",
+        run / "results" / "my__seed0__notes.json",
     ]
     for path in mine:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -372,7 +377,8 @@ def test_fresh_run_deletes_only_what_comparisons_made(
     assert compare("--fresh", "--set", "evals=[]", "--set", "seeds=[3]") == 0
     assert "deleting 2 folders" in capsys.readouterr().out
     assert all(path.read_text() == "mine" for path in mine)
-    assert sorted(p.name for p in (run / "seed0").iterdir()) == ["mine"]
+    assert sorted(p.name for p in (run / "seed0").iterdir()) == ["adaptive", "mine"]
+    assert [p.name for p in (run / "seed0" / "adaptive").iterdir()] == ["mine.txt"]
     assert snapshot(Path(elsewhere)) == kept
 
 

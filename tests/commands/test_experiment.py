@@ -132,6 +132,7 @@ def test_derived_setting_cannot_be_set(settings: Settings, key: str) -> None:
         ("variants", {}, "must map variant names"),
         ("variants", {"a b": {}}, "a name has letters"),
         ("variants", {"a" * 101: {}}, "100 at most"),
+        ("variants", {"Checkpoints": {}}, "variants='Checkpoints': .* another name"),
         ("variants", {"a": 3}, r"variants\.a=3: must be a mapping"),
         ("variants", {"a": 0}, r"variants\.a=0: must be a mapping"),
         ("variants", {"a": {"architecture": []}}, r"variants\.a\.architecture=\[\]: must be one"),

@@ -194,3 +194,16 @@ def test_too_deep_or_too_large_json_is_refused(text: str, tmp_path: Path) -> Non
     path.write_text(text)
     with pytest.raises(ResultError, match="delete this file and rerun compare"):
         load_result(path)
+
+
+def test_unusable_file_of_no_sae_of_the_run_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    for each in RESULTS:
+        write_result(result_path(tmp_path, each.variant, each.seed, each.eval), each)
+    expected = load_results(tmp_path)
+    foreign = result_path(tmp_path, "x", 0, "subspace")
+    foreign.write_text("[]")
+    with pytest.warns(UserWarning, match="Left out.*x__seed0__subspace.json.*a JSON object$"):
+        assert load_results(tmp_path) == expected
+    (tmp_path / "seed0" / "x").mkdir(parents=True)
+    with pytest.raises(ResultError, match=foreign.name):
+        load_results(tmp_path)

@@ -180,3 +180,9 @@ def test_package_import_loads_no_libraries() -> None:
         check=False,
     )
     assert done.stdout.split() == ["[]"], done.stderr
+
+
+def test_config_that_is_not_utf8_is_shown_with_replacement_characters(tmp_path: Path) -> None:
+    run = full_run(tmp_path)
+    (run / "config.yaml").write_bytes(b"model: caf\xe9\n")
+    assert "model: caf\N{REPLACEMENT CHARACTER}" in write_report(run).read_text("utf-8")

@@ -60,7 +60,8 @@ def write_report(run_dir: str | Path) -> Path:
     run_dir = Path(run_dir)
     results = load_results(run_dir)
     config_path = run_dir / "config.yaml"
-    config = config_path.read_text(encoding="utf-8") if config_path.is_file() else None
+    # It is only shown: what is not UTF-8 must not stop the report.
+    config = config_path.read_text("utf-8", "replace") if config_path.is_file() else None
     name = run_dir.resolve().name
     browser = BROWSER if (run_dir / BROWSER).is_file() else ""
     page = render_page(results, without_home(config), name, browser)
