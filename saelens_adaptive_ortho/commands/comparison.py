@@ -406,7 +406,10 @@ class Comparison:
 
     def say_time_left(self) -> None:
         """Say how long the evaluation of the other SAEs will take, from those that are done."""
-        done = [r for r in load_results(self.root, list(self.experiment.variants)) if r.ok]
+        try:
+            done = [r for r in load_results(self.root, list(self.experiment.variants)) if r.ok]
+        except ResultError:  # of another SAE, whose evaluation is made again when its turn comes
+            return
         seconds, left = 0.0, 0
         for name in self.experiment.evals:
             took = [r.seconds or 0.0 for r in done if r.eval == name]

@@ -309,3 +309,14 @@ def test_edited_record_is_refused_by_name(
     assert compare(folder) == 2
     message = " ".join(capsys.readouterr().err.split())
     assert f"adaptive/{RECORD} has a {name!r} that no run has written. Restore" in message
+
+
+def test_damaged_results_of_two_saes_are_made_again(folder: Path) -> None:
+    both = ("--set", "variants={adaptive: {}, other: {ortho_mode: off}}")
+    assert compare(folder, *both) == 0
+    files = [folder / f"run/results/{name}__seed0__subspace.json" for name in ("adaptive", "other")]
+    whole = [load_result(file).metrics for file in files]
+    for file in files:
+        file.write_text(file.read_text()[:-30])
+    assert compare(folder, *both) == 0
+    assert [load_result(file).metrics for file in files] == whole
