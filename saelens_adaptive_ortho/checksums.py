@@ -24,7 +24,7 @@ _SEALED = re.compile(rf'(.*),\n  "{SEAL}": "([0-9a-f]{{64}})"\n\}}\n', re.DOTALL
 def write_sums(folder: Path) -> None:
     """Write the sums of all files in a folder, also of those in its subfolders."""
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f != folder / SUMS)
-    lines = [f"{_sha256_of(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
+    lines = [f"{sha256_of(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8", newline="")
 
 
@@ -42,7 +42,7 @@ def find_damage(folder: Path) -> Path | None:
         return sums
     for expected, name in (line.groups() for line in lines if line):
         try:
-            if _sha256_of(folder / name) != expected:
+            if sha256_of(folder / name) != expected:
                 return folder / name
         except (OSError, ValueError):
             return folder / name
@@ -93,6 +93,6 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _sha256_of(file: Path) -> str:
+def sha256_of(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

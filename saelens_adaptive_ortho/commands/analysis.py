@@ -16,7 +16,7 @@ from saelens_adaptive_ortho.files import (
     write_text_atomic,
 )
 from saelens_adaptive_ortho.judging import pairs
-from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Workbench
+from saelens_adaptive_ortho.judging.contract import EvaluationError, Workbench
 from saelens_adaptive_ortho.judging.running import storable
 from saelens_adaptive_ortho.judging.subjects import Subject, named_subjects, workbench_for
 from saelens_adaptive_ortho.locks import run_lock
@@ -63,13 +63,7 @@ def _analyse(
 
 
 def _analyse_one(subject: Subject, bench: Workbench, options: AnalyseOptions) -> Result:
-    context = EvalContext(
-        bench=bench,
-        load=lambda: subject.load(options.device, options.dtype),
-        variant=subject.variant,
-        seed=subject.seed,
-        raw_dir=options.out,
-    )
+    context = subject.on(bench, options.out)
     settings = pairs.Settings(
         n_contexts=options.contexts,
         domain_ratio=options.domain_ratio,

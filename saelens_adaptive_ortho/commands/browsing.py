@@ -190,13 +190,7 @@ def _write_one(
     exported: Path | None,
 ) -> None:
     """Measure one SAE and write its files."""
-    context = EvalContext(
-        bench=bench,
-        load=lambda: subject.load(options.device, options.dtype),
-        variant=subject.variant,
-        seed=subject.seed,
-        raw_dir=folder,
-    )
+    context = subject.on(bench, folder)
     settings = browsing.Settings(
         n_contexts=options.contexts,
         n_passages=options.passages,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
-from saelens_adaptive_ortho.checksums import SUMS, find_damage
+from saelens_adaptive_ortho.checksums import SUMS, find_damage, sha256_of
 from saelens_adaptive_ortho.commands.comparison import RECORD
 from saelens_adaptive_ortho.commands.push import PushOptions
 from saelens_adaptive_ortho.errors import ConfigError, reject
@@ -507,5 +506,4 @@ def _size(content: bytes | Path) -> int:
 
 
 def _sha256(content: bytes | Path) -> str:
-    with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return sha256_of(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()

@@ -12,7 +12,6 @@ from saelens_adaptive_ortho.files import (
     remove_scratch,
     write_failures_named,
 )
-from saelens_adaptive_ortho.judging.contract import EvalContext
 from saelens_adaptive_ortho.judging.running import check_evals_runnable, run_missing
 from saelens_adaptive_ortho.judging.subjects import named_subjects, workbench_for
 from saelens_adaptive_ortho.locks import run_lock
@@ -43,14 +42,7 @@ def run_suite(options: EvalOptions, say: Callable[[str], None] = print) -> list[
         remove_litter([options.out, raw.parent, *within])
         bench = workbench_for(subjects, options)
         for subject in subjects:
-            context = EvalContext(
-                bench=bench,
-                load=lambda s=subject: s.load(options.device, options.dtype),
-                variant=subject.variant,
-                seed=subject.seed,
-                raw_dir=raw,
-            )
-            run_missing(context, evals, options.out, say)
+            run_missing(subject.on(bench, raw), evals, options.out, say)
         results = load_results(options.out)
         summary.write_summary(options.out)
         say(f"Report: {page.write_report(options.out)}")

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from saelens_adaptive_ortho.checksums import sha256_of
 from saelens_adaptive_ortho.errors import ConfigError, Explained, reject
 from saelens_adaptive_ortho.evaluations import Evaluation, runnable
 from saelens_adaptive_ortho.evaluations.contract import SEED, determining
@@ -196,8 +197,7 @@ def _content_digest(path: Path) -> str:
 
 @lru_cache(maxsize=1024)
 def _file_digest(path: Path, size: int, changed_ns: int) -> str:  # noqa: ARG001  # parts of the key
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def write_outcome(

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from saelens_adaptive_ortho.devices import check_device
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import read_cached, user_path
 from saelens_adaptive_ortho.judging import formats
-from saelens_adaptive_ortho.judging.contract import Workbench
+from saelens_adaptive_ortho.judging.contract import EvalContext, Workbench
 from saelens_adaptive_ortho.judging.formats import Format, loading
 from saelens_adaptive_ortho.judging.options import JudgingOptions
 from saelens_adaptive_ortho.text import hub, mixture, models
@@ -35,12 +36,15 @@ from saelens_adaptive_ortho.text.corpora import (
     CorpusConfig,
     Tokenisation,
     local_files,
+    single_corpus,
     tokenise_corpus,
 )
 from saelens_adaptive_ortho.text.mixture import FORGET, FORGET_TEST, RETAIN
 
-TOKENS = "tokens"  # the column of token ids in SAELens's data sets
 SEED_FOLDER = re.compile(r"seed(\d+)")
+
+# How to judge SAEs that need different texts or models.
+TWO_COMMANDS = ". Judge them in two commands, each with an --out of its own."
 
 # How text is packed and held out, if an SAE does not say it.
 TEXT_SETTINGS: dict[str, Any] = {
@@ -135,6 +139,16 @@ class Subject:
     def source(self) -> str:
         """The directory or ``release:sae_id`` of the SAE."""
         return str(self.path) if self.path is not None else f"{self.release}:{self.sae_id}"
+
+    def on(self, bench: Workbench, raw_dir: Path) -> EvalContext:
+        """The SAE on a workbench, on its device and in its dtype.
+
+        Args:
+            bench: model and text.
+            raw_dir: folder for SAEBench's own result files.
+        """
+        load = partial(self.load, bench.device, bench.dtype)
+        return EvalContext(bench, load, self.variant, self.seed, raw_dir)
 
     def record(self) -> dict[str, Any]:
         """The runner config saved beside the SAE, or an empty dict if there is none.
@@ -467,40 +481,27 @@ def _model_settings(saes: dict[str, SAE[Any]]) -> dict[str, Any]:
     )
 
 
-def _agreed(name: str, known: dict[str, Any], default: Any) -> Any:
+def _agreed(name: str, known: dict[str, Any], default: Any, remedy: str = TWO_COMMANDS) -> Any:
     """The value that all SAEs were trained with; ``default`` if none says it.
 
     Raises:
-        ConfigError: two SAEs have different values.
+        ConfigError: two SAEs have different values. The message ends with the remedy.
     """
     agreed = next(iter(known.values()), default)
     for source, value in known.items():
         if value != agreed:
-            raise reject(
-                name,
-                value,
-                f"{source} was trained with it, {next(iter(known))} with {agreed!r}. "
-                "Judge them in two commands, each with an --out of its own.",
-            )
+            trained = f"{source} was trained with it, {next(iter(known))} with {agreed!r}"
+            raise reject(name, value, trained + remedy)
     return agreed
 
 
 def _shared_value(values: dict[str, Any], option: str) -> Any:
-    """The value that all SAEs share.
+    """The value that all SAEs share; None if there is none.
 
     Raises:
         ConfigError: two SAEs have different values.
     """
-    first, *others = values.items()
-    for source, value in others:
-        if value != first[1]:
-            raise reject(
-                option,
-                value,
-                f"{source} was trained with it, {first[0]} with {first[1]!r}; SAEs are compared "
-                f"on one, so give {option}.",
-            )
-    return first[1]
+    return _agreed(option, values, None, f"; SAEs are compared on one, so give {option}.")
 
 
 def _recorded_corpora(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -513,7 +514,5 @@ def _corpora_of(record: dict[str, Any]) -> dict[str, Any]:
     """The corpora of one training; a single one, ``dataset_path``, counts as retain."""
     if record.get("ortho_corpora") or not record.get("dataset_path"):
         return record.get("ortho_corpora") or {}
-    corpus = CorpusConfig.from_dict("dataset_path", record["dataset_path"])
-    if record.get("is_dataset_tokenized") and corpus.tokens_field is None:
-        corpus = replace(corpus, tokens_field=TOKENS)
-    return {RETAIN: corpus}
+    tokenised = bool(record.get("is_dataset_tokenized"))
+    return {RETAIN: single_corpus(record["dataset_path"], tokenised)}

@@ -12,7 +12,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -157,6 +157,18 @@ def read_documents(corpus: CorpusConfig, where: str) -> Iterator[str]:
             )
         if text.strip():
             yield text
+
+
+def single_corpus(dataset_path: object, is_dataset_tokenized: bool) -> CorpusConfig:
+    """The one corpus of a training, from SAELens's settings.
+
+    Raises:
+        ConfigError: the path or one of its fields cannot work.
+    """
+    corpus = CorpusConfig.from_dict("dataset_path", dataset_path)
+    if is_dataset_tokenized and corpus.tokens_field is None:
+        return replace(corpus, tokens_field="tokens")  # its name in SAELens's data sets
+    return corpus
 
 
 def read_tokens(corpus: CorpusConfig, where: str) -> Iterator[Int[Tensor, " n"]]:

@@ -18,7 +18,7 @@ from saelens_adaptive_ortho.files import user_path
 from saelens_adaptive_ortho.host.config import without_defaults_added_later
 from saelens_adaptive_ortho.settings import Dtype, Seed, check_values
 from saelens_adaptive_ortho.text import mixture
-from saelens_adaptive_ortho.text.corpora import CorpusConfig, TokenisedCorpus
+from saelens_adaptive_ortho.text.corpora import CorpusConfig, TokenisedCorpus, single_corpus
 from saelens_adaptive_ortho.training import store
 from saelens_adaptive_ortho.training.host_fields import check_host_fields
 
@@ -144,10 +144,7 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         A single corpus has the name ``corpus`` and no domain.
         """
         if not self.ortho_corpora:
-            corpus = CorpusConfig.from_dict("dataset_path", self.dataset_path)
-            if self.is_dataset_tokenized and corpus.tokens_field is None:
-                corpus = replace(corpus, tokens_field="tokens")  # its name in SAELens's data sets
-            return {"corpus": corpus}
+            return {mixture.ONLY: single_corpus(self.dataset_path, self.is_dataset_tokenized)}
         return mixture.arrange(self.ortho_corpora, "ortho_corpora.{}".format)
 
     def corpus_field(self, domain: str) -> str:

@@ -113,13 +113,7 @@ def context_for(subject: Subject, options: JudgingOptions) -> EvalContext:
     Raises:
         ConfigError: an option cannot work, or the model or a corpus cannot be read.
     """
-    return EvalContext(
-        bench=workbench_for([subject], options),
-        load=lambda: subject.load(options.device, options.dtype),
-        variant=subject.variant,
-        seed=subject.seed,
-        raw_dir=options.out,
-    )
+    return subject.on(workbench_for([subject], options), options.out)
 
 
 def check_choice(budget: float, kind: str) -> None:

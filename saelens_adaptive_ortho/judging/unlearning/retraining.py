@@ -152,7 +152,7 @@ def families(
     if not names:
         return {}
     found: dict[str, list[Callable[[float], Intervention]]] = {name: [] for name in methods}
-    for loss in _losses(context, model, sae, methods):
+    for loss in _losses(context, model, sae, names, methods):
         change = train(context, model, names, loss)
         found[loss.method].append(lambda s, d=change: Retrained(model, d, s))
     return {name: Family(paths, STRENGTHS, LARGEST) for name, paths in found.items()}
@@ -163,19 +163,18 @@ def train(
 ) -> Weights:
     """The change of the named weights after a training with Adam; the model stays the same."""
     weights = {name: w for name, w in model.named_parameters() if name in names}
-    wanted = [(w, w.requires_grad) for w in model.parameters()]
+    needed = [(w, w.requires_grad) for w in model.parameters()]
     start = {name: w.data for name, w in weights.items()}
     own = {name: w.data.float().clone() for name, w in weights.items()}
     groups = [{"params": [w], "lr": STEP * float(w.square().mean().sqrt())} for w in own.values()]
     adam = torch.optim.Adam(groups)
+    steps = STEPS[loss.method]
+    bar = tqdm(_batches(context, steps), total=steps, desc=loss.method, leave=False)
     try:
-        for weight, _ in wanted:
-            weight.requires_grad_(False)
+        model.requires_grad_(False)
         for weight in weights.values():
             weight.requires_grad_(True)
-        steps = STEPS[loss.method]
-        bar = tqdm(_batches(context, steps), total=steps, desc=loss.method, leave=False)
-        with torch.enable_grad():
+        with torch.enable_grad(), holding(model, start):
             for forget, retain in bar:
                 grads = torch.autograd.grad(loss.of(forget, retain), list(weights.values()))
                 for name, grad in zip(weights, grads, strict=True):
@@ -183,16 +182,18 @@ def train(
                 adam.step()
                 for name, weight in weights.items():
                     weight.data = own[name].to(weight.dtype)
-        return {name: own[name] - start[name].float() for name in weights}
     finally:
-        for name, weight in weights.items():
-            weight.data = start[name]
-        for weight, needed in wanted:
-            weight.requires_grad_(needed)
+        for weight, before in needed:
+            weight.requires_grad_(before)
+    return {name: own[name] - start[name].float() for name in weights}
 
 
 def _losses(
-    context: EvalContext, model: HookedRootModule, sae: SAE[Any], methods: Sequence[str]
+    context: EvalContext,
+    model: HookedRootModule,
+    sae: SAE[Any],
+    names: Sequence[str],
+    methods: Sequence[str],
 ) -> Iterator[Loss]:
     if RMU in methods:
         forget, _ = next(_batches(context, 1))
@@ -201,7 +202,6 @@ def _losses(
         norm, power = before.norm(dim=-1).mean(), before.square().sum(-1).mean()
         direction = torch.randn(before.shape[-1], generator=torch.Generator().manual_seed(SEED))
         u = (direction / direction.norm()).to(before)
-        names = trainable(model, sae.cfg.metadata.hook_name)
         start = {name: w.data for name, w in model.named_parameters() if name in names}
         for beta, alpha in itertools.product(BETAS, ALPHAS):
             yield Loss(RMU, _rmu(model, sae, start, beta * norm * u, alpha, power))

@@ -41,8 +41,8 @@ def corpora(demo_model: Any) -> list[Any]:
     return [tokenise_corpus(c, d, demo_model.tokenizer, how, 32) for d, c in TEXTS.items()]
 
 
-def build_sae(seed: int = 0, **changes: Any) -> SAE[Any]:
-    """A random SAE that is about as sparse as a trained one."""
+def build_sae(seed: int = 0, hook: str = HOOK, threshold: float = 1.5, **changes: Any) -> SAE[Any]:
+    """A random SAE; with the default threshold it is about as sparse as a trained one."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.nn.functional.normalize(torch.randn(D_SAE, D_IN, generator=generator), dim=1)
     cfg = JumpReLUSAEConfig(d_in=D_IN, d_sae=D_SAE, **changes)
@@ -50,8 +50,8 @@ def build_sae(seed: int = 0, **changes: Any) -> SAE[Any]:
     with torch.no_grad():
         sae.W_dec.copy_(rows)
         sae.W_enc.copy_(rows.T)
-        sae.threshold.fill_(1.5)
-    sae.cfg.metadata.hook_name = HOOK
+        sae.threshold.fill_(threshold)
+    sae.cfg.metadata.hook_name = hook
     sae.cfg.metadata.model_name = "demo:model"
     return sae
 

@@ -89,7 +89,7 @@ def test_losses_are_those_of_the_papers(context: EvalContext, model: Any) -> Non
     hook = sae.cfg.metadata.hook_name
     cached = model.run_with_cache(forget, names_filter=hook, prepend_bos=False)[1][hook]
     norm, power = cached.norm(dim=-1).mean(), cached.square().sum(-1).mean()
-    rmu, ascent = retraining._losses(context, model, sae, BOTH)
+    rmu, ascent = retraining._losses(context, model, sae, NAMES, BOTH)
     u = torch.randn(cached.shape[-1], generator=torch.Generator().manual_seed(42))
     target = 4.0 * norm * u / u.norm()
     expected = (cached - target).square().sum(-1).mean() / power

@@ -32,8 +32,10 @@ from saelens_adaptive_ortho.judging.unlearning import use
 from saelens_adaptive_ortho.judging.unlearning.clamps import Seen, firing_share
 from saelens_adaptive_ortho.judging.unlearning.saved import UnlearningSelection, weights_digest
 from saelens_adaptive_ortho.text.models import load_language_model, special_tokens
+from tests.judging.unlearning import conftest
+from tests.judging.unlearning.conftest import D_IN, D_SAE
 
-D_IN, D_SAE, N = 96, 64, 24
+N = 24
 HOOKS = ["blocks.1.hook_resid_post", "blocks.1.hook_resid_pre"]
 KINDS = ["hooked", "bridge", "plain"]
 EDITS = ["clamp", "gated", "bounded"]
@@ -67,16 +69,7 @@ def tokens(kinds: dict[str, Any]) -> Tensor:
 
 def build_sae(hook: str = HOOKS[0], seed: int = 0, **changes: Any) -> SAE[Any]:
     """A random SAE whose latents fire on a part of the tokens, also on BOS."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.nn.functional.normalize(torch.randn(D_SAE, D_IN, generator=generator), dim=1)
-    sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=D_SAE, **changes))
-    with torch.no_grad():
-        sae.W_dec.copy_(rows)
-        sae.W_enc.copy_(rows.T)
-        sae.threshold.fill_(6.0)
-    sae.cfg.metadata.hook_name = hook
-    sae.cfg.metadata.model_name = "demo:model"
-    return sae
+    return conftest.build_sae(seed, hook, 6.0, **changes)
 
 
 def build_selection(sae: SAE[Any], edit: str, model: Any, gate: float = 0.1) -> UnlearningSelection:
