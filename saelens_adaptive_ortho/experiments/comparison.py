@@ -30,10 +30,10 @@ from safetensors import SafetensorError, safe_open
 from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.checksums import SUMS, files_named, find_damage
-from saelens_adaptive_ortho.commands.experiment import Experiment, check_fits
-from saelens_adaptive_ortho.commands.plan import taken_in_words
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.evaluations import runnable
+from saelens_adaptive_ortho.experiments.costs_in_words import taken_in_words
+from saelens_adaptive_ortho.experiments.experiment import Experiment, check_fits
 from saelens_adaptive_ortho.files import (
     check_writable,
     read_cached,
