@@ -70,13 +70,16 @@ class Manifest:
         axes: the values of each axis, by the name of its field, in the order of the config. The
             last one is ``seed``.
         units: the units of work.
-        cwd: working directory of the command that made the sweep; relative paths start there.
+        cwd: working directory of the command that made the sweep; relative paths start there. The
+            home folder is written ``~``.
+        config: text of the config, with everything that it extends.
     """
 
     name: str
     axes: Mapping[str, Sequence[Any]]
     units: Sequence[Unit]
     cwd: str = ""
+    config: str = ""
     version: int = field(default=VERSION)
 
     def unit(self, name: str) -> Unit:
@@ -145,4 +148,4 @@ def _built(found: Mapping[str, Any]) -> Manifest:
         Unit(**{**unit, "points": [Point(**point) for point in unit["points"]]})
         for unit in found["units"]
     ]
-    return Manifest(found["name"], found["axes"], units, found["cwd"], found["version"])
+    return Manifest(found["name"], found["axes"], units, found["cwd"], found["config"])

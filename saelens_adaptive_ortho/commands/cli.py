@@ -28,6 +28,7 @@ from saelens_adaptive_ortho.commands import (
     plan,
     push,
     sae_lens,
+    sweep,
     sweep_unit,
     synth,
     tables,
@@ -49,7 +50,7 @@ COMMANDS: tuple[Command, ...] = (
     init.COMMAND,
     compare.COMMAND,
     train.COMMAND,
-    sweep_unit.COMMAND,
+    sweep.COMMAND,
     judge.COMMAND,
     unlearn.COMMAND,
     export_merged.COMMAND,
@@ -67,6 +68,7 @@ COMMANDS: tuple[Command, ...] = (
     evaluations.COMMAND,
     penalties.COMMAND,
     sae_lens.COMMAND,
+    sweep_unit.COMMAND,
     tables.COMMAND,
 )
 

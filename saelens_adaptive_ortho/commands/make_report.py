@@ -1,4 +1,4 @@
-"""``adaptive-ortho report``: write the report of a run folder again, and show its table."""
+"""``adaptive-ortho report``: write the report of a run or a sweep again, and show its table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class ReportOptions:
     """The run.
 
     Args:
-        run_dir: a run folder.
+        run_dir: a run folder, or the folder of a sweep.
     """
 
     run_dir: Path = field(metadata={"positional": "RUN_DIR"})
@@ -24,6 +24,7 @@ def run(options: ReportOptions) -> int:
     from rich.console import Console
 
     from saelens_adaptive_ortho.errors import reject
+    from saelens_adaptive_ortho.manifests import is_sweep
     from saelens_adaptive_ortho.report import summary
     from saelens_adaptive_ortho.report.page import run as page
     from saelens_adaptive_ortho.report.statistics import summarise
@@ -33,6 +34,11 @@ def run(options: ReportOptions) -> int:
     if options.run_dir.is_file():
         rule = "is a file; name the run folder that holds the results."
         raise reject("RUN_DIR", str(options.run_dir), rule)
+    if is_sweep(options.run_dir):
+        from saelens_adaptive_ortho.sweeps.reporting import write_report
+
+        say(f"Report: {write_report(options.run_dir, Console())}")
+        return 0
     summary.write_summary(options.run_dir)
     say(f"Report: {page.write_report(options.run_dir)}")
     Console().print(terminal_table(summarise(load_results(options.run_dir))))
@@ -41,7 +47,7 @@ def run(options: ReportOptions) -> int:
 
 COMMAND = Command(
     name="report",
-    help="Write the report of a run folder again, and show its table.",
+    help="Write the report of a run folder or a sweep again, and show its table.",
     options=ReportOptions,
     run=run,
 )

@@ -86,7 +86,7 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
         ConfigError: the file cannot be read, the YAML is malformed, a key is unknown, a type or
             value is wrong, or there is more than one hook.
     """
-    tree, name = _overridden_tree(path, overrides)
+    tree, name = overridden_tree(path, overrides)
     if "hook_names" in tree:
         rule = "this command takes one hook. Leave it out, and set hook_name."
         raise reject("hook_names", tree["hook_names"], rule)
@@ -115,9 +115,9 @@ def load_experiments(
         overrides: see :func:`load_experiment`.
         compared: also refuse settings that have no effect on a comparison.
     """
-    tree, name = _overridden_tree(path, overrides)
+    tree, name = overridden_tree(path, overrides)
     if compared:
-        _check_compared(tree)
+        check_compared(tree)
     given = {override.partition("=")[0] for override in overrides or []}
     if {"hook_name", "hook_names"} <= given:
         raise reject("hook_names", tree["hook_names"], "give it or hook_name, not both.")
@@ -139,8 +139,12 @@ def load_experiments(
     ]
 
 
-def _check_compared(tree: dict[str, Any]) -> None:
-    """Refuse settings that only the training of one SAE uses."""
+def check_compared(tree: dict[str, Any]) -> None:
+    """Refuse settings that only the training of one SAE uses.
+
+    Raises:
+        ConfigError: there is one.
+    """
     seeds = tree.get("seeds", [0])
     reasons = {
         "resume_from_checkpoint": "a comparison continues from its own checkpoints. Leave it out.",
@@ -154,7 +158,12 @@ def _check_compared(tree: dict[str, Any]) -> None:
             raise reject(name, value, reason)
 
 
-def _overridden_tree(path: str | Path, overrides: list[str] | None) -> tuple[dict[str, Any], str]:
+def overridden_tree(path: str | Path, overrides: list[str] | None) -> tuple[dict[str, Any], str]:
+    """The settings of a file with overrides, not validated, and the name of the experiment.
+
+    Raises:
+        ConfigError: the file cannot be read, or an override is malformed.
+    """
     path = find_config(path)
     tree = read_tree(path)
     before = _site(tree)
@@ -240,6 +249,9 @@ def build_experiment(tree: dict[str, Any], name: str = "experiment") -> Experime
         ConfigError: a setting cannot work. The message names field, value and remedy.
     """
     tree = dict(tree)
+    if "sweep" in tree:
+        rule = "this command takes one experiment. `adaptive-ortho sweep` runs a sweep."
+        raise reject("sweep", tree["sweep"], rule)
     runner_fields = init_fields(AdaptiveOrthoRunnerConfig)
     reject_unknown(tree, [*runner_fields, *EXPERIMENT_KEYS], "")
     variants = tree.pop("variants", DEFAULT_VARIANTS)

@@ -48,14 +48,14 @@ class Kept:
 
     def model_for(self, cfg: AdaptiveOrthoRunnerConfig) -> HookedRootModule | None:
         """The kept model if it is that of a config; otherwise it is let go."""
-        if self.key != _model_key(cfg):
+        if self.key != model_key(cfg):
             self.key, self.model = "", None
         return self.model
 
     def keep(self, cfg: AdaptiveOrthoRunnerConfig, model: HookedRootModule) -> None:
         """Keep the model of a config."""
         if not cfg.compile_llm:
-            self.key, self.model = _model_key(cfg), model
+            self.key, self.model = model_key(cfg), model
 
 
 def do_task(task: Task, kept: Kept | None = None) -> int:
@@ -160,7 +160,7 @@ def _compare(
     return results
 
 
-def _model_key(cfg: AdaptiveOrthoRunnerConfig) -> str:
+def model_key(cfg: AdaptiveOrthoRunnerConfig) -> str:
     """What decides which model is loaded, and how."""
     parts: list[Any] = [cfg.model_name, cfg.model_class_name, str(cfg.llm_device)]
     parts += [cfg.model_from_pretrained_kwargs, cfg.compile_llm]
