@@ -25,10 +25,20 @@ def run(options: CheckOptions) -> int:
     """Read the config, and open the texts and the model that it names."""
     from saelens_adaptive_ortho.experiments.experiment import check_fits, load_experiments
     from saelens_adaptive_ortho.judging.running import check_evals_runnable
+    from saelens_adaptive_ortho.sweeps.axes import is_sweep_config
+    from saelens_adaptive_ortho.sweeps.starting import check_sweep, open_sweep
     from saelens_adaptive_ortho.text.corpora import check_contexts, read_to_the_end
     from saelens_adaptive_ortho.training import runner
     from saelens_adaptive_ortho.training.store import StratifiedActivationsStore, rows_per_batch
 
+    if is_sweep_config(options.config, options.set):
+        opened = open_sweep(options.config, options.set)
+        if not options.offline:
+            check_sweep(opened)
+        n, saes = len(opened.manifest.units), len(opened.manifest.points)
+        opened_too = "Corpora and model were not opened." if options.offline else "Texts are there."
+        say(f"{options.config}: {saes} SAEs in {n} units; all settings are valid. {opened_too}")
+        return 0
     experiments = load_experiments(options.config, options.set)
     experiment = experiments[0]
     check_fits(experiments)

@@ -1,8 +1,9 @@
-"""``adaptive-ortho plan``: what a comparison will cost, before anything long starts."""
+"""``adaptive-ortho plan``: what a comparison or a sweep will cost, before anything long starts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from saelens_adaptive_ortho.commands.compare import ExperimentOptions
 from saelens_adaptive_ortho.commands.options import Command, say
@@ -21,14 +22,21 @@ class PlanOptions(ExperimentOptions):
 
 def run(options: PlanOptions) -> int:
     """Load model and text, time some steps, and print the costs."""
+    from rich.console import Console
+
     from saelens_adaptive_ortho.errors import reject
     from saelens_adaptive_ortho.experiments.costs_in_words import described, together
     from saelens_adaptive_ortho.experiments.experiment import check_fits, load_experiments
+    from saelens_adaptive_ortho.sweeps.axes import is_sweep_config
+    from saelens_adaptive_ortho.sweeps.planning import plan_sweep
     from saelens_adaptive_ortho.training.costs import measure_costs
     from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, check_site, prepare
 
     if options.steps < 1:
         raise reject("--steps", options.steps, "must be at least 1.")
+    if Path(options.config).is_dir() or is_sweep_config(options.config, options.set):
+        plan_sweep(options.config, options.set, options.steps, say, Console())
+        return 0
     experiments = load_experiments(options.config, options.set, compared=True)
     check_fits(experiments[:1])  # hooks are measured one after the other
     prepared = prepare(experiments[0].runner)
@@ -48,7 +56,7 @@ def run(options: PlanOptions) -> int:
 
 COMMAND = Command(
     name="plan",
-    help="Say what a comparison will cost: time, memory, disk. Some steps are timed, none is kept.",
+    help="Say what a comparison or a sweep will cost: time, memory, disk. A few steps are timed.",
     options=PlanOptions,
     run=run,
 )

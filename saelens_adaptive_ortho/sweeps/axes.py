@@ -135,7 +135,7 @@ def _axes(tree: dict[str, Any]) -> dict[str, list[Any]]:
     if not isinstance(found, dict) or not found:
         rule = "must map fields to lists of values, such as {sae.k: [16, 32]}."
         raise reject(SWEEP, found, rule)
-    axes = dict(found)
+    axes = dict(_flat(found))
     for axis, values in axes.items():
         _check_axis(axis, values)
     if "hook_names" in tree:
@@ -162,6 +162,15 @@ def _axes(tree: dict[str, Any]) -> dict[str, list[Any]]:
         rule = f"these axes make {n:,} SAEs; a sweep has at most {MOST_POINTS:,}."
         raise reject(SWEEP, list(found), rule)
     return {**axes, SEED: seeds}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The axes by their full names; ``--set`` writes ``sae: {k: [16]}`` for ``sae.k: [16]``."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _check_axis(axis: str, values: object) -> None:

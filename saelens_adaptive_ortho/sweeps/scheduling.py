@@ -179,7 +179,7 @@ class Scheduler:
             self.status[unit.name] = status
             log = log_of(self.sweep, unit.name)
             self.say(f"{unit.name} ({unit.label}) {status.now}: {status.reason}")
-            for line in last_lines(log):
+            for line in last_lines(log) if status.now == "failed" else ():
                 self.say(f"    {line}")
             self.say(f"    (from {log})")
 

@@ -129,8 +129,10 @@ def _lines(
             if one.now == old:
                 continue
             before[name] = one.now
-            if one.now in ("failed", "incomplete") or (one.now == "open" and not one.reason):
-                continue  # the scheduler says why; or nothing has happened yet
+            if one.now in ("failed", "incomplete", "waiting"):
+                continue  # the scheduler says why it failed; what waits is no news
+            if one.now == "open" and not one.reason:
+                continue
             if old is None and one.now == "whole":
                 continue
             at = f" on {one.where}" if one.where else ""

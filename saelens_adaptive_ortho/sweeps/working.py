@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +120,7 @@ def do_unit(
             results = _compare(sweep, unit, kept, say)
         lacking = [r for r in results if not r.ok]
         ended, status = ("incomplete", INCOMPLETE) if lacking else ("whole", OK)
-        reason = "; ".join(f"{r.eval} of {r.variant}: {r.reason}" for r in lacking)
+        reason = _reasons(lacking)
     except Explained as error:
         reason, status = str(error), REFUSED
         print(f"error: {error}", file=sys.stderr)
@@ -158,6 +158,14 @@ def _compare(
     assert comparison.prepared is not None
     kept.keep(experiment.runner, comparison.prepared.model)
     return results
+
+
+def _reasons(failed: Sequence[Result]) -> str:
+    """Which evaluations failed, and why; equal reasons once."""
+    saes: dict[tuple[str, str], list[str]] = {}
+    for result in failed:
+        saes.setdefault((result.eval, result.reason or ""), []).append(result.variant)
+    return "; ".join(f"{name} of {', '.join(v)}: {why}" for (name, why), v in saes.items())
 
 
 def model_key(cfg: AdaptiveOrthoRunnerConfig) -> str:

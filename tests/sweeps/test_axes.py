@@ -11,6 +11,7 @@ import pytest
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.experiments.experiment import build_experiment
 from saelens_adaptive_ortho.manifests import Manifest, read_manifest, write_manifest
+from saelens_adaptive_ortho.settings import apply_override
 from saelens_adaptive_ortho.sweeps import packing
 from saelens_adaptive_ortho.sweeps.axes import build_sweep
 from saelens_adaptive_ortho.training.runner_config import with_sae
@@ -89,6 +90,13 @@ def test_seeds_and_hooks_of_the_config_are_axes(tree: Tree) -> None:
     sweep = build_sweep(tree({"sae.k": [4]}, seeds=[3, 5], hook_names=LAYERS))
     assert sweep.axes == {"hook_name": LAYERS, "sae.k": [4], "seed": [3, 5]}
     assert build_sweep(tree({"sae.k": [4]})).axes["seed"] == [0]
+
+
+def test_axes_may_be_nested_as_overrides_are(tree: Tree) -> None:
+    full = tree({"sae.k": [4], "seed": [1]})
+    apply_override(full, "sweep.sae.k=[8, 16]")
+    apply_override(full, "sweep.sae.ortho_alpha=[0]")
+    assert build_sweep(full).axes == {"sae.k": [8, 16], "sae.ortho_alpha": [0], "seed": [1]}
 
 
 @pytest.mark.parametrize(

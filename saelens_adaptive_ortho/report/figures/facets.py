@@ -44,12 +44,12 @@ def facet_figure(results: SweepResults, axis: str, key: str) -> Figure | None:
                 _draw(axes, line, styles[line.label])
             if min(x) > 0 and max(x) >= _DECADES * min(x):
                 axes.set_xscale("log")
-            axes.set_title(textwrap.fill(facet, 40) or info.full_label)
+            axes.set_title(textwrap.fill(facet, 40) or info.full_label, pad=14)
             axes.set_xlabel(axis_name(axis))
             axes.set_ylabel(textwrap.fill(_y_label(key), 34))
             direction = {"higher": "higher is better", "lower": "lower is better"}
             side_note(axes, direction.get(info.direction or "", ""))
-        _share_range(grid)
+        _share_range(grid, [line for found in panels.values() for line in found])
         if labels != [""]:
             _legend(figure, labels, styles)
     return figure
@@ -70,11 +70,16 @@ def _draw(axes: Axes, line: Line, style: Style) -> None:
     axes.plot(line.x, line.mean, color=colour, marker=marker, markersize=5, linewidth=1.8)
 
 
-def _share_range(grid: Sequence[Axes]) -> None:
-    low = min(axes.get_ylim()[0] for axes in grid)
-    high = max(axes.get_ylim()[1] for axes in grid)
+def _share_range(grid: Sequence[Axes], drawn: Sequence[Line]) -> None:
+    """All panels show the same range: all values, and at most one span of a band on each side."""
+    values = [v for line in drawn for by_seed in line.seeds for v in by_seed.values()]
+    values += [line.level for line in drawn if line.level is not None]
+    low, high = min(values), max(values)
+    span = (high - low) or abs(high) * 0.2 or 1.0
+    bottom = max(min(axes.get_ylim()[0] for axes in grid), low - span)
+    top = min(max(axes.get_ylim()[1] for axes in grid), high + span)
     for axes in grid:
-        axes.set_ylim(low, high)
+        axes.set_ylim(bottom, top)
 
 
 def _legend(figure: Figure, labels: Sequence[str], styles: Mapping[str, Style]) -> None:

@@ -144,7 +144,9 @@ def terminal_tables(results: SweepResults) -> list[Table]:
     found = best_table(results)
     if not found.rows:
         return []
-    table = Table(*found.head, box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD)
+    for head in found.head:
+        table.add_column(head, overflow="fold")
     for row in found.rows:
         table.add_row(*row)
     return [table]

@@ -1,0 +1,209 @@
+"""One unit of a sweep in this process: what is done, what is written down, what stays loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saelens_adaptive_ortho import files
+from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.manifests import Manifest, Unit, unit_folder, write_manifest
+from saelens_adaptive_ortho.signals import Interrupted
+from saelens_adaptive_ortho.sweeps import working
+from saelens_adaptive_ortho.sweeps.attempts import Attempt, Attempts
+from saelens_adaptive_ortho.sweeps.axes import build_sweep
+from saelens_adaptive_ortho.sweeps.drivers.contract import (
+    CRASHED,
+    HELD,
+    INCOMPLETE,
+    OK,
+    REFUSED,
+    Task,
+)
+from saelens_adaptive_ortho.sweeps.folder import find_fault, is_whole
+from saelens_adaptive_ortho.sweeps.packing import pack
+from saelens_adaptive_ortho.sweeps.working import Kept, do_task, do_unit
+from saelens_adaptive_ortho.training import lockstep, runner
+
+LAYERS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+
+pytestmark = pytest.mark.usefixtures("no_report")
+
+
+@pytest.fixture
+def sweep(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> Manifest:
+    """Two units of one SAE each; the manifest is in ``tmp_path``."""
+    tree = settings(
+        sweep={"hook_name": LAYERS, "sae.ortho_alpha": [0.5]},
+        evals={"subspace": {"n_contexts": 8}},
+        output_path=str(tmp_path),
+    )
+    manifest = pack(build_sweep(tree))
+    write_manifest(tmp_path, manifest)
+    return manifest
+
+
+def newest(sweep: Path, unit: Unit) -> Attempt:
+    found = Attempts(sweep).newest_of(unit.name)
+    assert found is not None
+    return found
+
+
+def test_unit_is_done_once(sweep: Manifest, tmp_path: Path, capsys: Any) -> None:
+    unit = sweep.units[0]
+    assert do_unit(tmp_path, unit.name, "a") == OK
+    attempt = newest(tmp_path, unit)
+    assert (attempt.ended, attempt.status, attempt.ticket) == ("whole", OK, "a")
+    assert attempt.seconds > 0
+    assert is_whole(tmp_path, unit, attempt)
+    capsys.readouterr()
+    assert do_unit(tmp_path, unit.name, "b") == OK
+    assert "is whole already" in capsys.readouterr().out
+    assert newest(tmp_path, unit) == attempt
+    # A damaged SAE makes it not whole; it is done again.
+    weights = unit_folder(tmp_path, unit.name) / "seed0" / "alpha=0.5" / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "is damaged" in str(find_fault(tmp_path, unit))
+    assert do_unit(tmp_path, unit.name, "c") == OK
+    assert find_fault(tmp_path, unit) is None
+    assert newest(tmp_path, unit).number == 2
+
+
+def test_unit_of_another_process_is_left_alone(sweep: Manifest, tmp_path: Path) -> None:
+    unit = sweep.units[0]
+    assert Attempts(tmp_path).claim(unit.name, "theirs") is not None
+    assert do_unit(tmp_path, unit.name, "mine") == HELD
+    assert newest(tmp_path, unit).ticket == "theirs"
+    assert not unit_folder(tmp_path, unit.name).exists()
+
+
+def test_setting_that_cannot_work_is_written_down(
+    sweep: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConfigError("hook_name='x': no such hook.")
+
+    monkeypatch.setattr(working, "build_experiment", refuse)
+    assert do_unit(tmp_path, sweep.units[0].name, "a") == REFUSED
+    attempt = newest(tmp_path, sweep.units[0])
+    assert (attempt.ended, attempt.reason) == ("failed", "hook_name='x': no such hook.")
+    assert "no such hook" in capsys.readouterr().err
+
+
+def test_error_of_a_library_is_written_down(
+    sweep: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(working.Comparison, "run", fail)
+    assert do_unit(tmp_path, sweep.units[0].name, "a") == CRASHED
+    attempt = newest(tmp_path, sweep.units[0])
+    assert (attempt.ended, attempt.reason) == ("failed", "RuntimeError: CUDA out of memory")
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_failed_evaluation_is_written_down(
+    sweep: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saelens_adaptive_ortho.judging import geometry
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such corpus")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(geometry, "run", fail)
+        assert do_unit(tmp_path, sweep.units[0].name, "a") == INCOMPLETE
+    attempt = newest(tmp_path, sweep.units[0])
+    assert attempt.ended == "incomplete"
+    assert "subspace of alpha=0.5" in attempt.reason
+    assert not is_whole(tmp_path, sweep.units[0], attempt)
+    assert do_unit(tmp_path, sweep.units[0].name, "b") == OK
+
+
+def test_full_disk_fails_one_unit_and_harms_no_other(
+    sweep: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = sweep.units
+    atomic = files.atomic_directory
+
+    @contextmanager
+    def full(target: Path, *args: Any, **kwargs: Any) -> Iterator[Path]:
+        with atomic(target, *args, **kwargs) as temporary:
+            if first.name in str(target):
+                raise OSError(28, "No space left on device")
+            yield temporary
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "atomic_directory", full)
+        assert do_unit(tmp_path, first.name, "a") == REFUSED
+        assert do_unit(tmp_path, second.name, "a") == OK
+    assert "No space left on device" in newest(tmp_path, first).reason
+    assert do_unit(tmp_path, first.name, "b") == OK
+
+
+def test_signal_is_written_down_and_passed_on(
+    sweep: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = lockstep.LockstepTrainer._step
+
+    def stop(self: Any, batches: Any) -> Any:
+        if self.state.n_training_steps == 5:
+            raise Interrupted("interrupted by SIGTERM", 15)
+        return step(self, batches)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lockstep.LockstepTrainer, "_step", stop)
+        with pytest.raises(Interrupted):
+            do_unit(tmp_path, sweep.units[0].name, "a")
+    attempt = newest(tmp_path, sweep.units[0])
+    assert (attempt.ended, attempt.status) == ("stopped", 143)
+    assert do_unit(tmp_path, sweep.units[0].name, "b") == OK
+
+
+def test_model_stays_loaded_between_tasks(
+    sweep: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    load = runner.models.load_language_model
+
+    def count(name: str, *args: Any, **kwargs: Any) -> Any:
+        loaded.append(name)
+        return load(name, *args, **kwargs)
+
+    monkeypatch.setattr(runner.models, "load_language_model", count)
+    kept = Kept()
+    elsewhere = tmp_path / "cwd"
+    elsewhere.mkdir()
+    before = os.getcwd()
+    for unit in sweep.units:
+        log = tmp_path / "logs" / f"{unit.name}.log"
+        task = Task(unit.name, tmp_path, unit.name, log, elsewhere)
+        assert do_task(task, kept) == OK
+        assert "training alpha=0.5" in log.read_text()
+    assert len(loaded) == 1
+    assert os.getcwd() == before
+    # The SAEs are those of processes that load the model themselves.
+    alone = tmp_path / "alone"
+    write_manifest(alone, sweep)
+    for unit in sweep.units:
+        assert do_unit(alone, unit.name, "a") == OK
+        path = Path("seed0") / "alpha=0.5" / "sae_weights.safetensors"
+        ours, theirs = (unit_folder(root, unit.name) / path for root in (tmp_path, alone))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_unknown_unit_is_named(sweep: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="UNIT='nobody'"):
+        do_unit(tmp_path, "nobody", "a")
+
+
+def test_home_folder_is_not_told(sweep: Manifest, tmp_path: Path) -> None:
+    found = json.loads((tmp_path / "sweep.json").read_text())
+    assert not found["cwd"].startswith(str(Path.home()))
