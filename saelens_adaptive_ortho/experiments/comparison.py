@@ -124,9 +124,9 @@ class Comparison:
         self.prepared: Prepared | None = None
         self.tracking = Tracking(experiment.runner.logger, self.root, say)
 
-    def run(self, fresh: bool = False, model: HookedRootModule | None = None) -> list[Result]:
+    def run(self, fresh: bool = False, prepared: Prepared | None = None) -> list[Result]:
         """Train and evaluate what is missing, and write the report; see :func:`run_together`."""
-        return run_together([self], fresh, model)[0]
+        return run_together([self], fresh, prepared)[0]
 
     def report(self) -> list[Result]:
         """Write the summary and the report, and return all results."""
@@ -558,7 +558,7 @@ class Comparison:
 
 
 def run_together(
-    comparisons: Sequence[Comparison], fresh: bool = False, model: HookedRootModule | None = None
+    comparisons: Sequence[Comparison], fresh: bool = False, prepared: Prepared | None = None
 ) -> list[list[Result]]:
     """Run comparisons that differ only in hook and folder: train, evaluate and report.
 
@@ -569,7 +569,7 @@ def run_together(
         comparisons: one comparison or more.
         fresh: delete the SAEs, checkpoints and results of the folders first, after everything was
             checked. Only what a comparison made is deleted.
-        model: the language model, if it is loaded already.
+        prepared: model and corpora from :func:`prepare`, if they are loaded already.
 
     Returns:
         All results of each comparison, including those of failed evaluations.
@@ -593,7 +593,9 @@ def run_together(
             stack.enter_context(run_lock("output_path", one.root, "adaptive-ortho compare"))
             stack.enter_context(one.tracking)
         hooks = [one.experiment.runner.hook_name for one in comparisons]
-        prepared = prepare(first.experiment.runner, first.root / "cache", model, hooks)
+        if prepared is None:
+            cache = first.root / "cache"
+            prepared = prepare(first.experiment.runner, cache, hook_names=hooks)
         for other in comparisons[1:]:
             check_site(prepared.model, other.experiment.runner)
         for one in comparisons:

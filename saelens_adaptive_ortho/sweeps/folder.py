@@ -7,6 +7,7 @@
     SWEEP/units/UNIT/     the comparison of a unit: SAEs, results, its own report
     SWEEP/attempts/       who works on a unit, and how each try ended
     SWEEP/logs/UNIT.log   the output of its tries
+    SWEEP/cache/          the tokenised text of all units
     SWEEP/prices.json     the times that `plan` measured
     SWEEP/report.html     the report of the sweep
 """
@@ -25,6 +26,7 @@ from saelens_adaptive_ortho.sweeps.attempts import Attempt
 CONFIG = "sweep.yaml"
 PRICES = "prices.json"
 LOGS = "logs"
+CACHE = "cache"
 WEIGHTS = "sae_weights.safetensors"
 
 

@@ -14,15 +14,9 @@ from saelens_adaptive_ortho.files import read_cached, write_sealed
 from saelens_adaptive_ortho.manifests import Manifest, Unit
 from saelens_adaptive_ortho.sweeps.attempts import Attempts
 from saelens_adaptive_ortho.sweeps.folder import PRICES, is_whole
-from saelens_adaptive_ortho.sweeps.working import Kept, experiment_of, model_key
+from saelens_adaptive_ortho.sweeps.working import Kept, experiment_of
 from saelens_adaptive_ortho.training.costs import Costs, measure_costs
-from saelens_adaptive_ortho.training.runner import (
-    AdaptiveOrthoRunner,
-    Prepared,
-    check_site,
-    prepare,
-)
-from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig
+from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner
 
 
 @dataclass(frozen=True)
@@ -57,15 +51,14 @@ def measure(
         ConfigError: a setting cannot work.
     """
     kinds: dict[str, Price] = {}
-    kept, texts = Kept(), _Texts()
+    kept = Kept()
     for unit in manifest.units:
         kind = kind_of(unit)
         if kind in kinds:
             continue
         experiment = experiment_of(sweep, unit)
         cfg = experiment.runner
-        prepared = texts.of(cfg, kept)
-        runner = AdaptiveOrthoRunner(cfg, experiment.variants, prepared)
+        runner = AdaptiveOrthoRunner(cfg, experiment.variants, kept.prepare(cfg))
         say(f"{unit.label}: timing {steps} steps of each ...")
         kinds[kind] = _price(measure_costs(runner, steps))
     return {unit.name: kinds[kind_of(unit)] for unit in manifest.units}
@@ -120,24 +113,3 @@ def makespan(seconds: Sequence[float], workers: int) -> float:
 
 def _price(costs: Costs) -> Price:
     return Price(costs.seconds(), costs.memory + costs.buffer, costs.export + costs.checkpoints)
-
-
-class _Texts:
-    """The last tokenised text, for units that read the same one."""
-
-    def __init__(self) -> None:
-        self.key = ""
-        self.prepared: Prepared | None = None
-
-    def of(self, cfg: AdaptiveOrthoRunnerConfig, kept: Kept) -> Prepared:
-        alone = {k: v for k, v in cfg.to_dict().items() if k not in _OF_SAES}
-        key = json.dumps([model_key(cfg), alone], sort_keys=True, default=str)
-        if self.prepared is None or key != self.key:
-            self.key, self.prepared = key, prepare(cfg, model=kept.model_for(cfg))
-            kept.keep(cfg, self.prepared.model)
-        check_site(self.prepared.model, cfg)
-        return self.prepared
-
-
-# Fields that change neither the model nor the text.
-_OF_SAES = {"sae", "seed", "output_path", "lr", "hook_name"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from saelens_adaptive_ortho.manifests import Manifest, read_manifest
-from saelens_adaptive_ortho.report.page.sweep import terminal_tables, write_sweep_report
+from saelens_adaptive_ortho.report.page.sweep import best_lines, write_sweep_report
 from saelens_adaptive_ortho.report.sweeps import collect
 from saelens_adaptive_ortho.sweeps.attempts import Attempt, Attempts
 
@@ -22,8 +22,8 @@ def write_report(sweep: Path, console: Console) -> Path:
     manifest = read_manifest(sweep)
     states = known_states(sweep, manifest)
     path = write_sweep_report(sweep, states)
-    for table in terminal_tables(collect(sweep, manifest, states)):
-        console.print(table)
+    for line in best_lines(collect(sweep, manifest, states)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return path
 
 

@@ -67,7 +67,7 @@ def counts(status: Mapping[str, Status], seconds: Mapping[str, float], workers: 
     """How many units are where, and the time that is left."""
     number = Counter(one.now for one in status.values())
     text = Text(f"{len(status)} units: ")
-    there = [now for now in ORDER if number[now]]
+    there: list[Now] = [now for now in ORDER if number[now]]
     for place, now in enumerate(there):
         text.append(", " if place else "")
         text.append(f"{number[now]} {WORDS[now]}", style=STYLES.get(now, ""))

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformer_lens import HookedRootModule
-
 from saelens_adaptive_ortho.errors import Explained
 from saelens_adaptive_ortho.experiments.comparison import Comparison
 from saelens_adaptive_ortho.experiments.experiment import Experiment, build_experiment
+from saelens_adaptive_ortho.locks import write_lock
 from saelens_adaptive_ortho.manifests import Unit, read_manifest, unit_folder
 from saelens_adaptive_ortho.results import Result
 from saelens_adaptive_ortho.signals import Interrupted
@@ -30,32 +29,60 @@ from saelens_adaptive_ortho.sweeps.drivers.contract import (
     REFUSED,
     Task,
 )
-from saelens_adaptive_ortho.sweeps.folder import is_whole, settings_digest
+from saelens_adaptive_ortho.sweeps.folder import CACHE, is_whole, settings_digest
 from saelens_adaptive_ortho.text.models import MODEL_CLASSES
+from saelens_adaptive_ortho.training import runner
+from saelens_adaptive_ortho.training.runner import Prepared
 from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig
 
 
 @dataclass
 class Kept:
-    """A language model that stays loaded while units pass through one process.
+    """A language model and its text, which stay loaded while units pass through one process.
 
-    The next unit uses it if its config names the same model in the same way. A model that a config
-    compiles is not kept.
+    The next unit uses the model if its config names the same one in the same way, and the text if
+    it is the same one, too. A model that a config compiles is not kept.
     """
 
-    key: str = ""
-    model: HookedRootModule | None = None
+    of_model: str = ""
+    of_text: str = ""
+    prepared: Prepared | None = None
 
-    def model_for(self, cfg: AdaptiveOrthoRunnerConfig) -> HookedRootModule | None:
-        """The kept model if it is that of a config; otherwise it is let go."""
-        if self.key != model_key(cfg):
-            self.key, self.model = "", None
-        return self.model
+    def prepare(self, cfg: AdaptiveOrthoRunnerConfig, cache: Path | None = None) -> Prepared:
+        """The model and the tokenised text of a config.
 
-    def keep(self, cfg: AdaptiveOrthoRunnerConfig, model: HookedRootModule) -> None:
-        """Keep the model of a config."""
+        Args:
+            cfg: the config.
+            cache: folder of the tokenised text, which several processes may use at a time. The
+                first one tokenises, and the others wait for it. None for none.
+
+        Raises:
+            ConfigError: a setting cannot work.
+        """
+        of_model, of_text = _model_key(cfg), _text_key(cfg)
+        if self.prepared is not None and (of_model, of_text) == (self.of_model, self.of_text):
+            runner.check_site(self.prepared.model, cfg)
+            return self.prepared
+        model = self.prepared.model if self.prepared and of_model == self.of_model else None
+        self.prepared = None  # before another model is loaded, this one is let go
+        if model is None:
+            runner.check(cfg)
+            assert cfg.llm_device is not None
+            model = runner.models.load_language_model(
+                cfg.model_name,
+                cfg.llm_device,
+                cfg.model_class_name,
+                cfg.model_from_pretrained_kwargs,
+                [cfg.hook_name],
+            )
+        with ExitStack() as stack:
+            if cache is not None:
+                cache.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(write_lock(cache / "text"))
+            prepared = runner.prepare(cfg, cache, model)
         if not cfg.compile_llm:
-            self.key, self.model = model_key(cfg), model
+            self.of_model, self.of_text, self.prepared = of_model, of_text, prepared
+        return prepared
 
 
 def do_task(task: Task, kept: Kept | None = None) -> int:
@@ -151,13 +178,8 @@ def _compare(
     sweep: Path, unit: Unit, kept: Kept | None, say: Callable[[str], None]
 ) -> list[Result]:
     experiment = experiment_of(sweep, unit)
-    comparison = Comparison(experiment, say)
-    if kept is None:
-        return comparison.run()
-    results = comparison.run(model=kept.model_for(experiment.runner))
-    assert comparison.prepared is not None
-    kept.keep(experiment.runner, comparison.prepared.model)
-    return results
+    prepared = (kept or Kept()).prepare(experiment.runner, sweep / CACHE)
+    return Comparison(experiment, say).run(prepared=prepared)
 
 
 def _reasons(failed: Sequence[Result]) -> str:
@@ -168,10 +190,20 @@ def _reasons(failed: Sequence[Result]) -> str:
     return "; ".join(f"{name} of {', '.join(v)}: {why}" for (name, why), v in saes.items())
 
 
-def model_key(cfg: AdaptiveOrthoRunnerConfig) -> str:
+# Fields that change neither the model nor the text.
+_OF_SAES = {"sae", "seed", "output_path", "checkpoint_path", "logger", "hook_name", "lr"}
+
+
+def _text_key(cfg: AdaptiveOrthoRunnerConfig) -> str:
+    """What decides how the text is read; it has some fields that do not matter, too."""
+    settings = {k: v for k, v in cfg.to_dict().items() if k not in _OF_SAES}
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def _model_key(cfg: AdaptiveOrthoRunnerConfig) -> str:
     """What decides which model is loaded, and how."""
     parts: list[Any] = [cfg.model_name, cfg.model_class_name, str(cfg.llm_device)]
-    parts += [cfg.model_from_pretrained_kwargs, cfg.compile_llm]
+    parts.append(cfg.model_from_pretrained_kwargs)
     if cfg.model_class_name != MODEL_CLASSES[0]:  # others have only the hooks that were asked for
         parts.append(cfg.hook_name)
     return json.dumps(parts, sort_keys=True, default=str)

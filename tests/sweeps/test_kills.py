@@ -36,7 +36,7 @@ run.write_report = lambda root: root / "report.html"
 sys.exit(main(sys.argv[1:]))
 """
 # A unit is killed when it has got this far: nothing but its claim, a checkpoint, an SAE, a result.
-STAGES = ("attempts/{unit}.*.json", "checkpoints/*/*/*", "*/SHA256SUMS", "*__core.json")
+STAGES = ("attempts/{unit}.*.json", "checkpoints/*/*/*", "*/SHA256SUMS", "*__subspace.json")
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +61,7 @@ def contents(sweep: Path, manifest: Manifest) -> dict[str, Any]:
             folder = root / f"seed{point.seed}" / point.variant
             for file in folder.iterdir():
                 found[str(file.relative_to(sweep))] = sha256_of(file)
-        for file in (root / "results").glob("*.json"):
+        for file in (root / "results").glob("*__seed*__*.json"):
             metrics = json.loads(file.read_text())["metrics"]
             metrics = {k: v for k, v in metrics.items() if not k.endswith("seconds")}
             found[str(file.relative_to(sweep))] = metrics
@@ -74,7 +74,7 @@ def make_sweep(settings: Callable[..., dict[str, Any]]) -> Callable[..., dict[st
         return settings(
             n_checkpoints=3,
             sweep={"hook_name": LAYERS, "sae.ortho_alpha": [0, 1], **axes},
-            evals={"core": {"n_contexts": 8, "batch_size_prompts": 4}},
+            evals={"subspace": {"n_contexts": 8}},
             output_path=str(folder),
         )
 
@@ -143,8 +143,12 @@ def test_interrupted_sweep_leaves_nothing_running_and_continues(
     )
     attempts, until = Attempts(sweep), time.monotonic() + LONG
     units = sweep / "units"
-    while len(list(units.glob("*/seed0/checkpoints"))) < 2 and time.monotonic() < until:
+    while True:
+        logs = [log.read_text() for log in sweep.glob("logs/*.log")]
+        if sum("Training alpha=0" in log for log in logs) == 2:
+            break
         assert running.poll() is None
+        assert time.monotonic() < until
         time.sleep(0.05)
     processes = [attempt.process for attempt in attempts.newest().values()]
     assert len(processes) == 2

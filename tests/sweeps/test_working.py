@@ -188,6 +188,7 @@ def test_model_stays_loaded_between_tasks(
         assert do_task(task, kept) == OK
         assert "training alpha=0.5" in log.read_text()
     assert len(loaded) == 1
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 2  # forget and retain
     assert os.getcwd() == before
     # The SAEs are those of processes that load the model themselves.
     alone = tmp_path / "alone"

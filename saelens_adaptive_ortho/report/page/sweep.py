@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from saelens_adaptive_ortho.evaluations import Evaluation, evaluation, in_order
 from saelens_adaptive_ortho.files import write_json, write_text_atomic
 from saelens_adaptive_ortho.manifests import UNITS, Manifest, Unit, read_manifest
@@ -139,17 +136,19 @@ def front_table(results: SweepResults) -> Text:
     return Text([*_facet_head(results), "setting", *_heads(gain)], rows)
 
 
-def terminal_tables(results: SweepResults) -> list[Table]:
-    """The best settings for a terminal; none if they cannot be told."""
-    found = best_table(results)
-    if not found.rows:
+def best_lines(results: SweepResults) -> list[str]:
+    """The best settings as lines for a terminal; none if they cannot be told."""
+    gain = gain_key(results)
+    if gain is None:
         return []
-    table = Table(box=SIMPLE_HEAD)
-    for head in found.head:
-        table.add_column(head, overflow="fold")
-    for row in found.rows:
-        table.add_row(*row)
-    return [table]
+    lines = [rule_text(gain)]
+    for best in best_settings(results, gain):
+        values = ", ".join(
+            f"{describe(key).label} {_cell(results, best.setting, key)}" for key in (gain, COST)
+        )
+        where = f"{best.facet}: " if best.facet else ""
+        lines.append(f"  {where}{best.setting.label} ({values})")
+    return lines
 
 
 def summary_json(results: SweepResults) -> dict[str, object]:
