@@ -240,10 +240,10 @@ def _variants(tree: dict[str, Any], axes: Mapping[str, Any]) -> dict[str, dict[s
     for name, changes in found.items():
         if changes is not None and not isinstance(changes, dict):
             raise reject(f"variants.{name}", changes, "must be a mapping of `sae` fields.")
-        for field in changes or {}:
+        for field, value in (changes or {}).items():
             if field in APART and f"sae.{field}" in axes:
                 rule = f"conflicts with the axis sae.{field}. Leave one of the two out."
-                raise reject(f"variants.{name}.{field}", changes[field], rule)
+                raise reject(f"variants.{name}.{field}", value, rule)
     return {name: dict(changes or {}) for name, changes in found.items()}
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,32 +64,51 @@ def test_same_ticket_takes_its_own_place(tmp_path: Path) -> None:
     assert attempts.count("u", "lost") == 1
 
 
-def test_dead_process_of_this_machine_is_known_at_once(tmp_path: Path) -> None:
-    attempts = Attempts(tmp_path)
-    code = (
-        "import sys, pathlib, time\n"
-        "from saelens_adaptive_ortho.sweeps.attempts import Attempts\n"
-        "assert Attempts(pathlib.Path(sys.argv[1])).claim('u', 'a')\n"
-        "print('claimed', flush=True)\n"
-        "time.sleep(600)\n"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None
-    with child.stdout:
-        assert child.stdout.readline() == "claimed\n"
-        theirs = attempts.newest_of("u")
-        assert theirs is not None
-        assert not Watch().is_lost(theirs)
-        child.send_signal(signal.SIGKILL)
-        # It is dead before anybody has collected it.
-        while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-            time.sleep(0.01)
-        assert Watch().is_lost(theirs)
-        child.wait()
+def hold(folder: Path, claimed: Any, seconds: float) -> None:
+    """Claim the unit ``u``, and hold it for ever."""
+    attempts = Attempts(folder)
+    mine = attempts.claim("u", "theirs")
+    assert mine is not None
+    with attempts.beating(mine, seconds):
+        claimed.set()
+        time.sleep(600)
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[Callable[[float], Any]]:
+    """Return a function that starts a process that holds the unit ``u``."""
+    context = multiprocessing.get_context("fork")
+    started = []
+
+    def start(seconds: float = 600.0) -> Any:
+        claimed = context.Event()
+        started.append(context.Process(target=hold, args=(tmp_path, claimed, seconds)))
+        started[-1].start()
+        assert claimed.wait(600)
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def test_dead_process_of_this_machine_is_known_at_once(
+    tmp_path: Path, holder: Callable[..., Any]
+) -> None:
+    attempts, child = Attempts(tmp_path), holder()
+    theirs = attempts.newest_of("u")
+    assert theirs is not None
+    assert not Watch().is_lost(theirs)
+    assert attempts.claim("u", "mine") is None
+    os.kill(child.pid, signal.SIGKILL)
+    # It is dead before anybody has collected it.
+    while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
     assert Watch().is_lost(theirs)
-    mine = attempts.claim("u", "b")
+    child.join()
+    assert Watch().is_lost(theirs)
+    mine = attempts.claim("u", "mine")
     assert mine is not None
     assert mine.number == 2
 
@@ -129,27 +148,13 @@ def test_process_that_lost_its_unit_is_told(tmp_path: Path) -> None:
     assert attempts.beat(theirs) is None
 
 
-def test_process_that_lost_its_unit_is_killed(tmp_path: Path) -> None:
-    code = (
-        "import sys, pathlib, time\n"
-        "from saelens_adaptive_ortho.sweeps.attempts import Attempts\n"
-        "attempts = Attempts(pathlib.Path(sys.argv[1]))\n"
-        "mine = attempts.claim('u', 'a')\n"
-        "with attempts.beating(mine, 0.01):\n"
-        "    print('claimed', flush=True)\n"
-        "    time.sleep(600)\n"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None
-    with child.stdout:
-        assert child.stdout.readline() == "claimed\n"
-        attempts = Attempts(tmp_path)
-        theirs = attempts.newest_of("u")
-        assert theirs is not None
-        assert attempts._create(replace(theirs, number=2, process=ELSEWHERE))
-        assert child.wait() == -signal.SIGKILL
+def test_process_that_lost_its_unit_is_killed(tmp_path: Path, holder: Callable[..., Any]) -> None:
+    child = holder(0.01)
+    theirs = Attempts(tmp_path).newest_of("u")
+    assert theirs is not None
+    assert Attempts(tmp_path)._create(replace(theirs, number=2, process=ELSEWHERE))
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
 
 
 def race(folder: Path, start: object, won: object) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from saelens_adaptive_ortho.checksums import sha256_of
+from saelens_adaptive_ortho.checksums import SEAL, SUMS, sha256_of
 from saelens_adaptive_ortho.manifests import Manifest, unit_folder, write_manifest
 from saelens_adaptive_ortho.settings import dump_yaml
 from saelens_adaptive_ortho.sweeps.attempts import Attempts
@@ -38,6 +38,8 @@ sys.exit(main(sys.argv[1:]))
 # A unit is killed when it has got this far: nothing but its claim, a checkpoint, an SAE, a result.
 STAGES = ("attempts/{unit}.*.json", "checkpoints/*/*/*", "*/SHA256SUMS", "*__subspace.json")
 
+OF_THE_FOLDER = ("output_path", "checkpoint_path", SEAL)
+
 pytestmark = pytest.mark.slow
 
 
@@ -53,14 +55,18 @@ def has_got_to(sweep: Path, unit: str, stage: str) -> bool:
 
 
 def contents(sweep: Path, manifest: Manifest) -> dict[str, Any]:
-    """Return every file of an SAE by its SHA-256, and every metric that is no time."""
+    """Return all that was learned and measured: no times, and no paths of the sweep."""
     found: dict[str, Any] = {}
     for unit in manifest.units:
         root = unit_folder(sweep, unit.name)
         for point in unit.points:
-            folder = root / f"seed{point.seed}" / point.variant
-            for file in folder.iterdir():
-                found[str(file.relative_to(sweep))] = sha256_of(file)
+            for file in (root / f"seed{point.seed}" / point.variant).iterdir():
+                name = str(file.relative_to(sweep))
+                if file.suffix == ".json":
+                    settings = json.loads(file.read_text())
+                    found[name] = {k: v for k, v in settings.items() if k not in OF_THE_FOLDER}
+                elif file.name != SUMS:  # those of the files above
+                    found[name] = sha256_of(file)
         for file in (root / "results").glob("*__seed*__*.json"):
             metrics = json.loads(file.read_text())["metrics"]
             metrics = {k: v for k, v in metrics.items() if not k.endswith("seconds")}
