@@ -42,7 +42,8 @@ def _compiles(device: torch.device) -> bool:
     try:
         partner_products(one, torch.zeros(1, dtype=torch.int64, device=device))
     except Exception as error:  # whatever the compiler says; PyTorch's own operations do the same
-        warnings.warn(f"Triton does not work here; a step is slower without it: {error!r}")
+        text = f"Triton does not work here; a step is slower without it: {error!r}"
+        warnings.warn(text, stacklevel=2)
         return False
     return True
 

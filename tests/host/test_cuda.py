@@ -1,4 +1,4 @@
-"""Every architecture and mode on a GPU: the same weights as on a CPU, and files that a CPU reads."""
+"""Every architecture and mode on a GPU: the weights of a CPU, and files that a CPU reads."""
 
 from __future__ import annotations
 
