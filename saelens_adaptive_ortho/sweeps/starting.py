@@ -21,7 +21,8 @@ from saelens_adaptive_ortho.manifests import (
     read_manifest,
     write_manifest,
 )
-from saelens_adaptive_ortho.sweeps.axes import load_sweep
+from saelens_adaptive_ortho.sweeps.attempts import Attempts
+from saelens_adaptive_ortho.sweeps.axes import Sweep, load_sweep
 from saelens_adaptive_ortho.sweeps.drivers import find_driver
 from saelens_adaptive_ortho.sweeps.drivers.contract import Needs
 from saelens_adaptive_ortho.sweeps.folder import CONFIG
@@ -44,11 +45,13 @@ class Opened:
         folder: its folder, absolute.
         manifest: what it consists of.
         field: the setting that names the folder, for errors.
+        sweep: its config; None if the folder was named.
     """
 
     folder: Path
     manifest: Manifest
     field: str
+    sweep: Sweep | None = None
 
 
 def open_sweep(path: str, overrides: Sequence[str] = ()) -> Opened:
@@ -69,7 +72,7 @@ def open_sweep(path: str, overrides: Sequence[str] = ()) -> Opened:
         return Opened(folder, read_manifest(folder), "SWEEP")
     sweep = load_sweep(path, overrides)
     folder = sweep.folder.absolute()
-    return Opened(folder, pack(sweep, _manifest_before(folder)), "output_path")
+    return Opened(folder, pack(sweep, _manifest_before(folder)), "output_path", sweep)
 
 
 def _manifest_before(folder: Path) -> Manifest | None:
@@ -117,17 +120,17 @@ def run_sweep(opened: Opened, on: str, tries: int, console: Console) -> int:
         ConfigError: a setting, or the place where the units shall run, cannot work.
         KeyboardInterrupt: a signal asked the process to stop. The same command continues.
     """
-    folder, manifest = opened.folder, opened.manifest
-    experiments = check_sweep(opened)
+    folder, experiments = opened.folder, check_sweep(opened)
     check_writable(opened.field, folder)
-    driver = find_driver(on, _needs(manifest, experiments))
+    driver = find_driver(on, _needs(opened, experiments))
     try:
-        _write(opened)
+        manifest = _write(opened)
         seconds = known_seconds(folder, manifest)
         with shown(manifest, seconds, console, driver.capacity) as (show, say):
             scheduler = Scheduler(
                 folder, manifest, driver, seconds=seconds, tries=tries, show=show, say=say
             )
+            say(f"{len(manifest.units)} units in {folder}; those that are finished are read first")
             status = scheduler.run()
     finally:
         driver.close()
@@ -138,21 +141,31 @@ def run_sweep(opened: Opened, on: str, tries: int, console: Console) -> int:
     return 0 if all(one.now == "whole" for one in status.values()) else 1
 
 
-def _write(opened: Opened) -> None:
-    """Write the manifest and the config, unless they are there already."""
-    folder, manifest = opened.folder, opened.manifest
-    path = folder / MANIFEST
+def _write(opened: Opened) -> Manifest:
+    """Write the manifest and the config, unless they are there already; returns the manifest.
+
+    If another command has made the sweep in the meantime, its units are taken.
+    """
+    folder, path = opened.folder, opened.folder / MANIFEST
     with write_failures_named(path, WRITES), write_lock(path):
-        if _manifest_before(folder) != manifest:
+        before = _manifest_before(folder)
+        if opened.sweep is None:
+            return opened.manifest
+        manifest = pack(opened.sweep, before)
+        if before != manifest:
             write_manifest(folder, manifest)
             write_text_atomic(folder / CONFIG, manifest.config)
+    return manifest
 
 
-def _needs(manifest: Manifest, experiments: Sequence[Experiment]) -> Needs:
+def _needs(opened: Opened, experiments: Sequence[Experiment]) -> Needs:
+    newest = Attempts(opened.folder).newest()
+    units = opened.manifest.units
+    done = [u for u in units if u.name in newest and newest[u.name].ended == "whole"]
     return Needs(
         device=str(experiments[0].runner.device),
-        memory=max(unit.memory for unit in manifest.units),
-        units=len(manifest.units),
+        memory=max(unit.memory for unit in units),
+        units=len(units) - len(done),
     )
 
 
