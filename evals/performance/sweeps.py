@@ -26,7 +26,7 @@ from saelens_adaptive_ortho.sweeps.attempts import Attempts
 from saelens_adaptive_ortho.sweeps.starting import open_sweep
 
 PROGRAM = [sys.executable, "-m", "saelens_adaptive_ortho"]
-TOKENS, UNITS = 1_200_000, 4
+TOKENS, UNITS = 409_600, 4
 AIM_OVERHEAD, AIM_SPEEDUP = 1.05, 1.7
 
 
@@ -37,7 +37,7 @@ def overrides(folder: Path, tokens: int, units: int) -> list[str]:
         "variants=",
         f"seeds={list(range(units))}",
         f"training_tokens={tokens}",
-        "evals={core: {n_contexts: 64}}",
+        "evals={subspace: {}}",
         f"output_path={folder}",
     ]
 
