@@ -212,7 +212,12 @@ def test_the_figure_has_a_line_per_method_and_a_dot_per_sae(tmp_path: Path) -> N
     assert len(dots) == 2 * 3 * 3
     assert (20.0, pytest.approx(baseline_curve(20.0, 0))) in dots
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["baseline", "fixed", "adaptive", "published: topk, 4,096 latents"]
+    assert labels == [
+        "baseline",
+        "fixed",
+        "adaptive",
+        "published, other settings: topk, 4,096 latents",
+    ]
     assert axes.get_xscale() == "log"
 
 

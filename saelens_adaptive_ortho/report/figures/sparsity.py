@@ -65,7 +65,10 @@ def sparsity_figure(summary: Summary, published: Sequence[PublishedMethod] = ())
                 _draw_method(axes, summary, key, method, styles[method.name])
             _label_axes(axes, summary, key)
         handles = [_handle(method.name, styles[method.name]) for method in found]
-        handles += [_handle(f"published: {m.label}", greys[m.label], dashed=True) for m in others]
+        handles += [
+            _handle(f"published, other settings: {m.label}", greys[m.label], dashed=True)
+            for m in others
+        ]
         columns = 2 if others else min(len(handles), 6)
         figure.legend(handles=handles, loc="outside upper left", ncols=columns)
     return figure
