@@ -32,6 +32,7 @@ ENDING = "eval_results.json"  # SAEBench's own tools look for it in the names
 STORED = "published.json"
 RAW = "sae_bench"  # the folder of SAEBench's files that the run itself wrote
 SHOWN_PROBLEMS = 10
+LONGEST_NAME = 300  # characters
 #: This package runs SAEBench's core once for each corpus.
 _CORPUS = re.compile(r"(?P<sae>.+__seed\d+)__(?P<corpus>.+)")
 
@@ -241,7 +242,9 @@ def _object(value: Any) -> Json:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    """A text that can be shown; empty if the value is none."""
+    text = value if isinstance(value, str) else ""
+    return text.encode("utf-8", "backslashreplace").decode()[:LONGEST_NAME]
 
 
 def _merged(first: PublishedSae, other: PublishedSae) -> PublishedSae:

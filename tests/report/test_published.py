@@ -290,6 +290,20 @@ def test_the_report_keeps_what_was_read(tmp_path: Path, capsys: pytest.CaptureFi
     assert "--published=" in capsys.readouterr().err
 
 
+def test_names_of_others_cannot_break_the_page(tmp_path: Path) -> None:
+    run, theirs = own_run(tmp_path / "run"), tmp_path / "theirs"
+    hostile = "<script>$\\bad{$ \ud800"
+    for number, l0 in enumerate((20.0, 40.0)):
+        release = f"{hostile}_trainer_{number}"
+        path = write(theirs, document("core", core(l0, 0.5), "plain", hostile))
+        found = json.loads(path.read_text()) | {"sae_lens_release_id": release}
+        path.rename(path.with_name(f"{number}_eval_results.json")).write_text(json.dumps(found))
+    store(run, read_folder(theirs, silent))
+    page = write_report(run).read_text()
+    assert "<script>$" not in page
+    assert "&lt;script&gt;$" in page
+
+
 def test_a_stored_file_of_another_form_is_refused(tmp_path: Path) -> None:
     run = own_run(tmp_path / "run")
     (run / "results" / "published.json").write_text('{"saes": [{"release": 3}]}')

@@ -70,7 +70,9 @@ def sparsity_figure(summary: Summary, published: Sequence[PublishedMethod] = ())
             for m in others
         ]
         columns = 2 if others else min(len(handles), 6)
-        figure.legend(handles=handles, loc="outside upper left", ncols=columns)
+        legend = figure.legend(handles=handles, loc="outside upper left", ncols=columns)
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a name may hold a dollar sign
     return figure
 
 
