@@ -144,4 +144,4 @@ def _ticks(low: float, high: float) -> list[float]:
     inside = [tick for tick in found if low <= tick <= high]
     if len(inside) > 1:
         return inside
-    return [float(f"{low * (high / low) ** share:.3g}") for share in (0.15, 0.5, 0.85)]
+    return [float(f"{low * (high / low) ** share:.2g}") for share in (0.15, 0.5, 0.85)]
