@@ -38,9 +38,10 @@ def run(options: TasksOptions) -> int:
     for name, n in found.items():
         say(f"{name}: {n} questions, each under four orders of its choices.")
     say("With lm-evaluation-harness (the extra `lm-eval`):")
+    place, names = shlex.quote(str(options.dir)), ",".join(found)
     print(
         "lm_eval --model hf --model_args pretrained=MODEL,dtype=float32,add_bos_token=True \\\n"
-        f"    --include_path {shlex.quote(str(options.dir))} --tasks {','.join(found)} --batch_size 8"
+        f"    --include_path {place} --tasks {names} --batch_size 8"
     )
     return 0
 
