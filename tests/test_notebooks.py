@@ -64,7 +64,8 @@ def test_nothing_tells_the_machine(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_linked_files_exist(path: Path) -> None:
-    text = "".join("".join(c["source"]) for c in read(path)["cells"] if c["cell_type"] == "markdown")
+    cells = read(path)["cells"]
+    text = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     linked = re.findall(r"\]\((?!http)([^)#]+)", text)
     assert linked
     assert [name for name in linked if not (path.parent / name).exists()] == []
