@@ -32,7 +32,7 @@ from saelens_adaptive_ortho.report.statistics import (
     Summary,
 )
 from saelens_adaptive_ortho.report.verdicts import Verdicts, found_text, judge, rules
-from saelens_adaptive_ortho.results import Result
+from saelens_adaptive_ortho.results import Result, split_series
 
 _VERDICT_STYLE = {BETTER: "bold green", WORSE: "bold red", EQUIVALENT: "bold", TOO_FEW: "dim"}
 
@@ -294,7 +294,7 @@ def short_table(summary: Summary) -> str:
     """Return a markdown table of the essential metrics, a sentence of what was found, and a note.
 
     The table has a column per variant. The columns after the first one also hold the difference
-    from the first variant, with its interval and verdict.
+    from the reference of the variant (the first variant), with its interval and verdict.
     """
     keys = essential_keys(summary.metrics)
     rows = [_short_row(summary, key) for key in keys]
@@ -302,7 +302,10 @@ def short_table(summary: Summary) -> str:
     lines += _markdown_references(summary, keys)
     note = _note(summary)
     if summary.pairs:
-        first = summary.variants[0]
+        references = list(dict.fromkeys(reference for _, reference in summary.pairs))
+        first, *others = [r for r in references if r not in summary.references[1:]]
+        if others:
+            first = f"the one of {split_series(first)[0]} with the same number, or from {first}"
         note += f" Below the value of a variant: its difference from {first}."
     return "\n".join([*lines, f"**Found.** {found_text(summary)}", "", note]) + "\n"
 
@@ -312,7 +315,7 @@ def _short_row(summary: Summary, key: str) -> list[str]:
     found = levels(metric, len(summary.seeds))
     cells = [found[variant].text for variant in summary.variants]
     for place, variant in enumerate(summary.variants):
-        difference = _markdown_cell(metric.difference(variant, summary.variants[0]))
+        difference = _markdown_cell(metric.difference(variant, summary.reference(variant)))
         if place and difference != DASH:
             cells[place] += f"<br>{difference}"
     return [metric_label(metric), *cells]
