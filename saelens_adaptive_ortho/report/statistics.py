@@ -297,7 +297,7 @@ class Summary:
 
         None if there is only one variant.
         """
-        return _focus(self.variants)
+        return focus_of(self.variants)
 
     @property
     def focus_pairs(self) -> list[tuple[str, str]]:
@@ -434,13 +434,14 @@ def _evaluation(
 
 def _pairs(variants: Sequence[str], references: Sequence[str]) -> list[tuple[str, str]]:
     first, *others = references
-    focus = _focus(variants)
+    focus = focus_of(variants)
     return [(variant, first) for variant in variants if variant != first] + [
         (focus, other) for other in others if focus not in (None, other)
     ]
 
 
-def _focus(variants: Sequence[str]) -> str | None:
+def focus_of(variants: Sequence[str]) -> str | None:
+    """Return "adaptive" if it is there, else the last variant; None if there is only one."""
     if len(variants) < 2:
         return None
     return "adaptive" if "adaptive" in variants[1:] else variants[-1]
