@@ -48,7 +48,7 @@ OTHERS = ("prompt", "continuation", "prompt_file", "selection", "save", "tempera
 def make_examples(
     context: EvalContext, settings: Settings, budget: float = BUDGET, tokens: int = NEW_TOKENS
 ) -> Examples:
-    """Choose a clamp on training text, and let the model continue held-out text without and with it.
+    """Choose a clamp on training text; the model continues held-out text without and with it.
 
     If anything fails, the examples hold the reason.
 

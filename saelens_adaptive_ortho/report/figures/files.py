@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import io
 import re
@@ -19,7 +20,13 @@ from matplotlib.figure import Figure
 
 from saelens_adaptive_ortho.report.figures.dots import headline_figure
 from saelens_adaptive_ortho.report.figures.section import Section
-from saelens_adaptive_ortho.report.figures.style import INK, STYLE, empty_figure
+from saelens_adaptive_ortho.report.figures.style import (
+    INK,
+    STYLE,
+    Picture,
+    css_colour,
+    empty_figure,
+)
 from saelens_adaptive_ortho.report.figures.tradeoff import tradeoff_figure
 from saelens_adaptive_ortho.report.statistics import Summary, summarise
 from saelens_adaptive_ortho.results import Result, load_results
@@ -33,7 +40,7 @@ def run_figures(summary: Summary, results: Sequence[Result]) -> dict[str, Figure
     A figure that cannot be drawn is a figure with the reason as text, so that the others are kept.
     """
     figures: dict[str, Figure | None] = {
-        "tradeoff": tradeoff_figure(summary),
+        "tradeoff": tradeoff_figure(summary, results=results),
         "headline": headline_figure(summary),
     }
     for name, found in summary.evaluations.items():
@@ -63,6 +70,9 @@ def _function(draw: str) -> Draw:
 def figure_svg(figure: Figure, prefix: str) -> str:
     """Return the figure as an ``<svg>`` element for use inside a page.
 
+    Its marks lie on top as invisible circles, with their words as titles. Colours are CSS variables
+    where the page has other ones in the dark.
+
     Identifiers start with ``prefix``, so that figures in one page do not share clip paths and
     glyphs. XML prolog and metadata are left out, because they contain outside addresses.
     """
@@ -75,9 +85,30 @@ def figure_svg(figure: Figure, prefix: str) -> str:
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'href="#', f'href="#{prefix}-', text)
     text = text.replace("url(#", f"url(#{prefix}-")
+    text = re.sub(r"(?<=: )#[0-9a-f]{6}\b", lambda found: css_colour(found[0]), text)
+    text = text.removesuffix("</svg>") + _circles(figure) + "</svg>"
     # The page sets the size; the viewBox keeps the proportions.
     head, rest = text.split(">", 1)
     return re.sub(r'\s(?:width|height)="[^"]*"', "", head) + ">" + rest
+
+
+def _circles(figure: Figure) -> str:
+    """The marks of a figure that was drawn, as circles; those outside of their panel are left out.
+
+    An SVG of matplotlib has 72 units per inch, and y points down.
+    """
+    if not isinstance(figure, Picture) or not figure.marks:
+        return ""
+    height = figure.get_figheight() * 72
+    circles: list[str] = []
+    for axes, x, y, words in figure.marks:
+        place = axes.transData.transform((x, y))
+        if axes.bbox.contains(*place):
+            across, up = (float(v) * 72 / figure.dpi for v in place)
+            title = f"<title>{html.escape(words)}</title>"
+            at = f'cx="{across:.1f}" cy="{height - up:.1f}" r="5"'
+            circles.append(f"<circle {at}>{title}</circle>")
+    return f'<g class="points">{"".join(circles)}</g>' if circles else ""
 
 
 def save_figure(figure: Figure, stem: str | Path, dpi: int = 160) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from saelens_adaptive_ortho.evaluations import Evaluation, headline_keys
+from saelens_adaptive_ortho.examples import Examples
+from saelens_adaptive_ortho.examples import read as read_examples
 from saelens_adaptive_ortho.files import without_home, write_text_atomic
 from saelens_adaptive_ortho.report.figures.files import run_figures
 from saelens_adaptive_ortho.report.formatting import duration, number
@@ -21,10 +24,11 @@ from saelens_adaptive_ortho.report.page.parts import (
     reference_table,
     render,
 )
+from saelens_adaptive_ortho.report.page.text import compared, texts
 from saelens_adaptive_ortho.report.statistics import EvaluationSummary, Summary, summarise
-from saelens_adaptive_ortho.report.tables import pair_title, seeds_text
+from saelens_adaptive_ortho.report.tables import pair_title
 from saelens_adaptive_ortho.report.verdicts import EvaluationVerdict, Verdicts, judge
-from saelens_adaptive_ortho.results import Result, load_results
+from saelens_adaptive_ortho.results import Result, load_results, results_dir
 
 QUESTION = (
     "Does adaptive orthogonality separate knowledge, the forget corpus from the retain corpus, "
@@ -64,12 +68,19 @@ def write_report(run_dir: str | Path) -> Path:
     config = config_path.read_text("utf-8", "replace") if config_path.is_file() else None
     name = run_dir.resolve().name
     browser = BROWSER if (run_dir / BROWSER).is_file() else ""
-    page = render_page(results, without_home(config), name, browser)
+    run = without_home(shlex.quote(str(run_dir))) if config_path.is_file() else ""
+    found = read_examples(results_dir(run_dir))
+    page = render_page(results, without_home(config), name, browser, found, run)
     return write_text_atomic(run_dir / "report.html", page)
 
 
 def render_page(
-    results: Sequence[Result], config: str | None = None, name: str = "run", browser: str = ""
+    results: Sequence[Result],
+    config: str | None = None,
+    name: str = "run",
+    browser: str = "",
+    examples: Examples | None = None,
+    run: str = "",
 ) -> str:
     """Return the page as text.
 
@@ -78,6 +89,8 @@ def render_page(
         config: text of the run's configuration, shown unchanged; None if there is none.
         name: name of the run for the title.
         browser: path of the page of ``adaptive-ortho browse``; empty if there is none.
+        examples: text before and after unlearning; None if there is none.
+        run: the run folder as a command names it; empty if it holds no SAEs.
     """
     summary = summarise(results)
     verdicts = judge(summary)
@@ -94,7 +107,8 @@ def render_page(
     return render(
         "run.html.j2",
         title=f"{name}: adaptive orthogonality in sparse autoencoders",
-        kicker=f"{name} · {', '.join(summary.variants)} · {seeds_text(summary)}",
+        compared=compared(name, config, summary),
+        texts=texts(examples, summary, run),
         question=QUESTION,
         verdicts=verdicts,
         others=[v for v in verdicts.overall if v.variant != summary.focus],
@@ -114,6 +128,7 @@ def render_page(
         one_seed=len(summary.seeds) == 1,
         config=None if config is None else config.rstrip(),
         browser=browser,
+        latents=f"adaptive-ortho browse {run}" if run else "",
         versions=[(name, ", ".join(seen)) for name, seen in summary.versions.items()],
         mixed=", ".join(name for name, seen in summary.versions.items() if len(seen) > 1),
         files=[(r.variant, r.seed, r.eval, number(r.seconds, 1), r.fingerprint) for r in results],
