@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import cast
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saelens_adaptive_ortho.report.figures.dots import headline_figure
@@ -93,22 +94,23 @@ def figure_svg(figure: Figure, prefix: str) -> str:
 
 
 def _circles(figure: Figure) -> str:
-    """The marks of a figure that was drawn, as circles; those outside of their panel are left out.
+    """The marks of a figure that was drawn, as circles, in a group for each panel.
 
-    An SVG of matplotlib has 72 units per inch, and y points down.
+    Those outside of their panel are left out. An SVG of matplotlib has 72 units per inch, and y
+    points down.
     """
     if not isinstance(figure, Picture) or not figure.marks:
         return ""
     height = figure.get_figheight() * 72
-    circles: list[str] = []
+    groups: dict[Axes, list[str]] = {}
     for axes, x, y, words in figure.marks:
         place = axes.transData.transform((x, y))
-        if axes.bbox.contains(*place):
+        if axes.bbox.padded(1).contains(*place):
             across, up = (float(v) * 72 / figure.dpi for v in place)
             title = f"<title>{html.escape(words)}</title>"
             at = f'cx="{across:.1f}" cy="{height - up:.1f}" r="5"'
-            circles.append(f"<circle {at}>{title}</circle>")
-    return f'<g class="points">{"".join(circles)}</g>' if circles else ""
+            groups.setdefault(axes, []).append(f"<circle {at}>{title}</circle>")
+    return "".join(f'<g class="points">{"".join(found)}</g>' for found in groups.values())
 
 
 def save_figure(figure: Figure, stem: str | Path, dpi: int = 160) -> list[Path]:

@@ -41,7 +41,7 @@
   }
 
   for (const group of document.querySelectorAll(".points")) {
-    // Only one point of a figure is in the tab order; the arrows go from left to right.
+    // Only one point of a panel is in the tab order; the arrows go from left to right.
     const points = [...group.children].sort((a, b) => place(a) - place(b));
     group.append(...points);
     points.forEach((point, number) => {
