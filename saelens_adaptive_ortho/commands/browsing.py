@@ -148,8 +148,9 @@ def _out(options: BrowseOptions, run: Path | None) -> Path:
 
 def _report_of(run: Path | None, out: Path) -> str:
     """The address of the run's report as the page sees it; empty if its report has no such tab."""
-    ours = run is not None and (run / BROWSER).resolve() == (out / page.PAGE).resolve()
-    return "../report.html" if ours and (run / "report.html").is_file() else ""
+    if run is None or (run / BROWSER).resolve() != (out / page.PAGE).resolve():
+        return ""
+    return "../report.html" if (run / "report.html").is_file() else ""
 
 
 def _link_report(run: Path | None, out: Path, say: Callable[[str], None]) -> None:

@@ -80,12 +80,10 @@ def test_words_of_a_point_are_escaped() -> None:
 def test_interventions_in_words() -> None:
     found = unlearning()
     assert interventions(found, "token")[1] == (
-        "20 latents clamped at \N{MINUS SIGN}5.66 \N{MULTIPLICATION SIGN} their mean activation,\n"
-        "wherever they fire"
+        "20 latents clamped at \N{MINUS SIGN}5.66 \N{MULTIPLICATION SIGN} their mean activation, "
+        "no gate"
     )
-    assert interventions(found, "mcq")[1].endswith(
-        "where they fire on over 5.0% of the tokens (gate)"
-    )
+    assert interventions(found, "mcq")[1].endswith("activation, gate 5.0% of the tokens")
     bounded = unlearning(points={"bounded": [[0, 1]]}, interventions={"bounded": [[8, 0.5, None]]})
     assert interventions(bounded, "bounded") == ["8 directions, 50% removed everywhere"]
     # Results of earlier versions do not say what a point was.
@@ -96,7 +94,7 @@ def test_the_setting_beside_a_reading_stays_within_its_limit() -> None:
     """Of (retain .02, forget .5), (.06, 1.25) and (.3, 4), the second is the best within .10."""
     words = best_within(unlearning(), GAIN)
     assert "20 latents" in words
-    assert words.endswith("forget damage 1.25 nats, retain damage 0.0600 nats")
+    assert words.endswith("Forget damage 1.25 nats, retain damage 0.0600 nats")
     assert "10 latents" in best_within(unlearning(), "mcq/forget_accuracy_at_0.99")
     assert "40 latents" in best_within(unlearning(), "mcq/forget_accuracy_at_0.95")
     for other in ("token/forget_damage_at_0.01", "score", "bounded/forget_damage_at_0.10"):
@@ -116,7 +114,7 @@ def test_points_of_a_run() -> None:
     assert firsts[3:] == ["adaptive, mean of 2 seeds", "adaptive, seed 0", "adaptive, seed 1"]
     assert "20 latents clamped" in of_tradeoff[4]
     assert "Explained variance, pooled: 0.900" in of_tradeoff[4]
-    expected = "forget accuracy 0.600, retain accuracy 0.960"
+    expected = "Forget accuracy 0.600, retain accuracy 0.960"
     assert any(expected in w and w.startswith("baseline, seed 1\n40") for w in of_frontiers)
 
 

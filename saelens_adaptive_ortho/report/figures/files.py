@@ -104,11 +104,11 @@ def _circles(figure: Figure) -> str:
     height = figure.get_figheight() * 72
     groups: dict[Axes, list[str]] = {}
     for axes, x, y, words in figure.marks:
-        place = axes.transData.transform((x, y))
-        if axes.bbox.padded(1).contains(*place):
-            across, up = (float(v) * 72 / figure.dpi for v in place)
+        across, up = axes.transData.transform((x, y))
+        if axes.bbox.padded(1).contains(across, up):
             title = f"<title>{html.escape(words)}</title>"
-            at = f'cx="{across:.1f}" cy="{height - up:.1f}" r="5"'
+            cx, cy = across * 72 / figure.dpi, height - up * 72 / figure.dpi
+            at = f'cx="{cx:.1f}" cy="{cy:.1f}" r="5"'
             groups.setdefault(axes, []).append(f"<circle {at}>{title}</circle>")
     return "".join(f'<g class="points">{"".join(found)}</g>' for found in groups.values())
 

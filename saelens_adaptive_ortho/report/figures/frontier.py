@@ -27,6 +27,7 @@ from saelens_adaptive_ortho.report.figures.style import (
     variant_styles,
 )
 from saelens_adaptive_ortho.report.figures.words import damages, interventions, sae_words
+from saelens_adaptive_ortho.report.formatting import capital
 from saelens_adaptive_ortho.report.statistics import Summary
 from saelens_adaptive_ortho.results import Result
 
@@ -163,7 +164,7 @@ def _explain(axes: Axes, result: Result, part: str) -> None:
     figure = cast("Picture", axes.figure)
     points = result.details.get("points", {}).get(part, [])
     for (x, y), words in zip(points, interventions(result, part), strict=True):
-        lines = [sae_words(result.variant, result.seed), words, damages(part, x, y)]
+        lines = [sae_words(result.variant, result.seed), words, capital(damages(part, x, y))]
         figure.mark(axes, x, y, "\n".join(filter(None, lines)))
 
 

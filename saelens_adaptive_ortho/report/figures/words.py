@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from saelens_adaptive_ortho.report.formatting import MINUS, number, value_decimals
+from saelens_adaptive_ortho.report.formatting import MINUS, capital, number, value_decimals
 from saelens_adaptive_ortho.results import Result
 
 #: The name of a metric that reads a frontier: its part, damage or accuracy, and the limit.
@@ -38,11 +38,9 @@ def _intervention(found: Sequence[Any], part: str) -> str:
     n, strength, gate = found
     if part == "bounded":
         return f"{n} directions, {strength:.0%} removed everywhere"
-    where = "wherever they fire"
-    if gate is not None:
-        where = f"where they fire on over {gate:.1%} of the tokens (gate)"
+    where = "no gate" if gate is None else f"gate {gate:.1%} of the tokens"
     times = f"{MINUS}{strength:.3g} \N{MULTIPLICATION SIGN}"
-    return f"{n} latents clamped at {times} their mean activation,\n{where}"
+    return f"{n} latents clamped at {times} their mean activation, {where}"
 
 
 def damages(part: str, x: float, y: float) -> str:
@@ -76,4 +74,4 @@ def best_within(result: Result, name: str) -> str:
     if not allowed:
         return ""
     _, x, y, words = min(allowed)
-    return f"best measured setting within it: {words}\n{damages(part, x, y)}"
+    return f"Best measured setting: {words}\n{capital(damages(part, x, y))}"

@@ -12,7 +12,6 @@ from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.examples import Example, Examples
 from saelens_adaptive_ortho.report.formatting import MINUS, number, signed
 from saelens_adaptive_ortho.report.statistics import Summary
-from saelens_adaptive_ortho.report.tables import seeds_text
 from saelens_adaptive_ortho.settings import parse_yaml
 
 LONGEST_NAME = 34  # characters of a path; a longer one is shown by its end, and whole in a title
@@ -38,7 +37,12 @@ def compared(name: str, config: str | None, summary: Summary) -> list[Fact]:
         found = LAYER.fullmatch(hook)
         facts.append(Fact("at", f"layer {found[1]}, {found[2]}" if found else hook, hook))
     facts += [_fact(name, path) for name, path in _texts(tree)]
-    return [*facts, Fact("SAEs", ", ".join(summary.variants)), Fact("", seeds_text(summary))]
+    n = len(summary.seeds)
+    return [
+        *facts,
+        Fact("SAEs", ", ".join(summary.variants)),
+        Fact("", f"{n} seed" if n == 1 else f"{n} seeds"),
+    ]
 
 
 def _tree(config: str | None) -> Mapping[str, Any]:

@@ -12,14 +12,24 @@
   const place = (point) => Number(point.getAttribute("cx"));
 
   function show(point) {
-    tip.textContent = point.getAttribute("aria-label");
+    const words = point.getAttribute("aria-label").split("\n");
+    const name = document.createElement("b");
+    name.textContent = words[0];
+    tip.replaceChildren(name, ...words.slice(1).map((line) => `\n${line}`));
     tip.hidden = false;
     const at = point.getBoundingClientRect();
     const { offsetWidth: width, offsetHeight: height } = tip;
-    const left = at.left + at.width / 2 - width / 2;
-    const below = at.top < height + 12;
-    tip.style.left = `${Math.max(8, Math.min(left, document.documentElement.clientWidth - width - 8))}px`;
-    tip.style.top = `${below ? at.bottom + 6 : at.top - height - 6}px`;
+    const wide = document.documentElement.clientWidth;
+    // Beside the point, else above it, else below it.
+    let left = at.left + at.width / 2 - width / 2;
+    let top = at.top > height + 12 ? at.top - height - 6 : at.bottom + 6;
+    const beside = [at.right + 8, at.left - width - 8].find((x) => x >= 8 && x + width <= wide - 8);
+    if (beside !== undefined) {
+      left = beside;
+      top = Math.max(8, Math.min((at.top + at.bottom - height) / 2, innerHeight - height - 8));
+    }
+    tip.style.left = `${Math.max(8, Math.min(left, wide - width - 8))}px`;
+    tip.style.top = `${top}px`;
   }
 
   function hide() {
