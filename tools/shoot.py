@@ -4,8 +4,8 @@
     python -m tools.shoot report runs/demo           # docs/report.png and docs/report_dark.png
     python -m tools.shoot browse runs/demo/browse    # docs/browse.png
 
-It needs Chromium. The dark picture of the report shows what a point of its figure is (``--point``),
-the page of ``browse`` shows the first latent of its list (``--latent``). ``--narrow`` and ``--dark``
+It needs Chromium. The dark picture of the report shows what a point is (``--point``), and the page
+of ``browse`` shows the first latent of its list (``--latent``). ``--narrow`` and ``--dark``
 show a page as on a phone and in dark colours; they need another ``--to``.
 """
 
