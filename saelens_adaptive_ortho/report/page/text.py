@@ -125,7 +125,7 @@ def texts(found: Examples | None, summary: Summary, run: str = "") -> Texts | No
     if found is None:
         return Texts(missing="No text was written yet.", command=command) if command else None
     if not found.examples:
-        reason = f"No text, with {found.variant}, seed {found.seed}: {found.reason}."
+        reason = f"No text, with {found.variant}, seed {found.seed}: {found.reason.rstrip('.')}."
         return Texts(missing=reason, command=command)
     numbers: dict[str, int] = {}
     pairs: list[Pair] = []
