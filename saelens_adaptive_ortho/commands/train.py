@@ -8,13 +8,13 @@ from pathlib import Path
 
 from saelens_adaptive_ortho.commands.compare import ExperimentOptions
 from saelens_adaptive_ortho.commands.options import Command, say
-from saelens_adaptive_ortho.commands.plan import taken_in_words
 
 
 def run(options: ExperimentOptions) -> int:
     """Train and export."""
-    from saelens_adaptive_ortho.commands.experiment import load_experiment
     from saelens_adaptive_ortho.errors import reject
+    from saelens_adaptive_ortho.experiments.costs_in_words import taken_in_words
+    from saelens_adaptive_ortho.experiments.experiment import load_experiment
     from saelens_adaptive_ortho.training.costs import costs_taken
     from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner
 

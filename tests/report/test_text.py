@@ -108,6 +108,8 @@ def test_page_shows_the_texts_of_the_run_folder(tmp_path: Path) -> None:
     assert "1 more prompt" in page
     (folder / "results" / "examples.json").unlink()
     assert "it'\"'\"'s' --example" in plain(write_report(folder).read_text())
+    (folder / "config.yaml").write_text("output_path: ~/runs/a\n")
+    assert "adaptive-ortho browse ~/runs/a" in plain(write_report(folder).read_text())
 
 
 def test_texts_and_names_are_escaped() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from saelens_adaptive_ortho.report.page.parts import (
     reference_table,
     render,
 )
-from saelens_adaptive_ortho.report.page.text import compared, texts
+from saelens_adaptive_ortho.report.page.text import compared, named_run, texts
 from saelens_adaptive_ortho.report.statistics import EvaluationSummary, Summary, summarise
 from saelens_adaptive_ortho.report.tables import pair_title
 from saelens_adaptive_ortho.report.verdicts import EvaluationVerdict, Verdicts, judge
@@ -68,8 +67,8 @@ def write_report(run_dir: str | Path) -> Path:
     config = config_path.read_text("utf-8", "replace") if config_path.is_file() else None
     name = run_dir.resolve().name
     browser = BROWSER if (run_dir / BROWSER).is_file() else ""
-    run = without_home(shlex.quote(str(run_dir))) if config_path.is_file() else ""
     found = read_examples(results_dir(run_dir))
+    run = "" if config is None else without_home(named_run(config, run_dir))
     page = render_page(results, without_home(config), name, browser, found, run)
     return write_text_atomic(run_dir / "report.html", page)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from saelens_adaptive_ortho.errors import ConfigError
@@ -15,6 +16,7 @@ from saelens_adaptive_ortho.report.statistics import Summary
 from saelens_adaptive_ortho.settings import parse_yaml
 
 LONGEST_NAME = 34  # characters of a path; a longer one is shown by its end, and whole in a title
+PLAIN = re.compile(r"[\w~./@%+=:,-]+")  # a shell reads it as it is
 LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
@@ -72,6 +74,13 @@ def _fact(label: str, path: str) -> Fact:
         name = "…/" + "/".join(PurePath(path).parts[-2:])
         name = name if len(name) <= LONGEST_NAME else f"…{path[1 - LONGEST_NAME :]}"
     return Fact(label, name, path if name != path else "")
+
+
+def named_run(config: str, folder: Path) -> str:
+    """The run folder as its config names it, for a command line; without a name, the folder."""
+    path = _tree(config).get("output_path")
+    path = path if isinstance(path, str) else str(folder)
+    return path if PLAIN.fullmatch(path) else shlex.quote(path)
 
 
 @dataclass(frozen=True)
