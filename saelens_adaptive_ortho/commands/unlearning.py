@@ -6,17 +6,14 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from jaxtyping import Int
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 from sae_lens.saes.sae import SAE
-from torch import Tensor
 
 from saelens_adaptive_ortho.commands.unlearn import UnlearnOptions
 from saelens_adaptive_ortho.errors import ConfigError, reject
@@ -39,6 +36,7 @@ from saelens_adaptive_ortho.judging.unlearning.choosing import (
 )
 from saelens_adaptive_ortho.judging.unlearning.saved import CLAMP, UnlearningSelection
 from saelens_adaptive_ortho.judging.unlearning.use import n_tokens, unlearn
+from saelens_adaptive_ortho.judging.unlearning.writing import Prompt, Written, encoded, write
 from saelens_adaptive_ortho.settings import parse
 from saelens_adaptive_ortho.text import models, reader
 
@@ -54,31 +52,6 @@ CHOOSING = {
 }
 # Options that the commands for finished SAEs share.
 JUDGING = ("model", "hook", "forget", "retain", "retain_share", "context_size", "device", "dtype")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Text that the model continues.
-
-    Args:
-        prompt: the text.
-        continuation: how it truly goes on, with the space in front; None if it is not known.
-    """
-
-    prompt: str
-    continuation: str | None = None
-
-
-class Written(NamedTuple):
-    """What a model does with a prompt.
-
-    Attributes:
-        text: what it writes.
-        loss: loss of the true continuation, in nats per token; None without one.
-    """
-
-    text: str
-    loss: float | None
 
 
 class Answer(NamedTuple):
@@ -121,9 +94,10 @@ def before_and_after(
         say(f"Selection: {selection.save(options.save)}")
     _check_lengths(model, sae, prompts, options.max_new_tokens)
     for prompt in prompts:
-        before = write(model, sae, prompt, options)
+        how = (options.max_new_tokens, options.temperature, options.sampling_seed)
+        before = write(model, sae, prompt, *how)
         with unlearn(model, sae, selection):
-            after = write(model, sae, prompt, options)
+            after = write(model, sae, prompt, *how)
         yield Answer(prompt, before, after)
 
 
@@ -239,54 +213,6 @@ def _check_lengths(model: Any, sae: SAE[Any], prompts: list[Prompt], new: int) -
         if n_ctx is not None and most > n_ctx:
             rule = f"needs {most} tokens with what follows; the model sees {n_ctx} at most."
             raise reject("--prompt", prompt.prompt[:40], rule)
-
-
-def encoded(model: Any, sae: SAE[Any], prompt: Prompt) -> tuple[Int[Tensor, " n"], int]:
-    """The tokens of prompt and continuation, and the number of those of the prompt.
-
-    BOS comes first if the SAE was trained with it. Where the two texts meet, the tokens are those
-    of the whole text: the continuation begins at the first token that differs from those of the
-    prompt alone.
-    """
-    tokenizer = model.tokenizer
-
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    alone = ids(prompt.prompt)
-    whole = ids(prompt.prompt + (prompt.continuation or ""))
-    same = [a == b for a, b in zip(alone, whole, strict=False)]
-    n = same.index(False) if False in same else len(same)
-    wanted = sae.cfg.metadata.prepend_bos is not False and tokenizer.bos_token_id is not None
-    bos = [tokenizer.bos_token_id] if wanted else []
-    return torch.tensor([*bos, *whole], dtype=torch.int64), len(bos) + n
-
-
-@torch.no_grad()
-def write(model: Any, sae: SAE[Any], prompt: Prompt, options: UnlearnOptions) -> Written:
-    """What the model writes after a prompt, and its loss on the true continuation.
-
-    The loss comes from one pass over prompt and continuation.
-    """
-    whole, n = encoded(model, sae, prompt)
-    whole = whole.to(next(model.parameters()).device)
-    sampling = {"do_sample": True, "temperature": options.temperature}
-    torch.manual_seed(options.sampling_seed)
-    found = model.generate(
-        whole[None, :n],
-        max_new_tokens=options.max_new_tokens,
-        stop_at_eos=model.tokenizer.eos_token_id is not None,
-        prepend_bos=False,
-        return_type="tokens",
-        verbose=False,
-        **(sampling if options.temperature > 0 else {"do_sample": False}),
-    )
-    text = model.tokenizer.decode(found[0, n:], skip_special_tokens=True)
-    if len(whole) == n:
-        return Written(text, None)
-    logits = model(whole[None], prepend_bos=False, return_type="logits")[0, n - 1 : -1]
-    loss = torch.nn.functional.cross_entropy(logits.float(), whole[n:].to(logits.device))
-    return Written(text, float(loss))
 
 
 # ------------------------------------------------------------------ what is shown

@@ -301,7 +301,7 @@ class Summary:
 
         None if there is only one variant.
         """
-        return _focus(self.variants)
+        return focus_of(self.variants)
 
     @property
     def focus_pairs(self) -> list[tuple[str, str]]:
@@ -454,12 +454,13 @@ def reference_of(variant: str, variants: Sequence[str]) -> str:
 
 def _pairs(variants: Sequence[str], references: Sequence[str]) -> list[tuple[str, str]]:
     _, *others = references
-    focus = _focus(variants)
+    focus = focus_of(variants)
     found = [(variant, reference_of(variant, variants)) for variant in variants[1:]]
     return found + [(focus, other) for other in others if focus not in (None, other)]
 
 
-def _focus(variants: Sequence[str]) -> str | None:
+def focus_of(variants: Sequence[str]) -> str | None:
+    """Return "adaptive" if it is there, else the last variant; None if there is only one."""
     if len(variants) < 2:
         return None
     return "adaptive" if "adaptive" in variants[1:] else variants[-1]
