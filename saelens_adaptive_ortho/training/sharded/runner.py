@@ -89,10 +89,8 @@ def check_sharded(cfg: AdaptiveOrthoRunnerConfig) -> None:
         if field.name not in SWITCHES and value != field.default:
             _refuse(field.name, value, str(field.default))
     for name in ("prefetch_llm_batches", "ortho_cache_activations", "compile_llm"):
-        if getattr(cfg, name):
-            raise reject(
-                name, getattr(cfg, name), "is not possible with ortho_shards. Turn it off."
-            )
+        if value := getattr(cfg, name):
+            raise reject(name, value, "is not possible with ortho_shards. Turn it off.")
     _check_devices(cfg)
 
 
@@ -144,10 +142,9 @@ class ShardedRunner(AdaptiveOrthoRunner):
         check_sharded(cfg)
         self.ranks = ranks
         if prepared is None:
+            cache = Path(cfg.output_path) / "cache" if cfg.output_path else None
             with ranks.first():  # the others read the tokens that it writes
-                prepared = prepare(
-                    cfg, Path(cfg.output_path) / "cache" if cfg.output_path else None
-                )
+                prepared = prepare(cfg, cache)
         super().__init__(cfg, prepared=prepared, on_log=on_log)
 
     def _build_store(self, reads: SharedReads | None) -> StratifiedActivationsStore:

@@ -1,8 +1,8 @@
 """The k largest values of rows whose columns are spread over the ranks.
 
 The k-th largest value is found digit by digit: all ranks count how many of their values reach some
-bounds, and the sums of the counts give the next digit. So 16 bits a row are exchanged a few times,
-and no values. The selection is exact.
+bounds, and the sums of the counts give the next digit. So the ranks exchange a few histograms of
+some tens of kilobytes, and no values. The selection is exact.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def sampled_captured_share(
     layout: Layout,
     tolerance: float = 0.01,
 ) -> Float[Tensor, ""]:
-    """:func:`~saelens_adaptive_ortho.maths.neighbours.captured_share` over the latents of all ranks.
+    """:func:`~saelens_adaptive_ortho.maths.neighbours.captured_share` over all ranks.
 
     Args:
         directions: the directions of this rank.

@@ -54,7 +54,7 @@ class ShardedTrainer(SwitchTrainer):
         super()._optimise(output, n_batches)
 
     @torch.no_grad()
-    def _clip(self, parameters: list[nn.Parameter], largest: float) -> Tensor:
+    def _clip(self, parameters: list[nn.Parameter], largest: float) -> Tensor:  # noqa: ARG002
         """The clip of ``clip_grad_norm_``, with the norm of the gradients of all ranks."""
         squares = self.sae.W_dec.new_zeros(2, dtype=torch.float64)  # of all; of a part of them
         gradients = []
