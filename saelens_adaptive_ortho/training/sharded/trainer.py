@@ -80,12 +80,11 @@ class ShardedTrainer(SwitchTrainer):
 
     @torch.no_grad()
     def set_final_sae_metadata(self) -> None:
-        super().set_final_sae_metadata()
         if self.n_frac_active_samples > 0:
-            metadata = self.sae.cfg.metadata
-            parts = torch.tensor([metadata.l0, metadata.num_dead_features], dtype=torch.float64)
-            metadata.l0, dead = self.layout.ranks.sum(parts).tolist()
-            metadata.num_dead_features = int(dead)
+            gather = self.layout.ranks.gather
+            self.sae.cfg.metadata.l0 = gather(self.feature_sparsity).sum().item()
+            dead = gather(self.dead_neurons.int()).sum()
+            self.sae.cfg.metadata.num_dead_features = dead.item()
 
     # ----------------------------------------------------------- checkpoints
 
