@@ -36,9 +36,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from saelens_adaptive_ortho.commands.experiment import Experiment, load_experiment
 from saelens_adaptive_ortho.demo import MODEL_DIR
 from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.experiments.experiment import Experiment, load_experiment
 from saelens_adaptive_ortho.files import write_json
 from saelens_adaptive_ortho.host.architectures import PREFIX
 from saelens_adaptive_ortho.host.config import OrthoConfig

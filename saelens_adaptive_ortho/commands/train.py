@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from saelens_adaptive_ortho.commands.compare import ExperimentOptions
 from saelens_adaptive_ortho.commands.options import Command, say
-from saelens_adaptive_ortho.commands.plan import taken_in_words
 
 if TYPE_CHECKING:
     from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner
@@ -21,8 +20,8 @@ def run(options: ExperimentOptions) -> int:
     """Train and export."""
     if os.environ.get("RANK", "0") != "0":
         os.environ["TQDM_DISABLE"] = "1"  # one of several processes shows progress
-    from saelens_adaptive_ortho.commands.experiment import load_experiment
     from saelens_adaptive_ortho.errors import reject
+    from saelens_adaptive_ortho.experiments.experiment import load_experiment
     from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner
     from saelens_adaptive_ortho.training.sharded.runner import check_processes
 
@@ -55,6 +54,7 @@ def _run_sharded(cfg: AdaptiveOrthoRunnerConfig) -> int:
 
 
 def _train(runner: AdaptiveOrthoRunner, tell: Callable[[str], None]) -> None:
+    from saelens_adaptive_ortho.experiments.costs_in_words import taken_in_words
     from saelens_adaptive_ortho.training.costs import costs_taken
 
     tell(f"Training; {runner.placement()}")

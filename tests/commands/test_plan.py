@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from saelens_adaptive_ortho.commands import doctor, plan
+from saelens_adaptive_ortho.commands import doctor
 from saelens_adaptive_ortho.commands.cli import main
+from saelens_adaptive_ortho.experiments.costs_in_words import taken_in_words
 from saelens_adaptive_ortho.settings import dump_yaml
 from saelens_adaptive_ortho.text import hub
 from saelens_adaptive_ortho.training.costs import Costs, Taken, costs_taken, measure_costs
@@ -60,11 +61,11 @@ def test_costs_are_those_of_the_config(make_config: Callable[..., Any]) -> None:
 
 def test_what_came_is_said_in_the_words_of_the_plan() -> None:
     three = Taken(1000, {"activations": 1.0, "a": 3.0, "b": 4.0})
-    assert plan.taken_in_words(three) == (
+    assert taken_in_words(three) == (
         "1,000 tokens in 8.0 s, 125 tokens/s from text to 2 SAEs (the model 12%, a 38%, b 50%)"
     )
     one = Taken(1000, {"activations": 1.0, "sae": 1.0})
-    assert "500 tokens/s from text to the SAE (the model 50%, sae 50%)" in plan.taken_in_words(one)
+    assert "500 tokens/s from text to the SAE (the model 50%, sae 50%)" in taken_in_words(one)
 
 
 def test_time_of_a_resumed_training_is_that_of_all_its_processes(
