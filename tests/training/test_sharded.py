@@ -22,6 +22,7 @@ from torch import Tensor
 
 from saelens_adaptive_ortho.commands.cli import main
 from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.maths import device
 from saelens_adaptive_ortho.signals import Interrupted
 from saelens_adaptive_ortho.training.lockstep import list_checkpoints
 from saelens_adaptive_ortho.training.runner import (
@@ -145,6 +146,18 @@ def test_few_steps_equal_one_process(make_config: MakeConfig, prepared: Prepared
     assert max(row["auxiliary_reconstruction_loss"] for row in history) > 0
     assert max(row["ortho_loss"] for row in history) > 0
     assert max(row["separation_loss"] for row in history) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sae", [{}, STANDARD], ids=["batchtopk", "standard"])
+def test_paths_of_a_gpu_equal_one_process(
+    make_config: MakeConfig, prepared: Prepared, monkeypatch: pytest.MonkeyPatch, sae: Any
+) -> None:
+    monkeypatch.setattr(device, "on_gpu", lambda _: True)
+    cfg = make_config(
+        sae, training_tokens=40 * BATCH, lr=1e-3, dead_feature_window=10, ortho_sparse_products=False
+    )
+    assert_equal_training(cfg, prepared, lists=False)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelens_adaptive_ortho.maths.coactivation import FIRINGS_PER_BLOCK, GPU_FIRINGS_PER_BLOCK
-from saelens_adaptive_ortho.maths.device import on_gpu
+from saelens_adaptive_ortho.maths import device
 from saelens_adaptive_ortho.maths.directions import EPS, precise, row_norms
 from saelens_adaptive_ortho.maths.penalties import ChosenPairs
 from saelens_adaptive_ortho.maths.sparse import Nonzeros
@@ -122,7 +122,7 @@ def joint_sums(
     n, m = neighbours.shape
     keys, activations = _all_firings(fired, layout)
     sums = fired.values.new_zeros(3, n * m)
-    size = GPU_FIRINGS_PER_BLOCK if on_gpu(fired.values) else FIRINGS_PER_BLOCK
+    size = GPU_FIRINGS_PER_BLOCK if device.on_gpu(fired.values) else FIRINGS_PER_BLOCK
     blocks = (torch.split(x, size) for x in fired[:3])
     for r, i, a in zip(*blocks, strict=True):
         wanted = (r * layout.total).unsqueeze(1) + neighbours[i]

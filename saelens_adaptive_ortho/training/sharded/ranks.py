@@ -130,9 +130,7 @@ class Ranks:
     def _reduced(self, x: Tensor, how: Any) -> Tensor:
         if self.size == 1:
             return x.detach()
-        sent = self._sent(x.detach())
-        sent = sent.clone(memory_format=torch.contiguous_format) if sent is x.detach() else sent
-        out = sent.contiguous().clone()
+        out = self._sent(x.detach()).clone(memory_format=torch.contiguous_format)
         dist.all_reduce(out, how)
         return out.to(x.device)
 

@@ -15,7 +15,7 @@ from sae_lens.saes.batchtopk_sae import BatchTopK
 from sae_lens.saes.topk_sae import TopK
 from torch import Tensor
 
-from saelens_adaptive_ortho.maths.device import on_gpu
+from saelens_adaptive_ortho.maths import device
 from saelens_adaptive_ortho.maths.sparse import keep
 from saelens_adaptive_ortho.training.sharded.ranks import Ranks
 
@@ -64,7 +64,7 @@ class ShardedTopK(TopK):
 def _positive(x: Float[Tensor, "rows n"], chosen: Bool[Tensor, "rows n"]) -> Tensor:
     """The chosen values that are above 0; 0 elsewhere. NaN stays, so that the loss shows it."""
     chosen = chosen & ~(x.detach() <= 0)
-    if on_gpu(x):
+    if device.on_gpu(x):
         return torch.where(chosen, x, 0.0)
     return keep(x, chosen.flatten().nonzero().squeeze(1))
 
