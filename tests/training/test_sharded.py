@@ -111,9 +111,9 @@ def assert_equal_training(
             assert difference(found[name], expected[name]) < 1e-5, name
     assert all(history == histories[0] for history in histories)
     for row, other in zip(histories[0], one.trainer.state.history["sae"], strict=True):
-        assert row.keys() == other.keys()
-        for key, value in row.items():
-            assert value == pytest.approx(other[key], rel=1e-4, abs=1e-6), key
+        assert row.keys() ^ other.keys() <= {"grad_norm"}  # SAELens's own trainer has no such row
+        for key in row.keys() & other.keys():
+            assert row[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), key
     return histories[0]
 
 
@@ -139,10 +139,13 @@ def test_initial_weights_are_those_of_one_process(make_config: MakeConfig, size:
         assert torch.equal(found[name], x), name
 
 
-def test_few_steps_equal_one_process(make_config: MakeConfig, prepared: Prepared) -> None:
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_few_steps_equal_one_process(
+    make_config: MakeConfig, prepared: Prepared, size: int
+) -> None:
     # Latents die, and the auxiliary loss revives some of them.
     cfg = make_config({}, lr=1e-3, dead_feature_window=4, ortho_log_every=6)
-    history = assert_equal_training(cfg, prepared)
+    history = assert_equal_training(cfg, prepared, size)
     assert max(row["auxiliary_reconstruction_loss"] for row in history) > 0
     assert max(row["ortho_loss"] for row in history) > 0
     assert max(row["separation_loss"] for row in history) > 0
@@ -155,9 +158,14 @@ def test_paths_of_a_gpu_equal_one_process(
 ) -> None:
     monkeypatch.setattr(device, "on_gpu", lambda _: True)
     cfg = make_config(
-        sae, training_tokens=40 * BATCH, lr=1e-3, dead_feature_window=10, ortho_sparse_products=False
+        sae,
+        training_tokens=40 * BATCH,
+        lr=1e-3,
+        dead_feature_window=10,
+        ortho_sparse_products=False,
     )
-    assert_equal_training(cfg, prepared, lists=False)
+    # There, cosines are compared in half precision, so other ones of equal pairs may be chosen.
+    assert_equal_training(cfg, prepared, bound=1e-3, lists=False)
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelens_adaptive_ortho.maths.coactivation import FIRINGS_PER_BLOCK, GPU_FIRINGS_PER_BLOCK
 from saelens_adaptive_ortho.maths import device
+from saelens_adaptive_ortho.maths.coactivation import FIRINGS_PER_BLOCK, GPU_FIRINGS_PER_BLOCK
 from saelens_adaptive_ortho.maths.directions import EPS, precise, row_norms
 from saelens_adaptive_ortho.maths.penalties import ChosenPairs
 from saelens_adaptive_ortho.maths.sparse import Nonzeros

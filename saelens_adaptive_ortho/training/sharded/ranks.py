@@ -95,20 +95,15 @@ class Ranks:
         owner, after, before = self.rank, (self.rank + 1) % self.size, (self.rank - 1) % self.size
         here = self._sent(block.contiguous())
         for hop in range(self.size):
-            works: list[Any] = []
+            coming, works = here, []
             if hop + 1 < self.size:
                 coming = torch.empty_like(here)
-                works = dist.batch_isend_irecv(
-                    [
-                        dist.P2POp(dist.isend, here, after),
-                        dist.P2POp(dist.irecv, coming, before),
-                    ]
-                )
+                sent = dist.P2POp(dist.isend, here, after)
+                works = dist.batch_isend_irecv([sent, dist.P2POp(dist.irecv, coming, before)])
             yield owner, here.to(block.device)
             for work in works:
                 work.wait()
-            if works:
-                here, owner = coming, (owner - 1) % self.size
+            here, owner = coming, (owner - 1) % self.size
 
     def spread(self, x: Tensor, source: int) -> Tensor:
         """The tensor of one rank on every rank; the others give one of its shape."""

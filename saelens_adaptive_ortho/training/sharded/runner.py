@@ -183,14 +183,14 @@ class ShardedRunner(AdaptiveOrthoRunner):
         Raises:
             StorageError: the SAE could not be written. An earlier export survives.
         """
-        sae, ranks = self.saes[name], self.ranks
+        sae, ranks, d_sae = self.saes[name], self.ranks, self.configs[name].sae.d_sae
         state = sae.state_dict()
         sae.process_state_dict_for_saving_inference(state)
         sparsity = ranks.gather(self.trainer.trainers[name].log_feature_sparsity)
         with shared_folder(ranks, target, EXPORT_SURVIVES, keep_others=True) as folder:
-            write_gathered(state, folder / SAE_WEIGHTS_FILENAME, sae.layout)
+            write_gathered(state, folder / SAE_WEIGHTS_FILENAME, Layout(ranks, d_sae))
             if ranks.rank == 0:
-                config = {**sae.cfg.get_inference_sae_cfg_dict(), "d_sae": self.cfg.sae.d_sae}
+                config = {**sae.cfg.get_inference_sae_cfg_dict(), "d_sae": d_sae}
                 (folder / SAE_CFG_FILENAME).write_text(json.dumps(config))
                 self._describe(name, folder, sparsity, also)
         return target
