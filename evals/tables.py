@@ -79,6 +79,7 @@ KINDS: dict[str, Renderer] = {
     "costs": _costs,
     "prior-runs": _runs(prior_runs.table),
     "overhead": _runs(performance.overhead_table, "overhead*.json"),
+    "gpu": _runs(performance.gpu_table, "gpu*.json"),
     "scaling": _runs(performance.scaling_table, "scaling.json"),
     "levers": _runs(performance.levers_table, "levers*.json"),
     "checksums": _runs(performance.checksums_table, "checksums*.json"),
