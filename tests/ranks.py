@@ -41,8 +41,10 @@ def _rank(rank: int, size: int, folder: str, work: Callable[..., Any], args: Any
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=PATIENCE
     )
+    ranks = Ranks()
+    ranks.barrier()  # otherwise a rank may be done before another one is connected to it
     try:
-        result = work(Ranks(), *args), None
+        result = work(ranks, *args), None
     except Exception:
         result = None, traceback.format_exc()
     torch.save(result, Path(folder) / f"{rank}.pt")
