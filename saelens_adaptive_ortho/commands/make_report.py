@@ -14,9 +14,11 @@ class ReportOptions:
 
     Args:
         run_dir: a run folder.
+        full: print all headline metrics, and a verdict on each evaluation.
     """
 
     run_dir: Path = field(metadata={"positional": "RUN_DIR"})
+    full: bool = False
 
 
 def run(options: ReportOptions) -> int:
@@ -35,7 +37,8 @@ def run(options: ReportOptions) -> int:
         raise reject("RUN_DIR", str(options.run_dir), rule)
     summary.write_summary(options.run_dir)
     say(f"Report: {page.write_report(options.run_dir)}")
-    Console().print(terminal_table(summarise(load_results(options.run_dir))))
+    summarised = summarise(load_results(options.run_dir))
+    Console().print(terminal_table(summarised, full=options.full))
     return 0
 
 

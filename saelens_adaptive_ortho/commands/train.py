@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saelens_adaptive_ortho.commands.compare import ExperimentOptions
 from saelens_adaptive_ortho.commands.options import Command, say
 from saelens_adaptive_ortho.commands.plan import taken_in_words
+
+if TYPE_CHECKING:
+    from saelens_adaptive_ortho.report.notes import Health
+    from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner
 
 
 def run(options: ExperimentOptions) -> int:
     """Train and export."""
     from saelens_adaptive_ortho.commands.experiment import load_experiment
     from saelens_adaptive_ortho.errors import reject
+    from saelens_adaptive_ortho.report.notes import concerns
     from saelens_adaptive_ortho.training.costs import costs_taken
     from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner
 
@@ -26,8 +32,23 @@ def run(options: ExperimentOptions) -> int:
         say(f"Training; {runner.placement()}")
         runner.run()
         say(taken_in_words(costs_taken(runner.trainer)))
+        for text in concerns({("sae", cfg.seed): _health(runner)}):
+            say(f"Doubtful: {text}")
     say(f"Saved: {cfg.output_path}/sae")
     return 0
+
+
+def _health(runner: AdaptiveOrthoRunner) -> Health:
+    """What the last batch of the training says about its SAE."""
+    from saelens_adaptive_ortho.report.notes import Health
+
+    ((name, sae),) = runner.saes.items()
+    last = runner.trainer.state.history[name][-1]
+    dead = last.get("sparsity/dead_features")
+    return Health(
+        explained=last.get("explained_variance"),
+        dead=None if dead is None else dead / sae.cfg.d_sae,
+    )
 
 
 @contextmanager

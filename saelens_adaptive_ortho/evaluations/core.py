@@ -17,6 +17,8 @@ from saelens_adaptive_ortho.evaluations.contract import (
 
 PRIMARY = ("pooled/explained_variance", "pooled/ce_loss_score")
 ALIVE = "pooled/frac_alive"
+#: L0 in training, in the details of a result, if the files of the SAE tell it.
+TRAINED_L0 = "l0_in_training"
 
 # A cost below these margins does not matter.
 EXPLAINED_VARIANCE_MARGIN = 0.004

@@ -107,6 +107,7 @@ def render_page(
             (summary.evaluations[gap.eval].info.title, _gap(gap)) for gap in summary.gap_groups
         ],
         opening=opening(summary),
+        concerns=summary.concerns,
         first=drawings.pop("tradeoff", None),
         overview=list(drawings.values()),
         headline=metric_table(summary, summary.headline) if summary.headline else None,
