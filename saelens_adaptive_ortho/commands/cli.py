@@ -35,6 +35,7 @@ from saelens_adaptive_ortho.commands import (
 )
 from saelens_adaptive_ortho.commands.options import Command, Parser, build_parser, run
 from saelens_adaptive_ortho.errors import Explained
+from saelens_adaptive_ortho.progress import calm_bars
 from saelens_adaptive_ortho.signals import Interrupted, stop_raises
 
 PROG = "adaptive-ortho"
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args is None:
             return sae_lens.run(argv[1:])  # SAELens handles signals itself
-        with stop_raises():
+        with stop_raises(), calm_bars():
             return run(args.command, args)
     except Explained as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
