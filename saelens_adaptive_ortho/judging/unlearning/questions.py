@@ -251,7 +251,7 @@ def known_questions(
     device = next(model.parameters()).device
     right = []
     rows = torch.arange(len(prompts.tokens))
-    for batch in progress(rows.split(batch_size), "Finding known questions"):
+    for batch in progress(rows.split(batch_size), "Finding known questions", unit=" batches"):
         # Cut off the columns that are padding in every row of the batch.
         tokens = prompts.tokens[batch, : int(prompts.last[batch].max()) + 1]
         logits = model(tokens.long().to(device), prepend_bos=False, return_type="logits")

@@ -169,7 +169,7 @@ def train(
     groups = [{"params": [w], "lr": STEP * float(w.square().mean().sqrt())} for w in own.values()]
     adam = torch.optim.Adam(groups)
     steps = STEPS[loss.method]
-    bar = progress(_batches(context, steps), loss.method, steps)
+    bar = progress(_batches(context, steps), loss.method, steps, unit=" steps")
     try:
         model.requires_grad_(False)
         for weight in weights.values():
