@@ -302,8 +302,8 @@ def _tokens(corpora: dict[str, Any], size: dict[str, int], context: int) -> int:
         say(
             f"Warning: --{smaller} holds about {found[smaller]:,} tokens; a sensible training "
             f"needs {sensible:,} of each text. training_tokens is {fitting:,}, so that none is "
-            f"read more than {EPOCHS} times. Such SAEs explain little, and their evaluations decide "
-            "little: give more text if you can."
+            f"read more than {EPOCHS} times. Such SAEs explain little, and their evaluations "
+            "decide little: give more text if you can."
         )
     return fitting
 
