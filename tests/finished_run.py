@@ -11,7 +11,7 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from safetensors.torch import save_file
 
 from saelens_adaptive_ortho.checksums import write_sums
-from saelens_adaptive_ortho.commands.comparison import RECORD
+from saelens_adaptive_ortho.experiments.comparison import RECORD
 from saelens_adaptive_ortho.results import Result, result_path, write_result
 
 HOOK = "blocks.1.hook_resid_post"

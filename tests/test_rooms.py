@@ -22,7 +22,7 @@ DOTTED = re.compile(r"\b(?:saelens_adaptive_ortho|(?<=-m )evals)(?:\.[A-Za-z_]\w
 # These are not modules: other packages write them in their pyproject.toml.
 ENTRY_POINT_GROUPS = {
     f"saelens_adaptive_ortho.{table}"
-    for table in ("penalties", "affinities", "evaluations", "formats")
+    for table in ("penalties", "affinities", "evaluations", "formats", "drivers")
 }
 
 

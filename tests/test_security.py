@@ -16,7 +16,7 @@ import torch
 
 import saelens_adaptive_ortho
 from saelens_adaptive_ortho.commands.cli import main
-from saelens_adaptive_ortho.commands.comparison import Comparison
+from saelens_adaptive_ortho.experiments.comparison import Comparison
 from saelens_adaptive_ortho.report.page.run import write_report
 from saelens_adaptive_ortho.results import Result, result_path, write_result
 from saelens_adaptive_ortho.text.models import local_model_dir
@@ -128,7 +128,7 @@ def test_page_and_config_do_not_tell_the_home_folder(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from saelens_adaptive_ortho.commands.experiment import build_experiment
+    from saelens_adaptive_ortho.experiments.experiment import build_experiment
 
     home = tiny.model.parent
     monkeypatch.setenv("HOME", str(home))

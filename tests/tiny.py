@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from saelens_adaptive_ortho.commands.experiment import build_experiment
+from saelens_adaptive_ortho.experiments.experiment import build_experiment
 from saelens_adaptive_ortho.report import summary
 from saelens_adaptive_ortho.report.page import run as page
 from saelens_adaptive_ortho.settings import dump_yaml

@@ -35,9 +35,9 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from saelens_adaptive_ortho.commands.experiment import Experiment, load_experiment
 from saelens_adaptive_ortho.demo import MODEL_DIR
 from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.experiments.experiment import Experiment, load_experiment
 from saelens_adaptive_ortho.files import write_json
 from saelens_adaptive_ortho.host.architectures import PREFIX
 from saelens_adaptive_ortho.host.config import OrthoConfig

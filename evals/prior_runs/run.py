@@ -18,14 +18,14 @@ from evals.prior_runs.figures import figure
 from evals.prior_runs.large_norm import write_large_norm_model
 from evals.prior_runs.note import NEXT_STEPS, NORM_IN, PRIOR_RUNS
 from evals.tables import KINDS
-from saelens_adaptive_ortho.commands.comparison import Comparison
-from saelens_adaptive_ortho.commands.experiment import (
+from saelens_adaptive_ortho.errors import reject
+from saelens_adaptive_ortho.experiments.comparison import Comparison
+from saelens_adaptive_ortho.experiments.experiment import (
     Experiment,
     build_experiment,
     lay_over,
     read_tree,
 )
-from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.report.figures.files import save_figure
 from saelens_adaptive_ortho.report.markdown import update_tables
 from saelens_adaptive_ortho.settings import apply_override
@@ -69,7 +69,7 @@ def load(setting: str, run: str, extra: Sequence[str] = ()) -> Experiment:
     """Return the experiment of a run in a setting.
 
     Raises:
-        ConfigError: see :func:`saelens_adaptive_ortho.commands.experiment.load_experiment`.
+        ConfigError: see :func:`saelens_adaptive_ortho.experiments.experiment.load_experiment`.
     """
     file, overrides = SETTINGS[setting]
     tree = read_tree(CONFIGS / "settings" / f"{file}.yaml")

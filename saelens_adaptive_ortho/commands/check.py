@@ -23,7 +23,7 @@ class CheckOptions(ExperimentOptions):
 
 def run(options: CheckOptions) -> int:
     """Read the config, and open the texts and the model that it names."""
-    from saelens_adaptive_ortho.commands.experiment import check_fits, load_experiments
+    from saelens_adaptive_ortho.experiments.experiment import check_fits, load_experiments
     from saelens_adaptive_ortho.judging.running import check_evals_runnable
     from saelens_adaptive_ortho.text.corpora import check_contexts, read_to_the_end
     from saelens_adaptive_ortho.training import runner

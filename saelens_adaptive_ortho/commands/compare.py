@@ -36,8 +36,8 @@ def run(options: CompareOptions) -> int:
     """Run the experiment and show the table of its report."""
     from rich.console import Console
 
-    from saelens_adaptive_ortho.commands.comparison import Comparison, run_together
-    from saelens_adaptive_ortho.commands.experiment import load_experiments
+    from saelens_adaptive_ortho.experiments.comparison import Comparison, run_together
+    from saelens_adaptive_ortho.experiments.experiment import load_experiments
     from saelens_adaptive_ortho.report.statistics import summarise
     from saelens_adaptive_ortho.report.tables import terminal_table
 

@@ -26,8 +26,8 @@ class DemoOptions:
 
 def run(options: DemoOptions) -> int:
     """Run `compare demo` without the evaluations whose package is missing."""
-    from saelens_adaptive_ortho.commands.experiment import load_experiment
     from saelens_adaptive_ortho.evaluations import evaluation
+    from saelens_adaptive_ortho.experiments.experiment import load_experiment
 
     evals = load_experiment(CONFIG, options.set).evals
     missing = [name for name in evals if evaluation(name).lacks is not None]

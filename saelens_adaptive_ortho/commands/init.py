@@ -200,7 +200,7 @@ def _explained(tree: dict[str, Any]) -> str:
 
 def _check(path: Path) -> None:
     """The new file must be a valid experiment; otherwise it does not stay."""
-    from saelens_adaptive_ortho.commands.experiment import load_experiment
+    from saelens_adaptive_ortho.experiments.experiment import load_experiment
 
     try:
         load_experiment(path)

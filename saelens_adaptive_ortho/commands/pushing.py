@@ -20,9 +20,9 @@ from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
 from saelens_adaptive_ortho.checksums import SUMS, find_damage, sha256_of
-from saelens_adaptive_ortho.commands.comparison import RECORD
 from saelens_adaptive_ortho.commands.push import PushOptions
 from saelens_adaptive_ortho.errors import ConfigError, reject
+from saelens_adaptive_ortho.experiments.comparison import RECORD
 from saelens_adaptive_ortho.files import (
     atomic_directory,
     check_new_folder,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from saelens_adaptive_ortho.commands.experiment import eval_settings
 from saelens_adaptive_ortho.commands.judge import EvalOptions
+from saelens_adaptive_ortho.experiments.experiment import eval_settings
 from saelens_adaptive_ortho.files import (
     check_writable,
     remove_litter,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from saelens_adaptive_ortho.commands.compare import ExperimentOptions
 from saelens_adaptive_ortho.commands.options import Command, say
-from saelens_adaptive_ortho.commands.plan import taken_in_words
 
 if TYPE_CHECKING:
     from saelens_adaptive_ortho.report.notes import Health
@@ -18,8 +17,9 @@ if TYPE_CHECKING:
 
 def run(options: ExperimentOptions) -> int:
     """Train and export."""
-    from saelens_adaptive_ortho.commands.experiment import load_experiment
     from saelens_adaptive_ortho.errors import reject
+    from saelens_adaptive_ortho.experiments.costs_in_words import taken_in_words
+    from saelens_adaptive_ortho.experiments.experiment import load_experiment
     from saelens_adaptive_ortho.report.notes import concerns
     from saelens_adaptive_ortho.training.costs import costs_taken
     from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner

@@ -19,10 +19,10 @@ from rich.text import Text
 from sae_lens.saes.sae import SAE
 from torch import Tensor
 
-from saelens_adaptive_ortho.commands.experiment import eval_settings
 from saelens_adaptive_ortho.commands.unlearn import UnlearnOptions
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.evaluations.unlearning import Settings
+from saelens_adaptive_ortho.experiments.experiment import eval_settings
 from saelens_adaptive_ortho.files import check_new_file
 from saelens_adaptive_ortho.judging.contract import EvaluationError
 from saelens_adaptive_ortho.judging.options import JudgingOptions

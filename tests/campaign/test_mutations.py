@@ -27,15 +27,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from saelens_adaptive_ortho.commands.cli import COMMANDS, main, parser
-from saelens_adaptive_ortho.commands.experiment import (
+from saelens_adaptive_ortho.commands.unlearning import _prompts_in
+from saelens_adaptive_ortho.errors import Explained
+from saelens_adaptive_ortho.evaluations import runnable
+from saelens_adaptive_ortho.experiments.experiment import (
     EXPERIMENT_KEYS,
     build_experiment,
     eval_settings,
     load_experiments,
 )
-from saelens_adaptive_ortho.commands.unlearning import _prompts_in
-from saelens_adaptive_ortho.errors import Explained
-from saelens_adaptive_ortho.evaluations import runnable
 from saelens_adaptive_ortho.host.architectures import ARCHITECTURES
 from saelens_adaptive_ortho.judging.contract import EvaluationError
 from saelens_adaptive_ortho.judging.saebench.tasks import labelled_rows

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from saelens_adaptive_ortho.checksums import SUMS, find_damage, write_sums
 from saelens_adaptive_ortho.commands.cli import main
-from saelens_adaptive_ortho.commands.comparison import RECORD, TRAINING, WEIGHTS
 from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.experiments.comparison import RECORD, TRAINING, WEIGHTS
 from saelens_adaptive_ortho.judging.subjects import Subject
 from saelens_adaptive_ortho.results import Result, load_result
 from saelens_adaptive_ortho.training import lockstep

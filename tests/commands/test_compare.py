@@ -20,11 +20,11 @@ from sae_lens import SAE
 from transformer_lens import HookedTransformer
 
 from saelens_adaptive_ortho.checksums import write_sums
-from saelens_adaptive_ortho.commands import comparison
 from saelens_adaptive_ortho.commands.cli import main
-from saelens_adaptive_ortho.commands.comparison import RECORD, workbench
-from saelens_adaptive_ortho.commands.experiment import load_experiment
 from saelens_adaptive_ortho.demo import MODEL_DIR, RETAIN_CORPUS
+from saelens_adaptive_ortho.experiments import comparison
+from saelens_adaptive_ortho.experiments.comparison import RECORD, workbench
+from saelens_adaptive_ortho.experiments.experiment import load_experiment
 from saelens_adaptive_ortho.judging import geometry
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
 from saelens_adaptive_ortho.judging.running import run_evaluation

@@ -13,8 +13,8 @@ import pytest
 
 from saelens_adaptive_ortho.commands import configs
 from saelens_adaptive_ortho.commands.cli import main
-from saelens_adaptive_ortho.commands.experiment import load_experiment
 from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.experiments.experiment import load_experiment
 
 ROOT = Path(__file__).parents[2]
 NAMES = {path.stem for path in (ROOT / "configs").glob("*.yaml")}

@@ -9,7 +9,7 @@ import pytest
 from saelens_adaptive_ortho.commands import compare
 from saelens_adaptive_ortho.commands.cli import main
 from saelens_adaptive_ortho.commands.compare import CompareOptions
-from saelens_adaptive_ortho.commands.experiment import load_experiment
+from saelens_adaptive_ortho.experiments.experiment import load_experiment
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from saelens_adaptive_ortho.commands.cli import main
-from saelens_adaptive_ortho.commands.experiment import load_experiment
+from saelens_adaptive_ortho.experiments.experiment import load_experiment
 from saelens_adaptive_ortho.text import gguf_models, index_packages
 from saelens_adaptive_ortho.text.known_models import KNOWN_MODELS
 from saelens_adaptive_ortho.text.models import load_language_model

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from saelens_adaptive_ortho.commands.cli import main
-from saelens_adaptive_ortho.commands.experiment import load_experiment
+from saelens_adaptive_ortho.experiments.experiment import load_experiment
 from saelens_adaptive_ortho.text.corpora import read_documents
 from saelens_adaptive_ortho.text.known_texts import KNOWN_TEXTS, passages, read_books
 from tests.ground.test_files import names, no_file_over

@@ -11,8 +11,8 @@ import torch
 
 from saelens_adaptive_ortho.commands import init
 from saelens_adaptive_ortho.commands.cli import main
-from saelens_adaptive_ortho.commands.experiment import load_experiment
 from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.experiments.experiment import load_experiment
 from saelens_adaptive_ortho.settings import parse_yaml
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from saelens_adaptive_ortho.commands.experiment import load_experiment
+from saelens_adaptive_ortho.experiments.experiment import load_experiment
 
 ROOT = Path(__file__).parents[2]
 # Notes its arguments; a fetching command makes its folder.

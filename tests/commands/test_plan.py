@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from saelens_adaptive_ortho.commands import doctor, plan
+from saelens_adaptive_ortho.commands import doctor
 from saelens_adaptive_ortho.commands.cli import main
-from saelens_adaptive_ortho.commands.experiment import build_experiment
+from saelens_adaptive_ortho.experiments.costs_in_words import evaluations_in_words, taken_in_words
+from saelens_adaptive_ortho.experiments.experiment import build_experiment
 from saelens_adaptive_ortho.report.formatting import duration
 from saelens_adaptive_ortho.results import Result, result_path, write_result
 from saelens_adaptive_ortho.settings import dump_yaml
@@ -63,11 +64,11 @@ def test_costs_are_those_of_the_config(make_config: Callable[..., Any]) -> None:
 
 def test_what_came_is_said_in_the_words_of_the_plan() -> None:
     three = Taken(1000, {"activations": 1.0, "a": 3.0, "b": 4.0})
-    assert plan.taken_in_words(three) == (
+    assert taken_in_words(three) == (
         "1,000 tokens in 8.0 s, 125 tokens/s from text to 2 SAEs (the model 12%, a 38%, b 50%)"
     )
     one = Taken(1000, {"activations": 1.0, "sae": 1.0})
-    assert "500 tokens/s from text to the SAE (the model 50%, sae 50%)" in plan.taken_in_words(one)
+    assert "500 tokens/s from text to the SAE (the model 50%, sae 50%)" in taken_in_words(one)
 
 
 def test_time_of_a_resumed_training_is_that_of_all_its_processes(
@@ -104,17 +105,17 @@ def test_time_of_evaluations_is_that_of_finished_saes(
     evals = {"core": {}, "subspace": {}}
     tree = settings(seeds=[0, 1, 2], output_path=str(tmp_path), evals=evals)
     experiment = build_experiment(tree)
-    assert plan.evaluations_in_words(experiment).startswith("core, subspace not estimated (no SAE")
+    assert evaluations_in_words(experiment).startswith("core, subspace not estimated (no SAE")
     for seed, seconds in enumerate((60.0, 120.0)):
         done = Result("core", "adaptive", seed, metrics={"x": 1.0}, seconds=seconds)
         write_result(result_path(tmp_path, "adaptive", seed, "core"), done)
     n = 3 * len(experiment.variants)
-    said = plan.evaluations_in_words(experiment)
+    said = evaluations_in_words(experiment)
     assert said.startswith(
         f"core {duration(90.0 * n)} for {n} SAEs, estimated from 2 finished SAEs"
     )
     assert "; subspace not estimated" in said
-    assert plan.evaluations_in_words(replace(experiment, evals={})) == "none"
+    assert evaluations_in_words(replace(experiment, evals={})) == "none"
 
 
 def test_plan_refuses_no_steps(

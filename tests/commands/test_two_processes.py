@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from saelens_adaptive_ortho import locks
-from saelens_adaptive_ortho.commands import comparison
 from saelens_adaptive_ortho.commands.cli import main
-from saelens_adaptive_ortho.commands.comparison import RECORD
+from saelens_adaptive_ortho.experiments import comparison
+from saelens_adaptive_ortho.experiments.comparison import RECORD
 
 TRIES = 10
 LONG = 120.0  # seconds until a process that waits for another has certainly failed

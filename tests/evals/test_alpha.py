@@ -7,7 +7,7 @@ import pytest
 
 from evals.alpha.figures import alpha_figure
 from evals.alpha.tables import alpha_table, is_alpha_study
-from saelens_adaptive_ortho.commands.experiment import load_experiment
+from saelens_adaptive_ortho.experiments.experiment import load_experiment
 from saelens_adaptive_ortho.results import Result, ResultError
 
 CONFIGS = Path(__file__).parents[2] / "evals" / "alpha" / "configs"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evals.performance import levers
-from saelens_adaptive_ortho.commands.experiment import load_experiment
+from saelens_adaptive_ortho.experiments.experiment import load_experiment
 from saelens_adaptive_ortho.text.activation_cache import FOLDER_VARIABLE
 
 pytestmark = pytest.mark.usefixtures("handlers_restored")

@@ -10,8 +10,8 @@ import torch
 
 from evals.prior_runs import figures, note, reproduce, run
 from evals.prior_runs import tables as report
-from saelens_adaptive_ortho.commands.experiment import load_experiment
 from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.experiments.experiment import load_experiment
 from saelens_adaptive_ortho.results import Result
 from saelens_adaptive_ortho.settings import parse_yaml
 

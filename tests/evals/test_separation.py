@@ -8,7 +8,7 @@ import pytest
 
 from evals.separation.answer import answer, answer_figure, load_studies
 from evals.separation.figures import is_separation_study, main, separation_figure
-from saelens_adaptive_ortho.commands.experiment import load_experiment
+from saelens_adaptive_ortho.experiments.experiment import load_experiment
 from saelens_adaptive_ortho.results import Result, ResultError, write_results_file
 
 CONFIGS = Path(__file__).parents[2] / "evals" / "separation" / "configs"

@@ -14,8 +14,9 @@ import sae_lens
 
 from evals.tables import KINDS, main
 from saelens_adaptive_ortho.commands import cli
-from saelens_adaptive_ortho.commands.configs import CopyOptions, find_config, shipped_configs
+from saelens_adaptive_ortho.commands.configs import CopyOptions
 from saelens_adaptive_ortho.commands.init import InitOptions
+from saelens_adaptive_ortho.experiments.shipped import find_config, shipped_configs
 from saelens_adaptive_ortho.report.markdown import update_tables
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,8 +16,8 @@ from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
 from saelens_adaptive_ortho import ARCHITECTURES
 from saelens_adaptive_ortho.commands.cli import main
-from saelens_adaptive_ortho.commands.experiment import build_experiment
 from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.experiments.experiment import build_experiment
 from saelens_adaptive_ortho.host.config import ortho_coefficient
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.maths.penalties import PENALTIES

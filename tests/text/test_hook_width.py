@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import GPT2Config, Qwen3Config
 
-from saelens_adaptive_ortho.commands.experiment import build_experiment, load_experiment
 from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.experiments.experiment import build_experiment, load_experiment
 from saelens_adaptive_ortho.text.models import hook_width, load_language_model
 from tests.tiny import save_model
 

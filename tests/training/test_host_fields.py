@@ -12,8 +12,8 @@ import pytest
 from sae_lens import LanguageModelSAERunnerConfig
 from sae_lens.config import LoggingConfig
 
-from saelens_adaptive_ortho.commands.experiment import load_experiments
 from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.experiments.experiment import load_experiments
 from saelens_adaptive_ortho.training.host_fields import IGNORED, REFUSED, USED
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, prepare
 from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig

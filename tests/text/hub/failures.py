@@ -31,7 +31,7 @@ def main() -> None:
     client = Client(root, out, gated)
     hub, step = client.hub, client.step
 
-    step("imports", lambda: import_module("saelens_adaptive_ortho.commands.comparison").__name__)
+    step("imports", lambda: import_module("saelens_adaptive_ortho.experiments.comparison").__name__)
     gated_things(step, "anonymous")
     step("missing model", command(model="EleutherAI/pythia-410m"))
     step("misspelt model", command(model="pythia-70m-dedupd"))

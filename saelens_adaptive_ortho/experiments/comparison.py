@@ -30,10 +30,10 @@ from safetensors import SafetensorError, safe_open
 from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.checksums import SUMS, files_named, find_damage
-from saelens_adaptive_ortho.commands.experiment import Experiment, check_fits
-from saelens_adaptive_ortho.commands.plan import taken_in_words
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.evaluations import runnable
+from saelens_adaptive_ortho.experiments.costs_in_words import taken_in_words
+from saelens_adaptive_ortho.experiments.experiment import Experiment, check_fits
 from saelens_adaptive_ortho.files import (
     check_writable,
     read_cached,
@@ -124,9 +124,9 @@ class Comparison:
         self.prepared: Prepared | None = None
         self.tracking = Tracking(experiment.runner.logger, self.root, say)
 
-    def run(self, fresh: bool = False) -> list[Result]:
+    def run(self, fresh: bool = False, model: HookedRootModule | None = None) -> list[Result]:
         """Train and evaluate what is missing, and write the report; see :func:`run_together`."""
-        return run_together([self], fresh)[0]
+        return run_together([self], fresh, model)[0]
 
     def report(self) -> list[Result]:
         """Write the summary and the report, and return all results."""
@@ -557,7 +557,9 @@ class Comparison:
         write_text_atomic(self.root / "config.yaml", dump_yaml(without_home(tree)))
 
 
-def run_together(comparisons: Sequence[Comparison], fresh: bool = False) -> list[list[Result]]:
+def run_together(
+    comparisons: Sequence[Comparison], fresh: bool = False, model: HookedRootModule | None = None
+) -> list[list[Result]]:
     """Run comparisons that differ only in hook and folder: train, evaluate and report.
 
     Only what is missing is done. The SAEs of all hooks train at the same time, and the model reads
@@ -567,6 +569,7 @@ def run_together(comparisons: Sequence[Comparison], fresh: bool = False) -> list
         comparisons: one comparison or more.
         fresh: delete the SAEs, checkpoints and results of the folders first, after everything was
             checked. Only what a comparison made is deleted.
+        model: the language model, if it is loaded already.
 
     Returns:
         All results of each comparison, including those of failed evaluations.
@@ -590,7 +593,7 @@ def run_together(comparisons: Sequence[Comparison], fresh: bool = False) -> list
             stack.enter_context(run_lock("output_path", one.root, "adaptive-ortho compare"))
             stack.enter_context(one.tracking)
         hooks = [one.experiment.runner.hook_name for one in comparisons]
-        prepared = prepare(first.experiment.runner, first.root / "cache", hook_names=hooks)
+        prepared = prepare(first.experiment.runner, first.root / "cache", model, hooks)
         for other in comparisons[1:]:
             check_site(prepared.model, other.experiment.runner)
         for one in comparisons:

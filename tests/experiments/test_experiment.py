@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from saelens_adaptive_ortho.commands.experiment import (
+from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.experiments.experiment import (
     DEFAULT_EVALS,
     DEFAULT_VARIANTS,
     build_experiment,
     load_experiment,
 )
-from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.text import corpora, models
 
 Settings = Callable[..., dict[str, Any]]

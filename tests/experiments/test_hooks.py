@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from transformer_lens import HookedTransformer
 
 from saelens_adaptive_ortho.commands.cli import main
-from saelens_adaptive_ortho.commands.comparison import Comparison, run_together
-from saelens_adaptive_ortho.commands.experiment import load_experiment, load_experiments
 from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.experiments.comparison import Comparison, run_together
+from saelens_adaptive_ortho.experiments.experiment import load_experiment, load_experiments
 from saelens_adaptive_ortho.settings import dump_yaml
 from saelens_adaptive_ortho.text.shared_reads import SharedReads
 from saelens_adaptive_ortho.training.lockstep import LockstepTrainer

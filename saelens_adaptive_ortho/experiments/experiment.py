@@ -12,9 +12,9 @@ from pydantic import Field
 from sae_lens.config import LoggingConfig
 from sae_lens.registry import get_sae_training_class
 
-from saelens_adaptive_ortho.commands.configs import find_config
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.evaluations import find_runnable, runnable
+from saelens_adaptive_ortho.experiments.shipped import find_config
 from saelens_adaptive_ortho.files import read_text, user_path
 from saelens_adaptive_ortho.host.architectures import ARCHITECTURES, SAE_FIELDS, construct_sae
 from saelens_adaptive_ortho.settings import (
