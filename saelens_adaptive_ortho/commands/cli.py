@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TextIO
 
 from saelens_adaptive_ortho import __version__
@@ -106,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     host = argv[:1] == [sae_lens.COMMAND.name]  # SAELens parses its options
     args = None if host else parser().parse_args(argv)
     try:
+        if args is None or args.command.needs_sae_lens:
+            # It registers the architectures, which the program has not done yet.
+            import_module("saelens_adaptive_ortho.host.architectures")
         if args is None:
             return sae_lens.run(argv[1:])  # SAELens handles signals itself
         with stop_raises(), calm_bars():

@@ -47,4 +47,5 @@ COMMAND = Command(
     help="Write the report of a run folder again, and show its table.",
     options=ReportOptions,
     run=run,
+    needs_sae_lens=False,
 )
