@@ -42,6 +42,9 @@ GPU_SIZES = ("2304x65536", "576x16384")
 GPU_VARIANTS = ("stock", "off", "fixed", "fixed, every 5th", "adaptive", "groups")
 GPU_MEMORY = ("adaptive", "groups")
 GPU_ROUNDS = 8
+GPU_SEQUENCES = 2
+# Steps of a sequence: one period of the adaptive penalty.
+SEQUENCE = 100
 
 
 def measure(
@@ -52,13 +55,15 @@ def measure(
     device: str = "cpu",
     autocast: bool = False,
     search_every: int = SEARCH_EVERY,
+    sequences: int = 0,
 ) -> list[dict[str, Any]]:
     """Time ``variants`` at one size, in turns, and return a row per variant.
 
     In each round every variant takes one step of each of its kinds. The order of variants and kinds
     is drawn anew for each round. Before its timed steps a variant takes one plain step without
     timing, because the step before was that of another SAE. The first round warms up and is
-    dropped. ``variants`` must contain ``stock``.
+    dropped. ``variants`` must contain ``stock``. Then every variant takes ``sequences`` sequences
+    of :data:`SEQUENCE` steps, in which the host does not wait for the device.
     """
     steppers = {
         name: Stepper(base, variant, size, device, autocast)
@@ -79,6 +84,10 @@ def measure(
                 seconds = steppers[name].step(batch, number, search)
                 if turn:
                     times[name, kind].append(seconds)
+    in_sequence: dict[str, list[float]] = {name: [] for name in steppers}
+    for _ in range(sequences):
+        for name in order.sample(list(steppers), len(steppers)):
+            in_sequence[name].append(steppers[name].sequence(batches, SEQUENCE) / SEQUENCE)
     rows = []
 
     def by_kind(name: str) -> Kinds:
@@ -110,6 +119,10 @@ def measure(
                 "rounds": rounds,
             }
         )
+        if sequences:
+            seconds = statistics.median(in_sequence[name])
+            stock_seconds = statistics.median(in_sequence["stock"])
+            rows[-1] |= {"sequence_seconds": seconds, "sequence_ratio": seconds / stock_seconds}
     return rows
 
 
@@ -203,6 +216,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--search-every", type=int, default=SEARCH_EVERY)
+    parser.add_argument(
+        "--sequences",
+        type=int,
+        default=0,
+        help=f"sequences of {SEQUENCE} steps in which the host does not wait for the device",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--autocast", action="store_true", help="bf16 autocast")
     parser.add_argument(
@@ -225,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("--gpu: PyTorch finds no CUDA device.")
         args.device, args.autocast = "cuda", True
         args.sizes, args.variants, args.memory = GPU_SIZES, GPU_VARIANTS, GPU_MEMORY
-        args.rounds = GPU_ROUNDS
+        args.rounds, args.sequences = GPU_ROUNDS, GPU_SEQUENCES
     variants = ["stock", *(v for v in args.variants if v != "stock")]
     measured = variants if args.memory is None else args.memory and ["stock", *args.memory]
     document: dict[str, Any] = {
@@ -247,6 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.device,
                 args.autocast,
                 args.search_every,
+                args.sequences,
             )
             for row in rows:
                 if row["variant"] in measured:
@@ -270,6 +290,8 @@ def line(row: dict[str, Any]) -> str:
     text = f"{row['base']:10} {row['d_in']:5} x {row['d_sae']:6}  {row['variant']:26}"
     text += f"{row['seconds'] * 1e3:9.1f} ms  {row['ratio']:.3f}"
     text += f" [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
+    if "sequence_ratio" in row:
+        text += f"  in sequence {row['sequence_ratio']:.3f}"
     return text + (f"  memory {row['peak_ratio']:.3f}" if "peak_ratio" in row else "")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -167,6 +167,22 @@ class Stepper:
         wait(self.device)
         started = time.perf_counter()
         self.trainer.step(batch)
+        wait(self.device)
+        return time.perf_counter() - started
+
+    def sequence(self, batches: Sequence[Float[Tensor, "batch d_in"]], steps: int) -> float:
+        """Take ``steps`` steps one after the other, as a training does, and return their seconds.
+
+        The host waits for the device only at the end. Lists are searched when groups are formed.
+        """
+        searched: Any = getattr(self.sae, "ortho_searched", None)
+        if searched is not None and searched >= 0:
+            searched.fill_(ORIGIN - self.sae.cfg.ortho_refresh_every)
+        wait(self.device)
+        started = time.perf_counter()
+        for number in range(steps):
+            self.trainer.n_training_steps = ORIGIN + number
+            self.trainer.step(batches[number % len(batches)])
         wait(self.device)
         return time.perf_counter() - started
 

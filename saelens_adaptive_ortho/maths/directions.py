@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from saelens_adaptive_ortho.maths import device, typed
+from saelens_adaptive_ortho.maths import device, kernels, typed
 from saelens_adaptive_ortho.maths.sparse import sampled_product
 
 EPS = 1e-8
@@ -138,7 +138,10 @@ def partner_cosines(
 
     Both are computed in the dtype of ``W``.
     """
-    if device.on_gpu(W):  # both in one pass over W
+    if kernels.available(W) and device.on_gpu(W):
+        squares, products = kernels.partner_products(W, partner)
+        norms = squares.sqrt().clamp(min=EPS)
+    elif device.on_gpu(W):  # both in one pass over W
         itself = torch.arange(len(W), device=W.device)
         squares, products = _products(W, torch.stack([itself, partner], dim=1)).unbind(1)
         norms = squares.sqrt().clamp(min=EPS)
@@ -158,6 +161,8 @@ def _products(W: Float[Tensor, "n d"], neighbours: Int[Tensor, "n m"]) -> Float[
     if torch.compiler.is_compiling():
         return (W.unsqueeze(1) * W[neighbours]).sum(-1)
     if device.on_gpu(W):
+        if kernels.available(W):
+            return kernels.list_products(W, neighbours)
         rows = torch.arange(n, device=W.device).repeat_interleave(m)
         return typed.row_products(W, rows, neighbours.reshape(-1)).view(n, m)
     if W.device.type == "cpu":

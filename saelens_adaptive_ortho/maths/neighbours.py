@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saelens_adaptive_ortho.maths import device
+
 # Rows of a square block of similarities. A CPU block fits the cache; larger GPU blocks need fewer
 # kernel launches.
 CPU_BLOCK = 1024
@@ -40,6 +42,10 @@ def top_similar(
     if not 1 <= m <= n - 1:
         raise ValueError(f"m must lie in [1, {n - 1}] for {n} directions, got {m}.")
     block_size = block_size or (CPU_BLOCK if directions.device.type == "cpu" else BLOCK)
+    if floor is not None and device.on_gpu(directions):
+        found = _all_above(directions, m, block_size, floor)
+        if found is not None:
+            return found
     values = directions.new_full((n, m), float("-inf"))
     indices = torch.zeros(n, m, dtype=torch.long, device=directions.device)
 
@@ -65,6 +71,50 @@ def top_similar(
             found, where = _largest_above(similarity, threshold(mine), m)
             keep_best(mine, found, where + theirs.start)
             del similarity  # free the memory before the next block
+    return indices, values
+
+
+def _all_above(
+    directions: Float[Tensor, "n d"], m: int, block_size: int, floor: Float[Tensor, " n"]
+) -> tuple[Int[Tensor, "n m"], Float[Tensor, "n m"]] | None:
+    """:func:`top_similar` with a floor, in few kernels; None if many similarities are above it.
+
+    All similarities above the floors are collected first. One sort then ranks those of each latent.
+    """
+    n, kept = len(directions), 0
+    entries: list[tuple[Tensor, Tensor, Tensor]] = []  # latent, other latent, similarity
+    parts = [slice(start, min(start + block_size, n)) for start in range(0, n, block_size)]
+    for a, mine in enumerate(parts):
+        for theirs in parts[a:]:
+            similarity = directions[mine] @ directions[theirs].T
+            low = floor[mine].unsqueeze(1)
+            if mine == theirs:
+                similarity.fill_diagonal_(float("-inf"))
+            else:
+                low = torch.minimum(low, floor[theirs])
+            row, column = (similarity > low).nonzero(as_tuple=True)
+            kept += len(row)
+            if kept > 8 * m * n:
+                return None
+            value = similarity[row, column]
+            row, column = row + mine.start, column + theirs.start
+            entries.append((row, column, value))
+            if mine != theirs:
+                entries.append((column, row, value))
+            del similarity, low  # free the memory before the next block
+    row, column, value = (torch.cat(parts) for parts in zip(*entries, strict=True))
+    above = value > floor[row]  # a pair may be above the floor of one of its latents alone
+    row, column, value = row[above], column[above], value[above]
+    order = value.sort(descending=True, stable=True).indices
+    order = order[row[order].sort(stable=True).indices]
+    row, column, value = row[order], column[order], value[order]
+    starts = torch.searchsorted(row, torch.arange(n, device=row.device))
+    slot = torch.arange(len(row), device=row.device) - starts[row]
+    best = slot < m
+    row, slot = row[best], slot[best]
+    indices = torch.zeros(n, m, dtype=torch.long, device=row.device)
+    values = directions.new_full((n, m), float("-inf"))
+    indices[row, slot], values[row, slot] = column[best], value[best]
     return indices, values
 
 

@@ -132,7 +132,7 @@ def test_gpu_option_measures_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "measure", measure)
     assert overhead.main(["--gpu"]) == 0
     sizes = [(2304, 65536, 4096), (576, 16384, 4096)]
-    expected = [(base, size, 8, ("cuda", True, 50)) for size in sizes for base in BASES]
+    expected = [(base, size, 8, ("cuda", True, 50, 2)) for size in sizes for base in BASES]
     assert asked == expected
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from saelens_adaptive_ortho.maths import device
 from saelens_adaptive_ortho.maths.neighbours import (
     _largest,
     captured_share,
@@ -41,6 +42,13 @@ def test_top_similar_equals_gram_matrix_topk(m: int, block_size: int) -> None:
     torch.testing.assert_close(values, expected.values)
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code for each kind of device, on the CPU."""
+    monkeypatch.setattr(device, "on_gpu", lambda _: request.param == "gpu")
+
+
+@pytest.mark.usefixtures("_path")
 @pytest.mark.parametrize("block_size", [7, 2048])
 def test_floor_below_the_list_changes_nothing(block_size: int) -> None:
     X = random_rows(60)
@@ -51,6 +59,7 @@ def test_floor_below_the_list_changes_nothing(block_size: int) -> None:
     assert torch.equal(found[1], values)
 
 
+@pytest.mark.usefixtures("_path")
 @pytest.mark.parametrize("block_size", [7, 2048])
 def test_floor_inside_the_list_ends_it(block_size: int) -> None:
     X = random_rows(60)
@@ -62,6 +71,17 @@ def test_floor_inside_the_list_ends_it(block_size: int) -> None:
     assert torch.equal(similarity[1:, :2], values[1:, :2])
     assert (similarity[1:, 2:] == float("-inf")).all()
     assert (similarity[0] == float("-inf")).all()
+
+
+@pytest.mark.usefixtures("_path")
+@pytest.mark.parametrize("rows", [60, 300])
+def test_floor_below_nearly_everything_changes_nothing(rows: int) -> None:
+    # 300 rows have too many similarities for the short way of a GPU, 60 have not.
+    X = random_rows(rows)
+    indices, values = top_similar(X, 5, 64)
+    found = top_similar(X, 5, 64, torch.full((rows,), -1e9, dtype=X.dtype))
+    assert torch.equal(found[0], indices)
+    torch.testing.assert_close(found[1], values)
 
 
 def test_half_precision_loses_only_rounding() -> None:

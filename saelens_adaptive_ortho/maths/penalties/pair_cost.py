@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
-from saelens_adaptive_ortho.maths import device
+from saelens_adaptive_ortho.maths import device, kernels
 from saelens_adaptive_ortho.maths.directions import EPS, need_pairs, partner_cosines, precise
 from saelens_adaptive_ortho.maths.sparse import Nonzeros
 
@@ -102,6 +102,8 @@ class _Layout(NamedTuple):
     ) -> Float[Tensor, "n d"]:
         """``S @ W``."""
         values = values[self.order]
+        if kernels.available(W):
+            return kernels.sparse_times(self.starts, self.columns, values, W.detach())
         # An entry of 0 reads the row itself, which is in the cache, instead of another one.
         columns = torch.where(values == 0, self.rows, self.columns)
         return embedding_bag(
