@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from saelens_adaptive_ortho.commands.compare import ExperimentOptions
 from saelens_adaptive_ortho.commands.options import Command, say
 
-if TYPE_CHECKING:
-    from saelens_adaptive_ortho.report.notes import Health
-    from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner
-
 
 def run(options: ExperimentOptions) -> int:
     """Train and export."""
+    from sae_lens.saes.sae import SAE
+
     from saelens_adaptive_ortho.errors import reject
     from saelens_adaptive_ortho.experiments.costs_in_words import taken_in_words
     from saelens_adaptive_ortho.experiments.experiment import load_experiment
+    from saelens_adaptive_ortho.experiments.health import health_of
     from saelens_adaptive_ortho.report.notes import concerns
     from saelens_adaptive_ortho.training.costs import costs_taken
     from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner
@@ -32,23 +30,11 @@ def run(options: ExperimentOptions) -> int:
         say(f"Training; {runner.placement()}")
         runner.run()
         say(taken_in_words(costs_taken(runner.trainer)))
-        for text in concerns({("sae", cfg.seed): _health(runner)}):
+        sae = SAE.load_from_disk(f"{cfg.output_path}/sae", cfg.device)
+        for text in concerns({("sae", cfg.seed): health_of(runner, sae, "sae")}):
             say(f"Doubtful: {text}")
     say(f"Saved: {cfg.output_path}/sae")
     return 0
-
-
-def _health(runner: AdaptiveOrthoRunner) -> Health:
-    """What the last batch of the training says about its SAE."""
-    from saelens_adaptive_ortho.report.notes import Health
-
-    ((name, sae),) = runner.saes.items()
-    last = runner.trainer.state.history[name][-1]
-    dead = last.get("sparsity/dead_features")
-    return Health(
-        explained=last.get("explained_variance"),
-        dead=None if dead is None else dead / sae.cfg.d_sae,
-    )
 
 
 @contextmanager
