@@ -17,6 +17,7 @@ from evals.compact import read_runs
 from evals.performance import tables as performance
 from evals.prior_runs import tables as prior_runs
 from evals.separation.answer import answer, load_studies
+from evals.separation.continuations import tables as continuations
 from evals.synthetic import tables as synthetic
 from saelens_adaptive_ortho.report.markdown import (
     RENDERERS,
@@ -77,8 +78,11 @@ KINDS: dict[str, Renderer] = {
     "answer": _answer(short=False),
     "answer-short": _answer(short=True),
     "costs": _costs,
+    "continuation-losses": _runs(continuations.losses_table),
+    "continuation-texts": _runs(continuations.texts_table),
     "prior-runs": _runs(prior_runs.table),
     "overhead": _runs(performance.overhead_table, "overhead*.json"),
+    "gpu": _runs(performance.gpu_table, "gpu*.json"),
     "scaling": _runs(performance.scaling_table, "scaling.json"),
     "levers": _runs(performance.levers_table, "levers*.json"),
     "checksums": _runs(performance.checksums_table, "checksums*.json"),

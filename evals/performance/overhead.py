@@ -33,11 +33,12 @@ from evals.performance.steps import (
     activations,
 )
 from saelens_adaptive_ortho.files import write_json
+from saelens_adaptive_ortho.maths import kernels
 from saelens_adaptive_ortho.progress import progress
 
 SIZES = ("512x4096", "512x16384", "512x32768", "2304x16384")
 REPLICATES = 2000
-# What --gpu measures, in less than three minutes on one H100.
+# What --gpu measures, in about three minutes on one H200.
 GPU_SIZES = ("2304x65536", "576x16384")
 GPU_VARIANTS = ("stock", "off", "fixed", "fixed, every 5th", "adaptive", "groups")
 GPU_MEMORY = ("adaptive", "groups")
@@ -253,6 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "torch": str(torch.__version__),
         "autocast": args.autocast,
         "search_every": args.search_every,
+        "triton": _uses_triton(args.device),
         "rows": [],
     }
     for text in args.sizes:
@@ -298,6 +300,10 @@ def line(row: dict[str, Any]) -> str:
 def kinds_line(row: dict[str, Any]) -> str:
     """Return the times of the kinds of steps as text for the terminal."""
     return ", ".join(f"{name} {k['seconds'] * 1e3:.1f}" for name, k in row["kinds"].items())
+
+
+def _uses_triton(device: str) -> bool:
+    return kernels.available(torch.empty(0, device=device))
 
 
 def _device(name: str) -> str:

@@ -45,6 +45,35 @@ def _interval(row: Row, *names: str) -> str:
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
+def gpu_table(documents: Sequence[Row]) -> str:
+    """Return time per training step on a GPU, with and without Triton.
+
+    ``in sequence`` is the ratio to stock of a hundred steps in which the host does not wait for the
+    device. The last column is the milliseconds of each kind of step.
+    """
+    text = []
+    for document in documents:
+        how = f"{document['device']}, {'Triton' if document['triton'] else 'without Triton'}"
+        for row in sorted(document["rows"], key=place_of):
+            sequence, memory = row.get("sequence_ratio"), row.get("peak_ratio")
+            kinds = row["kinds"] if len(row["kinds"]) > 1 else {}
+            text.append(
+                [
+                    how,
+                    f"{row['d_in']:,} x {row['d_sae']:,}",
+                    row["base"],
+                    row["variant"],
+                    f"{row['seconds'] * 1e3:,.1f}",
+                    _interval(row, "ratio", "ratio_low", "ratio_high"),
+                    DASH if sequence is None else f"{sequence:.3f}",
+                    DASH if memory is None else f"{memory:.3f}",
+                    ", ".join(f"{kind} {k['seconds'] * 1e3:.0f}" for kind, k in kinds.items()),
+                ]
+            )
+    head = ["card", "d_in x d_sae", "base", "variant", "ms per step", "to stock", "in sequence"]
+    return markdown([*head, "memory", "kinds of steps"], text, text_columns=4)
+
+
 def place_of(row: Row) -> tuple[Any, ...]:
     """Return what the rows of one panel share: sizes, batch and base."""
     return row["d_in"], row["d_sae"], row["batch"], row["base"]

@@ -149,7 +149,8 @@ def _check_compared(tree: dict[str, Any]) -> None:
     }
     for name, reason in reasons.items():
         value = tree.get(name)
-        used = name == "seed" and isinstance(seeds, list) and value in seeds
+        # A seed of 0 is the default, which a file may write down: it asks for nothing.
+        used = name == "seed" and isinstance(seeds, list) and value in [0, *seeds]
         if value is not None and not used:
             raise reject(name, value, reason)
 

@@ -130,6 +130,7 @@ def test_gpu_option_measures_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
     monkeypatch.setattr(overhead, "measure", measure)
+    monkeypatch.setattr(overhead, "_uses_triton", lambda _: True)
     assert overhead.main(["--gpu"]) == 0
     sizes = [(2304, 65536, 4096), (576, 16384, 4096)]
     expected = [(base, size, 8, ("cuda", True, 50, 2)) for size in sizes for base in BASES]

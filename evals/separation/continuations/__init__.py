@@ -1,0 +1,1 @@
+"""What a real model writes before and after it forgets microbiology."""
