@@ -320,19 +320,25 @@ def split_series(variant: str) -> tuple[str, float | None]:
 def order_variants(names: Iterable[str], first: Sequence[str] | None = None) -> list[str]:
     """Return the distinct names in report order.
 
-    The names in ``first`` come first (by default :data:`LEADING_VARIANTS`). The others follow in
-    order of appearance; those of a series (``alpha=0.5``, ``alpha=1``) follow its first one, in
-    order of their numbers. The first returned name is the reference of every comparison.
+    The names in ``first`` come first, by default :data:`LEADING_VARIANTS`. If the run has none of
+    these, or has the baseline only as a series (``baseline=20``), series of these names lead, too.
+    The others follow in order of appearance; those of a series (``alpha=0.5``, ``alpha=1``) follow
+    its first one, in order of their numbers. The first returned name is the reference of
+    comparisons.
     """
     distinct = list(dict.fromkeys(names))
     leading = [name for name in (first or LEADING_VARIANTS) if name in distinct]
     if first is None:
+        baseline = LEADING_VARIANTS[0]
         series: dict[tuple[str, bool], list[tuple[float, str]]] = {}
         for name in distinct:
             start, number = split_series(name)
             member = (number or 0.0, name)
             series.setdefault((start, number is not None), []).append(member)
         distinct = [name for members in series.values() for _, name in sorted(members)]
+        starts = {name: split_series(name)[0] for name in distinct}
+        if not leading or (baseline not in leading and baseline in starts.values()):
+            leading = [n for start in LEADING_VARIANTS for n in distinct if starts[n] == start]
     return leading + [name for name in distinct if name not in leading]
 
 

@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files  # pyright: ignore[reportMissingI
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ("evals/**/*.md", "evals/**/*.png", "evals/**/*.py")
-PATTERNS = ("*.md", "*.cff", "docs/*.*", "tests/*.md", *STUDIES)
+PATTERNS = ("*.md", "*.cff", "docs/*.*", "tests/*.md", "notebooks/*.ipynb", *STUDIES)
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from saelens_adaptive_ortho.commands.evaluations import titles
 from saelens_adaptive_ortho.commands.options import Command, say
@@ -17,10 +18,13 @@ class EvalOptions(JudgingOptions):
     Args:
         evals: names of evaluations, separated by commas, e.g. core,unlearning; see the list below.
         set: set a field of an evaluation, e.g. --set core.n_contexts=64.
+        published: folder with result files that SAEBench wrote, of SAEs of others; the report
+            draws them over L0 beside these SAEs.
     """
 
     evals: str = field(default="core", metadata={"metavar": "NAMES"})
     set: list[str] = field(default_factory=list, metadata={"metavar": "EVAL.FIELD=VALUE"})
+    published: Path | None = field(default=None, metadata={"metavar": "FOLDER"})
 
 
 def run(options: EvalOptions) -> int:

@@ -14,10 +14,13 @@ class ReportOptions:
 
     Args:
         run_dir: a run folder.
+        published: folder with result files that SAEBench wrote, of SAEs of others; the report
+            draws them over L0 beside the SAEs of the run, and the run keeps them.
         full: print all headline metrics, and a verdict on each evaluation.
     """
 
     run_dir: Path = field(metadata={"positional": "RUN_DIR"})
+    published: Path | None = field(default=None, metadata={"metavar": "FOLDER"})
     full: bool = False
 
 
@@ -26,7 +29,8 @@ def run(options: ReportOptions) -> int:
     from rich.console import Console
 
     from saelens_adaptive_ortho.errors import reject
-    from saelens_adaptive_ortho.report import summary
+    from saelens_adaptive_ortho.files import user_path
+    from saelens_adaptive_ortho.report import published, summary
     from saelens_adaptive_ortho.report.page import run as page
     from saelens_adaptive_ortho.report.statistics import summarise
     from saelens_adaptive_ortho.report.tables import terminal_table
@@ -35,6 +39,10 @@ def run(options: ReportOptions) -> int:
     if options.run_dir.is_file():
         rule = "is a file; name the run folder that holds the results."
         raise reject("RUN_DIR", str(options.run_dir), rule)
+    if options.published is not None:
+        load_results(options.run_dir)  # raises if this is no run
+        others = published.read_folder(user_path(str(options.published)), say)
+        published.store(options.run_dir, others)
     summary.write_summary(options.run_dir)
     say(f"Report: {page.write_report(options.run_dir)}")
     summarised = summarise(load_results(options.run_dir))

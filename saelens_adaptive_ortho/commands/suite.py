@@ -10,12 +10,13 @@ from saelens_adaptive_ortho.files import (
     check_writable,
     remove_litter,
     remove_scratch,
+    user_path,
     write_failures_named,
 )
 from saelens_adaptive_ortho.judging.running import check_evals_runnable, run_missing
 from saelens_adaptive_ortho.judging.subjects import named_subjects, workbench_for
 from saelens_adaptive_ortho.locks import run_lock
-from saelens_adaptive_ortho.report import summary
+from saelens_adaptive_ortho.report import published, summary
 from saelens_adaptive_ortho.report.page import run as page
 from saelens_adaptive_ortho.results import Result, load_results
 
@@ -31,6 +32,9 @@ def run_suite(options: EvalOptions, say: Callable[[str], None] = print) -> list[
     evals = eval_settings(options.evals.split(","), options.set)
     subjects = named_subjects(options.saes, options.hook)
     check_evals_runnable(evals)
+    others = None
+    if options.published is not None:
+        others = published.read_folder(user_path(str(options.published)), say)
     check_writable("--out", options.out)
     with (
         run_lock("--out", options.out, "adaptive-ortho eval"),
@@ -43,6 +47,8 @@ def run_suite(options: EvalOptions, say: Callable[[str], None] = print) -> list[
         bench = workbench_for(subjects, options)
         for subject in subjects:
             run_missing(subject.on(bench, raw), evals, options.out, say)
+        if others is not None:
+            published.store(options.out, others)
         results = load_results(options.out)
         summary.write_summary(options.out)
         say(f"Report: {page.write_report(options.out)}")

@@ -16,6 +16,7 @@ from saelens_adaptive_ortho.evaluations.contract import (
     Evaluation,
     Figure,
     Metric,
+    Published,
     name_pattern,
 )
 from saelens_adaptive_ortho.evaluations.core import CORE
@@ -37,6 +38,7 @@ __all__ = [
     "Evaluation",
     "Figure",
     "Metric",
+    "Published",
     "essential_keys",
     "evaluation",
     "find_runnable",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import PositiveInt
 
@@ -12,6 +14,7 @@ from saelens_adaptive_ortho.evaluations.contract import (
     Evaluation,
     Figure,
     Metric,
+    Published,
 )
 from saelens_adaptive_ortho.settings import Share
 
@@ -33,6 +36,16 @@ class Settings:
     min_probe_f1: Share = 0.6
     max_k: PositiveInt = 10
     llm_batch_size: PositiveInt = 32
+
+
+def read_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Our names and the values of SAEBench's means over letters."""
+    mean = metrics["mean"]
+    return {
+        "full_absorption": mean["mean_full_absorption_score"],
+        "absorption_fraction": mean["mean_absorption_fraction_score"],
+        "n_split_features": mean["mean_num_split_features"],
+    }
 
 
 ABSORPTION = Evaluation(
@@ -65,4 +78,5 @@ ABSORPTION = Evaluation(
             f"{FIGURES}.dots:judged_figure",
         ),
     ),
+    published=Published("absorption_first_letter", read_metrics),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -49,6 +49,24 @@ class Metric(NamedTuple):
     direction: Direction | None = None
     margin: float | None = None
     resolution: float | str | None = None
+
+
+class Published(NamedTuple):
+    """How to read a result file that SAEBench wrote for an evaluation.
+
+    Attributes:
+        eval_type: the ``eval_type_id`` in the file.
+        read: metrics by our name, from the ``eval_result_metrics`` of the file. The measurement in
+            ``module`` reads SAEBench's output by the same function. It raises a ``LookupError``, a
+            ``TypeError``, an ``AttributeError`` or a ``ValueError`` if the file has another form.
+        corpus: text before each name, for an evaluation that is measured by corpus.
+        beside: metrics that are shown beside those of ``glance`` where published results have them.
+    """
+
+    eval_type: str
+    read: Callable[[Mapping[str, Any]], dict[str, float | None]]
+    corpus: str = ""
+    beside: tuple[str, ...] = ()
 
 
 def determining(settings: Any) -> dict[str, Any]:
@@ -106,6 +124,7 @@ class Evaluation:
         short: text before a metric's label outside the section; empty if the label is clear alone.
         caveat: a warning to the reader, if the results themselves do not contain one.
         figures: figures of the section.
+        published: how to read SAEBench's result files of this evaluation; None if it has none.
     """
 
     name: str
@@ -124,6 +143,7 @@ class Evaluation:
     short: str = ""
     caveat: str = ""
     figures: tuple[Figure, ...] = ()
+    published: Published | None = None
 
     def keys(self, names: Iterable[str]) -> list[str]:
         """Metric names with the prefix ``{name}/``."""
@@ -156,6 +176,16 @@ def name_pattern(name: str) -> re.Pattern[str]:
         escaped = re.escape(f"{{{placeholder}}}")
         pattern = pattern.replace(escaped, f"(?P<{placeholder}>{values})", 1)
     return re.compile(pattern)
+
+
+def probe_name(name: str) -> str:
+    """Our name of a probe's score in SAEBench's output: ``sae_top_1_test_auc`` has no ``test``."""
+    return name.replace("_test_", "_")
+
+
+def read_probes(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """The scores of both evaluations with linear probes, from SAEBench's output."""
+    return {probe_name(name): value for side in metrics.values() for name, value in side.items()}
 
 
 def probing_metrics() -> dict[str, Metric]:

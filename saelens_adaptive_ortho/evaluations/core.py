@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import PositiveInt
 
@@ -13,12 +15,24 @@ from saelens_adaptive_ortho.evaluations.contract import (
     Evaluation,
     Figure,
     Metric,
+    Published,
 )
 
 PRIMARY = ("pooled/explained_variance", "pooled/ce_loss_score")
 ALIVE = "pooled/frac_alive"
 #: L0 in training, in the details of a result, if the files of the SAE tell it.
 TRAINED_L0 = "l0_in_training"
+
+# The metrics of these categories of SAEBench's core output keep their names in our results.
+CATEGORIES = (
+    "model_behavior_preservation",
+    "model_performance_preservation",
+    "reconstruction_quality",
+    "shrinkage",
+    "sparsity",
+    "misc_metrics",
+    "token_stats",
+)
 
 # A cost below these margins does not matter.
 EXPLAINED_VARIANCE_MARGIN = 0.004
@@ -37,6 +51,19 @@ class Settings:
 
     n_contexts: PositiveInt = 256
     batch_size_prompts: PositiveInt = 16
+
+
+def read_metrics(categories: Mapping[str, Any]) -> dict[str, float | None]:
+    """Our names and the values of SAEBench core's metrics, which it sorts into categories.
+
+    ``explained_variance`` is our own number, so SAEBench's has another name. Files from before
+    March 2025 have no ``explained_variance_legacy``: there, ``explained_variance`` is what was
+    renamed to it.
+    """
+    found = [pair for category in CATEGORIES for pair in categories.get(category, {}).items()]
+    current = any(name == "explained_variance_legacy" for name, _ in found)
+    theirs = "explained_variance_sae_bench" if current else "explained_variance_legacy"
+    return {theirs if name == "explained_variance" else name: value for name, value in found}
 
 
 CORE = Evaluation(
@@ -95,5 +122,11 @@ CORE = Evaluation(
             ),
             f"{FIGURES}.dots:reconstruction_figure",
         ),
+    ),
+    published=Published(
+        "core",
+        read_metrics,
+        corpus="pooled/",
+        beside=("pooled/explained_variance_sae_bench", "pooled/explained_variance_legacy"),
     ),
 )

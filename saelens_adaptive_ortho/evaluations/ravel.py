@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -14,6 +16,7 @@ from saelens_adaptive_ortho.evaluations.contract import (
     Evaluation,
     Figure,
     Metric,
+    Published,
 )
 from saelens_adaptive_ortho.settings import BenchSeed
 
@@ -49,6 +52,11 @@ class Settings:
     seed: BenchSeed = SEED
 
 
+def read_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Our names and the values of SAEBench's scores."""
+    return {name.removesuffix("_score"): value for name, value in metrics["ravel"].items()}
+
+
 RAVEL = Evaluation(
     name="ravel",
     title="RAVEL",
@@ -75,4 +83,5 @@ RAVEL = Evaluation(
             f"{FIGURES}.dots:judged_figure",
         ),
     ),
+    published=Published("ravel", read_metrics),
 )

@@ -12,7 +12,9 @@ from saelens_adaptive_ortho.evaluations.contract import (
     SEED,
     Evaluation,
     Figure,
+    Published,
     probing_metrics,
+    read_probes,
 )
 from saelens_adaptive_ortho.settings import BenchSeed
 
@@ -84,4 +86,5 @@ SAE_PROBES = Evaluation(
             f"{FIGURES}.counts:counts_figure",
         ),
     ),
+    published=Published("sparse_probing_sae_probes", read_probes),
 )

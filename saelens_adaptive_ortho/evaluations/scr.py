@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import PositiveInt
 
@@ -15,6 +17,7 @@ from saelens_adaptive_ortho.evaluations.contract import (
     Evaluation,
     Figure,
     Metric,
+    Published,
 )
 from saelens_adaptive_ortho.settings import BenchSeed
 
@@ -47,6 +50,15 @@ class Settings:
     seed: BenchSeed = SEED
 
 
+def read_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Our names and the values of SAEBench's scores, without those of single directions."""
+    return {
+        name.removeprefix("scr_metric_"): value
+        for name, value in metrics["scr_metrics"].items()
+        if name.startswith("scr_metric_")
+    }
+
+
 SCR = Evaluation(
     name="scr",
     title="Spurious correlation removal (SCR)",
@@ -75,4 +87,5 @@ SCR = Evaluation(
             f"{FIGURES}.counts:counts_figure",
         ),
     ),
+    published=Published("scr", read_metrics),
 )

@@ -13,7 +13,9 @@ from saelens_adaptive_ortho.evaluations.contract import (
     SEED,
     Evaluation,
     Figure,
+    Published,
     probing_metrics,
+    read_probes,
 )
 from saelens_adaptive_ortho.settings import BenchSeed
 
@@ -77,4 +79,5 @@ SPARSE_PROBING = Evaluation(
             f"{FIGURES}.counts:counts_figure",
         ),
     ),
+    published=Published("sparse_probing", read_probes),
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import PositiveInt
 
@@ -15,6 +17,7 @@ from saelens_adaptive_ortho.evaluations.contract import (
     Evaluation,
     Figure,
     Metric,
+    Published,
 )
 from saelens_adaptive_ortho.settings import BenchSeed
 
@@ -43,6 +46,24 @@ class Settings:
     llm_batch_size: PositiveInt = 32
     sae_batch_size: PositiveInt = 125
     seed: BenchSeed = SEED
+
+
+# How SAEBench ends the names of its metrics, and how we end ours.
+_ENDS = {
+    "_total_metric": "",
+    "_intended_diff_only": "_intended",
+    "_unintended_diff_only": "_unintended",
+}
+
+
+def read_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Our names and the values of SAEBench's scores and of their two parts."""
+    return {
+        name.removeprefix("tpp_").removesuffix(end) + ours: value
+        for name, value in metrics["tpp_metrics"].items()
+        for end, ours in _ENDS.items()
+        if name.endswith(end)
+    }
 
 
 TPP = Evaluation(
@@ -74,4 +95,5 @@ TPP = Evaluation(
             f"{FIGURES}.counts:counts_figure",
         ),
     ),
+    published=Published("tpp", read_metrics),
 )

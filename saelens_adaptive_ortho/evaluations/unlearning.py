@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -14,6 +15,7 @@ from saelens_adaptive_ortho.evaluations.contract import (
     Evaluation,
     Figure,
     Metric,
+    Published,
 )
 
 LIMITS = ("0.05", "0.10", "0.20")
@@ -166,6 +168,11 @@ def _companion(frontier: str, before: str) -> dict[str, Metric]:
     }
 
 
+def read_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Our name and the value of SAEBench's only score."""
+    return {"score": metrics["unlearning"]["unlearning_score"]}
+
+
 UNLEARNING = Evaluation(
     name="unlearning",
     title="Unlearning",
@@ -249,4 +256,5 @@ UNLEARNING = Evaluation(
             f"{FIGURES}.dots:primary_figure",
         ),
     ),
+    published=Published("unlearning", read_metrics, beside=("score",)),
 )

@@ -24,7 +24,8 @@ class JudgingOptions:
     Args:
         saes: a directory that SAELens or another library saved (see the list below), or
             release:sae_id of SAELens's registry; NAME= before it sets the name of the SAE in
-            tables.
+            tables; SAEs named NAME=NUMBER (topk=20=path1 topk=40=path2) are one method at several
+            sparsities.
         out: folder for all output files.
         model: language model, as a hub name or a directory; by default the model of the SAEs.
         hook: hook point at which the SAEs read, in TransformerLens's names, e.g.

@@ -31,6 +31,7 @@ from saelens_adaptive_ortho.judging import formats
 from saelens_adaptive_ortho.judging.contract import EvalContext, Workbench
 from saelens_adaptive_ortho.judging.formats import Format, loading
 from saelens_adaptive_ortho.judging.options import JudgingOptions
+from saelens_adaptive_ortho.results import split_series
 from saelens_adaptive_ortho.text import hub, mixture, models
 from saelens_adaptive_ortho.text.corpora import (
     CorpusConfig,
@@ -81,15 +82,15 @@ class Subject:
     def parse(cls, text: str, hook: str | None = None) -> Subject:
         """Read ``[NAME=]DIRECTORY`` or ``[NAME=]release:sae_id``.
 
-        In a run folder (``seed3/adaptive``), the name of the parent folder gives the seed.
+        ``NAME`` may end with ``=NUMBER``: ``topk=20=path`` is the SAE ``topk=20``, which is of the
+        method ``topk``. In a run folder (``seed3/adaptive``), the name of the parent folder gives
+        the seed.
 
         Raises:
             ConfigError: the text is neither a directory with an SAE nor such a pair, or the
                 weights are not those that were written.
         """
-        name, sep, rest = text.partition("=")
-        if not sep or "/" in name or os.path.exists(user_path(text)):  # a path may contain `=`
-            name, rest = "", text
+        name, rest = _named_sae(text)
         path = user_path(rest)
         kind = formats.recognised(path)
         if kind is not None or (path / "cfg.json").is_file():
@@ -164,6 +165,18 @@ class Subject:
             rule = "is damaged. Delete it, and name the model and the corpora by options."
             raise reject("SAE", str(file), rule)
         return found
+
+
+def _named_sae(text: str) -> tuple[str, str]:
+    """The name, which may be empty, and the directory or ``release:sae_id``."""
+    name, sep, rest = text.partition("=")
+    if not sep or "/" in name or os.path.exists(user_path(text)):  # a path may contain `=`
+        return "", text
+    number, sep, behind = rest.partition("=")
+    member = f"{name}={number}"
+    if sep and split_series(member)[1] is not None and not os.path.exists(user_path(rest)):
+        return member, behind
+    return name, rest
 
 
 def _refuse_damage(folder: Path) -> None:

@@ -34,7 +34,7 @@ class Number:
 
 
 def opening(summary: Summary) -> list[Number]:
-    """The gain and the cost of the focus against the first variant, and the gain without an SAE.
+    """The gain and the cost of the focus against its reference, and the gain without an SAE.
 
     A number that was not measured is left out; without a focus the list is empty.
     """
@@ -43,7 +43,7 @@ def opening(summary: Summary) -> list[Number]:
         return []
     gain = next((key for key in GAINS if key in summary.metrics), None)
     keys = [key for key in (gain, COST) if key is not None and key in summary.metrics]
-    found = [_compared(summary.metrics[key], focus, summary.variants[0]) for key in keys]
+    found = [_compared(summary.metrics[key], focus, summary.reference(focus)) for key in keys]
     if gain is not None:
         found.append(_without_sae(summary, gain))
     return [one for one in found if one is not None]

@@ -54,7 +54,7 @@ from saelens_adaptive_ortho.report.notes import (
     gaps_of,
     remarks_of,
 )
-from saelens_adaptive_ortho.results import Result, order_variants, refuse_doubles
+from saelens_adaptive_ortho.results import Result, order_variants, refuse_doubles, split_series
 
 MetricVerdict = Literal["better", "worse", "equivalent", "inconclusive", "too few seeds"]
 #: The verdict on several metrics together; "mixed" means better in some and worse in others.
@@ -286,9 +286,13 @@ class Summary:
     def pairs(self) -> list[tuple[str, str]]:
         """The compared pairs (variant, reference), in column order.
 
-        Every variant is compared with the first variant, and `focus` also with "fixed".
+        Every variant is compared with its `reference`, and `focus` also with "fixed".
         """
         return _pairs(self.variants, self.references)
+
+    def reference(self, variant: str) -> str:
+        """The variant that another one is compared with (:func:`reference_of`)."""
+        return reference_of(variant, self.variants)
 
     @property
     def headline(self) -> list[str]:
@@ -330,10 +334,10 @@ class Summary:
 def summarise(results: Sequence[Result], variants: Sequence[str] | None = None) -> Summary:
     """Compute the statistics of a run.
 
-    Every variant is compared with the first variant (baseline), and the focus (adaptive) also with
-    "fixed" if the run has it. Differences are paired by seed, because the variants of one seed
-    share initial weights and activation stream. A seed that only one of the two variants has is
-    left out of the pair.
+    Every variant is compared with the first variant (baseline; see also :func:`reference_of`), and
+    the focus (adaptive) also with "fixed" if the run has it. Differences are paired by seed,
+    because the variants of one seed share initial weights and activation stream. A seed that only
+    one of the two variants has is left out of the pair.
 
     Args:
         results: results as `load_results` returns them.
@@ -442,12 +446,27 @@ def _evaluation(
     )
 
 
+def reference_of(variant: str, variants: Sequence[str]) -> str:
+    """Return the variant that another one is compared with.
+
+    It is the first one. If that is of a series, it is the variant of this series with the same
+    number, if there is one: ``adaptive=40`` is compared with ``baseline=40``, not with
+    ``baseline=20``.
+    """
+    series, first_number = split_series(variants[0])
+    number = split_series(variant)[1]
+    if first_number is not None and number is not None:
+        for other in variants:
+            if split_series(other) == (series, number) and other != variant:
+                return other
+    return variants[0]
+
+
 def _pairs(variants: Sequence[str], references: Sequence[str]) -> list[tuple[str, str]]:
-    first, *others = references
+    _, *others = references
     focus = _focus(variants)
-    return [(variant, first) for variant in variants if variant != first] + [
-        (focus, other) for other in others if focus not in (None, other)
-    ]
+    found = [(variant, reference_of(variant, variants)) for variant in variants[1:]]
+    return found + [(focus, other) for other in others if focus not in (None, other)]
 
 
 def _focus(variants: Sequence[str]) -> str | None:

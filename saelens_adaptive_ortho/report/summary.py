@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saelens_adaptive_ortho.files import write_text_atomic
+from saelens_adaptive_ortho.report.sparsity import AtL0, at_equal_l0
 from saelens_adaptive_ortho.report.statistics import (
     Difference,
     EvaluationSummary,
@@ -40,6 +41,7 @@ def summary_json(summary: Summary) -> Json:
     Seeds become text keys.
     """
     verdicts = judge(summary)
+    equal = [_at_l0(one) for one in at_equal_l0(summary)]
     return {
         "schema_version": SCHEMA_VERSION,
         "variants": list(summary.variants),
@@ -57,6 +59,16 @@ def summary_json(summary: Summary) -> Json:
         "concerns": list(summary.concerns),
         "gaps": [asdict(gap) for gap in summary.gaps],
         "versions": {name: list(seen) for name, seen in summary.versions.items()},
+        **({"at_equal_l0": equal} if equal else {}),
+    }
+
+
+def _at_l0(one: AtL0) -> Json:
+    return {
+        "metric": one.key,
+        "l0": one.l0,
+        "methods": {name: _spread(spread) for name, spread in one.values.items()},
+        "differences": {name: _spread(spread) for name, spread in one.differences.items()},
     }
 
 

@@ -33,7 +33,7 @@ from saelens_adaptive_ortho.report.statistics import (
     Summary,
 )
 from saelens_adaptive_ortho.report.verdicts import Verdicts, found_text, judge, rules
-from saelens_adaptive_ortho.results import Result
+from saelens_adaptive_ortho.results import Result, split_series
 
 #: Characters that the labels of the metrics have at least, beside at most so many other columns.
 LABEL_WIDTH, LABEL_COLUMNS = 22, 5
@@ -353,7 +353,7 @@ def short_table(summary: Summary) -> str:
     """Return a markdown table of the essential metrics, a sentence of what was found, and a note.
 
     The table has a column per variant. The columns after the first one also hold the difference
-    from the first variant, with its interval and verdict.
+    from the reference of the variant (the first variant), with its interval and verdict.
     """
     keys = essential_keys(summary.metrics)
     rows = [_short_row(summary, key) for key in keys]
@@ -361,7 +361,10 @@ def short_table(summary: Summary) -> str:
     lines += _markdown_references(summary, keys)
     note = _note(summary)
     if summary.pairs:
-        first = summary.variants[0]
+        references = list(dict.fromkeys(reference for _, reference in summary.pairs))
+        first, *others = [r for r in references if r not in summary.references[1:]]
+        if others:
+            first = f"the one of {split_series(first)[0]} with the same number, or from {first}"
         note += f" Below the value of a variant: its difference from {first}."
     return "\n".join([*lines, f"**Found.** {found_text(summary)}", "", note]) + "\n"
 
@@ -371,7 +374,7 @@ def _short_row(summary: Summary, key: str) -> list[str]:
     found = levels(metric, len(summary.seeds))
     cells = [found[variant].text for variant in summary.variants]
     for place, variant in enumerate(summary.variants):
-        difference = _markdown_cell(metric.difference(variant, summary.variants[0]))
+        difference = _markdown_cell(metric.difference(variant, summary.reference(variant)))
         if place and difference != DASH:
             cells[place] += f"<br>{difference}"
     return [metric_label(metric), *cells]

@@ -246,13 +246,14 @@ def rules(summary: Summary) -> str:
 
 
 def found_text(summary: Summary) -> str:
-    """Return a sentence on what is shown about the focus against the first variant, and what not.
+    """Return a sentence on what is shown about the focus against its reference, and what not.
 
     It is about the primary metrics of all evaluations, and gives mean differences.
     """
-    focus, first = summary.focus, summary.variants[0]
+    focus = summary.focus
     if focus is None:
-        return f"Only {first} has results, so there is nothing to compare."
+        return f"Only {summary.variants[0]} has results, so there is nothing to compare."
+    first = summary.reference(focus)
     judged = _judged(summary, primary_keys(summary.metrics), focus, first)
     pair = f"{focus} against {first}"
     if not judged:

@@ -236,7 +236,7 @@ def test_options_named_in_errors_exist(
         found = WITH_OPTIONS[command].options
         assert found is not None
         for f in fields(found):
-            if f.type in ("str", "list[str]", "Path", "str | None"):
+            if f.type in ("str", "list[str]", "Path", "str | None", "Path | None"):
                 continue
             flag = f"--{f.name.replace('_', '-')}"
             line = refused(command, sae, "--out", tmp_path / "out", flag, "-7")

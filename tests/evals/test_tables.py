@@ -98,7 +98,7 @@ def commands(path: Path) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-OTHERS = {"git", "make", "pip", "cd", "python", "uv", "hf", "srun"}
+OTHERS = {"git", "make", "pip", "cd", "python", "uv", "hf", "srun", "lm_eval"}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)

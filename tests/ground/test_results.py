@@ -16,6 +16,7 @@ from saelens_adaptive_ortho.results import (
     ResultError,
     load_result,
     load_results,
+    order_variants,
     read_results_file,
     result_path,
     write_result,
@@ -207,3 +208,13 @@ def test_unusable_file_of_no_sae_of_the_run_is_left_out_with_a_warning(tmp_path:
     (tmp_path / "seed0" / "x").mkdir(parents=True)
     with pytest.raises(ResultError, match=foreign.name):
         load_results(tmp_path)
+
+
+def test_series_of_the_leading_names_lead_without_the_baseline_itself() -> None:
+    names = ["adaptive=40", "adaptive=20", "baseline=100", "baseline=20", "fixed", "topk=1"]
+    assert order_variants(names) == [
+        *("baseline=20", "baseline=100", "fixed", "adaptive=20", "adaptive=40", "topk=1"),
+    ]
+    assert order_variants(["adaptive=2", "fixed=2"]) == ["fixed=2", "adaptive=2"]
+    with_baseline = ["alpha=1", "groups=3", "baseline", "groups=1"]
+    assert order_variants(with_baseline) == ["baseline", "alpha=1", "groups=1", "groups=3"]

@@ -19,7 +19,8 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from saelens_adaptive_ortho.judging.contract import EvalContext, Workbench
+from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome, Workbench
+from saelens_adaptive_ortho.report.published import read_file
 from saelens_adaptive_ortho.text.corpora import CorpusConfig, TokenisedCorpus
 from saelens_adaptive_ortho.text.models import load_language_model
 
@@ -86,6 +87,15 @@ def make_context(
         cache=folder / "cache",
     )
     return EvalContext(bench=bench, load=load, variant="sae", seed=0, raw_dir=folder / "raw")
+
+
+def read_back(raw: Path, name: str, outcome: Outcome) -> dict[str, float]:
+    """The metrics that ``--published`` reads from SAEBench's file of an outcome, as ours."""
+    path = raw / name / outcome.details["sae_bench_file"]
+    found = read_file(path).sae.metrics.items()
+    metrics = {key.removeprefix(f"{name}/"): value for key, value in found}
+    assert metrics
+    return metrics
 
 
 def files_of(folder: Path) -> set[Path]:

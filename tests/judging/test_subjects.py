@@ -115,6 +115,22 @@ def test_path_may_hold_an_equals_sign(
     assert Subject.parse("a=b").path == tmp_path / "lr=0.001" / "adaptive"
 
 
+def test_name_may_say_which_sparsity_of_a_method_it_is(
+    exported: Callable[..., list[Subject]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported(adaptive={})
+    folder = tmp_path / "adaptive"
+    for name in ("topk=20", "topk=0.5", "topk=2e-3"):
+        subject = Subject.parse(f"{name}={folder}")
+        assert (subject.variant, subject.path) == (name, folder)
+    assert Subject.parse("topk=20=release:id").variant == "topk=20"
+    assert Subject.parse("topk=20=release:id").release == "release"
+    monkeypatch.chdir(tmp_path)
+    folder.rename(tmp_path / "20=x")  # a folder that exists is a folder
+    subject = Subject.parse("topk=20=x")
+    assert (subject.variant, subject.path) == ("topk", tmp_path / "20=x")
+
+
 def test_single_corpus_of_the_training_is_found(tiny: Any) -> None:
     options = JudgingOptions(saes=[], out=Path("x"))
     record = {"ortho_corpora": {}, "dataset_path": str(tiny.retain)}

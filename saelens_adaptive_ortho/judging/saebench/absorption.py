@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm  # tqdm.auto starts the iteration twice, which draws random numbers twice
 
-from saelens_adaptive_ortho.evaluations.absorption import Settings
+from saelens_adaptive_ortho.evaluations.absorption import Settings, read_metrics
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.isolation import replaced
 from saelens_adaptive_ortho.judging.saebench.session import (
@@ -88,13 +88,10 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
         file = output / f"{context.release}_custom_sae_eval_results.json"
         kept = keep_output(context, "absorption", file, AbsorptionEvalOutput)
     (result,) = results.values()
-    mean = result["eval_result_metrics"]["mean"]
     letters = {row.pop("first_letter"): row for row in result["eval_result_details"]}
     return Outcome(
         {
-            "full_absorption": mean["mean_full_absorption_score"],
-            "absorption_fraction": mean["mean_absorption_fraction_score"],
-            "n_split_features": mean["mean_num_split_features"],
+            **read_metrics(result["eval_result_metrics"]),
             "n_letters": float(len(letters)),
         },
         {

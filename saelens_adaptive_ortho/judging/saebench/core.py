@@ -14,24 +14,13 @@ from sae_lens.saes.sae import SAE
 from sae_lens.saes.transcoder import SkipTranscoder
 from torch import Tensor
 
-from saelens_adaptive_ortho.evaluations.core import TRAINED_L0, Settings
+from saelens_adaptive_ortho.evaluations.core import TRAINED_L0, Settings, read_metrics
 from saelens_adaptive_ortho.judging import geometry
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.firing import Firings, as_trained, passes
 from saelens_adaptive_ortho.judging.isolation import errors_collected, tokens_served
 from saelens_adaptive_ortho.judging.reconstruction import ExplainedVariance
 from saelens_adaptive_ortho.judging.saebench.session import keep_output, prepared_sae, session
-
-# The metrics of these categories of SAEBench's core output keep their names in our results.
-CATEGORIES = (
-    "model_behavior_preservation",
-    "model_performance_preservation",
-    "reconstruction_quality",
-    "shrinkage",
-    "sparsity",
-    "misc_metrics",
-    "token_stats",
-)
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:
@@ -53,10 +42,8 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     size = settings.batch_size_prompts
     for domain, contexts in whole_batches(parts, size, shares_of(context)).items():
         scalars, files[domain] = _multiple_evals(context, settings, domain, contexts)
-        for category in CATEGORIES:
-            for name, value in scalars.get(category, {}).items():
-                name = "explained_variance_sae_bench" if name == "explained_variance" else name
-                metrics[f"{domain}/{name}"] = _finite(float(value))
+        for name, value in read_metrics(scalars).items():
+            metrics[f"{domain}/{name}"] = None if value is None else _finite(float(value))
     ours = own_measurements(context, settings, parts)
     for domain in files:
         metrics[f"{domain}/explained_variance"] = _finite(ours.explained_variance[domain])

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 
 from saelens_adaptive_ortho.demo.world import FRAMES, World
 from saelens_adaptive_ortho.evaluations.contract import AUTO
-from saelens_adaptive_ortho.evaluations.ravel import Settings
+from saelens_adaptive_ortho.evaluations.ravel import Settings, read_metrics
 from saelens_adaptive_ortho.files import user_path, write_json
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.isolation import replaced
@@ -124,8 +124,8 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
         kept = keep_output(context, "ravel", file, RAVELEvalOutput)
     (result,) = results.values()
     scores = {
-        name.removesuffix("_score"): _finite_or_none(value)
-        for name, value in result["eval_result_metrics"]["ravel"].items()
+        name: _finite_or_none(value)
+        for name, value in read_metrics(result["eval_result_metrics"]).items()
     }
     return Outcome(
         scores | {"cause_ceiling": ceiling},

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelens_adaptive_ortho.evaluations.contract import probe_name
 from saelens_adaptive_ortho.evaluations.sae_probes import Settings
 from saelens_adaptive_ortho.files import write_json
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
@@ -231,7 +232,7 @@ def _run_eval(
     details = json.loads(file.read_text())["eval_result_details"]
     return {
         detail["dataset_name"]: {
-            name.replace("_test_", "_"): value
+            probe_name(name): value
             for name, value in detail.items()
             if "_test_" in name and value is not None
         }

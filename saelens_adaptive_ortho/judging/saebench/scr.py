@@ -15,7 +15,7 @@ import pandas as pd
 
 from saelens_adaptive_ortho.demo.world import World, sentence
 from saelens_adaptive_ortho.evaluations.contract import AUTO
-from saelens_adaptive_ortho.evaluations.scr import Settings
+from saelens_adaptive_ortho.evaluations.scr import Settings, read_metrics
 from saelens_adaptive_ortho.files import user_path
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.isolation import replaced
@@ -113,9 +113,9 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
         config.column1_vals_lookup = {TEXTS: [crossed.values[0]]}
     with session(context) as folder, _combinations_checked(), _served(crossed):
         result, accuracies, kept = run_eval(context, config, sae, folder, ScrEvalOutput, texts)
-    scores = result["eval_result_metrics"]["scr_metrics"]
+    scores = read_metrics(result["eval_result_metrics"])
     return Outcome(
-        {f"threshold_{n}": scores[f"scr_metric_threshold_{n}"] for n in values},
+        {name: scores[name] for name in (f"threshold_{n}" for n in values)},
         {
             "source": source,
             # SAEBench names the first attribute "professor / nurse" and the second "male / female",

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saelens_adaptive_ortho.evaluations.contract import probe_name
 from saelens_adaptive_ortho.evaluations.sparse_probing import Settings
 from saelens_adaptive_ortho.files import read_cached, write_json
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
@@ -135,7 +136,7 @@ def _run_eval(
         found = json.loads(result.read_text())["eval_result_unstructured"]
     return {
         name: {
-            metric.replace("_test_", "_"): by_class
+            probe_name(metric): by_class
             for metric, by_class in (found[f"{name}_results"] | pca[name]).items()
         }
         for name in task.datasets

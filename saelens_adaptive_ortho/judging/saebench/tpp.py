@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saelens_adaptive_ortho.evaluations.tpp import Settings
+from saelens_adaptive_ortho.evaluations.tpp import Settings, read_metrics
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.saebench.scr_and_tpp import (
     CAVEAT,
@@ -17,12 +17,6 @@ from saelens_adaptive_ortho.judging.saebench.tasks import (
     file_texts,
     labelled_task,
 )
-
-FIELDS = {
-    "": "total_metric",
-    "_intended": "intended_diff_only",
-    "_unintended": "unintended_diff_only",
-}
 
 
 def check(settings: Settings) -> None:
@@ -67,12 +61,12 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     )
     with session(context) as folder, task.served():
         result, accuracies, kept = run_eval(context, config, sae, folder, TppEvalOutput, task.texts)
-    scores = result["eval_result_metrics"]["tpp_metrics"]
+    scores = read_metrics(result["eval_result_metrics"])
     return Outcome(
         {
-            f"threshold_{n}{suffix}": scores[f"tpp_threshold_{n}_{field}"]
+            name: scores[name]
             for n in values
-            for suffix, field in FIELDS.items()
+            for name in (f"threshold_{n}{part}" for part in ("", "_intended", "_unintended"))
         },
         {
             "source": task.source,

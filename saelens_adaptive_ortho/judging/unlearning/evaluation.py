@@ -184,7 +184,7 @@ def _published_sweep(found: Statistics) -> Iterator[Setting]:
 
 def _score(
     trial: Trial, found: Statistics, known: dict[str, list[Question]], frontier: dict[str, Any]
-) -> tuple[float, str | None]:
+) -> tuple[float | None, str | None]:
     """``1 - min {forget accuracy : retain accuracy >= 0.99}``; 0 if no setting qualifies.
 
     SAEBench itself computes the score for the models that it accepts.

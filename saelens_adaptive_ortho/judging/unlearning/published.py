@@ -12,6 +12,7 @@ from typing import Any
 
 from transformer_lens import HookedRootModule
 
+from saelens_adaptive_ortho.evaluations.unlearning import read_metrics
 from saelens_adaptive_ortho.judging.contract import EvalContext
 from saelens_adaptive_ortho.judging.isolation import model_served, replaced
 from saelens_adaptive_ortho.judging.saebench.session import keep_output, prepared_sae, session
@@ -27,7 +28,7 @@ def applies(model: HookedRootModule) -> bool:
     return getattr(getattr(model, "cfg", None), "model_name", None) in ACCEPTED_MODELS
 
 
-def run(context: EvalContext, model: HookedRootModule) -> tuple[float, str]:
+def run(context: EvalContext, model: HookedRootModule) -> tuple[float | None, str]:
     """Run SAEBench's unlearning evaluation.
 
     The forget corpus is that of the workbench. The retain corpus, the questions and the sweep are
@@ -59,7 +60,7 @@ def run(context: EvalContext, model: HookedRootModule) -> tuple[float, str]:
         written = folder / "results" / f"{context.release}_custom_sae_eval_results.json"
         kept = keep_output(context, "unlearning", written, UnlearningEvalOutput)
     (result,) = results.values()
-    return result["eval_result_metrics"]["unlearning"]["unlearning_score"], kept
+    return read_metrics(result["eval_result_metrics"])["score"], kept
 
 
 def as_output(context: EvalContext, score: float, unstructured: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ nothing to draw. An evaluation names the functions that draw its figures
 
 * :mod:`.files`: all figures of a run, as files or as text inside a page
 * :mod:`.tradeoff`: one metric against another, a point per SAE
+* :mod:`.sparsity`: metrics over L0, a line per method, and published results
 * :mod:`.dots`: metrics as a dot per seed
 * :mod:`.curves`: training
 * :mod:`.geometry`: angles, cosines and firing rates

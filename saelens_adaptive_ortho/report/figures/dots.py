@@ -159,7 +159,8 @@ def _dots_legend(summary: Summary) -> str:
         parts.append("bar: its 95% t-interval (arrow: goes on)")
         parts.append("small dots: seeds, joined where the seed is the same")
     if summary.focus is not None:
-        parts.append(f"verdict: {summary.focus} against {summary.variants[0]}, paired by seed")
+        against = summary.reference(summary.focus)
+        parts.append(f"verdict: {summary.focus} against {against}, paired by seed")
     return "   ·   ".join(parts)
 
 
@@ -307,7 +308,7 @@ def _label_axes(
 def _verdict_note(axes: Axes, summary: Summary, metric: MetricSummary) -> None:
     """Write the verdict on the focus against the first variant above the panel, at the right."""
     focus = summary.focus
-    difference = metric.difference(focus, summary.variants[0]) if focus else None
+    difference = metric.difference(focus, summary.reference(focus)) if focus else None
     if difference is None or difference.verdict is None:
         return
     axes.text(

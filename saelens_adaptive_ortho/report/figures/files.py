@@ -19,22 +19,32 @@ from matplotlib.figure import Figure
 
 from saelens_adaptive_ortho.report.figures.dots import headline_figure
 from saelens_adaptive_ortho.report.figures.section import Section
+from saelens_adaptive_ortho.report.figures.sparsity import sparsity_figure
 from saelens_adaptive_ortho.report.figures.style import INK, STYLE, empty_figure
 from saelens_adaptive_ortho.report.figures.tradeoff import tradeoff_figure
+from saelens_adaptive_ortho.report.published import PublishedMethod, load
 from saelens_adaptive_ortho.report.statistics import Summary, summarise
 from saelens_adaptive_ortho.results import Result, load_results
 
 Draw = Callable[[Section], Figure | None]
 
 
-def run_figures(summary: Summary, results: Sequence[Result]) -> dict[str, Figure]:
+def run_figures(
+    summary: Summary, results: Sequence[Result], published: Sequence[PublishedMethod] = ()
+) -> dict[str, Figure]:
     """Draw every figure for which there are results; keys are file name stems, in page order.
 
     A figure that cannot be drawn is a figure with the reason as text, so that the others are kept.
+
+    Args:
+        summary: statistics of the run.
+        results: its results.
+        published: results of others.
     """
     figures: dict[str, Figure | None] = {
         "tradeoff": tradeoff_figure(summary),
         "headline": headline_figure(summary),
+        "sparsity": sparsity_figure(summary, published),
     }
     for name, found in summary.evaluations.items():
         for shown in found.info.figures:
@@ -96,8 +106,9 @@ def save_plots(run_dir: str | Path, out_dir: str | Path | None = None) -> list[P
 
     Raises:
         ResultError: the run has no results, or one of them cannot be used.
+        ConfigError: the published results of the run cannot be used.
     """
     out_dir = Path(run_dir) / "plots" if out_dir is None else Path(out_dir)
     results = load_results(run_dir)
-    figures = run_figures(summarise(results), results)
+    figures = run_figures(summarise(results), results, load(run_dir))
     return [path for name, fig in figures.items() for path in save_figure(fig, out_dir / name)]

@@ -21,6 +21,8 @@ from saelens_adaptive_ortho.report.page.parts import (
     reference_table,
     render,
 )
+from saelens_adaptive_ortho.report.page.sparsity import sparsity_section
+from saelens_adaptive_ortho.report.published import PublishedMethod, load
 from saelens_adaptive_ortho.report.statistics import EvaluationSummary, Summary, summarise
 from saelens_adaptive_ortho.report.tables import pair_title, seeds_text
 from saelens_adaptive_ortho.report.verdicts import EvaluationVerdict, Verdicts, judge
@@ -64,6 +66,7 @@ def write_report(run_dir: str | Path) -> Path:
 
     Raises:
         ResultError: the run has no results, or one of them cannot be used.
+        ConfigError: the published results of the run cannot be used.
     """
     run_dir = Path(run_dir)
     results = load_results(run_dir)
@@ -72,12 +75,16 @@ def write_report(run_dir: str | Path) -> Path:
     config = config_path.read_text("utf-8", "replace") if config_path.is_file() else None
     name = run_dir.resolve().name
     browser = BROWSER if (run_dir / BROWSER).is_file() else ""
-    page = render_page(results, without_home(config), name, browser)
+    page = render_page(results, without_home(config), name, browser, load(run_dir))
     return write_text_atomic(run_dir / "report.html", page)
 
 
 def render_page(
-    results: Sequence[Result], config: str | None = None, name: str = "run", browser: str = ""
+    results: Sequence[Result],
+    config: str | None = None,
+    name: str = "run",
+    browser: str = "",
+    published: Sequence[PublishedMethod] = (),
 ) -> str:
     """Return the page as text.
 
@@ -86,10 +93,11 @@ def render_page(
         config: text of the run's configuration, shown unchanged; None if there is none.
         name: name of the run for the title.
         browser: path of the page of ``adaptive-ortho browse``; empty if there is none.
+        published: results of others.
     """
     summary = summarise(results)
     verdicts = judge(summary)
-    figures = run_figures(summary, results)
+    figures = run_figures(summary, results, published)
     pairs = sorted(summary.pairs, key=lambda pair: pair[0] != summary.focus)
     one_seed = len(summary.seeds) == 1
     tradeoff_caption = TRADEOFF_CAPTION_ONE_SEED if one_seed else TRADEOFF_CAPTION
@@ -120,6 +128,7 @@ def render_page(
         concerns=summary.concerns,
         first=drawings.pop("tradeoff", None),
         overview=list(drawings.values()),
+        sparsity=sparsity_section(summary, published, figures.get("sparsity")),
         headline=metric_table(summary, summary.headline) if summary.headline else None,
         references=reference_table(summary, summary.headline),
         one_seed=one_seed,

@@ -16,10 +16,14 @@ from saelens_adaptive_ortho.judging import formats
 from saelens_adaptive_ortho.judging.formats.hooks import hook_of_module
 from saelens_adaptive_ortho.judging.options import JudgingOptions
 from saelens_adaptive_ortho.judging.subjects import Subject, find_subject, workbench_for
+from saelens_adaptive_ortho.report.published import load, read_file
+from saelens_adaptive_ortho.report.sparsity import methods
+from saelens_adaptive_ortho.report.statistics import summarise
 from saelens_adaptive_ortho.results import load_results
 from tests.judging.formats import folders
 from tests.judging.formats.folders import FOLDERS, Folder
 from tests.packages import Install
+from tests.report.published_files import sweep
 from tests.tiny import CONTEXT, D_SAE, HOOK, WIDTH, Tiny
 
 EXACT = {"rtol": 1e-6, "atol": 1e-6}
@@ -272,6 +276,42 @@ def test_saebench_judges_an_sae_that_knows_neither_model_nor_context_size(
     assert main(command) == 0
     (result,) = load_results(out)
     assert result.metrics["pooled/l0"] == pytest.approx(folders.K, abs=0.1)
+
+
+@pytest.mark.saebench
+def test_methods_at_several_sparsities_beside_published_results(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sae_bench")
+    saes = []
+    for k in (2, 5, 10):
+        monkeypatch.setattr(folders, "K", k)
+        saes.append(f"topk={k}={FOLDERS['AutoEncoderTopK'](tmp_path / str(k)).path}")
+    theirs, out = tmp_path / "theirs", tmp_path / "out"
+    sweep(theirs, "gated", {4.0: 0.5, 8.0: 0.6}, model_name="some/model", hook_name=HOOK)
+    sweep(theirs, "standard", {4.0: 0.5, 8.0: 0.6}, hook_name=HOOK)
+    command = ["eval", *saes, "--evals", "core", "--out", str(out), "--published", str(theirs)]
+    command += ["--set", "core.n_contexts=8", "--set", "core.batch_size_prompts=4"]
+    command += ["--model", str(tiny.model), "--context-size", str(CONTEXT)]
+    command += ["--forget", str(tiny.forget), "--retain", str(tiny.retain)]
+    assert main(command) == 0
+    results = load_results(out)
+    assert [r.variant for r in results] == ["topk=2", "topk=5", "topk=10"]
+    (method,) = methods(summarise(results))
+    assert (method.name, method.has_curve) == ("topk", True)
+    assert {m.label: m.reason for m in load(out)} == {
+        "gated, 4,096 latents": "",
+        "standard, 4,096 latents": "another model than in this run",
+    }
+    page = (out / "report.html").read_text()
+    assert "Over sparsity" in page
+    assert "published, other settings" in page
+    # SAEBench's file of one of our SAEs is read as what the evaluation itself has stored.
+    file = out / "results" / "sae_bench" / "core" / results[0].details["sae_bench_files"]["pooled"]
+    found = read_file(file).sae
+    assert found.hook == HOOK
+    for key, value in found.metrics.items():
+        assert results[0].metrics[key.removeprefix("core/")] == pytest.approx(value)
 
 
 def test_unknown_context_size_fits_every_known_one(tiny: Tiny, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
 from saelens_adaptive_ortho.judging.running import run_evaluation
 from saelens_adaptive_ortho.judging.saebench import absorption
 from saelens_adaptive_ortho.text.models import DEMO_MODEL, load_language_model
-from tests.judging.support import files_of, make_context, process_state, word_model
+from tests.judging.support import files_of, make_context, process_state, read_back, word_model
 
 sae_bench = pytest.importorskip("sae_bench")
 
@@ -138,6 +138,8 @@ def test_metrics_do_not_depend_on_earlier_saes(
     assert evaluate(make_context(model, folder, absorbing, NAME)) == first
     assert evaluate(make_context(model, tmp_path, plain, NAME)) == second
     assert evaluate(make_context(model, tmp_path, absorbing, NAME)) == first
+    found = read_back(tmp_path / "raw", "absorption", first)
+    assert found == {name: first.metrics[name] for name in found}
 
 
 def test_word_order_is_fixed(model: Any) -> None:

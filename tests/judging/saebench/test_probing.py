@@ -27,7 +27,7 @@ from saelens_adaptive_ortho.judging.saebench import sae_probes, session, sparse_
 from saelens_adaptive_ortho.text.corpora import CorpusConfig
 from saelens_adaptive_ortho.text.models import DEMO_MODEL, load_language_model
 from tests.judging import support
-from tests.judging.support import process_state
+from tests.judging.support import process_state, read_back
 
 HOOK = "blocks.2.hook_resid_post"
 WIDTH, D_SAE = 96, 32
@@ -98,6 +98,7 @@ class Runs(NamedTuple):
     b_first: Outcome
     a_second: Outcome
     cached: Path  # filled
+    file_of_a: dict[str, float]  # what is read from SAEBench's file
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def runs(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
         for folder, sae in ((one, 1), (one, 2), (one, 1), (two, 2), (two, 1)):
             outcomes.append(evaluate(name, make_context(model, folder, sae)))
             torch.rand(7)  # other code draws random numbers
-        return Runs(*outcomes, cached=one)
+        return Runs(*outcomes, one, read_back(two / "raw", name, outcomes[-1]))
 
     return run
 
@@ -139,6 +140,9 @@ def test_metric_names_match_the_report(
     assert outcome.metrics.keys() == expected
     assert all(v is not None and 0 <= v <= 1 for v in outcome.metrics.values())
     assert json.loads(json.dumps(outcome.details)) == outcome.details
+    # SAEBench's own means over classes and data sets.
+    found = runs(name).file_of_a
+    assert found == {m: pytest.approx(outcome.metrics[m], abs=1e-6) for m in found}
 
 
 # -------------------------------------------------------------------- no trace

@@ -18,7 +18,7 @@ from saelens_adaptive_ortho.judging.running import run_evaluation
 from saelens_adaptive_ortho.judging.saebench import ravel
 from saelens_adaptive_ortho.text.models import DEMO_MODEL, load_language_model
 from tests.judging import support
-from tests.judging.support import files_of, process_state
+from tests.judging.support import files_of, process_state, read_back
 
 sae_bench = pytest.importorskip("sae_bench")
 
@@ -103,6 +103,8 @@ def test_metrics_do_not_depend_on_earlier_saes(
 ) -> None:
     torch.rand(7)  # other code draws random numbers
     assert evaluate(make_context(model, filled[0])) == filled[1]
+    found = read_back(filled[0] / "raw", "ravel", filled[1])
+    assert found == {name: filled[1].metrics[name] for name in found}
     evaluate(make_context(model, tmp_path, deaf))
     assert evaluate(make_context(model, tmp_path)) == filled[1]
 

@@ -23,7 +23,7 @@ from saelens_adaptive_ortho.judging.running import run_evaluation
 from saelens_adaptive_ortho.judging.saebench import scr
 from saelens_adaptive_ortho.text.corpora import CorpusConfig
 from tests.judging import support
-from tests.judging.support import files_of, process_state, word_model
+from tests.judging.support import files_of, process_state, read_back, word_model
 
 sae_bench = pytest.importorskip("sae_bench")
 
@@ -187,6 +187,8 @@ def test_metrics_do_not_depend_on_earlier_saes(
         return run_evaluation(name, make_context(model, folder, sae), texts[name])
 
     assert again(folder, one_per_word) == good
+    measured = {metric: value for metric, value in good.metrics.items() if value is not None}
+    assert read_back(folder / "raw", name, good) == measured
     assert again(tmp_path, at_random) == bad
 
 

@@ -30,6 +30,7 @@ from saelens_adaptive_ortho.judging.unlearning.losses import Trial
 from saelens_adaptive_ortho.maths.erasure import Detector, Erasure
 from saelens_adaptive_ortho.text import models
 from tests.damages import damages
+from tests.judging.support import read_back
 from tests.judging.unlearning.conftest import D_IN, D_SAE, HOOK, QUICK, build_sae
 
 RETRAINED = {retraining.RMU, retraining.ASCENT}  # only if they are asked for
@@ -446,6 +447,8 @@ def test_score_is_kept_in_saebench_format(context: EvalContext, few_questions: s
     file = context.raw_dir / "unlearning" / outcome.details["sae_bench_file"]
     kept = TypeAdapter(UnlearningEvalOutput).validate_json(file.read_text())
     assert kept.eval_result_metrics.unlearning.unlearning_score == outcome.metrics["score"]
+    found = read_back(context.raw_dir, "unlearning", outcome)
+    assert found == {"score": outcome.metrics["score"]}
 
 
 def test_no_questions_leaves_losses_and_a_reason(
