@@ -9,8 +9,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm.auto import tqdm
-
 from saelens_adaptive_ortho.commands.browse import BrowseOptions
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import (
@@ -34,6 +32,7 @@ from saelens_adaptive_ortho.judging.subjects import (
 )
 from saelens_adaptive_ortho.locks import run_lock
 from saelens_adaptive_ortho.maths.grouping import FORGET, INACTIVE, RETAIN, SHARED
+from saelens_adaptive_ortho.progress import progress
 from saelens_adaptive_ortho.report import neuronpedia
 from saelens_adaptive_ortho.report.page import browse as page
 from saelens_adaptive_ortho.report.page.run import BROWSER, write_report
@@ -225,7 +224,7 @@ def _write_one(
     contexts = [pieces.of_text(ids) for part in seen.contexts for ids in part.tolist()]
     sae = described(_name(subject), subject.source, context, seen, options.width)
     total = len(sae.largest)
-    latents = iter(tqdm(rows(seen, pieces), "Writing", total, leave=False, unit=" latents"))
+    latents = iter(progress(rows(seen, pieces), "Writing", total, unit=" latents"))
     if exported is not None:
         origin = neuronpedia.origin(bench.model_label, context.load().cfg.metadata.hook_name)
         target = exported / f"{number}-{subject.variant}"

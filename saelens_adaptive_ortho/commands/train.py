@@ -20,8 +20,12 @@ def run(options: ExperimentOptions) -> int:
     """Train and export."""
     if os.environ.get("RANK", "0") != "0":
         os.environ["TQDM_DISABLE"] = "1"  # one of several processes shows progress
+    from sae_lens.saes.sae import SAE
+
     from saelens_adaptive_ortho.errors import reject
     from saelens_adaptive_ortho.experiments.experiment import load_experiment
+    from saelens_adaptive_ortho.experiments.health import health_of
+    from saelens_adaptive_ortho.report.notes import concerns
     from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner
     from saelens_adaptive_ortho.training.sharded.runner import check_processes
 
@@ -32,7 +36,11 @@ def run(options: ExperimentOptions) -> int:
     if cfg.ortho_shards > 1:
         return _run_sharded(cfg)
     with _locks(cfg.output_path, cfg.checkpoint_path):
-        _train(AdaptiveOrthoRunner(cfg), say)
+        runner = AdaptiveOrthoRunner(cfg)
+        _train(runner, say)
+        sae = SAE.load_from_disk(f"{cfg.output_path}/sae", cfg.device)
+        for text in concerns({("sae", cfg.seed): health_of(runner, sae, "sae")}):
+            say(f"Doubtful: {text}")
     say(f"Saved: {cfg.output_path}/sae")
     return 0
 

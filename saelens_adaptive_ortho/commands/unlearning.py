@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from sae_lens.saes.sae import SAE
@@ -35,7 +36,7 @@ from saelens_adaptive_ortho.judging.unlearning.choosing import (
     context_for,
 )
 from saelens_adaptive_ortho.judging.unlearning.saved import CLAMP, UnlearningSelection
-from saelens_adaptive_ortho.judging.unlearning.use import n_tokens, unlearn
+from saelens_adaptive_ortho.judging.unlearning.use import Acted, n_tokens, unlearn
 from saelens_adaptive_ortho.judging.unlearning.writing import Prompt, Written, encoded, write
 from saelens_adaptive_ortho.settings import parse
 from saelens_adaptive_ortho.text import models, reader
@@ -54,12 +55,29 @@ CHOOSING = {
 JUDGING = ("model", "hook", "forget", "retain", "retain_share", "context_size", "device", "dtype")
 
 
+class Reach(NamedTuple):
+    """How far an edit reached in a text.
+
+    Attributes:
+        text: which text it is, in words.
+        tokens: its tokens.
+        fires: those on which a latent of the selection fires.
+        edited: those whose activations were edited.
+    """
+
+    text: str
+    tokens: int
+    fires: int
+    edited: int
+
+
 class Answer(NamedTuple):
-    """A prompt, and what the model does with it before and after."""
+    """A prompt, what the model does with it before and after, and where the edit acted."""
 
     prompt: Prompt
     before: Written
     after: Written
+    reaches: tuple[Reach, ...]
 
 
 def before_and_after(
@@ -96,9 +114,11 @@ def before_and_after(
     for prompt in prompts:
         how = (options.max_new_tokens, options.temperature, options.sampling_seed)
         before = write(model, sae, prompt, *how)
-        with unlearn(model, sae, selection):
+        acted: list[Acted] = []
+        with unlearn(model, sae, selection, acted.append):
             after = write(model, sae, prompt, *how)
-        yield Answer(prompt, before, after)
+        reaches = _reaches(acted, *encoded(model, sae, prompt), model.tokenizer.bos_token_id)
+        yield Answer(prompt, before, after, reaches)
 
 
 def read_prompts(options: UnlearnOptions) -> list[Prompt]:
@@ -215,6 +235,37 @@ def _check_lengths(model: Any, sae: SAE[Any], prompts: list[Prompt], new: int) -
             raise reject("--prompt", prompt.prompt[:40], rule)
 
 
+def _reaches(
+    acted: Sequence[Acted], tokens: Int[Tensor, " n"], n: int, bos: int | None
+) -> tuple[Reach, ...]:
+    """How far the edit reached in the prompt, in what was written, and in the true text.
+
+    Args:
+        acted: what the edit did in each call of :func:`write`.
+        tokens: tokens of the prompt and of the true text.
+        n: those of the prompt.
+        bos: the token that begins a text, which is not counted; None without one.
+    """
+    steps, truth = list(acted[1:]), []
+    if len(tokens) > n:
+        truth = [steps.pop()]
+    parts = (
+        ("the prompt", acted[:1], slice(int(int(tokens[0]) == bos), n)),
+        ("the text that was written", steps, slice(-1, None)),
+        ("the true text", truth, slice(n, None)),
+    )
+    return tuple(
+        Reach(
+            text,
+            sum(call.edited[:, columns].numel() for call in calls),
+            sum(int(call.fires[:, columns].sum()) for call in calls),
+            sum(int(call.edited[:, columns].sum()) for call in calls),
+        )
+        for text, calls, columns in parts
+        if calls
+    )
+
+
 # ------------------------------------------------------------------ what is shown
 
 
@@ -236,8 +287,8 @@ def in_words(selection: UnlearningSelection) -> str:
     return f"{text}\nLoss on training text: {damages} nats per token (budget {on.budget:g})."
 
 
-def shown(answer: Answer) -> Table:
-    """Before and after, side by side, under the prompt."""
+def shown(answer: Answer) -> Group:
+    """Before and after, side by side, under the prompt, and below it where the edit acted."""
     title = Text("Prompt: ", style="bold") + Text(answer.prompt.prompt, style="not bold")
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, expand=True, padding=(0, 1))
     table.add_column("before", ratio=1)
@@ -247,4 +298,19 @@ def shown(answer: Answer) -> Table:
         table.add_section()
         losses = (answer.before.loss, answer.after.loss)
         table.add_row(*(f"true text: {loss:.2f} nats per token" for loss in losses))
-    return table
+    return Group(table, Text(reach_in_words(answer.reaches)))
+
+
+def reach_in_words(reaches: Sequence[Reach]) -> str:
+    """On how many tokens the edit acted, and why it did nothing if it did nothing."""
+    parts = [f"{reach.edited} of {reach.tokens} tokens of {reach.text}" for reach in reaches]
+    text = f"The edit acted on {', '.join(parts)}."
+    if any(reach.edited for reach in reaches):
+        return text
+    fires = sum(reach.fires for reach in reaches)
+    if not fires:
+        return f"{text} No latent of the selection fires here, so nothing changes."
+    return (
+        f"{text} Latents of the selection fire on {fires} of these tokens, too few to open the "
+        "gate, so nothing changes. A longer text may open it."
+    )

@@ -38,6 +38,7 @@ from scipy.special import stdtr, stdtrit  # pyright: ignore[reportMissingTypeStu
 from saelens_adaptive_ortho.evaluations import (
     Evaluation,
     evaluation,
+    glance_keys,
     headline_keys,
     in_order,
     primary_keys,
@@ -48,6 +49,7 @@ from saelens_adaptive_ortho.report.notes import (
     Gap,
     GapGroup,
     caveats_of,
+    concerns_of,
     gap_groups,
     gaps_of,
     remarks_of,
@@ -265,7 +267,8 @@ class Summary:
     ``references`` are the variants that others are compared with: the first variant and, for the
     focus, "fixed". The keys of ``metrics`` are ``{eval}/{name}``. ``versions`` lists all versions
     of each library. ``without_sae`` holds ceilings and floors that need no SAE, by name and key of
-    the metric: the means of ``details["references"][NAME][METRIC]`` over the results.
+    the metric: the means of ``details["references"][NAME][METRIC]`` over the results. ``concerns``
+    are reasons to doubt the SAEs (`notes.concerns`).
     """
 
     variants: Sequence[str]
@@ -277,6 +280,7 @@ class Summary:
     gap_groups: Sequence[GapGroup]
     versions: Mapping[str, Sequence[str]]
     without_sae: Mapping[str, Mapping[str, float]]
+    concerns: Sequence[str]
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -294,6 +298,11 @@ class Summary:
     def headline(self) -> list[str]:
         """Keys of the headline metrics that were measured."""
         return headline_keys(self.metrics)
+
+    @property
+    def glance(self) -> list[str]:
+        """Keys of the metrics of the headline figure that were measured."""
+        return glance_keys(self.metrics)
 
     @property
     def focus(self) -> str | None:
@@ -366,6 +375,7 @@ def summarise(results: Sequence[Result], variants: Sequence[str] | None = None) 
         gap_groups=gap_groups(gaps, results),
         versions=_versions(results),
         without_sae=_without_sae(results),
+        concerns=concerns_of(results),
     )
 
 

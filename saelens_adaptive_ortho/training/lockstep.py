@@ -32,13 +32,13 @@ from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from saelens_adaptive_ortho.checksums import find_damage
 from saelens_adaptive_ortho.devices import check_placed
 from saelens_adaptive_ortho.errors import ConfigError, Explained, reject
 from saelens_adaptive_ortho.files import atomic_directory, write_json
 from saelens_adaptive_ortho.host.trainer import build_trainer
+from saelens_adaptive_ortho.progress import progress
 from saelens_adaptive_ortho.signals import Interrupted, signal_name, stop_noted
 from saelens_adaptive_ortho.training.store import StratifiedActivationsStore, fill_caches
 
@@ -178,13 +178,14 @@ class LockstepTrainer:
             where: beginning of the progress bar's text.
         """
         batch_size = self.cfg.train_batch_size_samples
-        bar = tqdm(
+        bar = progress(
             total=self.n_steps * batch_size,
             initial=self.state.n_training_steps * batch_size,
             desc=f"{where}Training {', '.join(self.saes)}",
             unit=" tokens",
             unit_scale=True,
             smoothing=0.05,
+            leave=True,
         )
         self._saved_at = time.monotonic()
         with bar, self._batches() as batches:
@@ -339,7 +340,8 @@ class LockstepTrainer:
                 f"{name} {row.get('explained_variance', math.nan):.3f}"
                 for name, row in rows.items()
             )
-            + " explained"
+            + " explained",
+            refresh=False,
         )
         if self.on_log is not None:
             self.on_log(step, rows)

@@ -12,6 +12,7 @@ import pytest
 
 from saelens_adaptive_ortho.evaluations import BUILT_IN, evaluation
 from saelens_adaptive_ortho.report.figures.files import run_figures
+from saelens_adaptive_ortho.report.page import run
 from saelens_adaptive_ortho.report.page.run import render_page, write_report
 from saelens_adaptive_ortho.report.statistics import Summary, summarise
 from saelens_adaptive_ortho.report.summary import summary_json
@@ -28,6 +29,7 @@ from tests.report.runs import (
     DAMAGE,
     core,
     differing,
+    every_result,
     full_run,
     put,
     result,
@@ -104,6 +106,13 @@ def test_sparse_results(results: list[Result]) -> None:
     assert shown(summary, width=60)
     assert markdown_table(summary)
     assert "</html>" in render_page(results)
+
+
+def test_caption_of_one_seed_speaks_of_no_intervals() -> None:
+    one, three = (plain(render_page(every_result(seeds=seeds))) for seeds in (1, 3))
+    assert run.TRADEOFF_CAPTION_ONE_SEED in one
+    assert run.TRADEOFF_CAPTION not in one
+    assert run.TRADEOFF_CAPTION in three
 
 
 def test_without_torch(tmp_path: Path) -> None:

@@ -44,6 +44,14 @@ TRADEOFF_CAPTION = (
     "the first variant plus the margin within which two variants count as equivalent."
 )
 
+#: The same for a run with one seed, which has neither means nor intervals.
+TRADEOFF_CAPTION_ONE_SEED = (
+    "What is gained against what it costs: a marker is one SAE. There is one seed, so nothing here "
+    "shows how much another seed would differ: a distance between two markers may be chance. Lines "
+    "join the settings of one series. Dashed: references without an SAE. Dotted: the cost of the "
+    "first variant plus the margin within which two variants count as equivalent."
+)
+
 HEADLINE_CAPTION = (
     "Each panel is one metric: compare dots of the same seed along the thin lines, since the "
     "verdict in the corner rests on those paired differences and not on whether the bars of two "
@@ -100,10 +108,12 @@ def render_page(
     verdicts = judge(summary)
     figures = run_figures(summary, results, published)
     pairs = sorted(summary.pairs, key=lambda pair: pair[0] != summary.focus)
+    one_seed = len(summary.seeds) == 1
+    tradeoff_caption = TRADEOFF_CAPTION_ONE_SEED if one_seed else TRADEOFF_CAPTION
     drawings = {
         name: Drawing.of(figures[name], name, heading, caption)
         for name, heading, caption in (
-            ("tradeoff", "Gain and cost", TRADEOFF_CAPTION),
+            ("tradeoff", "Gain and cost", tradeoff_caption),
             ("headline", "At a glance", HEADLINE_CAPTION),
         )
         if name in figures
@@ -125,12 +135,13 @@ def render_page(
             (summary.evaluations[gap.eval].info.title, _gap(gap)) for gap in summary.gap_groups
         ],
         opening=opening(summary),
+        concerns=summary.concerns,
         first=drawings.pop("tradeoff", None),
         overview=list(drawings.values()),
         sparsity=sparsity_section(summary, published, figures.get("sparsity")),
         headline=metric_table(summary, summary.headline) if summary.headline else None,
         references=reference_table(summary, summary.headline),
-        one_seed=len(summary.seeds) == 1,
+        one_seed=one_seed,
         config=None if config is None else config.rstrip(),
         browser=browser,
         latents=f"adaptive-ortho browse {run}" if run else "",
