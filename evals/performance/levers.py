@@ -33,7 +33,6 @@ from sae_lens.config import LoggingConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from saelens_adaptive_ortho.demo import MODEL_DIR
@@ -42,6 +41,7 @@ from saelens_adaptive_ortho.experiments.experiment import Experiment, load_exper
 from saelens_adaptive_ortho.files import write_json
 from saelens_adaptive_ortho.host.architectures import PREFIX
 from saelens_adaptive_ortho.host.config import OrthoConfig
+from saelens_adaptive_ortho.progress import progress
 from saelens_adaptive_ortho.text.activation_cache import FOLDER_VARIABLE
 from saelens_adaptive_ortho.training.costs import measure_costs
 from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared, prepare
@@ -98,7 +98,7 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in trainings}
     results: dict[str, dict[str, Any]] = {}
     predicted = {}
-    for turn in tqdm(range(rounds + 1), desc="Trainings", unit=" rounds"):
+    for turn in progress(range(rounds + 1), "Trainings", unit=" rounds", leave=True):
         for name, train in trainings.items():
             _wait(cfg.device)
             started = time.perf_counter()

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from evals.performance.steps import (
     BASES,
@@ -35,6 +34,7 @@ from evals.performance.steps import (
 )
 from saelens_adaptive_ortho.files import write_json
 from saelens_adaptive_ortho.maths import kernels
+from saelens_adaptive_ortho.progress import progress
 
 SIZES = ("512x4096", "512x16384", "512x32768", "2304x16384")
 REPLICATES = 2000
@@ -76,7 +76,7 @@ def measure(
     times: dict[tuple[str, str], list[float]] = {(n, k): [] for n in kinds for k in kinds[n]}
     order = random.Random(0)
     desc = f"{base} {size.d_in} x {size.d_sae}"
-    for turn in tqdm(range(rounds + 1), desc=desc, unit=" rounds", leave=False):
+    for turn in progress(range(rounds + 1), desc, unit=" rounds"):
         batch = batches[turn % len(batches)]
         for name in order.sample(list(kinds), len(kinds)):
             steppers[name].step(batch, kinds[name]["plain"].number)

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from evals.performance.steps import median_seconds
 from saelens_adaptive_ortho.files import write_json
 from saelens_adaptive_ortho.maths import affinity, coactivation, grouping, neighbours
 from saelens_adaptive_ortho.maths.directions import decoder_directions
 from saelens_adaptive_ortho.maths.penalties.adaptive import adaptive_penalty, pair_weights
+from saelens_adaptive_ortho.progress import progress
 
 M, R, K = 16, 64, 64
 
@@ -70,7 +70,7 @@ def measure(
     found: dict[str, list[float]] = {}
     for width in widths:
         calls = parts(d_in, width, batch, device)
-        for name, call in tqdm(calls.items(), desc=f"{width} latents", leave=False):
+        for name, call in progress(calls.items(), f"{width} latents"):
             found.setdefault(name, []).append(median_seconds(call, rounds, device))
     per_step = [p + s for p, s in zip(found["penalty"], found["statistics"], strict=True)]
     found["penalty + statistics"] = per_step

@@ -48,6 +48,7 @@ from saelens_adaptive_ortho.host.config import (
 )
 from saelens_adaptive_ortho.locks import run_lock
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
+from saelens_adaptive_ortho.progress import progress
 from saelens_adaptive_ortho.signals import Interrupted, stop_raises
 from saelens_adaptive_ortho.synthetic.pool import load_pool
 from saelens_adaptive_ortho.synthetic.run import BASES, Run, build_run, execute, parse_settings
@@ -442,7 +443,9 @@ def run_jobs(
     for run in worlds.values():
         load_pool(run.world, cache, run.pool)
     failed: dict[str, str] = {}
-    with tqdm(total=len(unique), initial=len(unique) - len(pending), desc="Runs") as bar:
+    with progress(
+        total=len(unique), initial=len(unique) - len(pending), desc="Runs", leave=True
+    ) as bar:
         for name, error in _outcomes(pending, work, cache, workers):
             if error is not None:
                 failed[name] = error

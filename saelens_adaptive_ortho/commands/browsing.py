@@ -9,8 +9,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm.auto import tqdm
-
 from saelens_adaptive_ortho.commands.browse import BrowseOptions
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import (
@@ -34,9 +32,11 @@ from saelens_adaptive_ortho.judging.subjects import (
 )
 from saelens_adaptive_ortho.locks import run_lock
 from saelens_adaptive_ortho.maths.grouping import FORGET, INACTIVE, RETAIN, SHARED
+from saelens_adaptive_ortho.progress import progress
 from saelens_adaptive_ortho.report import neuronpedia
 from saelens_adaptive_ortho.report.page import browse as page
-from saelens_adaptive_ortho.results import versions
+from saelens_adaptive_ortho.report.page.run import BROWSER, write_report
+from saelens_adaptive_ortho.results import ResultError, versions
 from saelens_adaptive_ortho.settings import check_one_of
 
 ABOUT = "about.json"  # in the folder of the page's files; says that this command wrote them
@@ -93,8 +93,9 @@ def browse(options: BrowseOptions, say: Callable[[str], None] = print) -> Path:
         expected = cost(subjects, bench, options)
         check_space("--out", out / page.FOLDER, expected.disk)
         say(in_words(expected))
-        _write(options, subjects, bench, out, say)
+        _write(options, subjects, bench, out, _report_of(run, out), say)
     file = out / page.PAGE
+    _link_report(run, out, say)
     say(f"Page: {file} ({megabytes(page.size_of(out / page.FOLDER))} with its files)")
     return file
 
@@ -144,6 +145,23 @@ def _out(options: BrowseOptions, run: Path | None) -> Path:
     return run / "browse"
 
 
+def _report_of(run: Path | None, out: Path) -> str:
+    """The address of the run's report as the page sees it; empty if its report has no such tab."""
+    if run is None or (run / BROWSER).resolve() != (out / page.PAGE).resolve():
+        return ""
+    return "../report.html" if (run / "report.html").is_file() else ""
+
+
+def _link_report(run: Path | None, out: Path, say: Callable[[str], None]) -> None:
+    """Write the report of the run again, now that it can link to the page."""
+    if run is None or not _report_of(run, out):
+        return
+    try:
+        say(f"Report: {write_report(run)}")
+    except ResultError as error:
+        say(f"The report does not link to the page yet: {error}")
+
+
 def _check_ours(out: Path) -> None:
     """Refuse to replace files that this command did not write."""
     ours = (out / page.FOLDER / ABOUT).is_file()
@@ -158,6 +176,7 @@ def _write(
     subjects: list[Subject],
     bench: Workbench,
     out: Path,
+    report: str,
     say: Callable[[str], None],
 ) -> None:
     names = [_name(subject) for subject in subjects]
@@ -167,7 +186,7 @@ def _write(
             _write_one(options, subject, bench, folder, number, exported)
         about = {"saes": [s.source for s in subjects], "versions": versions()}
         write_json(folder / ABOUT, without_home(about))
-    page.write_page(out, names)
+    page.write_page(out, names, report)
 
 
 @contextmanager
@@ -205,7 +224,7 @@ def _write_one(
     contexts = [pieces.of_text(ids) for part in seen.contexts for ids in part.tolist()]
     sae = described(_name(subject), subject.source, context, seen, options.width)
     total = len(sae.largest)
-    latents = iter(tqdm(rows(seen, pieces), "Writing", total, leave=False, unit=" latents"))
+    latents = iter(progress(rows(seen, pieces), "Writing", total, unit=" latents"))
     if exported is not None:
         origin = neuronpedia.origin(bench.model_label, context.load().cfg.metadata.hook_name)
         target = exported / f"{number}-{subject.variant}"

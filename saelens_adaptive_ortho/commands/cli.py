@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TextIO
 
 from saelens_adaptive_ortho import __version__
@@ -38,6 +39,7 @@ from saelens_adaptive_ortho.commands import (
 )
 from saelens_adaptive_ortho.commands.options import Command, Parser, build_parser, run
 from saelens_adaptive_ortho.errors import Explained
+from saelens_adaptive_ortho.progress import calm_bars
 from saelens_adaptive_ortho.signals import Interrupted, stop_raises
 
 PROG = "adaptive-ortho"
@@ -109,9 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     host = argv[:1] == [sae_lens.COMMAND.name]  # SAELens parses its options
     args = None if host else parser().parse_args(argv)
     try:
+        if args is None or args.command.needs_sae_lens:
+            # It registers the architectures, which the program has not done yet.
+            import_module("saelens_adaptive_ortho.host.architectures")
         if args is None:
             return sae_lens.run(argv[1:])  # SAELens handles signals itself
-        with stop_raises():
+        with stop_raises(), calm_bars():
             return run(args.command, args)
     except Explained as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)

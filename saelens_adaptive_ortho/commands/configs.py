@@ -94,7 +94,19 @@ COMMAND = Command(
     name="config",
     help="List the configs that ship with the package, or copy one with the files that it extends.",
     commands=(
-        Command("list", "Show the name and the first line of each.", NoOptions, run_list),
-        Command("copy", "Write NAME.yaml and the files that it extends.", CopyOptions, run_copy),
+        Command(
+            name="list",
+            help="Show the name and the first line of each.",
+            options=NoOptions,
+            run=run_list,
+            needs_sae_lens=False,
+        ),
+        Command(
+            name="copy",
+            help="Write NAME.yaml and the files that it extends.",
+            options=CopyOptions,
+            run=run_copy,
+            needs_sae_lens=False,
+        ),
     ),
 )

@@ -99,4 +99,5 @@ COMMAND = Command(
     help="List the evaluations, or the settings of one: meaning, defaults, needs.",
     options=EvaluationsOptions,
     run=run,
+    needs_sae_lens=False,
 )

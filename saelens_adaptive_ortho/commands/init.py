@@ -40,8 +40,10 @@ SIZES: dict[str, dict[str, int]] = {
         "contexts": 64,
     },
 }
-LEAST_TOKENS = 204_800
+LEAST_TOKENS = 204_800  # of a sensible training
 EPOCHS = 6  # how often the smaller text may be read
+HELD_OUT = 0.15  # share of the documents
+HELD_OUT_CONTEXTS = 16  # of each text that the evaluations need at least: a batch of `core`
 CHARACTERS = 4  # in a token, about
 CONTEXT = 128
 SITE = 0.4  # depth of the hook, as a share of the layers
@@ -114,16 +116,17 @@ def experiment_tree(options: InitOptions) -> dict[str, Any]:
         corpora["near"]["share"] = 0.2
     layer = _layer(options.layer, shape)
     d_sae = _power_of_two(size["expansion"] * shape.width, size["least"], size["most"])
-    tokens = _tokens(corpora, size)
+    context = min(CONTEXT, shape.context_size or CONTEXT)
+    tokens = _tokens(corpora, size, context)
     steps = tokens // size["batch"]
     tree: dict[str, Any] = {
         "model_name": options.model,
         "model_from_pretrained_kwargs": {"dtype": _dtype(shape)},
         "hook_name": f"blocks.{layer}.hook_resid_post",
         "ortho_corpora": corpora,
-        "ortho_holdout_fraction": 0.15,
+        "ortho_holdout_fraction": HELD_OUT,
         "ortho_holdout_contexts": 128,
-        "context_size": min(CONTEXT, shape.context_size or CONTEXT),
+        "context_size": context,
         "store_batch_size_prompts": size["contexts"],
         "n_batches_in_buffer": 32,
         "exclude_special_tokens": True,
@@ -270,29 +273,59 @@ def _power_of_two(size: int, least: int, most: int) -> int:
     return max(least, min(most, 2 ** round(math.log2(size))))
 
 
-def _tokens(corpora: dict[str, Any], size: dict[str, int]) -> int:
+def _tokens(corpora: dict[str, Any], size: dict[str, int], context: int) -> int:
     """Tokens to train on: the usual number, or fewer if a text is short.
 
+    A text that is too short for a sensible training is named in a warning.
+
     Raises:
-        ConfigError: a text cannot be read, or holds nothing.
+        ConfigError: a text cannot be read, or is too short for the evaluations.
+    """
+    from saelens_adaptive_ortho.text.corpora import DOMAINS
+
+    found = _sizes(corpora, size["tokens"])
+    least = math.ceil(HELD_OUT_CONTEXTS * context / HELD_OUT)
+    sensible = max(least, LEAST_TOKENS // (2 * EPOCHS))
+    for name, n in found.items():
+        if n < least:
+            rule = (
+                f"holds about {n:,} tokens, and an experiment needs {least:,}: {HELD_OUT:.0%} are "
+                f"held out for evaluation, {HELD_OUT_CONTEXTS} contexts of {context} tokens at "
+                f"least. From {sensible:,} tokens on it is sensible. Give more text."
+            )
+            raise reject(f"--{name}", corpora[name]["path"], rule)
+    # Half of the training tokens come from each of the two texts.
+    smaller = min(DOMAINS, key=lambda name: found[name])
+    fitting = min(size["tokens"], 2 * EPOCHS * found[smaller])
+    fitting = max(1, fitting // size["batch"]) * size["batch"]
+    if found[smaller] < sensible:
+        say(
+            f"Warning: --{smaller} holds about {found[smaller]:,} tokens; a sensible training "
+            f"needs {sensible:,} of each text. training_tokens is {fitting:,}, so that none is "
+            f"read more than {EPOCHS} times. Such SAEs explain little, and their evaluations "
+            "decide little: give more text if you can."
+        )
+    return fitting
+
+
+def _sizes(corpora: dict[str, Any], enough: int) -> dict[str, int]:
+    """About how many tokens each text has. Reading stops when they are enough.
+
+    Raises:
+        ConfigError: a text cannot be read.
     """
     from saelens_adaptive_ortho.text import mixture
-    from saelens_adaptive_ortho.text.corpora import DOMAINS, read_documents
+    from saelens_adaptive_ortho.text.corpora import read_documents
 
-    target, tokens = size["tokens"], {}
+    tokens: dict[str, int] = {}
     for name, corpus in mixture.arrange(corpora, "ortho_corpora.{}".format).items():
-        where, characters = f"ortho_corpora.{name}", 0
-        for document in read_documents(corpus, where):
+        characters = 0
+        for document in read_documents(corpus, f"ortho_corpora.{name}"):
             characters += len(document)
-            if characters > CHARACTERS * target:
+            if characters > CHARACTERS * enough:
                 break
-        if not characters:
-            raise reject(f"{where}.path", corpus.path, "holds no text.")
         tokens[name] = characters // CHARACTERS
-    # Half of the training tokens come from each of the two texts.
-    smaller = min(tokens[name] for name in DOMAINS)
-    found = max(LEAST_TOKENS, min(target, 2 * EPOCHS * smaller))
-    return found // size["batch"] * size["batch"]
+    return tokens
 
 
 COMMAND = Command(

@@ -16,10 +16,12 @@ class ReportOptions:
         run_dir: a run folder, or the folder of a sweep.
         published: folder with result files that SAEBench wrote, of SAEs of others; the report
             draws them over L0 beside the SAEs of the run, and the run keeps them.
+        full: print all headline metrics, and a verdict on each evaluation.
     """
 
     run_dir: Path = field(metadata={"positional": "RUN_DIR"})
     published: Path | None = field(default=None, metadata={"metavar": "FOLDER"})
+    full: bool = False
 
 
 def run(options: ReportOptions) -> int:
@@ -52,7 +54,8 @@ def run(options: ReportOptions) -> int:
         published.store(options.run_dir, others)
     summary.write_summary(options.run_dir)
     say(f"Report: {page.write_report(options.run_dir)}")
-    Console().print(terminal_table(summarise(load_results(options.run_dir))))
+    summarised = summarise(load_results(options.run_dir))
+    Console().print(terminal_table(summarised, full=options.full))
     return 0
 
 
@@ -61,4 +64,5 @@ COMMAND = Command(
     help="Write the report of a run folder or a sweep again, and show its table.",
     options=ReportOptions,
     run=run,
+    needs_sae_lens=False,
 )

@@ -40,6 +40,8 @@ class Command:
         resume: advice for the user after an interruption.
         more: function that returns a text for the end of the help.
         commands: subcommands, instead of options and ``run``.
+        needs_sae_lens: whether SAELens must know the architectures. A command that only reads files
+            of results or settings starts faster without it.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Command:
     resume: str = ""
     more: Callable[[], str] | None = None
     commands: tuple[Command, ...] = ()
+    needs_sae_lens: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,4 +43,5 @@ COMMAND = Command(
     help="Regenerate the tables of a markdown file from the results it names.",
     options=TablesOptions,
     run=run,
+    needs_sae_lens=False,
 )

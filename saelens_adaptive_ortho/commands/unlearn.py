@@ -38,6 +38,8 @@ class UnlearnOptions:
         set: set a field of the unlearning evaluation for choosing, e.g. --set
             unlearning.gate=token for a clamp without a gate; `adaptive-ortho evaluations
             unlearning` lists them.
+        example: write examples of text before and after for the report of the run folder, from
+            held-out text, instead of continuing prompts.
         save: new file that the selection is written to; a file that exists is not replaced.
         max_new_tokens: largest number of tokens that the model writes.
         temperature: temperature of sampling; 0 takes the most likely token.
@@ -66,6 +68,7 @@ class UnlearnOptions:
     budget: PositiveFloat | None = field(default=None, metadata={"metavar": "NATS"})
     kind: str = "clamp"
     set: list[str] = field(default_factory=list, metadata={"metavar": "EVAL.FIELD=VALUE"})
+    example: bool = False
     save: Path | None = field(default=None, metadata={"metavar": "FILE"})
     max_new_tokens: PositiveInt = 40
     temperature: NonNegativeFloat = 0.0
@@ -87,7 +90,12 @@ class UnlearnOptions:
 
 
 def run(options: UnlearnOptions) -> int:
-    """Choose or read a selection, and print what the model writes before and after."""
+    """Choose or read a selection, and show what the model writes before and after."""
+    if options.example:
+        from saelens_adaptive_ortho.commands.examples import write_examples
+
+        write_examples(options, say=say)
+        return 0
     from rich.console import Console
 
     from saelens_adaptive_ortho.commands.unlearning import before_and_after, shown

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from jaxtyping import Int
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from sae_lens.saes.sae import SAE
-from torch import Tensor
 
 from saelens_adaptive_ortho.commands.unlearn import UnlearnOptions
 from saelens_adaptive_ortho.errors import ConfigError, reject
@@ -38,7 +36,8 @@ from saelens_adaptive_ortho.judging.unlearning.choosing import (
     context_for,
 )
 from saelens_adaptive_ortho.judging.unlearning.saved import CLAMP, UnlearningSelection
-from saelens_adaptive_ortho.judging.unlearning.use import n_tokens, unlearn
+from saelens_adaptive_ortho.judging.unlearning.use import Acted, n_tokens, unlearn
+from saelens_adaptive_ortho.judging.unlearning.writing import Prompt, Written, encoded, write
 from saelens_adaptive_ortho.settings import parse
 from saelens_adaptive_ortho.text import models, reader
 
@@ -56,37 +55,29 @@ CHOOSING = {
 JUDGING = ("model", "hook", "forget", "retain", "retain_share", "context_size", "device", "dtype")
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """Text that the model continues.
-
-    Args:
-        prompt: the text.
-        continuation: how it truly goes on, with the space in front; None if it is not known.
-    """
-
-    prompt: str
-    continuation: str | None = None
-
-
-class Written(NamedTuple):
-    """What a model does with a prompt.
+class Reach(NamedTuple):
+    """How far an edit reached in a text.
 
     Attributes:
-        text: what it writes.
-        loss: loss of the true continuation, in nats per token; None without one.
+        text: which text it is, in words.
+        tokens: its tokens.
+        fires: those on which a latent of the selection fires.
+        edited: those whose activations were edited.
     """
 
     text: str
-    loss: float | None
+    tokens: int
+    fires: int
+    edited: int
 
 
 class Answer(NamedTuple):
-    """A prompt, and what the model does with it before and after."""
+    """A prompt, what the model does with it before and after, and where the edit acted."""
 
     prompt: Prompt
     before: Written
     after: Written
+    reaches: tuple[Reach, ...]
 
 
 def before_and_after(
@@ -121,10 +112,13 @@ def before_and_after(
         say(f"Selection: {selection.save(options.save)}")
     _check_lengths(model, sae, prompts, options.max_new_tokens)
     for prompt in prompts:
-        before = write(model, sae, prompt, options)
-        with unlearn(model, sae, selection):
-            after = write(model, sae, prompt, options)
-        yield Answer(prompt, before, after)
+        how = (options.max_new_tokens, options.temperature, options.sampling_seed)
+        before = write(model, sae, prompt, *how)
+        acted: list[Acted] = []
+        with unlearn(model, sae, selection, acted.append):
+            after = write(model, sae, prompt, *how)
+        reaches = _reaches(acted, *encoded(model, sae, prompt), model.tokenizer.bos_token_id)
+        yield Answer(prompt, before, after, reaches)
 
 
 def read_prompts(options: UnlearnOptions) -> list[Prompt]:
@@ -241,52 +235,35 @@ def _check_lengths(model: Any, sae: SAE[Any], prompts: list[Prompt], new: int) -
             raise reject("--prompt", prompt.prompt[:40], rule)
 
 
-def encoded(model: Any, sae: SAE[Any], prompt: Prompt) -> tuple[Int[Tensor, " n"], int]:
-    """The tokens of prompt and continuation, and the number of those of the prompt.
+def _reaches(
+    acted: Sequence[Acted], tokens: Int[Tensor, " n"], n: int, bos: int | None
+) -> tuple[Reach, ...]:
+    """How far the edit reached in the prompt, in what was written, and in the true text.
 
-    BOS comes first if the SAE was trained with it. Where the two texts meet, the tokens are those
-    of the whole text: the continuation begins at the first token that differs from those of the
-    prompt alone.
+    Args:
+        acted: what the edit did in each call of :func:`write`.
+        tokens: tokens of the prompt and of the true text.
+        n: those of the prompt.
+        bos: the token that begins a text, which is not counted; None without one.
     """
-    tokenizer = model.tokenizer
-
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    alone = ids(prompt.prompt)
-    whole = ids(prompt.prompt + (prompt.continuation or ""))
-    same = [a == b for a, b in zip(alone, whole, strict=False)]
-    n = same.index(False) if False in same else len(same)
-    wanted = sae.cfg.metadata.prepend_bos is not False and tokenizer.bos_token_id is not None
-    bos = [tokenizer.bos_token_id] if wanted else []
-    return torch.tensor([*bos, *whole], dtype=torch.int64), len(bos) + n
-
-
-@torch.no_grad()
-def write(model: Any, sae: SAE[Any], prompt: Prompt, options: UnlearnOptions) -> Written:
-    """What the model writes after a prompt, and its loss on the true continuation.
-
-    The loss comes from one pass over prompt and continuation.
-    """
-    whole, n = encoded(model, sae, prompt)
-    whole = whole.to(next(model.parameters()).device)
-    sampling = {"do_sample": True, "temperature": options.temperature}
-    torch.manual_seed(options.sampling_seed)
-    found = model.generate(
-        whole[None, :n],
-        max_new_tokens=options.max_new_tokens,
-        stop_at_eos=model.tokenizer.eos_token_id is not None,
-        prepend_bos=False,
-        return_type="tokens",
-        verbose=False,
-        **(sampling if options.temperature > 0 else {"do_sample": False}),
+    steps, truth = list(acted[1:]), []
+    if len(tokens) > n:
+        truth = [steps.pop()]
+    parts = (
+        ("the prompt", acted[:1], slice(int(int(tokens[0]) == bos), n)),
+        ("the text that was written", steps, slice(-1, None)),
+        ("the true text", truth, slice(n, None)),
     )
-    text = model.tokenizer.decode(found[0, n:], skip_special_tokens=True)
-    if len(whole) == n:
-        return Written(text, None)
-    logits = model(whole[None], prepend_bos=False, return_type="logits")[0, n - 1 : -1]
-    loss = torch.nn.functional.cross_entropy(logits.float(), whole[n:].to(logits.device))
-    return Written(text, float(loss))
+    return tuple(
+        Reach(
+            text,
+            sum(call.edited[:, columns].numel() for call in calls),
+            sum(int(call.fires[:, columns].sum()) for call in calls),
+            sum(int(call.edited[:, columns].sum()) for call in calls),
+        )
+        for text, calls, columns in parts
+        if calls
+    )
 
 
 # ------------------------------------------------------------------ what is shown
@@ -310,8 +287,8 @@ def in_words(selection: UnlearningSelection) -> str:
     return f"{text}\nLoss on training text: {damages} nats per token (budget {on.budget:g})."
 
 
-def shown(answer: Answer) -> Table:
-    """Before and after, side by side, under the prompt."""
+def shown(answer: Answer) -> Group:
+    """Before and after, side by side, under the prompt, and below it where the edit acted."""
     title = Text("Prompt: ", style="bold") + Text(answer.prompt.prompt, style="not bold")
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, expand=True, padding=(0, 1))
     table.add_column("before", ratio=1)
@@ -321,4 +298,19 @@ def shown(answer: Answer) -> Table:
         table.add_section()
         losses = (answer.before.loss, answer.after.loss)
         table.add_row(*(f"true text: {loss:.2f} nats per token" for loss in losses))
-    return table
+    return Group(table, Text(reach_in_words(answer.reaches)))
+
+
+def reach_in_words(reaches: Sequence[Reach]) -> str:
+    """On how many tokens the edit acted, and why it did nothing if it did nothing."""
+    parts = [f"{reach.edited} of {reach.tokens} tokens of {reach.text}" for reach in reaches]
+    text = f"The edit acted on {', '.join(parts)}."
+    if any(reach.edited for reach in reaches):
+        return text
+    fires = sum(reach.fires for reach in reaches)
+    if not fires:
+        return f"{text} No latent of the selection fires here, so nothing changes."
+    return (
+        f"{text} Latents of the selection fire on {fires} of these tokens, too few to open the "
+        "gate, so nothing changes. A longer text may open it."
+    )

@@ -43,6 +43,7 @@ __all__ = [
     "evaluation",
     "find_runnable",
     "every",
+    "glance_keys",
     "headline_keys",
     "in_order",
     "primary_keys",
@@ -105,6 +106,11 @@ def in_order(names: Iterable[str]) -> list[str]:
 def headline_keys(keys: Iterable[str]) -> list[str]:
     """The headline metrics among ``keys``, in the table's order."""
     return _among(keys, (key for e in every().values() for key in e.keys(e.headline)))
+
+
+def glance_keys(keys: Iterable[str]) -> list[str]:
+    """The few metrics that a terminal and the headline figure show, in the table's order."""
+    return _among(keys, (key for e in every().values() for key in e.keys(e.glance)))
 
 
 def essential_keys(keys: Iterable[str]) -> list[str]:

@@ -20,6 +20,8 @@ from saelens_adaptive_ortho.evaluations.contract import (
 
 PRIMARY = ("pooled/explained_variance", "pooled/ce_loss_score")
 ALIVE = "pooled/frac_alive"
+#: L0 in training, in the details of a result, if the files of the SAE tell it.
+TRAINED_L0 = "l0_in_training"
 
 # The metrics of these categories of SAEBench's core output keep their names in our results.
 CATEGORIES = (

@@ -29,9 +29,11 @@ from sae_lens.saes.sae import SAE
 from safetensors import SafetensorError, safe_open
 from transformer_lens import HookedRootModule
 
+from saelens_adaptive_ortho import examples
 from saelens_adaptive_ortho.checksums import SUMS, files_named, find_damage
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.evaluations import runnable
+from saelens_adaptive_ortho.evaluations.unlearning import UNLEARNING, Settings
 from saelens_adaptive_ortho.experiments.costs_in_words import taken_in_words
 from saelens_adaptive_ortho.experiments.experiment import Experiment, check_fits
 from saelens_adaptive_ortho.files import (
@@ -46,10 +48,12 @@ from saelens_adaptive_ortho.files import (
 )
 from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome, Workbench
 from saelens_adaptive_ortho.judging.running import check_evals_runnable, run_missing, write_outcome
+from saelens_adaptive_ortho.judging.unlearning.examples import make_examples
 from saelens_adaptive_ortho.locks import run_lock
 from saelens_adaptive_ortho.report import summary
 from saelens_adaptive_ortho.report.formatting import duration
 from saelens_adaptive_ortho.report.page import run as page
+from saelens_adaptive_ortho.report.statistics import focus_of
 from saelens_adaptive_ortho.results import (
     SCHEMA_VERSION,
     Result,
@@ -154,7 +158,7 @@ class Comparison:
         folders = [self.results, self.results / RAW, self.root / "cache", *within]
         folders += [*self.sae_dirs(), *(self._checkpoints(seed) for seed in seeds)]
         files = [self.root / "config.yaml", self.root / "report.html"]
-        files.append(self.results / "summary.json")
+        files += [self.results / "summary.json", self.results / examples.FILE]
         for variant, seed, name in product(variants, seeds, (TRAINING, *self.experiment.evals)):
             files.append(result_path(self.root, variant, seed, name))
         remedy = "Move it away, or choose another output_path."
@@ -205,6 +209,8 @@ class Comparison:
         if self.results.is_symlink() or not self.results.is_dir():
             return folders, []
         files = [p for p in self.results.iterdir() if p.is_file() and self._is_result(p)]
+        if examples.read(self.results) is not None:
+            files.append(self.results / examples.FILE)
         raw = self.results / RAW
         for folder in _real_folders(raw) if not raw.is_symlink() else []:
             files += [p for p in folder.iterdir() if p.is_file() and p.name.endswith(RAW_SUFFIX)]
@@ -394,15 +400,42 @@ class Comparison:
 
     def evaluate(self, variant: str, seed: int) -> bool:
         """Run the evaluations of one SAE that have no result yet; returns whether any ran."""
+        context = self._context(variant, seed)
+        return run_missing(context, self.experiment.evals, self.root, self.say)
+
+    def _context(self, variant: str, seed: int) -> EvalContext:
         folder = self._sae_dir(variant, seed).resolve()  # SAEBench changes the working directory
-        context = EvalContext(
+        return EvalContext(
             bench=self.bench,
             load=lambda: SAE.load_from_disk(folder, self.bench.device),
             variant=variant,
             seed=seed,
             raw_dir=self.results.resolve() / RAW,
         )
-        return run_missing(context, self.experiment.evals, self.root, self.say)
+
+    def write_examples(self) -> None:
+        """Let the model write before and after unlearning with the first SAE of the focus.
+
+        Without a result of the unlearning evaluation there are none. Examples of an SAE that is
+        still there are kept, whatever chose them.
+        """
+        variants = list(self.experiment.variants)
+        variant, seed = focus_of(variants) or variants[0], self.experiment.seeds[0]
+        try:
+            found = load_result(result_path(self.root, variant, seed, UNLEARNING.name))
+        except ResultError:
+            return
+        if UNLEARNING.name not in self.experiment.evals or not found.ok or self._has_examples():
+            return
+        self.say(f"{self.where}Seed {seed}: text before and after unlearning with {variant}")
+        settings = Settings(**self.experiment.evals[UNLEARNING.name])
+        examples.write(self.results, make_examples(self._context(variant, seed), settings))
+
+    def _has_examples(self) -> bool:
+        kept = examples.read(self.results)
+        if kept is None or self._sae_dir(kept.variant, kept.seed) not in self.sae_dirs():
+            return False
+        return kept.sae_digest == self._context(kept.variant, kept.seed).sae_digest
 
     def say_time_left(self) -> None:
         """Say how long the evaluation of the other SAEs will take, from those that are done."""
@@ -615,6 +648,8 @@ def run_together(
                     for variant in one.experiment.variants:
                         if one.evaluate(variant, seed):
                             one.say_time_left()
+            for one in comparisons:
+                one.write_examples()
             return [one.report() for one in comparisons]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from saelens_adaptive_ortho.experiments.experiment import Experiment
 from saelens_adaptive_ortho.report.formatting import duration
+from saelens_adaptive_ortho.results import ResultError, load_results
 from saelens_adaptive_ortho.training.costs import Costs, Taken
 
 
@@ -30,7 +32,6 @@ def described(experiment: Experiment, costs: Costs) -> dict[str, str]:
     disk = f"{gb(costs.export * seeds)} for SAEs, up to {gb(costs.checkpoints)} for checkpoints"
     if cached:
         disk += f", {gb(costs.cache)} for cached activations that are not there yet"
-    evals = ", ".join(experiment.evals) or "none"
     return {
         "model": f"{cfg.model_name}, {cfg.hook_name}, width {d_in:,}",
         "SAEs": f"{n} ({_number(len(costs.step_seconds), 'variant')} x {_number(seeds, 'seed')}), "
@@ -43,9 +44,50 @@ def described(experiment: Experiment, costs: Costs) -> dict[str, str]:
         "memory": f"{gb(costs.memory + costs.buffer)} at the peak, of which {gb(costs.buffer)} "
         "for shuffled activations",
         "disk": disk,
-        "evaluations": f"{evals}; their time is not in this plan. "
-        "compare says it after the first SAE",
+        "evaluations": evaluations_in_words(experiment),
     }
+
+
+def evaluations_in_words(experiment: Experiment) -> str:
+    """How long the evaluations will take, from the SAEs that are evaluated already.
+
+    Nothing is estimated without such an SAE: the time depends on model, vocabulary, settings and
+    data of the evaluation, and on what it keeps for the next SAE.
+    """
+    if not experiment.evals:
+        return "none"
+    n = len(experiment.variants) * len(experiment.seeds)
+    took = _evaluation_seconds(experiment)
+    estimated = [
+        f"{name} {duration(sum(seconds) / len(seconds) * n)}" for name, seconds in took.items()
+    ]
+    unknown = [name for name in experiment.evals if name not in took]
+    parts = []
+    if estimated:
+        done = max(map(len, took.values()))
+        finished = f"{_number(done, 'finished SAE')} in {experiment.runner.output_path}"
+        parts.append(f"{', '.join(estimated)} for {_number(n, 'SAE')}, estimated from {finished}")
+    if unknown:
+        parts.append(
+            f"{', '.join(unknown)} not estimated (no SAE of this folder is evaluated yet); often "
+            "they take longer than the training. compare says the time after the first SAE"
+        )
+    return "; ".join(parts)
+
+
+def _evaluation_seconds(experiment: Experiment) -> dict[str, list[float]]:
+    """Seconds of each evaluation, for every SAE of the run folder that has its result."""
+    root, took = experiment.runner.output_path, dict[str, list[float]]()
+    if root is None or not (Path(root) / "results").is_dir():
+        return took
+    try:
+        results = load_results(root, list(experiment.variants))
+    except ResultError:  # no result yet, or a damaged one, which compare will name
+        return took
+    for result in (r for r in results if r.ok and r.eval in experiment.evals):
+        if result.seconds is not None:
+            took.setdefault(result.eval, []).append(result.seconds)
+    return took
 
 
 def taken_in_words(taken: Taken) -> str:

@@ -150,11 +150,13 @@ def check_compared(tree: dict[str, Any]) -> None:
         "resume_from_checkpoint": "a comparison continues from its own checkpoints. Leave it out.",
         "checkpoint_path": "a comparison keeps its checkpoints in output_path. Leave it out.",
         "seed": f"a comparison trains the seeds of `seeds`: {seeds}. Set that one.",
+        "ortho_shards": "only `train` divides an SAE among processes. Leave it out.",
     }
     for name, reason in reasons.items():
         value = tree.get(name)
         # A seed of 0 is the default, which a file may write down: it asks for nothing.
         used = name == "seed" and isinstance(seeds, list) and value in [0, *seeds]
+        used |= name == "ortho_shards" and value == 1
         if value is not None and not used:
             raise reject(name, value, reason)
 

@@ -167,6 +167,11 @@ class AdaptiveOrthoMixin(SeparationMixin):
     # ------------------------------------------------- statistics and groups
 
     @property
+    def ortho_width(self) -> int:
+        """Number of latents of the SAE, also if this object holds only some of them."""
+        return self.cfg.d_sae
+
+    @property
     def ortho_state(self) -> CoactivationState:
         """The co-activation statistics as one state for the pure functions."""
         return CoactivationState(*(getattr(self, f"ortho_{name}") for name in STATE_FIELDS))
@@ -231,7 +236,7 @@ class AdaptiveOrthoMixin(SeparationMixin):
             return False  # avoids reading from the device
         if step - self._searched_at() >= longest:
             return True
-        rows = neighbours.sampled_rows(self.cfg.d_sae, CHECKED_LATENTS, step // every)
+        rows = neighbours.sampled_rows(self.ortho_width, CHECKED_LATENTS, step // every)
         return self.ortho_check(rows) < self.cfg.ortho_min_captured
 
     def _searched_at(self) -> int:
@@ -282,14 +287,17 @@ class AdaptiveOrthoMixin(SeparationMixin):
     @torch.no_grad()
     def ortho_check(self, rows: Tensor) -> float:
         """Measure the captured share of the latents ``rows`` [k] and record it."""
-        directions = compared_directions(self.W_dec)
-        share = neighbours.captured_share(
-            directions, self.ortho_neighbours, rows.to(directions.device)
-        )
+        share = self._captured_share(rows)
         _, lowest, total, number = self.ortho_captured
         lowest = torch.minimum(lowest, share)
         self.ortho_captured = torch.stack([share, lowest, total + share, number + 1])
         return float(share)
+
+    def _captured_share(self, rows: Tensor) -> Tensor:
+        directions = compared_directions(self.W_dec)
+        return neighbours.captured_share(
+            directions, self.ortho_neighbours, rows.to(directions.device)
+        )
 
     @torch.no_grad()
     def ortho_search(self, step: int) -> None:

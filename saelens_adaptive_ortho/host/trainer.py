@@ -113,12 +113,16 @@ class SwitchTrainer(SAETrainer[Any, Any]):
                 if parameter.grad is not None:
                     parameter.grad /= n_batches
         clip = HOST_CLIP_NORM if cfg.ortho_clip_norm is None else cfg.ortho_clip_norm
-        output.metrics["grad_norm"] = nn.utils.clip_grad_norm_(parameters, clip)
+        output.metrics["grad_norm"] = self._clip(parameters, clip)
         if cfg.ortho_lr_power:
             self._step_with_latent_rates(output)
         else:
             self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def _clip(self, parameters: list[nn.Parameter], largest: float) -> Tensor:
+        """Scale the gradients to a norm of at most ``largest``, and return their norm before."""
+        return nn.utils.clip_grad_norm_(parameters, largest)
 
     @torch.no_grad()
     def _step_with_latent_rates(self, output: TrainStepOutput) -> None:

@@ -26,11 +26,11 @@ from sae_lens.saes.sae import SAE
 from sae_lens.saes.transcoder import SkipTranscoder
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, get_special_token_ids
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.maths import coactivation, similar_pairs
 from saelens_adaptive_ortho.maths.similar_pairs import PairCounts
+from saelens_adaptive_ortho.progress import progress
 from saelens_adaptive_ortho.text import models
 from saelens_adaptive_ortho.text.corpora import TokenisedCorpus
 
@@ -140,7 +140,7 @@ def passes(
     ignored = torch.tensor(sorted(uncounted_tokens(sae, model)), dtype=torch.int64)
     window = slice(*(sae.cfg.metadata.seqpos_slice or (None,)))
     n_batches = sum(-(-len(c) // batch_size) for c in corpora)
-    with tqdm(total=n_batches, desc=desc, leave=False, unit=" batches") as bar:
+    with progress(total=n_batches, desc=desc, unit=" batches") as bar:
         for number, contexts in enumerate(corpora):
             contexts = as_trained(sae, model, contexts)
             for first in range(0, len(contexts), batch_size):

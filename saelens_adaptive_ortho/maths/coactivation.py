@@ -123,8 +123,6 @@ def update(
     flat = acts.contiguous().view(-1)
     acts, signs = acts[::stride], signs[::stride]
     forget_rows = -(-forget_rows // stride)
-    n, d_sae = acts.shape
-    two_domains = state.samples.shape[0] == 2
     if known is None:
         # A GPU selects the positive ones at once. It waits only for their number.
         rows, latents = (acts > 0 if on_gpu else acts).nonzero(as_tuple=True)
@@ -141,6 +139,32 @@ def update(
         joint = _joint_sums_on_gpu(by_latent, flat, width, neighbours, norms)
     else:
         joint = _joint_sums(fired, flat, width, neighbours, norms)
+    return with_counts(state, fired, joint, signs, decay, forget_rows, by_latent)
+
+
+def with_counts(
+    state: CoactivationState,
+    fired: Nonzeros,
+    joint: Float[Tensor, "3 d_sae m"],
+    signs: Float[Tensor, "batch r"],
+    decay: float,
+    forget_rows: int,
+    by_latent: Nonzeros | None = None,
+) -> CoactivationState:
+    """Add the firings of one batch, whose joint firings are already counted.
+
+    Args:
+        fired: the firings, with activations for decoder rows of unit norm.
+        joint: number of joint firings of each pair, and the sums of ``a_i`` and of ``a_j``.
+        signs: see :func:`update`.
+        decay: see :func:`update`.
+        forget_rows: see :func:`update`.
+        by_latent: ``fired``, transposed, if it is known.
+    """
+    n, d_sae = fired.shape
+    rows, latents, values, _ = fired
+    by_latent = by_latent or fired.transposed()
+    two_domains = state.samples.shape[0] == 2
     new_samples = [forget_rows, n - forget_rows] if two_domains else [n]
     domains = (rows >= forget_rows).long() if two_domains else torch.zeros_like(rows)
     new_fired = state.fired.new_zeros(state.fired.numel())
@@ -226,8 +250,13 @@ def _joint_sums_on_gpu(
 
 def _counted_rows(acts: Float[Tensor, "batch d_sae"]) -> int:
     """The stride n that counts every n-th row, estimated from the firings of some rows."""
-    most = max(MOST_FIRINGS, MOST_PER_LATENT * acts.shape[1])
-    return max(1, -(-estimated_nonzeros(acts) // most))
+    return counted_stride(estimated_nonzeros(acts), acts.shape[1])
+
+
+def counted_stride(n_firings: int, d_sae: int) -> int:
+    """The stride n that counts every n-th row of a batch with about this many firings."""
+    most = max(MOST_FIRINGS, MOST_PER_LATENT * d_sae)
+    return max(1, -(-n_firings // most))
 
 
 def retarget(

@@ -151,6 +151,22 @@ def partner_cosines(
     return norms, products / (norms * norms[partner])
 
 
+@torch.no_grad()
+def cross_products(
+    X: Float[Tensor, "n d"],
+    Y: Float[Tensor, "k d"],
+    rows: Int[Tensor, " entries"],
+    columns: Int[Tensor, " entries"],
+) -> Float[Tensor, " entries"]:
+    """``<X_i, Y_j>`` for each i of ``rows``, in rising order, and j of ``columns``."""
+    if device.on_gpu(X):
+        return typed.row_products(X, rows, columns, Y)
+    if X.device.type == "cpu":
+        starts = torch.searchsorted(rows, torch.arange(len(X) + 1))
+        return sampled_product(X, Y, starts, columns)
+    return (X[rows] * Y[columns]).sum(-1)
+
+
 def _products(W: Float[Tensor, "n d"], neighbours: Int[Tensor, "n m"]) -> Float[Tensor, "n m"]:
     """``<W_i, W_j>`` of each row with its candidates. No row is copied m times.
 

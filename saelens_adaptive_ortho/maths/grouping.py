@@ -15,6 +15,8 @@ from saelens_adaptive_ortho.maths import typed
 from saelens_adaptive_ortho.maths.neighbours import top_similar
 
 INACTIVE, FORGET, RETAIN, SHARED = -1, 0, 1, 2
+# Nearest firing patterns among which a latent looks for others of its group.
+GROUP_CANDIDATES = 8
 DOMAIN_NAMES = {FORGET: "forget", RETAIN: "retain", SHARED: "shared"}
 
 
@@ -79,7 +81,10 @@ def domain_sharing(
 
 
 def coactivation_groups(
-    sketches: Float[Tensor, "d_sae r"], threshold: float, m: int = 8, block_size: int | None = None
+    sketches: Float[Tensor, "d_sae r"],
+    threshold: float,
+    m: int = GROUP_CANDIDATES,
+    block_size: int | None = None,
 ) -> Int[Tensor, " d_sae"]:
     """Connected components of the mutual nearest-neighbour graph over firing patterns.
 
@@ -90,15 +95,34 @@ def coactivation_groups(
     """
     n = sketches.shape[0]
     m = min(m, n - 1)
-    floor = sketches.new_full((n,), max(threshold - 1e-6, 0.0))  # no link from here down
+    floor = sketches.new_full((n,), link_floor(threshold))
     indices, similarity = top_similar(sketches, m, block_size, floor)
-    itself = torch.arange(n, device=sketches.device).unsqueeze(1)
+    return linked_groups(indices, similarity, threshold)
+
+
+def link_floor(threshold: float) -> float:
+    """The similarity from which down no two latents are linked."""
+    return max(threshold - 1e-6, 0.0)
+
+
+def linked_groups(
+    indices: Int[Tensor, "d_sae m"], similarity: Float[Tensor, "d_sae m"], threshold: float
+) -> Int[Tensor, " d_sae"]:
+    """The groups of :func:`coactivation_groups`, from the nearest sketches of each latent.
+
+    Args:
+        indices: the m nearest sketches; an entry of similarity -inf is none.
+        similarity: the estimated phi correlations with them.
+        threshold: smallest correlation of a link.
+    """
+    n = len(indices)
+    itself = torch.arange(n, device=indices.device).unsqueeze(1)
     mutual = (indices[indices] == itself.unsqueeze(2)).any(-1)  # is i in the list of its neighbour?
     # Also required at threshold 0: a latent that never fired has a zero sketch and gets no link.
     linked = mutual & (similarity >= threshold) & (similarity > 0)
     # An unlinked slot points at the latent itself, so it does not change the minimum below.
     targets = torch.where(linked, indices, itself)
-    labels = torch.arange(n, device=sketches.device)
+    labels = torch.arange(n, device=indices.device)
     while True:  # this ends, because labels only fall and stay >= 0
         spread = torch.minimum(labels, labels[targets].amin(-1))
         spread = spread[spread]  # pointer jumping: distances halve at each sweep

@@ -74,6 +74,46 @@ def top_similar(
     return indices, values
 
 
+@torch.no_grad()
+def improve_lists(
+    values: Float[Tensor, "n m"],
+    indices: Int[Tensor, "n m"],
+    mine: Float[Tensor, "n d"],
+    theirs: Float[Tensor, "k d"],
+    first: int,
+    floor: float = float("-inf"),
+    itself: int | None = None,
+    block_size: int | None = None,
+) -> None:
+    """Keep the m most similar of the directions listed so far and of some others, in place.
+
+    :func:`top_similar` for directions that arrive in parts.
+
+    Args:
+        values: similarities found so far, in falling order; -inf where there is none.
+        indices: numbers of these directions.
+        mine: the directions of the rows.
+        theirs: the other directions.
+        first: number of the first of them; the others have the next numbers.
+        floor: smaller similarities are not listed.
+        itself: row of ``theirs`` that is row 0 of ``mine``, if they are the same directions.
+        block_size: rows of a block of similarities.
+    """
+    m = values.shape[1]
+    block_size = block_size or (CPU_BLOCK if mine.device.type == "cpu" else BLOCK)
+    for a in range(0, len(mine), block_size):
+        rows = slice(a, a + block_size)
+        for b in range(0, len(theirs), block_size):
+            similarity = mine[rows] @ theirs[b : b + block_size].T
+            if itself is not None:
+                similarity.diagonal(itself + a - b).fill_(float("-inf"))
+            found, where = _largest_above(similarity, values[rows, -1].clamp(min=floor), m)
+            both = torch.cat([values[rows], found], dim=1)
+            values[rows], best = both.topk(m, dim=1)
+            where = torch.cat([indices[rows], where + first + b], dim=1)
+            indices[rows] = where.gather(1, best)
+
+
 def _all_above(
     directions: Float[Tensor, "n d"], m: int, block_size: int, floor: Float[Tensor, " n"]
 ) -> tuple[Int[Tensor, "n m"], Float[Tensor, "n m"]] | None:

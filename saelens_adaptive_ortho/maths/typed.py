@@ -123,12 +123,13 @@ def sampled_product(places: Tensor, X: Tensor, Y: Tensor) -> Tensor:
     return product.values()
 
 
-def row_products(X: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def row_products(X: Tensor, rows: Tensor, columns: Tensor, others: Tensor | None = None) -> Tensor:
     """``<X_i, X_j>`` for each i of ``rows`` and j of ``columns``, in one kernel without copies.
 
-    Products are added in float32 or wider.
+    Products are added in float32 or wider. With ``others``, ``X_j`` is a row of that matrix.
     """
+    Y = X if others is None else others
     # The operation behind embedding_bag's gradient for its per-sample weights. Its offsets are not
     # used if the bag of each sample is given; mode 0 is the sum, and -1 means no padding.
     product = torch.ops.aten._embedding_bag_per_sample_weights_backward
-    return cast(Tensor, product(X, X, columns, rows, rows, 0, -1))
+    return cast(Tensor, product(X, Y, columns, rows, rows, 0, -1))

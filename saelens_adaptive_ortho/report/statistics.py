@@ -38,6 +38,7 @@ from scipy.special import stdtr, stdtrit  # pyright: ignore[reportMissingTypeStu
 from saelens_adaptive_ortho.evaluations import (
     Evaluation,
     evaluation,
+    glance_keys,
     headline_keys,
     in_order,
     primary_keys,
@@ -48,6 +49,7 @@ from saelens_adaptive_ortho.report.notes import (
     Gap,
     GapGroup,
     caveats_of,
+    concerns_of,
     gap_groups,
     gaps_of,
     remarks_of,
@@ -265,7 +267,8 @@ class Summary:
     ``references`` are the variants that others are compared with: the first variant and, for the
     focus, "fixed". The keys of ``metrics`` are ``{eval}/{name}``. ``versions`` lists all versions
     of each library. ``without_sae`` holds ceilings and floors that need no SAE, by name and key of
-    the metric: the means of ``details["references"][NAME][METRIC]`` over the results.
+    the metric: the means of ``details["references"][NAME][METRIC]`` over the results. ``concerns``
+    are reasons to doubt the SAEs (`notes.concerns`).
     """
 
     variants: Sequence[str]
@@ -277,6 +280,7 @@ class Summary:
     gap_groups: Sequence[GapGroup]
     versions: Mapping[str, Sequence[str]]
     without_sae: Mapping[str, Mapping[str, float]]
+    concerns: Sequence[str]
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -296,12 +300,17 @@ class Summary:
         return headline_keys(self.metrics)
 
     @property
+    def glance(self) -> list[str]:
+        """Keys of the metrics of the headline figure that were measured."""
+        return glance_keys(self.metrics)
+
+    @property
     def focus(self) -> str | None:
         """The variant that the verdict is about: "adaptive" if present, else the last variant.
 
         None if there is only one variant.
         """
-        return _focus(self.variants)
+        return focus_of(self.variants)
 
     @property
     def focus_pairs(self) -> list[tuple[str, str]]:
@@ -366,6 +375,7 @@ def summarise(results: Sequence[Result], variants: Sequence[str] | None = None) 
         gap_groups=gap_groups(gaps, results),
         versions=_versions(results),
         without_sae=_without_sae(results),
+        concerns=concerns_of(results),
     )
 
 
@@ -454,12 +464,13 @@ def reference_of(variant: str, variants: Sequence[str]) -> str:
 
 def _pairs(variants: Sequence[str], references: Sequence[str]) -> list[tuple[str, str]]:
     _, *others = references
-    focus = _focus(variants)
+    focus = focus_of(variants)
     found = [(variant, reference_of(variant, variants)) for variant in variants[1:]]
     return found + [(focus, other) for other in others if focus not in (None, other)]
 
 
-def _focus(variants: Sequence[str]) -> str | None:
+def focus_of(variants: Sequence[str]) -> str | None:
+    """Return "adaptive" if it is there, else the last variant; None if there is only one."""
     if len(variants) < 2:
         return None
     return "adaptive" if "adaptive" in variants[1:] else variants[-1]

@@ -56,6 +56,7 @@ def summary_json(summary: Summary) -> Json:
         },
         "metrics": {key: _metric(metric) for key, metric in summary.metrics.items()},
         "without_sae": {name: dict(found) for name, found in summary.without_sae.items()},
+        "concerns": list(summary.concerns),
         "gaps": [asdict(gap) for gap in summary.gaps],
         "versions": {name: list(seen) for name, seen in summary.versions.items()},
         **({"at_equal_l0": equal} if equal else {}),

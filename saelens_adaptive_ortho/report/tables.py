@@ -25,6 +25,7 @@ from saelens_adaptive_ortho.report.metrics import describe
 from saelens_adaptive_ortho.report.statistics import (
     BETTER,
     EQUIVALENT,
+    MIN_SEEDS,
     TOO_FEW,
     WORSE,
     Difference,
@@ -34,7 +35,10 @@ from saelens_adaptive_ortho.report.statistics import (
 from saelens_adaptive_ortho.report.verdicts import Verdicts, found_text, judge, rules
 from saelens_adaptive_ortho.results import Result, split_series
 
-_VERDICT_STYLE = {BETTER: "bold green", WORSE: "bold red", EQUIVALENT: "bold", TOO_FEW: "dim"}
+#: Characters that the labels of the metrics have at least, beside at most so many other columns.
+LABEL_WIDTH, LABEL_COLUMNS = 22, 5
+
+_VERDICT_STYLE = {BETTER: "bold green", WORSE: "bold red", EQUIVALENT: "bold"}
 
 
 class Level(NamedTuple):
@@ -135,52 +139,106 @@ def evaluation_lines(summary: Summary, verdicts: Verdicts) -> list[tuple[str, li
     return lines
 
 
-def terminal_table(summary: Summary) -> RenderableType:
-    """Return the headline metrics for a terminal: levels, paired differences, verdicts, gaps."""
+def terminal_table(summary: Summary, full: bool = False) -> RenderableType:
+    """Return the main metrics for a terminal: levels, differences, verdict, gaps, concerns.
+
+    The differences are those of the focus variant. With too few seeds for any verdict, one line
+    says so in place of differences and verdicts.
+
+    Args:
+        summary: statistics of the run.
+        full: all headline metrics, the differences of all pairs, what the words of the verdicts
+            mean, and a verdict on each evaluation.
+    """
     verdicts = judge(summary)
+    keys = summary.headline if full else main_keys(summary)
     parts: list[RenderableType] = []
-    if summary.headline:
-        parts.append(_terminal_levels(summary))
-    if summary.headline and summary.pairs:
-        parts.append(_terminal_differences(summary))
-    parts.append(Text(f"{verdicts.text} {verdicts.rules}".rstrip()))
-    lines = evaluation_lines(summary, verdicts)
+    if keys:
+        parts.append(_terminal_levels(summary, keys))
+    judged = any(summary.family(pair) for pair in summary.pairs)
+    if keys and summary.pairs and (full or judged):
+        pairs = summary.pairs if full else summary.focus_pairs
+        parts.append(_terminal_differences(summary, keys, pairs))
+    if full:
+        parts.append(Text(f"{verdicts.text} {verdicts.rules}".rstrip()))
+    else:
+        few = bool(summary.pairs) and not judged
+        parts.append(Text(_too_few(summary) if few else found_text(summary)))
+    lines = evaluation_lines(summary, verdicts) if full else []
     if lines:
         parts.append(_terminal_verdicts(lines))
     if summary.gap_groups:
         parts.append(_terminal_gaps(summary))
+    parts += [Text(f"Doubtful: {text}", style="yellow") for text in summary.concerns]
+    if not full:
+        parts.append(Text("All metrics: in the report, or by `adaptive-ortho report RUN --full`."))
     return Group(*parts)
 
 
-def _terminal_levels(summary: Summary) -> Table:
+def main_keys(summary: Summary) -> list[str]:
+    """Return the few metrics of a run that a terminal shows, in the order of the report.
+
+    They are the ``glance`` metrics. An evaluation without any shows its primary metrics, or, if it
+    has none of these, its headline metrics.
+    """
+    found: list[str] = []
+    for name, evaluated in summary.evaluations.items():
+        info, measured = evaluated.info, summary.metrics
+        if not info.module:  # training is no evaluation
+            continue
+        for keys in (summary.glance, info.keys(info.primary), summary.headline):
+            here = [key for key in keys if key in measured and key.startswith(f"{name}/")]
+            if here:
+                found += here
+                break
+    return found
+
+
+def _too_few(summary: Summary) -> str:
+    """Return ``1 seed: too few for verdicts, which need 3; ...``."""
+    n = len(summary.seeds)
+    return (
+        f"{n} seed{'' if n == 1 else 's'}: too few for verdicts, which need {MIN_SEEDS} seeds that "
+        "both sides have. In a config: seeds: [0, 1, 2]; finished SAEs are kept."
+    )
+
+
+def _terminal_levels(summary: Summary, keys: Sequence[str]) -> Table:
     table = Table(
         title=f"Mean ± standard deviation over {seeds_text(summary)}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
-    table.add_column("metric")
+    _add_labels(table, len(summary.variants))
     for variant in summary.variants:
         table.add_column(Text(variant), justify="right")
-    for key in summary.headline:
+    for key in keys:
         metric = summary.metrics[key]
         found = levels(metric, len(summary.seeds))
         table.add_row(metric_label(metric), *(Text(found[v].text) for v in summary.variants))
     return table
 
 
-def _terminal_differences(summary: Summary) -> Table:
+def _add_labels(table: Table, columns: int) -> None:
+    """Add the column of the labels, wide enough to be read if there are few other columns."""
+    table.add_column("metric", min_width=LABEL_WIDTH if columns <= LABEL_COLUMNS else None)
+
+
+def _terminal_differences(
+    summary: Summary, keys: Sequence[str], pairs: Sequence[tuple[str, str]]
+) -> Table:
     table = Table(
-        title="Difference paired by seed [95% interval of this metric alone] and verdict",
+        title="Difference paired by seed [95% interval of this metric alone] and verdict, if any",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
-    table.add_column("metric")
-    for pair in summary.pairs:
+    _add_labels(table, len(pairs))
+    for pair in pairs:
         table.add_column(Text(pair_title(pair)), justify="right")
     # A metric without a better direction (L0) has no verdict; its levels are in the table above.
-    for metric in (summary.metrics[key] for key in summary.headline):
+    for metric in (summary.metrics[key] for key in keys):
         if metric.info.direction:
-            cells = [_terminal_cell(metric.difference(*pair)) for pair in summary.pairs]
+            cells = [_terminal_cell(metric.difference(*pair)) for pair in pairs]
             table.add_row(metric_label(metric), *cells)
     return table
 
@@ -216,7 +274,8 @@ def _terminal_gaps(summary: Summary) -> Table:
 def _terminal_cell(difference: Difference | None) -> Text:
     mean, interval = difference_texts(difference)
     text = Text(mean)
-    if difference is not None and difference.verdict is not None and mean != DASH:
+    # Too few seeds are said once, below the table.
+    if difference is not None and difference.verdict not in (None, TOO_FEW) and mean != DASH:
         text.append(f" {difference.words}", style=_VERDICT_STYLE.get(difference.verdict, ""))
     if interval:
         text.append(f"\n{interval}", style="dim")

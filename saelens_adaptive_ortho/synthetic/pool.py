@@ -25,10 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import embedding_bag
-from tqdm.auto import tqdm
 
 from saelens_adaptive_ortho.files import recover_directory, write_failures_named
 from saelens_adaptive_ortho.locks import write_lock
+from saelens_adaptive_ortho.progress import progress
 from saelens_adaptive_ortho.settings import check_fields
 from saelens_adaptive_ortho.synthetic.worlds import World
 from saelens_adaptive_ortho.text.models import tensors_digest
@@ -237,11 +237,12 @@ def draw_pool(world: World, train_samples: int, held_out: int) -> Pool:
     source = world.build()
     n = world.n_domains
     parts: dict[str, list[Rows]] = {}
-    with tqdm(
+    with progress(
         total=train_samples + held_out,
         desc=f"Drawing the {world.name} pool",
         unit=" samples",
         unit_scale=True,
+        leave=True,
     ) as bar:
         for part, (name, size) in enumerate({TRAIN: train_samples, HELD_OUT: held_out}.items()):
             parts[name] = []

@@ -25,11 +25,11 @@ from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from saelens_adaptive_ortho.demo import CORPORA as DEMO_CORPORA
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.files import user_path, write_failures_named
+from saelens_adaptive_ortho.progress import progress
 from saelens_adaptive_ortho.settings import parse
 from saelens_adaptive_ortho.text import hub, reader
 from saelens_adaptive_ortho.text.models import tensors_digest
@@ -214,7 +214,7 @@ def read_to_the_end(corpus: CorpusConfig, where: str) -> None:
     except ConfigError as error:
         raise ConfigError(f"{where}.{error}") from None
     read = read_documents if corpus.tokens_field is None else read_tokens
-    for _ in tqdm(read(corpus, where), desc=f"Reading {where}", unit=" rows", leave=False):
+    for _ in progress(read(corpus, where), f"Reading {where}", unit=" rows"):
         pass
 
 
@@ -228,7 +228,7 @@ def check_contexts(corpus: CorpusConfig, tokenizer: Any, how: Tokenisation, wher
     if local_files(corpus.path) is None:
         return
     rows = enumerate(read_tokens(corpus, where))
-    for number, ids in tqdm(rows, desc=f"Checking {where}", unit=" rows", leave=False):
+    for number, ids in progress(rows, f"Checking {where}", unit=" rows"):
         _need_fit(ids, number, corpus, tokenizer, how, where)
 
 
@@ -431,7 +431,7 @@ def _tokenise(
     parts: dict[bool, list[Tensor]] = {False: [], True: []}
     full = {False: 0.0, True: 0.0}  # number of contexts that the tokens so far fill
     documents = enumerate(read_documents(corpus, where))
-    with tqdm(desc=f"Tokenising {domain}", unit=" documents", leave=False) as bar:
+    with progress(desc=f"Tokenising {domain}", unit=" documents") as bar:
         while full[False] < wanted[False] or not parts[True]:
             block = list(itertools.islice(documents, 256))
             if not block:
@@ -461,7 +461,7 @@ def _as_contexts(
     """The rows of a tokenised corpus as contexts, until both parts have enough of them."""
     parts = _Documents([], [])
     rows = enumerate(read_tokens(corpus, where))
-    for number, ids in tqdm(rows, desc=f"Reading {domain}", unit=" rows", leave=False):
+    for number, ids in progress(rows, f"Reading {domain}", unit=" rows"):
         if len(parts.train) >= train_contexts and parts.held_out:
             break
         _need_fit(ids, number, corpus, tokenizer, how, where)

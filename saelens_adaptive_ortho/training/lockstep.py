@@ -13,7 +13,7 @@ import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,19 @@ from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from saelens_adaptive_ortho.checksums import find_damage
 from saelens_adaptive_ortho.devices import check_placed
 from saelens_adaptive_ortho.errors import ConfigError, Explained, reject
 from saelens_adaptive_ortho.files import atomic_directory, write_json
 from saelens_adaptive_ortho.host.trainer import build_trainer
+from saelens_adaptive_ortho.progress import progress
 from saelens_adaptive_ortho.signals import Interrupted, signal_name, stop_noted
 from saelens_adaptive_ortho.training.store import StratifiedActivationsStore, fill_caches
 
 STATE_FILE = "lockstep_state.json"
 RNG_FILE = "rng_state.pt"
+SHARDS = "shard_*_of_*.safetensors"  # parts of a checkpoint with ortho_shards
 KEPT_CHECKPOINTS = 2
 REMEDY = (
     "Lower lr or ortho_coefficient, or normalise the activations "
@@ -128,10 +129,7 @@ class LockstepTrainer:
             save_final_checkpoint=False,
             logger=LoggingConfig(log_to_wandb=False),
         )
-        self.trainers = {
-            name: build_trainer(trainer_cfg, sae, data_provider=iter(()))
-            for name, sae in saes.items()
-        }
+        self.trainers = {name: self._build_trainer(trainer_cfg, sae) for name, sae in saes.items()}
         self.n_steps = -(-cfg.total_training_samples // cfg.train_batch_size_samples)
         self._outputs: dict[str, TrainStepOutput] = {}
         self._saved_step = -1
@@ -140,6 +138,9 @@ class LockstepTrainer:
             round(self.n_steps * i / (cfg.n_checkpoints + 1))
             for i in range(1, cfg.n_checkpoints + 1)
         } - {0, self.n_steps}
+
+    def _build_trainer(self, cfg: SAETrainerConfig, sae: TrainingSAE[Any]) -> SAETrainer[Any, Any]:
+        return build_trainer(cfg, sae, data_provider=iter(()))
 
     # ------------------------------------------------------------------- loop
 
@@ -177,13 +178,14 @@ class LockstepTrainer:
             where: beginning of the progress bar's text.
         """
         batch_size = self.cfg.train_batch_size_samples
-        bar = tqdm(
+        bar = progress(
             total=self.n_steps * batch_size,
             initial=self.state.n_training_steps * batch_size,
             desc=f"{where}Training {', '.join(self.saes)}",
             unit=" tokens",
             unit_scale=True,
             smoothing=0.05,
+            leave=True,
         )
         self._saved_at = time.monotonic()
         with bar, self._batches() as batches:
@@ -216,6 +218,14 @@ class LockstepTrainer:
             self._fold(name, trainer)
             trainer.set_final_sae_metadata()
         self._refuse_non_finite_weights()
+
+    def stop_signal(self, number: int | None) -> int | None:
+        """The signal after which this step is the last one; None if training goes on.
+
+        Args:
+            number: the signal that this process has got, or None.
+        """
+        return number
 
     def _is_due(self, saved_at: float) -> bool:
         """Whether ``checkpoint_every_minutes`` have passed, and training goes on."""
@@ -330,7 +340,8 @@ class LockstepTrainer:
                 f"{name} {row.get('explained_variance', math.nan):.3f}"
                 for name, row in rows.items()
             )
-            + " explained"
+            + " explained",
+            refresh=False,
         )
         if self.on_log is not None:
             self.on_log(step, rows)
@@ -363,17 +374,26 @@ class LockstepTrainer:
             return None
         kept = list_checkpoints(self.checkpoint_dir)
         survives = f"{kept[-1]} is intact." if kept else "There was no earlier checkpoint."
-        with atomic_directory(target, survives, sums=True) as temporary:
+        with self._new_checkpoint(target, survives) as temporary:
             for name, trainer in self.trainers.items():
                 trainer.save_checkpoint(checkpoint_name=name, base_path=temporary)
-            torch.save({"cpu": torch.get_rng_state()}, temporary / RNG_FILE)
-            identity = {"fingerprint": self.fingerprint, "model_weights": self.weights}
-            write_json(temporary / STATE_FILE, {**identity, **vars(self.state)})
+            self._write_state(temporary)
+        self._delete_old(target)
+        return target
+
+    def _new_checkpoint(self, target: Path, survives: str) -> AbstractContextManager[Path]:
+        return atomic_directory(target, survives, sums=True)
+
+    def _write_state(self, folder: Path) -> None:
+        torch.save({"cpu": torch.get_rng_state()}, folder / RNG_FILE)
+        identity = {"fingerprint": self.fingerprint, "model_weights": self.weights}
+        write_json(folder / STATE_FILE, {**identity, **vars(self.state)})
+
+    def _delete_old(self, newest: Path) -> None:
         # Checkpoints of later steps come from another run. They must not replace those of this run.
-        ours = [c for c in list_checkpoints(self.checkpoint_dir) if c.name <= target.name]
+        ours = [c for c in list_checkpoints(newest.parent) if c.name <= newest.name]
         for old in ours[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
-        return target
 
     def _checkpoint_of(self, step: int) -> Path | None:
         return None if self.checkpoint_dir is None else self.checkpoint_dir / f"step_{step:09d}"
@@ -391,9 +411,9 @@ class LockstepTrainer:
             raise reject(
                 where, str(path), f"holds no checkpoint of this project: {STATE_FILE} is missing."
             )
-        if (damaged := find_damage(path)) is not None:
+        if (damaged := self._damage(path)) is not None:
             raise _corrupt(damaged, "its SHA-256 is another one, or it is missing")
-        with _corruption_named(path / STATE_FILE):
+        with corruption_named(path / STATE_FILE):
             saved = json.loads((path / STATE_FILE).read_text())
             fingerprint = saved.pop("fingerprint")
             weights = saved.pop("model_weights", self.weights)
@@ -419,16 +439,26 @@ class LockstepTrainer:
                 "from it. Restore the weights, or start a new run.",
             )
         for name, trainer in self.trainers.items():
-            folder = path / name
-            with _corruption_named(folder / ACTIVATION_SCALER_CFG_FILENAME) as file:
-                json.loads(file.read_text())
-            with _corruption_named(folder / TRAINER_STATE_FILENAME):
-                trainer.load_trainer_state(folder)
-            with _corruption_named(folder / SAE_WEIGHTS_FILENAME):
-                trainer.sae.load_weights_from_checkpoint(folder)
-        with _corruption_named(path / RNG_FILE) as file:
+            self._load_one(path / name, trainer)
+        with corruption_named(path / RNG_FILE) as file:
             torch.set_rng_state(torch.load(file, weights_only=True)["cpu"])
         self.state = state
+
+    def _damage(self, path: Path) -> Path | None:
+        """The first damaged file of a checkpoint; None if it is whole."""
+        return find_damage(path)
+
+    def _load_one(self, folder: Path, trainer: SAETrainer[Any, Any]) -> None:
+        """Load one SAE and the state of its trainer."""
+        if not (folder / SAE_WEIGHTS_FILENAME).is_file() and any(folder.glob(SHARDS)):
+            rule = "was made with ortho_shards. Set ortho_shards, and start with torchrun."
+            raise reject("resume_from_checkpoint", str(folder.parent), rule)
+        with corruption_named(folder / ACTIVATION_SCALER_CFG_FILENAME) as file:
+            json.loads(file.read_text())
+        with corruption_named(folder / TRAINER_STATE_FILENAME):
+            trainer.load_trainer_state(folder)
+        with corruption_named(folder / SAE_WEIGHTS_FILENAME):
+            trainer.sae.load_weights_from_checkpoint(folder)
 
 
 def fit_together(trainers: Sequence[LockstepTrainer]) -> None:
@@ -458,8 +488,8 @@ def fit_together(trainers: Sequence[LockstepTrainer]) -> None:
             for trainer, take in steps:
                 if not trainer.finished:
                     take()
-            if stop.number is not None:
-                raise _interrupted(stop.number, trainers)
+            if (number := trainers[0].stop_signal(stop.number)) is not None:
+                raise _interrupted(number, trainers)
     for trainer in trainers:
         trainer.finish()
 
@@ -481,12 +511,12 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def _check_same_architecture(path: Path, sae: TrainingSAE[Any]) -> None:
-    with _corruption_named(path / SAE_CFG_FILENAME) as file:
+    with corruption_named(path / SAE_CFG_FILENAME) as file:
         saved = json.loads(file.read_text())
     for name, expected in {
         "architecture": sae.cfg.architecture(),
         "d_in": sae.cfg.d_in,
-        "d_sae": sae.cfg.d_sae,
+        "d_sae": getattr(sae, "ortho_width", sae.cfg.d_sae),
     }.items():
         if saved.get(name) != expected:
             raise reject(
@@ -497,7 +527,7 @@ def _check_same_architecture(path: Path, sae: TrainingSAE[Any]) -> None:
 
 
 @contextmanager
-def _corruption_named(file: Path) -> Iterator[Path]:
+def corruption_named(file: Path) -> Iterator[Path]:
     """Turn an error from reading a damaged file into a :class:`ConfigError` that names it."""
     try:
         yield file

@@ -21,10 +21,13 @@ def least_memory(configs: Sequence[AdaptiveOrthoRunnerConfig]) -> int:
     """Bytes that SAEs trained together need at the very least.
 
     ``sum_SAE 4 * (2 * d_in * d_sae) * bytes + 2 * batch * d_sae * 4``: weights, gradients and
-    moments of encoder and decoder, and the pre-activations and activations of one batch.
+    moments of encoder and decoder, and the pre-activations and activations of one batch. With
+    ``ortho_shards``, ``d_sae`` stands for the latents of one process.
     """
-    weights = sum(2 * cfg.sae.d_in * cfg.sae.d_sae * _itemsize(cfg) for cfg in configs)
-    widest = max(cfg.sae.d_sae for cfg in configs)
+    latents = [cfg.sae.d_sae // cfg.ortho_shards for cfg in configs]
+    each = zip(configs, latents, strict=True)
+    weights = sum(2 * cfg.sae.d_in * n * _itemsize(cfg) for cfg, n in each)
+    widest = max(latents)
     return PER_WEIGHT * weights + 2 * configs[0].train_batch_size_tokens * widest * 4
 
 
@@ -46,7 +49,8 @@ def check_memory(configs: Sequence[AdaptiveOrthoRunnerConfig]) -> None:
         "sae.d_sae",
         max(cfg.sae.d_sae for cfg in configs),
         f"{len(configs)} SAEs need at least {needed / 1e9:,.3g} GB on {device}, which has "
-        f"{there / 1e9:,.3g} GB. Lower it, or train fewer variants or hooks together.",
+        f"{there / 1e9:,.3g} GB. Lower it, train fewer variants or hooks together, or divide one "
+        "SAE among several cards (ortho_shards).",
     )
 
 

@@ -18,7 +18,7 @@ from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SPARSITY_F
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.sae import TrainingSAE
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.devices import check_device, check_placed
@@ -45,6 +45,8 @@ from saelens_adaptive_ortho.training.memory import check_memory
 from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig, with_sae
 from saelens_adaptive_ortho.training.store import StratifiedActivationsStore
 from saelens_adaptive_ortho.training.tracking import TrackedRun, check_tracking
+
+EXPORT_SURVIVES = "The checkpoints are intact."
 
 
 class Prepared(NamedTuple):
@@ -166,9 +168,20 @@ def build_sae(cfg: AdaptiveOrthoRunnerConfig) -> TrainingSAE[Any]:
     """A new SAE whose initial weights depend only on ``cfg.seed``; the global RNG is restored."""
     sae_cfg = deepcopy(cfg.sae)
     sae_cfg.device = cfg.device
+    return with_metadata(
+        seeded(cfg.seed, lambda: get_sae_training_class(sae_cfg.architecture())[0](sae_cfg)), cfg
+    )
+
+
+def seeded(seed: int, build: Callable[[], TrainingSAE[Any]]) -> TrainingSAE[Any]:
+    """The SAE that a function builds, drawn from a seed; the global RNG is restored."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(cfg.seed)
-        sae = get_sae_training_class(sae_cfg.architecture())[0](sae_cfg)
+        torch.manual_seed(seed)
+        return build()
+
+
+def with_metadata(sae: TrainingSAE[Any], cfg: AdaptiveOrthoRunnerConfig) -> TrainingSAE[Any]:
+    """The SAE, whose metadata now name the model, the hook and the text of a run."""
     metadata = sae.cfg.metadata
     metadata.dataset_path = cfg.dataset_path or {
         name: corpus.path for name, corpus in mixture.trained(cfg.corpora()).items()
@@ -210,6 +223,7 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
     """
 
     cfg: AdaptiveOrthoRunnerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    sharded = False  # whether the SAE is divided among several processes
 
     def __init__(
         self,
@@ -219,6 +233,9 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
         reads: SharedReads | None = None,
         on_log: Callable[[int, dict[str, dict[str, float]]], None] | None = None,
     ) -> None:
+        if cfg.ortho_shards > 1 and not self.sharded:
+            rule = "only `adaptive-ortho train` divides an SAE, under torchrun. Leave it out."
+            raise reject("ortho_shards", cfg.ortho_shards, rule)
         # super().__init__ is not called: it would load the data set and ignore the corpora.
         self.cfg = cfg  # pyright: ignore[reportIncompatibleVariableOverride]
         cache = Path(cfg.output_path) / "cache" if cfg.output_path else None
@@ -226,17 +243,15 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
         self.weights = models.weights_digest(self.model)
         self._compile_llm_if_needed()
         with _quiet_host():
-            self.activations_store = StratifiedActivationsStore.build(
-                self.model, cfg, self.corpora, cfg.seed, reads
-            )
+            self.activations_store = self._build_store(reads)
         self.variants = {"sae": {}} if variants is None else variants
         self.configs = {name: with_sae(cfg, changes) for name, changes in self.variants.items()}
         check_memory(list(self.configs.values()))
-        self.saes = {name: build_sae(variant) for name, variant in self.configs.items()}
+        self.saes = {name: self._build_sae(variant) for name, variant in self.configs.items()}
         self.sae = next(iter(self.saes.values()))
         checkpoints = Path(cfg.checkpoint_path) if cfg.checkpoint_path else None
         fingerprints = [c.fingerprint(self.corpora) for c in self.configs.values()]
-        self.trainer = LockstepTrainer(
+        self.trainer = self._build_trainer(
             cfg=cfg.to_sae_trainer_config(),
             saes=self.saes,
             store=self.activations_store,
@@ -250,6 +265,16 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
             b_dec_at_mean=cfg.ortho_b_dec_init == "mean",
             on_log=on_log,
         )
+
+    def _build_store(self, reads: SharedReads | None) -> StratifiedActivationsStore:
+        args = self.model, self.cfg, self.corpora, self.cfg.seed, reads
+        return StratifiedActivationsStore.build(*args)
+
+    def _build_sae(self, cfg: AdaptiveOrthoRunnerConfig) -> TrainingSAE[Any]:
+        return build_sae(cfg)
+
+    def _build_trainer(self, **settings: Any) -> LockstepTrainer:
+        return LockstepTrainer(**settings)
 
     def placement(self) -> str:
         """Where the model, the SAEs and the batches are, and in which dtype, as one sentence."""
@@ -315,15 +340,20 @@ class AdaptiveOrthoRunner(LanguageModelSAETrainingRunner):
             StorageError: the SAE could not be written. An earlier export survives.
         """
         sae, trainer = self.saes[name], self.trainer.trainers[name]
-        survives = "The checkpoints are intact."
-        with atomic_directory(target, survives, sums=True, keep_others=True) as temporary:
+        with atomic_directory(target, EXPORT_SURVIVES, sums=True, keep_others=True) as temporary:
             sae.save_inference_model(temporary)
-            _rewrite_without_home(temporary / SAE_CFG_FILENAME)
-            save_file({"sparsity": trainer.log_feature_sparsity}, temporary / SPARSITY_FILENAME)
-            settings = without_home(_plain(self.configs[name].to_dict()))
-            for file, content in {RUNNER_CFG_FILENAME: settings, **(also or {})}.items():
-                write_json(temporary / file, content)
+            self._describe(name, temporary, trainer.log_feature_sparsity, also)
         return target
+
+    def _describe(
+        self, name: str, folder: Path, sparsity: Tensor, also: Mapping[str, dict[str, Any]] | None
+    ) -> None:
+        """Write what an export has beside weights and config."""
+        _rewrite_without_home(folder / SAE_CFG_FILENAME)
+        save_file({"sparsity": sparsity}, folder / SPARSITY_FILENAME)
+        settings = without_home(_plain(self.configs[name].to_dict()))
+        for file, content in {RUNNER_CFG_FILENAME: settings, **(also or {})}.items():
+            write_json(folder / file, content)
 
 
 def _short(dtype: torch.dtype) -> str:

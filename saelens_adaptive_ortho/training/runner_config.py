@@ -42,6 +42,7 @@ NOT_FINGERPRINTED = {
     "sae_lens_training_version",
     "ortho_log_every",
     "ortho_cache_activations",
+    "ortho_shards",
 }
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -110,6 +111,9 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             batches that also estimate the norm (``n_batches_for_norm_estimate``). Large language
             models have a few dimensions with a mean far from zero. In a short run, ``b_dec`` does
             not get there, and latents spend themselves on the mean.
+        ortho_shards: number of processes that hold one SAE together, each a part of its latents.
+            ``torchrun --nproc-per-node N -m saelens_adaptive_ortho train`` starts them. Results are
+            equal up to rounding.
     """
 
     dataset_trust_remote_code: bool = False
@@ -127,6 +131,7 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     ortho_sparse_products: bool = True
     ortho_cache_activations: bool = False
     ortho_b_dec_init: Literal["zeros", "mean"] = "zeros"
+    ortho_shards: PositiveInt = 1
 
     def __post_init__(self) -> None:
         checkpoint_path = self.checkpoint_path

@@ -21,12 +21,12 @@ from datasets import Dataset
 from jaxtyping import Bool, Float, Int
 from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.errors import Explained, reject
 from saelens_adaptive_ortho.files import check_writable, remove_litter, write_json
 from saelens_adaptive_ortho.locks import write_lock
+from saelens_adaptive_ortho.progress import progress
 from saelens_adaptive_ortho.rng import mix
 from saelens_adaptive_ortho.text import mixture
 from saelens_adaptive_ortho.text.activation_cache import (
@@ -337,7 +337,7 @@ def fill_caches(stores: Sequence[StratifiedActivationsStore]) -> None:
     for store in lacking:
         store.describe_cache()
     left = sum(c.n_contexts(c.missing()) for store in lacking for c in store.cached)
-    with tqdm(total=left, desc="Caching activations", unit=" contexts", leave=False) as bar:
+    with progress(total=left, desc="Caching activations", unit=" contexts") as bar:
         for same_text in zip(*(store.cached for store in lacking), strict=True):
             fill(same_text, bar.update)
 

@@ -6,7 +6,6 @@ under bf16 autocast, with the project's trainer. A case is the same in every run
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 import zlib
@@ -20,9 +19,7 @@ import pytest
 import torch
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import SAE
-from sae_lens.training import activation_scaler
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from saelens_adaptive_ortho import ARCHITECTURES
 from saelens_adaptive_ortho.errors import ConfigError
@@ -30,7 +27,7 @@ from saelens_adaptive_ortho.host.config import DEFAULT_SEPARATION
 from saelens_adaptive_ortho.host.switch_config import UNDONE_NORMALISATIONS
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.maths.penalties import PENALTIES
-from saelens_adaptive_ortho.training import lockstep
+from saelens_adaptive_ortho.progress import calm_bars
 from saelens_adaptive_ortho.training.lockstep import LockstepTrainer, NonFiniteLossError
 from tests.campaign.figures import FULL, record
 from tests.host.test_switch_battery import IMPOSSIBLE, SWITCHES
@@ -360,10 +357,9 @@ class Campaign:
 
 
 @pytest.fixture
-def campaign(build_sae: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Campaign:
-    for module in (lockstep, activation_scaler):
-        monkeypatch.setattr(module, "tqdm", functools.partial(tqdm, disable=True))
-    return Campaign(build_sae, tmp_path)
+def campaign(build_sae: Build, tmp_path: Path) -> Iterator[Campaign]:
+    with calm_bars():
+        yield Campaign(build_sae, tmp_path)
 
 
 def sample() -> list[tuple[int, str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +153,24 @@ def test_report_links_to_the_page(page: Path, run: Path, tmp_path: Path) -> None
     link = '<a href="browse/index.html">'
     assert link in write_report(run).read_text(encoding="utf-8")
     assert link not in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_command_joins_page_and_report(run: Path, tmp_path: Path) -> None:
+    """With a report, the page links to it, and the report is written again with its link."""
+    folder = tmp_path / "run"
+    shutil.copytree(run / "seed0", folder / "seed0")
+    result = Result("core", "baseline", 0, metrics={"pooled/mse": 0.1})
+    write_result(result_path(folder, "baseline", 0, "core"), result)
+    report, quick = folder / "report.html", ["--contexts", "4", "--passages", "1"]
+    assert cli.main(["browse", str(folder), *quick]) == 0
+    assert not report.exists()
+    assert "../report.html" not in (folder / "browse" / "index.html").read_text(encoding="utf-8")
+    write_report(folder)
+    assert cli.main(["browse", str(folder), *quick]) == 0
+    assert "../report.html" in (folder / "browse" / "index.html").read_text(encoding="utf-8")
+    report.write_text("an old report")
+    assert cli.main(["browse", str(folder), *quick]) == 0
+    assert '<a href="browse/index.html">Latents</a>' in report.read_text(encoding="utf-8")
 
 
 # ------------------------------------------------------------------------ mistakes

@@ -112,7 +112,9 @@ def test_wheel_has_configs_but_no_studies_tests_tools(wheel: Path) -> None:
     inside = {Path(n).stem for n in names if n.startswith("saelens_adaptive_ortho/configs/")}
     assert inside == NAMES
     roots = {name.split("/")[0] for name in names}
-    assert {r for r in roots if not r.endswith(".dist-info")} == {"saelens_adaptive_ortho"}
+    program = "adaptive_ortho_command.py"
+    ours = {root for root in roots if not root.endswith(".dist-info")}
+    assert ours == {"saelens_adaptive_ortho", program}
     assert not [n for n in names if n.split("/")[1:2] in (["evals"], ["tests"], ["tools"])]
 
 
@@ -142,6 +144,7 @@ def test_source_distribution_builds_the_wheel(tmp_path: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"configs/{name}.yaml" for name in NAMES} <= names
     assert {"pyproject.toml", "README.md", "LICENSE", "saelens_adaptive_ortho/py.typed"} <= names
+    assert "adaptive_ortho_command.py" in names
     assert not {name.split("/")[0] for name in names} & {"evals", "tests", "tools", "runs"}
 
 

@@ -11,6 +11,7 @@ import torch
 
 from saelens_adaptive_ortho.commands import init
 from saelens_adaptive_ortho.commands.cli import main
+from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.experiments.experiment import load_experiment
 from saelens_adaptive_ortho.settings import parse_yaml
 
@@ -50,24 +51,41 @@ def test_check_accepts_the_experiment(
     assert "ready to run" in capsys.readouterr().out
 
 
-def test_short_texts_are_not_read_too_often(tiny: Any, tmp_path: Path) -> None:
+def test_short_texts_are_not_read_too_often(
+    tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     paths = []
-    for name, characters in {"short": 400_000, "long": 40_000_000}.items():
+    for name, characters in {"short": 400_000, "long": 40_000_000, "other": 400_000}.items():
         paths.append(tmp_path / f"{name}.txt")
         paths[-1].write_text("word " * (characters // 5))
-    short, long = map(str, paths)
+    short, long, other = map(str, paths)
     size = init.SIZES["cpu"]
     expected = 2 * init.EPOCHS * 400_000 // init.CHARACTERS
     assert expected > size["tokens"]
-    options = {"config": tmp_path / "my.yaml", "model": str(tiny.model), "device": "cpu"}
+    options: dict[str, Any] = {
+        "config": tmp_path / "my.yaml",
+        "model": str(tiny.model),
+        "device": "cpu",
+    }
     tree = init.experiment_tree(init.InitOptions(forget=long, retain=short, **options))
     assert tree["training_tokens"] == size["tokens"]
     paths[0].write_text("word " * 32_000)  # 160,000 characters
     tree = init.experiment_tree(init.InitOptions(forget=short, retain=long, **options))
     assert tree["training_tokens"] == 480_000 // 2048 * 2048
-    paths[0].write_text("word " * 10)
+    assert "Warning" not in capsys.readouterr().out
+    paths[0].write_text("word " * 5_600)  # 7,000 tokens
     tree = init.experiment_tree(init.InitOptions(forget=long, retain=short, **options))
-    assert tree["training_tokens"] == init.LEAST_TOKENS // 2048 * 2048
+    assert tree["training_tokens"] == 2 * init.EPOCHS * 7_000 // 2048 * 2048
+    warning = capsys.readouterr().out
+    assert "--retain holds about 7,000 tokens; a sensible training needs 17,066" in warning
+    assert f"training_tokens is {tree['training_tokens']:,}" in warning
+    paths[0].write_text("word " * 5_200)  # 15% of 6,500 tokens are less than 16 contexts of 64
+    for texts in (
+        {"forget": long, "retain": short},
+        {"forget": long, "retain": other, "near": short},
+    ):
+        with pytest.raises(ConfigError, match=r"holds about 6,500 tokens, and .* needs 6,827"):
+            init.experiment_tree(init.InitOptions(**texts, **options))
 
 
 @pytest.mark.parametrize(("width", "d_sae"), [(32, 1024), (576, 4096), (768, 4096), (2304, 8192)])

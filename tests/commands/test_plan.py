@@ -14,7 +14,10 @@ import torch
 
 from saelens_adaptive_ortho.commands import doctor
 from saelens_adaptive_ortho.commands.cli import main
-from saelens_adaptive_ortho.experiments.costs_in_words import taken_in_words
+from saelens_adaptive_ortho.experiments.costs_in_words import evaluations_in_words, taken_in_words
+from saelens_adaptive_ortho.experiments.experiment import build_experiment
+from saelens_adaptive_ortho.report.formatting import duration
+from saelens_adaptive_ortho.results import Result, result_path, write_result
 from saelens_adaptive_ortho.settings import dump_yaml
 from saelens_adaptive_ortho.text import hub
 from saelens_adaptive_ortho.training.costs import Costs, Taken, costs_taken, measure_costs
@@ -94,6 +97,25 @@ def test_plan_prints_the_costs_and_writes_nothing(
     for topic in ("model", "SAEs", "a step", "speed", "training", "memory", "disk", "evaluations"):
         assert f"\n{topic} " in text
     assert not list(out.glob("seed*"))
+
+
+def test_time_of_evaluations_is_that_of_finished_saes(
+    settings: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    evals = {"core": {}, "subspace": {}}
+    tree = settings(seeds=[0, 1, 2], output_path=str(tmp_path), evals=evals)
+    experiment = build_experiment(tree)
+    assert evaluations_in_words(experiment).startswith("core, subspace not estimated (no SAE")
+    for seed, seconds in enumerate((60.0, 120.0)):
+        done = Result("core", "adaptive", seed, metrics={"x": 1.0}, seconds=seconds)
+        write_result(result_path(tmp_path, "adaptive", seed, "core"), done)
+    n = 3 * len(experiment.variants)
+    said = evaluations_in_words(experiment)
+    assert said.startswith(
+        f"core {duration(90.0 * n)} for {n} SAEs, estimated from 2 finished SAEs"
+    )
+    assert "; subspace not estimated" in said
+    assert evaluations_in_words(replace(experiment, evals={})) == "none"
 
 
 def test_plan_refuses_no_steps(

@@ -108,9 +108,33 @@ def test_before_and_after(run: Path, saved: Path, capsys: pytest.CaptureFixture[
     assert f"Prompt: {PROMPT}" in shown
     for value, _ in (before, after):
         assert f"true text: {value:.2f} nats per token" in shown
+    # The command says on how many tokens the clamp acts: those on which a chosen latent fires.
+    selection = UnlearningSelection.load(saved)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens, names_filter=selection.hook_name)
+        fires = (sae.encode(cache[selection.hook_name])[0, 1:, list(selection.latents)] > 0).any(1)
+    n_prompt = len(first)
+    edited = int(fires[:n_prompt].sum()), int(fires[n_prompt:].sum())
+    assert 0 < edited[0] < n_prompt
+    assert f"The edit acted on {edited[0]} of {n_prompt} tokens of the prompt, " in shown
+    assert f"{edited[1]} of {n} tokens of the true text." in shown
     for _, words_written in (before, after):
         for word in words_written.split():
             assert word in shown
+
+
+def test_an_edit_that_did_nothing_says_why() -> None:
+    silent = unlearning.reach_in_words([unlearning.Reach("the prompt", 9, 0, 0)])
+    assert silent.startswith("The edit acted on 0 of 9 tokens of the prompt. No latent")
+    closed = unlearning.reach_in_words(
+        [unlearning.Reach("the prompt", 9, 2, 0), unlearning.Reach("the true text", 3, 1, 0)]
+    )
+    assert "fire on 3 of these tokens, too few to open the gate" in closed
+    open_later = [
+        unlearning.Reach("the prompt", 9, 2, 0),
+        unlearning.Reach("the true text", 3, 1, 1),
+    ]
+    assert unlearning.reach_in_words(open_later).endswith("1 of 3 tokens of the true text.")
 
 
 def test_sampling_has_a_seed(run: Path, saved: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import re
 import shlex
@@ -41,6 +42,12 @@ def test_python_of_the_documentation_builds_the_run(
     exec(block.group(1), {})
     assert ran[0].sae.architecture() == "adaptive_ortho_batchtopk"
     assert ran[0].sae.ortho_mode == "adaptive"
+
+
+def test_numbers_of_the_worked_example_are_computed() -> None:
+    found = doctest.testfile(str(ROOT / "docs" / "method.md"), module_relative=False)
+    assert found.attempted >= 10
+    assert found.failed == 0
 
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -91,7 +98,7 @@ def commands(path: Path) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-OTHERS = {"git", "make", "pip", "cd", "python", "uv", "hf", "srun", "lm_eval"}
+OTHERS = {"git", "make", "pip", "cd", "python", "uv", "hf", "srun", "lm_eval", "torchrun"}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)

@@ -266,7 +266,7 @@ def every_result(seeds: int = 3, mcq: bool = True) -> list[Result]:
     return results
 
 
-def shown(summary: Summary, width: int = 120) -> str:
+def shown(summary: Summary, width: int = 120, full: bool = True) -> str:
     console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(terminal_table(summary))
+    console.print(terminal_table(summary, full))
     return console.export_text()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from saelens_adaptive_ortho.evaluations import evaluation
+from saelens_adaptive_ortho.evaluations.core import TRAINED_L0
+from saelens_adaptive_ortho.report.notes import Health, concerns, concerns_of
 from saelens_adaptive_ortho.report.page.run import render_page, write_report
 from saelens_adaptive_ortho.report.statistics import summarise
 from saelens_adaptive_ortho.report.tables import markdown_table, markdown_verdicts
@@ -95,3 +97,61 @@ def test_common_failure_is_one_line() -> None:
     section = page[page.index('<section id="eval-unlearning">') :].split("</section>")[0]
     assert section.count(reason) == 1
     assert "<table" not in section
+
+
+def healthy(
+    l0: float = 16.0, explained: float = 0.9, alive: float = 0.8, **details: float
+) -> Result:
+    metrics = {"explained_variance": explained, "l0": l0, "frac_alive": alive}
+    return Result(
+        "core",
+        "adaptive",
+        0,
+        metrics={f"pooled/{n}": v for n, v in metrics.items()},
+        details=details,
+    )
+
+
+def trained(l0: float = 16.0, explained: float = 0.9) -> Result:
+    history = [{"step": 9, "l0": l0, "explained_variance": explained}]
+    return Result("training", "adaptive", 0, details={"history": history})
+
+
+def test_doubtful_saes_are_named() -> None:
+    assert concerns_of([healthy(31.0), trained()]) == []
+    assert concerns_of([healthy(16.0, 0.5, 0.5), trained()]) == []
+    (l0,) = concerns_of([healthy(40.4), trained()])
+    assert l0.startswith("adaptive (seed 0): L0 40.4, but 16 in training. ")
+    (low,) = concerns_of([healthy(7.9), trained()])
+    assert "L0 7.9, but 16 in training" in low
+    # The files of the SAE tell its L0 where no training is in the results.
+    (other,) = concerns_of([healthy(40.0, **{TRAINED_L0: 8.0})])
+    assert "L0 40, but 8 in training" in other
+    assert concerns_of([healthy(40.0)]) == []
+    explained, alive = concerns_of([healthy(explained=0.31, alive=0.2), trained()])
+    assert explained.startswith("adaptive (seed 0): explained variance 0.31, below 0.5. ")
+    assert alive.startswith("adaptive (seed 0): fraction alive 0.2, below 0.5. ")
+    assert concerns_of([trained(explained=0.2)]) == [explained.replace("0.31", "0.2")]
+    assert concerns_of([Result("core", "adaptive", 0, "failed", "no text")]) == []
+
+
+def test_doubts_of_one_kind_are_one_line(tmp_path: Path) -> None:
+    results = [
+        *core("baseline", [0.9, 0.41]),
+        *core("adaptive", [0.3, 0.2]),
+        *core("fixed", [0.8, 0.9]),
+    ]
+    summary = summarise(results)
+    (line,) = summary.concerns
+    assert line.startswith(
+        "baseline (seed 1), adaptive (seeds 0, 1): explained variance 0.2 to 0.41, below 0.5."
+    )
+    assert f"Doubtful: {line}" in " ".join(shown(summary, full=False).split())
+    assert line in " ".join(render_page(results).split())
+    assert 'id="doubtful"' not in render_page(core("fixed", [0.8]))
+
+
+def test_dead_latents_of_a_training() -> None:
+    assert concerns({("sae", 0): Health(explained=0.9, dead=0.5)}) == []
+    (dead,) = concerns({("sae", 0): Health(explained=0.9, dead=0.75)})
+    assert dead.startswith("sae (seed 0): fraction dead 0.75, above 0.5. ")

@@ -7,7 +7,12 @@ from pathlib import Path
 from saelens_adaptive_ortho.evaluations import BUILT_IN
 from saelens_adaptive_ortho.report.page.run import render_page
 from saelens_adaptive_ortho.report.statistics import Summary, summarise
-from saelens_adaptive_ortho.report.tables import markdown_table, markdown_verdicts, short_table
+from saelens_adaptive_ortho.report.tables import (
+    main_keys,
+    markdown_table,
+    markdown_verdicts,
+    short_table,
+)
 from saelens_adaptive_ortho.report.verdicts import found_text
 from saelens_adaptive_ortho.results import (
     Result,
@@ -152,3 +157,44 @@ def test_references_without_an_sae() -> None:
     assert "contrastive PCA" in plain(render_page(results))
     without = summarise(differing("unlearning", {DAMAGE[0]: CLEAR}, "baseline"))
     assert "without an SAE" not in short_table(without) + markdown_table(without)
+
+
+def test_terminal_shows_the_main_metrics() -> None:
+    short = shown(summarise(five_variants()), 80, full=False)
+    lines = short.splitlines()
+    assert len(lines) < 50
+    assert max(map(len, lines)) <= 80
+    assert "adaptive − baseline" in short
+    assert "groups − baseline" not in short  # only the focus
+    assert "better in unlearning: forget damage" in " ".join(short.split())
+    assert "forget damage at retain damage ≤ 0.20" not in short.split("Difference")[0]
+    assert "report RUN --full" in short
+    full = shown(summarise(five_variants()), 80)
+    assert "groups − baseline" in shown(summarise(five_variants()), 160)
+    assert "Holm's correction" in full
+    assert "By evaluation" in full
+
+
+def test_terminal_says_once_that_seeds_are_few() -> None:
+    short = shown(summarise(five_variants(seeds=1)), 80, full=False)
+    assert " ".join(short.split()).count("too few") == 1
+    assert "1 seed: too few for verdicts, which need 3 seeds" in " ".join(short.split())
+    assert "Difference" not in short
+    full = shown(summarise(five_variants(seeds=1)), 80)
+    assert "too few" not in full[full.index("Difference") :].split("Against")[0]
+    alone = shown(summarise(core("baseline", [0.5])), full=False)
+    assert "too few" not in alone
+    assert "nothing to compare" in alone
+
+
+def test_an_evaluation_without_main_metrics_shows_its_primary_ones() -> None:
+    shifts = {"mean_cosine": CLEAR, "other": CLEAR}
+    unknown = summarise(differing("later_probe", shifts, "baseline"))
+    assert main_keys(unknown) == []
+    training = summarise(differing("training", {"train_seconds": CLEAR}, "baseline"))
+    assert main_keys(training) == []
+    glance = {"sae_top_5_accuracy": CLEAR, "sae_top_1_accuracy": CLEAR}
+    probing = summarise(differing("sparse_probing", glance, "baseline"))
+    assert main_keys(probing) == ["sparse_probing/sae_top_5_accuracy"]
+    rest = summarise(differing("sparse_probing", {"sae_top_1_accuracy": CLEAR}, "baseline"))
+    assert main_keys(rest) == ["sparse_probing/sae_top_1_accuracy"]

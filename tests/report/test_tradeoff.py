@@ -177,7 +177,9 @@ def test_it_is_the_first_figure_of_a_run(tmp_path: Path) -> None:
     results = results_of({"baseline": (0.9, 1.0), "adaptive": (0.9, 2.0)}, references=REFERENCES)
     assert next(iter(run_figures(summarise(results), results))) == "tradeoff"
     page = render_page(results)
-    figures = re.findall(r'<div class="drawing[^"]*" role="img" aria-label="([^"]+)"', page)
+    figures = re.findall(
+        r'<div class="drawing[^"]*" role="(?:img|group)" aria-label="([^"]+)"', page
+    )
     assert figures[:2] == ["Gain and cost", "At a glance"]
     assert 'href="#tradeoff"' in page
     paths = save_plots(put(tmp_path, *results), tmp_path / "plots")

@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from saelens_adaptive_ortho.commands.unlearn import UnlearnOptions
 from saelens_adaptive_ortho.commands.unlearning import before_and_after
 from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.files import write_json
+from saelens_adaptive_ortho.progress import progress
 
 PROMPTS = Path(__file__).parent / "prompts.jsonl"
 
@@ -36,7 +35,8 @@ def continued(options: UnlearnOptions, rows: Sequence[dict[str, str]]) -> dict[s
     said: list[str] = []
     answers = before_and_after(options, said.append)
     found = []
-    for row, answer in zip(rows, tqdm(answers, total=len(rows), unit=" prompts"), strict=True):
+    shown = progress(answers, "Continuing", len(rows), unit=" prompts")
+    for row, answer in zip(rows, shown, strict=True):
         written = {"before": answer.before._asdict(), "after": answer.after._asdict()}
         found.append({**row, **written})
     return {"variant": options.variant, "seed": options.seed, "said": said, "answers": found}

@@ -14,7 +14,7 @@ from sae_lens.saes.sae import SAE
 from sae_lens.saes.transcoder import SkipTranscoder
 from torch import Tensor
 
-from saelens_adaptive_ortho.evaluations.core import Settings, read_metrics
+from saelens_adaptive_ortho.evaluations.core import TRAINED_L0, Settings, read_metrics
 from saelens_adaptive_ortho.judging import geometry
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
 from saelens_adaptive_ortho.judging.firing import Firings, as_trained, passes
@@ -48,7 +48,18 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     for domain in files:
         metrics[f"{domain}/explained_variance"] = _finite(ours.explained_variance[domain])
     rates = geometry.rounded_rates(ours.domains, ours.rates)
-    return Outcome(metrics, {"sae_bench_files": files, "firing_rates": rates})
+    details = {"sae_bench_files": files, "firing_rates": rates}
+    return Outcome(metrics, details | trained_l0(context.load()))
+
+
+def trained_l0(sae: SAE[Any]) -> dict[str, float]:
+    """L0 in training, or the k of TopK, if the files of the SAE tell it."""
+    metadata = sae.cfg.metadata
+    training = metadata.training_architecture_details or {}
+    for value in (metadata.l0, training.get("k"), getattr(sae.cfg, "k", None)):
+        if isinstance(value, int | float) and value > 0:
+            return {TRAINED_L0: float(value)}
+    return {}
 
 
 def with_skip_in_decode(sae: SAE[Any]) -> SAE[Any]:

@@ -78,6 +78,7 @@ def read(
         drawn,
         plain_frontier(1 - found.budgets, 1 - found.gain, (1 - found.band()).flip(0)),
         torch.stack(accuracies, 1).tolist(),
+        [setting.plain() for setting in sweep],
     )
 
 

@@ -21,11 +21,11 @@ from jaxtyping import Bool, Float, Int
 from sae_lens.saes.sae import SAE
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm
 from transformer_lens import HookedRootModule, HookedTransformer
 
 from saelens_adaptive_ortho.judging.firing import at_hook, uncounted_tokens
 from saelens_adaptive_ortho.maths.erasure import Detector, Erasure
+from saelens_adaptive_ortho.progress import progress
 
 # Hooks at the end of a block: the later blocks need nothing but the activations there.
 END_OF_BLOCK = re.compile(r"blocks\.(\d+)\.(?:hook_resid_post|hook_out)")
@@ -312,7 +312,7 @@ def hooked_batches(
 ) -> Iterator[tuple[Int[Tensor, "batch context"], Float[Tensor, "batch context d_in"]]]:
     """Yield tokens and activations at the SAE's hook, batch by batch, with a progress bar."""
     device = next(model.parameters()).device
-    for tokens in tqdm(contexts.split(batch_size), desc=desc, leave=False, unit=" batches"):
+    for tokens in progress(contexts.split(batch_size), desc, unit=" batches"):
         yield tokens.long().to(device), at_hook(sae, model, tokens)
 
 

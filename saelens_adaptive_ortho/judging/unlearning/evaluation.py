@@ -156,10 +156,11 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
 def _outcome(readings: dict[str, Readings]) -> Outcome:
     """Metrics and details of the SAE's own frontiers."""
     metrics: dict[str, float | None] = {}
-    details: dict[str, Any] = {"frontiers": {}, "points": {}, "replicates": {}}
+    details: dict[str, Any] = {"frontiers": {}, "points": {}, "interventions": {}, "replicates": {}}
     for name, own in readings.items():
         metrics |= {f"{name}/{key}": value for key, value in own.metrics.items()}
         details["frontiers"][name], details["points"][name] = own.frontier, own.points
+        details["interventions"][name] = own.interventions
         details["replicates"] |= {f"{name}/{k}": rounded(v) for k, v in own.replicates.items()}
     return Outcome(metrics, details)
 

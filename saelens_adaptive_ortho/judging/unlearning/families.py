@@ -48,6 +48,14 @@ class Setting(NamedTuple):
     strength: float
     intervention: Intervention
 
+    def plain(self) -> list[float | None]:
+        """What a result file holds of it: number of latents or directions, strength, and gate."""
+        edit = self.intervention
+        n = len(edit.latents) if isinstance(edit, Clamp) else None
+        n = len(edit.erasure.back) if isinstance(edit, Projection) else n
+        gate = getattr(edit, "gate", None)
+        return [n, _short(self.strength), None if gate is None else _short(gate)]
+
 
 @dataclass(frozen=True)
 class Family:
@@ -221,3 +229,8 @@ def erasures(
         return lambda strength: Projection(erasure, centre, strength)
 
     return Family([path(e) for e in found], sorted(strengths), largest)
+
+
+def _short(value: float) -> float:
+    """The value with four significant digits."""
+    return float(f"{value:.4g}")

@@ -83,12 +83,14 @@ class Readings:
         replicates: bootstrap replicates of some metrics.
         frontier: x, y and the band of the frontier.
         points: cost and gain of each setting.
+        interventions: number of latents or directions, strength and gate of each setting.
     """
 
     metrics: dict[str, float | None]
     replicates: dict[str, Tensor]
     frontier: dict[str, list[float]]
     points: list[list[float]]
+    interventions: list[list[float | None]]
 
 
 def loss_frontiers(
@@ -213,6 +215,7 @@ def read(
         drawn,
         plain_frontier(found.budgets, found.gain, found.band()),
         torch.stack([cost.mean(1), gain.mean(1)], 1).tolist(),
+        [setting.plain() for setting in sweep],
     )
 
 

@@ -23,6 +23,7 @@ from saelens_adaptive_ortho.demo import QUESTIONS, QUESTIONS_SECOND
 from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.files import user_path
 from saelens_adaptive_ortho.judging.unlearning.clamps import Measure
+from saelens_adaptive_ortho.progress import progress
 from saelens_adaptive_ortho.text.reader import ReadError, Row, kind_of, read_rows
 
 DEMO_QUESTIONS = "demo:questions"
@@ -245,14 +246,12 @@ def known_questions(
     model: HookedRootModule, questions: list[Question], template: str, batch_size: int
 ) -> Bool[Tensor, " n_questions"]:
     """Whether the model answers each question right under all 24 orders."""
-    from tqdm.auto import tqdm
-
     prompts = make_prompts(questions, ALL_ORDERS, template, model)
     measure = prompts.right()
     device = next(model.parameters()).device
     right = []
     rows = torch.arange(len(prompts.tokens))
-    for batch in tqdm(rows.split(batch_size), desc="Finding known questions", leave=False):
+    for batch in progress(rows.split(batch_size), "Finding known questions", unit=" batches"):
         # Cut off the columns that are padding in every row of the batch.
         tokens = prompts.tokens[batch, : int(prompts.last[batch].max()) + 1]
         logits = model(tokens.long().to(device), prepend_bos=False, return_type="logits")

@@ -36,7 +36,6 @@ from sae_lens.saes.sae import SAE
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm
 from transformer_lens import HookedRootModule
 
 from saelens_adaptive_ortho.evaluations.contract import SEED
@@ -49,6 +48,7 @@ from saelens_adaptive_ortho.judging.unlearning.clamps import (
     Seen,
 )
 from saelens_adaptive_ortho.judging.unlearning.families import Family
+from saelens_adaptive_ortho.progress import progress
 
 RMU, ASCENT = "RMU", "gradient ascent"
 METHODS = {"rmu": RMU, "gradient_ascent": ASCENT}  # by the names in settings
@@ -169,7 +169,7 @@ def train(
     groups = [{"params": [w], "lr": STEP * float(w.square().mean().sqrt())} for w in own.values()]
     adam = torch.optim.Adam(groups)
     steps = STEPS[loss.method]
-    bar = tqdm(_batches(context, steps), total=steps, desc=loss.method, leave=False)
+    bar = progress(_batches(context, steps), loss.method, steps, unit=" steps")
     try:
         model.requires_grad_(False)
         for weight in weights.values():

@@ -55,9 +55,25 @@ _numbers = itertools.count()
 Keep = Callable[[Any], object]
 
 
+class Acted(NamedTuple):
+    """What the edit did in one call of the model.
+
+    Attributes:
+        fires: tokens on which a latent of the selection fires. A bounded projection has no such
+            condition; then they are all tokens that count.
+        edited: tokens whose activations were edited.
+    """
+
+    fires: Bool[Tensor, "batch context"]
+    edited: Bool[Tensor, "batch context"]
+
+
 @contextmanager
 def unlearn(
-    model: Any, sae: SAE[Any], selection: UnlearningSelection | str | Path
+    model: Any,
+    sae: SAE[Any],
+    selection: UnlearningSelection | str | Path,
+    watch: Callable[[Acted], object] | None = None,
 ) -> Iterator[Any]:
     """Inside the ``with`` statement, the model forgets what the selection was chosen for.
 
@@ -70,6 +86,7 @@ def unlearn(
             last one needs a hook of the residual stream (``blocks.N.hook_resid_pre`` or ``_post``).
         sae: the SAE that the selection was chosen for.
         selection: the selection, or the file that holds it.
+        watch: function that gets what the edit did in each call of the model.
 
     Yields:
         The model.
@@ -82,7 +99,7 @@ def unlearn(
     if not isinstance(selection, UnlearningSelection):
         selection = UnlearningSelection.load(selection)
     _check(sae, selection)
-    edit = _Edit(sae, selection)
+    edit = _Edit(sae, selection, watch)
     with ExitStack() as stack:
 
         def keep(handle: Any) -> None:
@@ -139,8 +156,13 @@ class _Firings(NamedTuple):
 class _Edit:
     """The edit of one ``with`` statement, and the tokens that the model is reading."""
 
-    def __init__(self, sae: SAE[Any], selection: UnlearningSelection) -> None:
-        self.sae = sae
+    def __init__(
+        self,
+        sae: SAE[Any],
+        selection: UnlearningSelection,
+        watch: Callable[[Acted], object] | None = None,
+    ) -> None:
+        self.sae, self.watch = sae, watch
         self.ignored = torch.tensor(selection.ignored_tokens, dtype=torch.int64, device=sae.device)
         self.intervention = selection.intervention()
         self.key = next(_numbers)
@@ -222,15 +244,18 @@ class _Edit:
     ) -> Float[Tensor, "batch context d_in"] | None:
         """What is added to the activations; None if nothing is."""
         if not isinstance(self.intervention, Clamp):
+            self._tell(counted, counted)
             return self.project(Seen(self.sae, x, counted)).x - x
         acts = self.sae.encode(x)
         chosen = acts[..., self.latents]
         active = (chosen > 0) & counted[..., None]
+        fires = active.any(-1)
         if self.intervention.gate is not None:
-            now = _Firings(active.any(-1), counted)
+            now = _Firings(fires, counted)
             seen = self.earlier = now if self.earlier is None else self.earlier.then(now)
             is_open = firing_share(seen.fires, seen.counted) > self.intervention.gate
             active = active & is_open[:, None, None]
+        self._tell(fires, active.any(-1))
         if not active.any():
             return None
         if self.rows is not None:
@@ -241,6 +266,12 @@ class _Edit:
         self.sae.encode(x)  # the second decode needs the statistics of the input again
         change = self.sae.decode(edited) - before
         return torch.where(active.any(-1, keepdim=True), change, 0.0)
+
+    def _tell(
+        self, fires: Bool[Tensor, "batch context"], edited: Bool[Tensor, "batch context"]
+    ) -> None:
+        if self.watch is not None:
+            self.watch(Acted(fires, edited))
 
 
 def _keep_on(cache: Any, key: int, firings: _Firings) -> None:

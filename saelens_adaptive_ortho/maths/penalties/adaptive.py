@@ -67,6 +67,30 @@ def choose_pairs(
     n = len(W_dec)
     need_pairs(n)
     cosines = pair_cosines(W_dec, neighbours)
+    return choose_among(cosines, neighbours, weights, n, firing_rates, energies)
+
+
+@torch.no_grad()
+def choose_among(
+    cosines: Float[Tensor, "rows m"],
+    neighbours: Int[Tensor, "rows m"],
+    weights: Float[Tensor, "rows m"],
+    n: int,
+    firing_rates: Float[Tensor, " n"] | None = None,
+    energies: Float[Tensor, " n"] | None = None,
+    rows: slice = slice(None),
+) -> ChosenPairs:
+    """:func:`choose_pairs` for some latents, whose cosines with their candidates are known.
+
+    Args:
+        cosines: ``c_ij`` of the candidate pairs.
+        neighbours: see :func:`choose_pairs`.
+        weights: see :func:`choose_pairs`.
+        n: number of latents of the SAE.
+        firing_rates: those of all latents.
+        energies: those of all latents.
+        rows: the latents of the rows.
+    """
     weights = weights.to(cosines.dtype)
     slot = (weights * cosines.relu()).argmax(dim=-1, keepdim=True)
     partner, weight = (x.gather(1, slot).squeeze(1) for x in (neighbours, weights))
@@ -74,11 +98,11 @@ def choose_pairs(
     if energies is None:
         factor = factor / n
     else:
-        factor = factor * torch.minimum(energies, energies[partner]).to(factor.dtype)
+        factor = factor * torch.minimum(energies[rows], energies[partner]).to(factor.dtype)
     pushes = torch.ones_like(factor), torch.ones_like(factor)
     if firing_rates is not None:
-        rate_j = firing_rates[partner]
-        pushes = firing_rates <= rate_j, rate_j <= firing_rates
+        rate_i, rate_j = firing_rates[rows], firing_rates[partner]
+        pushes = rate_i <= rate_j, rate_j <= rate_i
     return ChosenPairs(partner, torch.stack([factor * push for push in pushes]))
 
 

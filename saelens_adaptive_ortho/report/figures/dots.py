@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from saelens_adaptive_ortho.evaluations import evaluation, every
+from saelens_adaptive_ortho.evaluations import evaluation
 from saelens_adaptive_ortho.report.figures.section import Section
 from saelens_adaptive_ortho.report.figures.style import (
     BAD,
@@ -44,9 +44,7 @@ def headline_figure(summary: Summary) -> Figure | None:
 
     Lines join the dots of the same seed and so show the paired differences.
     """
-    return _dots_figure(
-        summary, [key for info in every().values() for key in info.keys(info.glance)]
-    )
+    return _dots_figure(summary, summary.glance)
 
 
 def reconstruction_figure(section: Section) -> Figure | None:

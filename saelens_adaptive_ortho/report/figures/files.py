@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import io
 import re
@@ -15,12 +16,19 @@ from pathlib import Path
 from typing import cast
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saelens_adaptive_ortho.report.figures.dots import headline_figure
 from saelens_adaptive_ortho.report.figures.section import Section
 from saelens_adaptive_ortho.report.figures.sparsity import sparsity_figure
-from saelens_adaptive_ortho.report.figures.style import INK, STYLE, empty_figure
+from saelens_adaptive_ortho.report.figures.style import (
+    INK,
+    STYLE,
+    Picture,
+    css_colour,
+    empty_figure,
+)
 from saelens_adaptive_ortho.report.figures.tradeoff import tradeoff_figure
 from saelens_adaptive_ortho.report.published import PublishedMethod, load
 from saelens_adaptive_ortho.report.statistics import Summary, summarise
@@ -42,7 +50,7 @@ def run_figures(
         published: results of others.
     """
     figures: dict[str, Figure | None] = {
-        "tradeoff": tradeoff_figure(summary),
+        "tradeoff": tradeoff_figure(summary, results=results),
         "headline": headline_figure(summary),
         "sparsity": sparsity_figure(summary, published),
     }
@@ -73,6 +81,9 @@ def _function(draw: str) -> Draw:
 def figure_svg(figure: Figure, prefix: str) -> str:
     """Return the figure as an ``<svg>`` element for use inside a page.
 
+    Its marks lie on top as invisible circles, with their words as titles. Colours are CSS variables
+    where the page has other ones in the dark.
+
     Identifiers start with ``prefix``, so that figures in one page do not share clip paths and
     glyphs. XML prolog and metadata are left out, because they contain outside addresses.
     """
@@ -85,9 +96,31 @@ def figure_svg(figure: Figure, prefix: str) -> str:
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'href="#', f'href="#{prefix}-', text)
     text = text.replace("url(#", f"url(#{prefix}-")
+    text = re.sub(r"(?<=: )#[0-9a-f]{6}\b", lambda found: css_colour(found[0]), text)
+    text = text.removesuffix("</svg>") + _circles(figure) + "</svg>"
     # The page sets the size; the viewBox keeps the proportions.
     head, rest = text.split(">", 1)
     return re.sub(r'\s(?:width|height)="[^"]*"', "", head) + ">" + rest
+
+
+def _circles(figure: Figure) -> str:
+    """The marks of a figure that was drawn, as circles, in a group for each panel.
+
+    Those outside of their panel are left out. An SVG of matplotlib has 72 units per inch, and y
+    points down.
+    """
+    if not isinstance(figure, Picture) or not figure.marks:
+        return ""
+    height = figure.get_figheight() * 72
+    groups: dict[Axes, list[str]] = {}
+    for axes, x, y, words in figure.marks:
+        across, up = axes.transData.transform((x, y))
+        if axes.bbox.padded(1).contains(across, up):
+            title = f"<title>{html.escape(words)}</title>"
+            cx, cy = across * 72 / figure.dpi, height - up * 72 / figure.dpi
+            at = f'cx="{cx:.1f}" cy="{cy:.1f}" r="5"'
+            groups.setdefault(axes, []).append(f"<circle {at}>{title}</circle>")
+    return "".join(f'<g class="points">{"".join(found)}</g>' for found in groups.values())
 
 
 def save_figure(figure: Figure, stem: str | Path, dpi: int = 160) -> list[Path]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
@@ -18,6 +18,7 @@ from saelens_adaptive_ortho.report.figures.style import (
     MUTED,
     STYLE,
     Curve,
+    Picture,
     line_widths,
     mean_curve,
     panel_grid,
@@ -25,6 +26,8 @@ from saelens_adaptive_ortho.report.figures.style import (
     side_note,
     variant_styles,
 )
+from saelens_adaptive_ortho.report.figures.words import damages, interventions, sae_words
+from saelens_adaptive_ortho.report.formatting import capital
 from saelens_adaptive_ortho.report.statistics import Summary
 from saelens_adaptive_ortho.results import Result
 
@@ -146,12 +149,23 @@ def _draw_frontiers(
         if np.array_equal(x, x_high):
             axes.fill_between(x, low, high, color=colour, alpha=0.13, lw=0, zorder=2)
     points = [p for r in results for p in r.details.get("points", {}).get(part, [])]
+    for result in results:
+        _explain(axes, result, part)
     if points:
         x, y = np.asarray(points, dtype=float).T
         axes.scatter(
             x, y, s=6, color=colour, alpha=0.3, lw=0, zorder=2, rasterized=len(points) > 500
         )
     return [curve for found in curves.values() for curve in found]
+
+
+def _explain(axes: Axes, result: Result, part: str) -> None:
+    """Say of each intervention what it is and what it does, for the page."""
+    figure = cast("Picture", axes.figure)
+    points = result.details.get("points", {}).get(part, [])
+    for (x, y), words in zip(points, interventions(result, part), strict=True):
+        lines = [sae_words(result.variant, result.seed), words, capital(damages(part, x, y))]
+        figure.mark(axes, x, y, "\n".join(filter(None, lines)))
 
 
 def _draw_references(axes: Axes, section: Section, part: str) -> list[Curve]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,18 @@ _FIXED_STYLE = {"baseline": 0, "fixed": 1, "adaptive": 2, "groups": 3, "directio
 
 INK, MUTED, RULE = "#1F2933", "#66727F", "#E3E8EE"
 GOOD, BAD = "#00704F", "#B3261E"
+
+#: The colours of figures in a page, by the CSS variable that changes them in dark colours.
+CSS_COLOURS = {
+    "--f-ground": "#ffffff",
+    "--f-ink": INK,
+    "--f-muted": MUTED,
+    "--f-rule": RULE,
+    "--f-edge": "#B8C2CC",
+    "--f-good": GOOD,
+    "--f-bad": BAD,
+    **{f"--f-{number}": colour for number, colour in enumerate(PALETTE)},
+}
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -70,6 +82,35 @@ STYLE: dict[Any, Any] = {
 }
 
 
+class Mark(NamedTuple):
+    """A point of a figure, and what a page says about it when the pointer is on it."""
+
+    axes: Axes
+    x: float
+    y: float
+    words: str
+
+
+class Picture(Figure):
+    """A figure with points that a page explains.
+
+    Args:
+        width: width in inches.
+        height: height in inches.
+
+    Attributes:
+        marks: the points.
+    """
+
+    def __init__(self, width: float, height: float) -> None:
+        super().__init__(figsize=(width, height))
+        self.marks: list[Mark] = []
+
+    def mark(self, axes: Axes, x: float, y: float, words: str) -> None:
+        """Explain the point at (x, y), in data coordinates."""
+        self.marks.append(Mark(axes, x, y, words))
+
+
 def variant_styles(variants: Sequence[str]) -> dict[str, Style]:
     """Return colour and marker per variant; those of the usual variants never change."""
     taken = {_FIXED_STYLE[name] for name in variants if name in _FIXED_STYLE}
@@ -100,9 +141,15 @@ def line_widths(lines: int) -> list[float]:
     return [1.5] if lines == 1 else [float(w) for w in np.linspace(3.4, 1.5, lines)]
 
 
-def empty_figure(width: float, height: float) -> Figure:
+def css_colour(colour: str) -> str:
+    """Return the colour for a page, where its CSS variable may change it."""
+    names = [name for name, known in CSS_COLOURS.items() if known.lower() == colour.lower()]
+    return f"var({names[0]},{colour})" if names else colour
+
+
+def empty_figure(width: float, height: float) -> Picture:
     """Return a figure of this size in inches, without panels."""
-    figure = Figure(figsize=(width, height))
+    figure = Picture(width, height)
     # The Agg canvas draws without a display and without pyplot's global state.
     FigureCanvasAgg(figure)
     return figure
@@ -110,7 +157,7 @@ def empty_figure(width: float, height: float) -> Figure:
 
 def panel_grid(
     panels: int, height: float, width: float | None = None, columns: int = 3
-) -> tuple[Figure, list[Axes]]:
+) -> tuple[Picture, list[Axes]]:
     """Return a figure and its empty panels, row by row.
 
     Sizes are in inches; ``height`` is that of one row.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import matplotlib
 import numpy as np
@@ -26,20 +26,23 @@ from saelens_adaptive_ortho.report.figures.style import (
     INK,
     MUTED,
     STYLE,
+    Picture,
     Style,
     panel_grid,
     side_note,
     variant_styles,
 )
+from saelens_adaptive_ortho.report.figures.words import best_within, sae_words, value
 from saelens_adaptive_ortho.report.formatting import MINUS, capital
 from saelens_adaptive_ortho.report.metrics import MetricInfo
 from saelens_adaptive_ortho.report.statistics import Spread, Summary
-from saelens_adaptive_ortho.results import split_series
+from saelens_adaptive_ortho.results import Result, split_series
 
 COST = "core/pooled/explained_variance"
 GAIN = "unlearning/loss/forget_damage_at_0.10"
 #: With a gate for whole passages, ``GAIN`` is often as large as it can be. This one is without.
 TOKEN_GAIN = "unlearning/token/forget_damage_at_0.10"
+UNLEARNING = "unlearning"
 
 # A page on a phone shrinks the figure, so it is narrow and its text is large.
 _STYLE: dict[Any, Any] = {
@@ -60,20 +63,23 @@ class Panel(NamedTuple):
         summary: statistics of the run.
         gain: key of the metric on the y axis.
         title: what stands above; by default the name of the metric.
+        results: results of the run, from which a page explains the dots; none by default.
     """
 
     summary: Summary
     gain: str
     title: str = ""
+    results: Sequence[Result] = ()
 
 
 class _Point(NamedTuple):
-    """A variant: the means of both metrics, their 95% intervals, and the values of its SAEs."""
+    """A variant: the means of both metrics, their 95% intervals, values and seeds of its SAEs."""
 
     variant: str
     x: Spread
     y: Spread
     saes: Sequence[tuple[float, float]]
+    seeds: Sequence[int]
 
     @property
     def mean(self) -> tuple[float, float]:
@@ -82,7 +88,12 @@ class _Point(NamedTuple):
         return float(x), float(y)
 
 
-def tradeoff_figure(summary: Summary, cost: str = COST, gain: str | None = None) -> Figure | None:
+def tradeoff_figure(
+    summary: Summary,
+    cost: str = COST,
+    gain: str | None = None,
+    results: Sequence[Result] = (),
+) -> Figure | None:
     """Draw one metric against another: a small dot per SAE, mean and 95% intervals per variant.
 
     A line joins the variants of a *series*: those whose names share a prefix before ``=`` and a
@@ -94,12 +105,13 @@ def tradeoff_figure(summary: Summary, cost: str = COST, gain: str | None = None)
         summary: statistics of the run.
         cost: key of the metric on the x axis (``{eval}/{name}``).
         gain: key of the metric on the y axis; None for ``TOKEN_GAIN``, or ``GAIN`` without it.
+        results: results of the run, from which a page explains the dots.
 
     Returns:
         The figure, or None if no SAE has both metrics.
     """
     gain = gain or (TOKEN_GAIN if TOKEN_GAIN in summary.metrics else GAIN)
-    return tradeoff_panels(summary, [gain], cost)
+    return panels_side_by_side([Panel(summary, gain, results=results)], cost)
 
 
 def tradeoff_panels(summary: Summary, gains: Sequence[str], cost: str = COST) -> Figure | None:
@@ -133,7 +145,7 @@ def panels_side_by_side(
 
 
 def _draw_panel(axes: Axes, panel: Panel, cost: str, points: Sequence[_Point]) -> None:
-    summary, gain, _ = panel
+    summary, gain = panel.summary, panel.gain
     references = {
         name: metrics[gain] for name, metrics in summary.without_sae.items() if gain in metrics
     }
@@ -141,6 +153,7 @@ def _draw_panel(axes: Axes, panel: Panel, cost: str, points: Sequence[_Point]) -
     _set_limits(axes, points, list(references.values()))
     for point in points:
         _draw_point(axes, point, styles[point.variant])
+        _explain(axes, panel, cost, point)
     covered = [xy for point in points for xy in point.saes]
     for series in _series(points):
         x, y = zip(*(point.mean for point in series), strict=True)
@@ -165,9 +178,10 @@ def _points(summary: Summary, cost: str, gain: str) -> list[_Point]:
     points: list[_Point] = []
     for variant in summary.variants:
         x, y = (summary.metrics[key].variants[variant] for key in (cost, gain))
-        saes = [(x.by_seed[seed], y.by_seed[seed]) for seed in x.by_seed if seed in y.by_seed]
-        if saes:
-            points.append(_Point(variant, x, y, saes))
+        seeds = [seed for seed in x.by_seed if seed in y.by_seed]
+        if seeds:
+            saes = [(x.by_seed[seed], y.by_seed[seed]) for seed in seeds]
+            points.append(_Point(variant, x, y, saes, seeds))
     return points
 
 
@@ -231,6 +245,27 @@ def _draw_point(axes: Axes, point: _Point, style: Style) -> None:
     )
 
 
+def _explain(axes: Axes, panel: Panel, cost: str, point: _Point) -> None:
+    """Say what the mean and each SAE of a variant are, for the page."""
+    figure = cast("Picture", axes.figure)
+    infos = [panel.summary.metrics[key].info for key in (panel.gain, cost)]
+
+    def words(x: float, y: float) -> list[str]:
+        found = zip(infos, (y, x), strict=True)
+        return [f"{capital(info.label)}: {value(number, info.unit)}" for info, number in found]
+
+    n = len(point.seeds)
+    if n > 1:
+        title = f"{point.variant}, mean of {n} seeds"
+        figure.mark(axes, *point.mean, "\n".join([title, *words(*point.mean)]))
+    name = panel.gain.partition("/")[2]
+    of = {r.seed: r for r in panel.results if (r.variant, r.eval) == (point.variant, UNLEARNING)}
+    for (x, y), seed in zip(point.saes, point.seeds, strict=True):
+        lines = [sae_words(point.variant, seed), *words(x, y)]
+        lines += [best_within(of[seed], name)] if seed in of else []
+        figure.mark(axes, x, y, "\n".join(filter(None, lines)))
+
+
 def _between(corners: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return points on the lines between neighbouring corners."""
     return [
@@ -258,7 +293,7 @@ def _draw_margin(axes: Axes, summary: Summary, info: MetricInfo) -> list[Label]:
 
 
 def _write_words(axes: Axes, panel: Panel, cost: str, dashed: bool) -> None:
-    summary, gain, title = panel
+    summary, gain, title = panel.summary, panel.gain, panel.title
     x, y = summary.metrics[cost].info, summary.metrics[gain].info
     n = len(summary.seeds)
     notes = [{"higher": "up is better", "lower": "down is better"}.get(y.direction or "", "")]

@@ -2,8 +2,8 @@
 
 * :mod:`.run`: ``report.html`` of a run
 * :mod:`.analysis`: ``analysis.html`` of ``adaptive-ortho analyse``
-* :mod:`.browse`: ``index.html`` of ``adaptive-ortho browse``; the only page with a script, which
-  loads the files beside it
+* :mod:`.browse`: ``index.html`` of ``adaptive-ortho browse``; its script loads the files beside it
+* :mod:`.text`: what was compared, and text before and after unlearning
 * :mod:`.parts`: figures and tables of the pages
 * ``templates/``: the HTML; it escapes every text, only figures enter as markup
 """

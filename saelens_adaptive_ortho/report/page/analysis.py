@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from saelens_adaptive_ortho.files import without_home, write_text_atomic
 from saelens_adaptive_ortho.report.figures.analysis import analysis_figures
 from saelens_adaptive_ortho.report.figures.files import save_figure
-from saelens_adaptive_ortho.report.figures.style import variant_styles
+from saelens_adaptive_ortho.report.figures.style import css_colour, variant_styles
 from saelens_adaptive_ortho.report.page.parts import Column, Drawing, MetricTable, Row, render
 from saelens_adaptive_ortho.report.tables import Level, analysis_rows, four_figures, sae_name
 from saelens_adaptive_ortho.results import Result, order_variants
@@ -61,7 +61,7 @@ def render_analysis(results: Sequence[Result], figures: Mapping[str, Figure] | N
 def _table(results: Sequence[Result]) -> MetricTable:
     styles = variant_styles(order_variants(r.variant for r in results))
     return MetricTable(
-        columns=[Column(sae_name(r), styles[r.variant][0]) for r in results],
+        columns=[Column(sae_name(r), css_colour(styles[r.variant][0])) for r in results],
         pairs=[],
         rows=[Row(label, [Level(c) for c in cells]) for label, cells in analysis_rows(results)],
     )

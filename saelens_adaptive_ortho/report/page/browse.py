@@ -115,10 +115,17 @@ class Latent:
     suppressed: Sequence[tuple[str, float]]
 
 
-def write_page(out: Path, names: Sequence[str]) -> Path:
-    """Write ``index.html`` for SAEs of these names, and return its path."""
+def write_page(out: Path, names: Sequence[str], report: str = "") -> Path:
+    """Write ``index.html`` for SAEs of these names, and return its path.
+
+    Args:
+        out: folder of the page.
+        names: names of the SAEs.
+        report: address of the report of the run, as seen from the page; empty without one.
+    """
     title = "Latents of " + (names[0] if len(names) == 1 else f"{len(names)} SAEs")
-    page = render("browse.html.j2", title=without_home(title), saes=without_home(list(names)))
+    given = {"title": title, "saes": list(names)}
+    page = render("browse.html.j2", report=report, **without_home(given))
     return write_text_atomic(out / PAGE, page)
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from saelens_adaptive_ortho.evaluations import evaluation
 from saelens_adaptive_ortho.report.figures.files import figure_svg
-from saelens_adaptive_ortho.report.figures.style import MUTED, variant_styles
+from saelens_adaptive_ortho.report.figures.style import MUTED, css_colour, variant_styles
 from saelens_adaptive_ortho.report.formatting import DASH, estimate, number
 from saelens_adaptive_ortho.report.statistics import (
     BETTER,
@@ -61,6 +61,7 @@ class Drawing:
         caption: text below the figure.
         svg: the figure itself.
         width: natural width in CSS pixels; keeps a small figure from growing to full width.
+        points: whether the page explains points of it.
     """
 
     name: str
@@ -68,13 +69,15 @@ class Drawing:
     caption: str
     svg: Markup
     width: int
+    points: bool
 
     @classmethod
     def of(cls, figure: Figure, name: str, heading: str, caption: str) -> Drawing:
         """Return the drawing of ``figure``."""
         # matplotlib escapes the texts that it writes, so its output is safe as markup.
         svg = Markup(figure_svg(figure, name.replace("_", "-")))
-        return cls(name, heading, caption, svg, round(figure.get_figwidth() * 96))
+        points = '<g class="points">' in svg
+        return cls(name, heading, caption, svg, round(figure.get_figwidth() * 96), points)
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def metric_table(
     """
     styles = variant_styles(summary.variants)
     return MetricTable(
-        columns=[Column(variant, styles[variant][0]) for variant in summary.variants],
+        columns=[Column(variant, css_colour(styles[variant][0])) for variant in summary.variants],
         pairs=[pair_title(pair) for pair in summary.pairs],
         rows=[_row(summary, key, section, named) for key in keys],
     )
@@ -144,7 +147,7 @@ def metric_table(
 def reference_table(summary: Summary, keys: Sequence[str]) -> MetricTable:
     """Return the table of ceilings and floors that need no SAE; without rows if there are none."""
     return MetricTable(
-        columns=[Column(name, MUTED) for name in summary.without_sae],
+        columns=[Column(name, css_colour(MUTED)) for name in summary.without_sae],
         pairs=[],
         rows=[
             Row(_unbroken(label), [Level(cell) for cell in cells])

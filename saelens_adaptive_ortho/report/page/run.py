@@ -9,6 +9,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from saelens_adaptive_ortho.evaluations import Evaluation, headline_keys
+from saelens_adaptive_ortho.examples import Examples
+from saelens_adaptive_ortho.examples import read as read_examples
 from saelens_adaptive_ortho.files import without_home, write_text_atomic
 from saelens_adaptive_ortho.report.figures.files import run_figures
 from saelens_adaptive_ortho.report.formatting import duration, number
@@ -22,11 +24,12 @@ from saelens_adaptive_ortho.report.page.parts import (
     render,
 )
 from saelens_adaptive_ortho.report.page.sparsity import sparsity_section
+from saelens_adaptive_ortho.report.page.text import compared, named_run, texts
 from saelens_adaptive_ortho.report.published import PublishedMethod, load
 from saelens_adaptive_ortho.report.statistics import EvaluationSummary, Summary, summarise
-from saelens_adaptive_ortho.report.tables import pair_title, seeds_text
+from saelens_adaptive_ortho.report.tables import pair_title
 from saelens_adaptive_ortho.report.verdicts import EvaluationVerdict, Verdicts, judge
-from saelens_adaptive_ortho.results import Result, load_results
+from saelens_adaptive_ortho.results import Result, load_results, results_dir
 
 QUESTION = (
     "Does adaptive orthogonality separate knowledge, the forget corpus from the retain corpus, "
@@ -39,6 +42,14 @@ TRADEOFF_CAPTION = (
     "activations, so the paired differences in the tables can be clear where intervals overlap. "
     "Lines join the settings of one series. Dashed: references without an SAE. Dotted: the cost of "
     "the first variant plus the margin within which two variants count as equivalent."
+)
+
+#: The same for a run with one seed, which has neither means nor intervals.
+TRADEOFF_CAPTION_ONE_SEED = (
+    "What is gained against what it costs: a marker is one SAE. There is one seed, so nothing here "
+    "shows how much another seed would differ: a distance between two markers may be chance. Lines "
+    "join the settings of one series. Dashed: references without an SAE. Dotted: the cost of the "
+    "first variant plus the margin within which two variants count as equivalent."
 )
 
 HEADLINE_CAPTION = (
@@ -67,7 +78,9 @@ def write_report(run_dir: str | Path) -> Path:
     config = config_path.read_text("utf-8", "replace") if config_path.is_file() else None
     name = run_dir.resolve().name
     browser = BROWSER if (run_dir / BROWSER).is_file() else ""
-    page = render_page(results, without_home(config), name, browser, load(run_dir))
+    found = read_examples(results_dir(run_dir))
+    run = "" if config is None else without_home(named_run(config, run_dir))
+    page = render_page(results, without_home(config), name, browser, found, run, load(run_dir))
     return write_text_atomic(run_dir / "report.html", page)
 
 
@@ -76,6 +89,8 @@ def render_page(
     config: str | None = None,
     name: str = "run",
     browser: str = "",
+    examples: Examples | None = None,
+    run: str = "",
     published: Sequence[PublishedMethod] = (),
 ) -> str:
     """Return the page as text.
@@ -85,16 +100,20 @@ def render_page(
         config: text of the run's configuration, shown unchanged; None if there is none.
         name: name of the run for the title.
         browser: path of the page of ``adaptive-ortho browse``; empty if there is none.
+        examples: text before and after unlearning; None if there is none.
+        run: the run folder as a command names it; empty if it holds no SAEs.
         published: results of others.
     """
     summary = summarise(results)
     verdicts = judge(summary)
     figures = run_figures(summary, results, published)
     pairs = sorted(summary.pairs, key=lambda pair: pair[0] != summary.focus)
+    one_seed = len(summary.seeds) == 1
+    tradeoff_caption = TRADEOFF_CAPTION_ONE_SEED if one_seed else TRADEOFF_CAPTION
     drawings = {
         name: Drawing.of(figures[name], name, heading, caption)
         for name, heading, caption in (
-            ("tradeoff", "Gain and cost", TRADEOFF_CAPTION),
+            ("tradeoff", "Gain and cost", tradeoff_caption),
             ("headline", "At a glance", HEADLINE_CAPTION),
         )
         if name in figures
@@ -102,7 +121,8 @@ def render_page(
     return render(
         "run.html.j2",
         title=f"{name}: adaptive orthogonality in sparse autoencoders",
-        kicker=f"{name} · {', '.join(summary.variants)} · {seeds_text(summary)}",
+        compared=compared(name, config, summary),
+        texts=texts(examples, summary, run),
         question=QUESTION,
         verdicts=verdicts,
         others=[v for v in verdicts.overall if v.variant != summary.focus],
@@ -115,14 +135,16 @@ def render_page(
             (summary.evaluations[gap.eval].info.title, _gap(gap)) for gap in summary.gap_groups
         ],
         opening=opening(summary),
+        concerns=summary.concerns,
         first=drawings.pop("tradeoff", None),
         overview=list(drawings.values()),
         sparsity=sparsity_section(summary, published, figures.get("sparsity")),
         headline=metric_table(summary, summary.headline) if summary.headline else None,
         references=reference_table(summary, summary.headline),
-        one_seed=len(summary.seeds) == 1,
+        one_seed=one_seed,
         config=None if config is None else config.rstrip(),
         browser=browser,
+        latents=f"adaptive-ortho browse {run}" if run else "",
         versions=[(name, ", ".join(seen)) for name, seen in summary.versions.items()],
         mixed=", ".join(name for name, seen in summary.versions.items() if len(seen) > 1),
         files=[(r.variant, r.seed, r.eval, number(r.seconds, 1), r.fingerprint) for r in results],

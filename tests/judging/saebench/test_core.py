@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from sae_lens.registry import get_sae_class
 
-from saelens_adaptive_ortho.judging.saebench.core import with_skip_in_decode
+from saelens_adaptive_ortho.evaluations.core import TRAINED_L0
+from saelens_adaptive_ortho.judging.saebench.core import trained_l0, with_skip_in_decode
 
 
 def build(architecture: str) -> torch.nn.Module:
@@ -30,3 +31,15 @@ def test_sae_without_skip_connection_is_unchanged() -> None:
     sae = build("jumprelu")
     assert with_skip_in_decode(sae) is sae
     assert "decode" not in vars(sae)
+
+
+def test_l0_in_training_is_read_from_the_files_of_the_sae() -> None:
+    sae = build("jumprelu")
+    assert trained_l0(sae) == {}
+    sae.cfg.metadata.training_architecture_details = {"k": 16}
+    assert trained_l0(sae) == {TRAINED_L0: 16.0}
+    sae.cfg.metadata.l0 = 15.9
+    assert trained_l0(sae) == {TRAINED_L0: 15.9}
+    sae.cfg.metadata.l0 = "unknown"
+    assert trained_l0(sae) == {TRAINED_L0: 16.0}
+    assert trained_l0(build("topk")) == {TRAINED_L0: 100.0}

@@ -25,7 +25,7 @@ from saelens_adaptive_ortho.judging.unlearning import evaluation as unlearning
 from saelens_adaptive_ortho.judging.unlearning import published as published_unlearning
 from saelens_adaptive_ortho.judging.unlearning import questions as mcq
 from saelens_adaptive_ortho.judging.unlearning.clamps import Clamp, Projection, Push
-from saelens_adaptive_ortho.judging.unlearning.families import Family
+from saelens_adaptive_ortho.judging.unlearning.families import Family, Setting
 from saelens_adaptive_ortho.judging.unlearning.losses import Trial
 from saelens_adaptive_ortho.maths.erasure import Detector, Erasure
 from saelens_adaptive_ortho.text import models
@@ -56,6 +56,13 @@ def few_questions(tmp_path: Path) -> str:
 
 
 # ------------------------------------------------------------------ the clamp
+
+
+def test_what_a_result_holds_of_a_setting() -> None:
+    clamp = Clamp(torch.tensor([3, 1]), torch.tensor([-1.0, -2.0]), 0.123456)
+    assert Setting(0, 2.00001, clamp).plain() == [2, 2.0, 0.1235]
+    erasure = Erasure.onto(torch.eye(4, dtype=torch.float64)[:3])
+    assert Setting(0, 0.5, Projection(erasure, torch.zeros(4), 0.5)).plain() == [3, 0.5, None]
 
 
 @pytest.mark.saebench
@@ -434,6 +441,12 @@ def test_results_are_repeatable_and_finite(context: EvalContext, few_questions: 
     for name in ("loss", "token", "bounded", "mcq"):
         frontier = first.details["frontiers"][name]
         assert all(lo <= hi for lo, hi in zip(frontier["low"], frontier["high"], strict=True))
+        interventions = first.details["interventions"][name]
+        assert len(interventions) == len(first.details["points"][name])
+        for n, strength, gate in interventions:
+            assert n > 0
+            assert strength > 0
+            assert (gate is not None) == (name in ("loss", "mcq"))
     assert first.metrics["mcq/n_forget_questions"] == 20
 
 
