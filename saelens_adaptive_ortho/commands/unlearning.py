@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxtyping import Int
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from sae_lens.saes.sae import SAE
+from torch import Tensor
 
 from saelens_adaptive_ortho.commands.unlearn import UnlearnOptions
 from saelens_adaptive_ortho.errors import ConfigError, reject
