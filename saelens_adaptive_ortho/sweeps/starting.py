@@ -166,6 +166,7 @@ def _needs(opened: Opened, experiments: Sequence[Experiment]) -> Needs:
         device=str(experiments[0].runner.device),
         memory=max(unit.memory for unit in units),
         units=len(units) - len(done),
+        folder=opened.folder,
     )
 
 

@@ -6,9 +6,11 @@ from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.plugins import Table
 from saelens_adaptive_ortho.sweeps.drivers.contract import Driver, Kind, Needs
 from saelens_adaptive_ortho.sweeps.drivers.local import LOCAL
+from saelens_adaptive_ortho.sweeps.drivers.ray_cluster import RAY
+from saelens_adaptive_ortho.sweeps.drivers.slurm import SLURM
 
 GROUP = "saelens_adaptive_ortho.drivers"
-KINDS = (LOCAL,)
+KINDS = (LOCAL, RAY, SLURM)
 TABLE = Table(Kind, GROUP, KINDS)
 
 

@@ -101,11 +101,13 @@ class Needs:
         memory: bytes on the device that the largest unit needs at the very least, without the
             language model.
         units: number of units that are not whole yet.
+        folder: absolute path of the sweep's folder, which exists; None if it is not known yet.
     """
 
     device: str
     memory: int
     units: int
+    folder: Path | None = None
 
 
 class Phase(enum.Enum):

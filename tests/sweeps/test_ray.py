@@ -1,0 +1,276 @@
+"""A Ray cluster of two nodes on this machine: a node is lost, a worker is killed, units go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.manifests import Manifest, write_manifest
+from saelens_adaptive_ortho.sweeps.attempts import Attempts
+from saelens_adaptive_ortho.sweeps.axes import build_sweep
+from saelens_adaptive_ortho.sweeps.drivers import ray_cluster
+from saelens_adaptive_ortho.sweeps.drivers.contract import OK, Driver, Needs, Phase, State, Task
+from saelens_adaptive_ortho.sweeps.drivers.ray_cluster import open_ray
+from saelens_adaptive_ortho.sweeps.packing import pack
+from saelens_adaptive_ortho.sweeps.scheduling import Scheduler
+from saelens_adaptive_ortho.sweeps.working import Kept, do_unit
+from tests.sweeps.test_kills import LAYERS, contents
+
+LONG = 300.0  # seconds until what is waited for has certainly failed
+CPU, CUDA = Needs("cpu", 1, 1), Needs("cuda", 1, 1)
+slow = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _offline() -> None:
+    """A cluster on this machine is reached by sockets; nothing here names another machine."""
+
+
+@contextmanager
+def as_before() -> Iterator[None]:
+    """Undo what importing or starting Ray changes in this process."""
+    environment, path, hook = dict(os.environ), list(sys.path), sys.excepthook
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    sys.path[:], sys.excepthook = path, hook
+    signal.signal(signal.SIGTERM, handler)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+
+
+@pytest.fixture(scope="module")
+def ray() -> None:
+    with as_before():
+        pytest.importorskip("ray")
+
+
+@pytest.fixture
+def undone() -> Iterator[None]:
+    with as_before():
+        yield
+
+
+# -------------------------------------------------------------- bad arguments
+
+
+@pytest.mark.parametrize(
+    ("argument", "needs", "words"),
+    [
+        ("head", CPU, "HOST:PORT"),
+        ("head:0", CPU, "HOST:PORT"),
+        ("ray://head:10001", CPU, "HOST:PORT"),
+        ("head:6379?gpus=0.5", CPU, "the device is cpu"),
+        ("head:6379?gpus=2", CUDA, "at most 1"),
+        ("head:6379?gpus=0", CUDA, "above 0"),
+        ("head:6379?gpus=nan", CUDA, "above 0"),
+        ("head:6379?cpus=-1", CPU, "above 0"),
+        ("?gpus", CUDA, "gpus=NUMBER"),
+        ("?gpus=half", CUDA, "gpus=NUMBER"),
+        ("?gpus=1&gpus=0.5", CUDA, "gpus=NUMBER"),
+        ("?memory=1", CUDA, "gpus=NUMBER"),
+    ],
+)
+def test_bad_argument_is_refused(argument: str, needs: Needs, words: str) -> None:
+    with pytest.raises(ConfigError, match="--on='ray:") as error:
+        open_ray(argument, needs)
+    assert words in str(error.value)
+
+
+def test_address_that_nobody_answers_is_refused_at_once(ray: None) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(ConfigError, match="nobody answers there within 5 s"):
+        open_ray(f"127.0.0.1:{port}", CPU)
+
+
+def test_address_where_something_else_answers_is_refused(
+    ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_cluster, "CONNECT", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(ConfigError, match="no Ray cluster answers there within 2 s"):
+            open_ray(address, CPU)
+
+
+@pytest.mark.parametrize(
+    ("has", "share", "places"),
+    [
+        ({"CPU": 8.0}, {"CPU": 1.0}, 8),
+        ({"CPU": 8.0}, {"CPU": 3.0}, 2),
+        ({"CPU": 8.0, "GPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}, 4),
+        ({"CPU": 8.0, "GPU": 2.0}, {"CPU": 1.0, "GPU": 0.3}, 6),  # three on each card, not 3.33
+        ({"CPU": 2.0, "GPU": 4.0}, {"CPU": 1.0, "GPU": 0.5}, 2),
+        ({"CPU": 8.0}, {"CPU": 1.0, "GPU": 0.5}, 0),
+        ({}, {"CPU": 1.0}, 0),
+    ],
+)
+def test_places_of_a_node(has: dict[str, float], share: dict[str, float], places: int) -> None:
+    assert ray_cluster._places({"Resources": has}, share) == places
+
+
+# ------------------------------------------------------------- a real cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(ray: None) -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    with as_before():
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        cluster.second = cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+def ends(driver: Driver, handle: Any) -> State:
+    return waits(driver, handle, lambda state: state.ended)
+
+
+def waits(driver: Driver, handle: Any, until: Callable[[State], bool]) -> State:
+    late = time.monotonic() + LONG
+    while not until(state := driver.poll(handle)):
+        assert time.monotonic() < late, state
+        time.sleep(0.1)
+    return state
+
+
+def text_of(log: Path) -> str:
+    return log.read_text() if log.exists() else ""
+
+
+def task_of(sweep: Path, unit: str, ticket: str = "ticket") -> Task:
+    return Task(unit, sweep, ticket, sweep / "logs" / f"{unit}.log", Path.cwd())
+
+
+@pytest.fixture
+def make_sweep(settings: Callable[..., dict[str, Any]]) -> Callable[..., Manifest]:
+    def make(folder: Path, times: int = 1, **axes: Any) -> Manifest:
+        tree = settings(
+            n_checkpoints=3,
+            sweep={"hook_name": LAYERS, "sae.ortho_alpha": [0, 1], **axes},
+            evals={"subspace": {"n_contexts": 8}},
+            output_path=str(folder),
+        )
+        tree["training_tokens"] *= times
+        manifest = pack(build_sweep(tree))
+        write_manifest(folder, manifest)
+        return manifest
+
+    return make
+
+
+@slow
+def test_refusals_and_a_unit_that_is_stopped(
+    cluster: Any,
+    undone: None,
+    make_sweep: Callable[..., Manifest],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ConfigError, match=r"no node has 1 CPU and 0\.5 GPU .* 1 CPU, 0 GPU"):
+        open_ray(f"{cluster.address}?gpus=0.5", CUDA)
+    with pytest.raises(ConfigError, match=r"no node has 2 CPU .* 1 CPU, 0 GPU"):
+        open_ray(f"{cluster.address}?cpus=2", CPU)
+
+    def elsewhere(folder: Path | None) -> Path:  # a folder that only this process sees
+        return tmp_path / "not there"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_cluster, "_mark", elsewhere)
+        patch.setattr(ray_cluster.keeping, "SEEN", 0.0)
+        with pytest.raises(ConfigError, match="does not see .* at the same path"):
+            open_ray(cluster.address, Needs("cpu", 1, 1, tmp_path))
+
+    manifest = make_sweep(tmp_path, times=400, seed=[0])
+    first, second = (unit.name for unit in manifest.units)
+    driver = open_ray(cluster.address, Needs("cpu", 1, 2, tmp_path))
+    try:
+        assert signal.getsignal(signal.SIGTERM) == handler
+        assert driver.capacity() == 2
+        handles = [driver.submit(task_of(tmp_path, unit)) for unit in (first, second)]
+        waiting = driver.submit(task_of(tmp_path, first, "another"))  # there is no third place
+        for handle, unit in zip(handles, (first, second), strict=True):
+            log = tmp_path / "logs" / f"{unit}.log"
+            waits(driver, handle, lambda _, log=log: "Training alpha=" in text_of(log))
+        assert driver.poll(waiting).phase is Phase.WAITING
+        driver.cancel(waiting)
+        assert ends(driver, waiting).phase is Phase.FAILED
+        running = driver.poll(handles[0])
+        assert running.phase is Phase.RUNNING
+        assert running.where == f"node {socket.gethostname()}"
+        driver.cancel(handles[0])
+        driver.cancel(handles[1], now=True)
+        assert ends(driver, handles[0]).status == 128 + signal.SIGTERM
+        assert ends(driver, handles[1]).status == -signal.SIGKILL
+        newest = Attempts(tmp_path).newest()
+        assert newest[first].ended == "stopped"
+        assert not any(attempt.process.lives() for attempt in newest.values())
+        assert list((tmp_path / "units" / first).glob("seed0/checkpoints/step_*"))
+    finally:
+        driver.close()
+    assert not list(tmp_path.glob(f"{ray_cluster.MARKER}*"))
+
+
+@slow
+def test_sweep_with_a_lost_node_and_a_killed_worker_is_the_serial_one(
+    cluster: Any,
+    undone: None,
+    make_sweep: Callable[..., Manifest],
+    tmp_path: Path,
+    no_report: None,
+) -> None:
+    sweep, serial = tmp_path / "sweep", tmp_path / "serial"
+    manifest = make_sweep(sweep, times=20, seed=[0, 1])
+    attempts, damages = Attempts(sweep), list[str]()
+
+    def damage(_: float) -> None:
+        """Kill a worker that trains; then a node, when both nodes train."""
+        newest = attempts.newest().values()
+        living = [a for a in newest if a.ended is None and a.process.lives()]
+        training = [a for a in living if list((sweep / "units" / a.unit).rglob("checkpoints/*/*"))]
+        if not damages and training:
+            os.kill(training[0].process.pid, signal.SIGKILL)
+            damages.append("worker")
+        elif damages == ["worker"] and len(training) == 2:
+            cluster.remove_node(cluster.second, allow_graceful=False)
+            damages.append("node")
+        time.sleep(0.05)
+
+    said: list[str] = []
+    driver = open_ray(cluster.address, Needs("cpu", 1, len(manifest.units), sweep))
+    try:
+        scheduler = Scheduler(sweep, manifest, driver, say=said.append, sleep=damage, tries=9)
+        status = scheduler.run()
+        assert damages == ["worker", "node"]
+        assert {one.now for one in status.values()} == {"whole"}, said
+        newest = attempts.newest()
+        assert sum(attempts.count(unit, "lost") for unit in newest) == 2
+        assert all(attempts.count(unit, "whole") == 1 for unit in newest)
+        assert all(attempt.ended == "whole" for attempt in newest.values())
+        # A process keeps the model: the last units of the node that is left were in one.
+        assert len({a.process.pid for a in newest.values()}) < len(newest)
+        assert Scheduler(sweep, manifest, driver, say=said.append).run() == status
+        assert attempts.newest() == newest
+        assert driver.capacity() <= 2
+    finally:
+        driver.close()
+    write_manifest(serial, manifest)
+    kept = Kept()
+    for unit in manifest.units:
+        assert do_unit(serial, unit.name, "serial", kept) == OK
+    assert contents(sweep, manifest) == contents(serial, manifest)
+    left = {"checkpoints", ".lock"}
+    assert not [path for path in (sweep / "units").rglob("*") if path.name in left]
