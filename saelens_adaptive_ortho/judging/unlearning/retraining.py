@@ -256,7 +256,7 @@ def _batches(context: EvalContext, steps: int) -> Iterator[tuple[Tensor, Tensor]
     generator = torch.Generator().manual_seed(SEED)
     device = next(context.model.parameters()).device
     forget, *retain = context.trained
-    shares = torch.tensor([c.share for c in retain])
+    shares = torch.tensor([float(c.share) for c in retain])  # a share may be the int 1
     for _ in range(steps):
         chosen = torch.multinomial(shares, BATCH, replacement=True, generator=generator)
         rows = [_draw(retain[i].train, 1, generator) for i in chosen.tolist()]

@@ -48,6 +48,16 @@ def test_last_matrices_of_the_last_blocks_are_trained(model: Any) -> None:
     assert retraining.trainable(torch.nn.Linear(2, 2), "blocks.2.hook_resid_post") == []
 
 
+@pytest.mark.parametrize("share", [1, 1.0])
+def test_single_retain_corpus_may_have_the_share_of_a_whole_number(
+    context: EvalContext, share: float
+) -> None:
+    corpora = [dataclasses.replace(c, share=share) for c in context.trained]
+    whole = dataclasses.replace(context, bench=dataclasses.replace(context.bench, corpora=corpora))
+    (batch,) = retraining._batches(whole, 1)
+    assert [len(tokens) for tokens in batch] == [retraining.BATCH] * 2
+
+
 @pytest.mark.usefixtures("short")
 def test_model_is_the_same_afterwards(context: EvalContext, model: Any) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
