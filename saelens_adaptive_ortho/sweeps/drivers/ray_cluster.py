@@ -161,11 +161,12 @@ def open_ray(argument: str, needs: Needs) -> Driver:
     address, share = _parse(argument, needs)
     try:
         import ray  # pyright: ignore[reportMissingImports]  # an extra
+        from ray import cloudpickle  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         rule = 'needs Ray: pip install "saelens-adaptive-ortho[ray]"'
         raise _reject(argument, rule) from error
     _connect(ray, argument, address)
-    ray.cloudpickle.register_pickle_by_value(keeping)
+    cloudpickle.register_pickle_by_value(keeping)
     marker = _mark(needs.folder)
     threads = {name: os.environ[name] for name in THREADS if name in os.environ}
     environment = threads or {THREADS[0]: str(max(1, int(share[CPU])))}
