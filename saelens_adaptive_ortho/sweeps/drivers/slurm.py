@@ -17,7 +17,6 @@ from typing import Any
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.signals import Interrupted, stop_raises
 from saelens_adaptive_ortho.sweeps.drivers.contract import Driver, Kind, Needs, Phase, State, Task
-from saelens_adaptive_ortho.sweeps.working import do_task
 
 LOOK = 15.0  # seconds between two questions to Slurm, about all jobs at once
 READ = 2.0  # seconds between two looks for a job's result
@@ -38,6 +37,8 @@ def do_in_job(task: Task) -> int:
     submitit's own handlers of signals would put the job into the queue again; the scheduler does
     that instead.
     """
+    from saelens_adaptive_ortho.sweeps.working import do_task
+
     try:
         with stop_raises():
             return do_task(task)
