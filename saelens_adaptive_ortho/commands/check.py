@@ -24,7 +24,7 @@ class CheckOptions(ExperimentOptions):
 def run(options: CheckOptions) -> int:
     """Read the config, and open the texts and the model that it names."""
     from saelens_adaptive_ortho.experiments.experiment import check_fits, load_experiments
-    from saelens_adaptive_ortho.judging.running import check_evals_runnable
+    from saelens_adaptive_ortho.judging.running import check_evals_corpora, check_evals_runnable
     from saelens_adaptive_ortho.sweeps.axes import is_sweep_config
     from saelens_adaptive_ortho.sweeps.starting import check_sweep, open_sweep
     from saelens_adaptive_ortho.text.corpora import check_contexts, read_to_the_end
@@ -73,6 +73,7 @@ def run(options: CheckOptions) -> int:
             f"{cfg.context_size} tokens ({corpus.train.numel():,} and {corpus.held_out.numel():,} "
             f"tokens); {use}"
         )
+    check_evals_corpora(experiment.evals, prepared.corpora)
     stores = {cfg.hook_name: store}
     for other in (one.runner for one in experiments[1:]):
         stores[other.hook_name] = StratifiedActivationsStore.build(

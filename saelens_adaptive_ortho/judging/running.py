@@ -8,7 +8,7 @@ import importlib.util
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from saelens_adaptive_ortho.results import (
     write_result,
 )
 from saelens_adaptive_ortho.rng import state_kept
-from saelens_adaptive_ortho.text.corpora import DOMAINS
+from saelens_adaptive_ortho.text.corpora import DOMAINS, TokenisedCorpus
 from saelens_adaptive_ortho.text.mixture import ONLY
 
 
@@ -80,6 +80,31 @@ def check_evals_runnable(evals: Mapping[str, dict[str, Any]]) -> None:
             check(complete(chosen, settings))
         except ConfigError as error:
             raise ConfigError(f"evals.{name}.{error}") from error
+        except EvaluationError as error:
+            raise ConfigError(f"evals.{name}: {error}.") from error
+
+
+def check_evals_corpora(
+    evals: Mapping[str, dict[str, Any]], corpora: Sequence[TokenisedCorpus]
+) -> None:
+    """Refuse evaluations for which a corpus has too little held-out text.
+
+    Args:
+        evals: settings of the evaluations, by name.
+        corpora: the corpora of the run.
+
+    Raises:
+        ConfigError: a corpus is too small. The message names the evaluation, it, and the remedy.
+    """
+    for name, settings in evals.items():
+        chosen = runnable()[name]
+        try:
+            check = getattr(importlib.import_module(chosen.module), "check_corpora", None)
+        except Exception:  # the run reports it as the failure of this evaluation
+            continue
+        try:
+            if check is not None:
+                check(complete(chosen, settings), corpora)
         except EvaluationError as error:
             raise ConfigError(f"evals.{name}: {error}.") from error
 

@@ -200,6 +200,8 @@ def read_file(path: Path) -> _File:
     prefix = f"{chosen.name}/{chosen.published.corpus}"
     numbers = {f"{prefix}{name}": _number(value) for name, value in values.items()}
     metrics = {key: value for key, value in numbers.items() if value is not None}
+    if not metrics:
+        raise reject(FIELD, str(path), "holds no number.")
     made = _number(content.get("datetime_epoch_millis"))
     return _File(_sae(content, metrics), chosen.name, made or 0.0)
 

@@ -190,8 +190,11 @@ def test_a_folder_without_usable_files_is_refused(tmp_path: Path) -> None:
 
 def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
     found = document("ravel", {"ravel": {"cause_score": float("nan"), "isolation_score": 10**400}})
+    found["eval_result_metrics"]["ravel"] |= {"disentanglement_score": 0.5}
+    assert list(read_file(write(tmp_path, found)).sae.metrics.values()) == [0.5]
     found["eval_result_metrics"]["ravel"] |= {"disentanglement_score": True}
-    assert read_file(write(tmp_path, found)).sae.metrics == {}
+    with pytest.raises(ConfigError, match="holds no number"):
+        read_file(write(tmp_path, found))
 
 
 def test_the_newer_of_two_files_counts(tmp_path: Path) -> None:

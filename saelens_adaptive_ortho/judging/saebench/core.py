@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from sae_lens.saes.sae import SAE
 from sae_lens.saes.transcoder import SkipTranscoder
 from torch import Tensor
 
+from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.evaluations.core import TRAINED_L0, Settings, read_metrics
 from saelens_adaptive_ortho.judging import geometry
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError, Outcome
@@ -21,6 +22,7 @@ from saelens_adaptive_ortho.judging.firing import Firings, as_trained, passes
 from saelens_adaptive_ortho.judging.isolation import errors_collected, tokens_served
 from saelens_adaptive_ortho.judging.reconstruction import ExplainedVariance
 from saelens_adaptive_ortho.judging.saebench.session import keep_output, prepared_sae, session
+from saelens_adaptive_ortho.text.corpora import TokenisedCorpus
 
 
 def run(context: EvalContext, settings: Settings) -> Outcome:
@@ -98,6 +100,35 @@ class OwnMeasurements(NamedTuple):
     rates: Float[Tensor, "n_corpora d_sae"]
 
 
+def check(settings: Settings) -> None:
+    """Refuse settings under which there is no batch.
+
+    Raises:
+        ConfigError: ``n_contexts`` is less than ``batch_size_prompts``.
+    """
+    if settings.n_contexts < settings.batch_size_prompts:
+        rule = (
+            f"is less than evals.core.batch_size_prompts={settings.batch_size_prompts}; raise the "
+            "one or lower the other"
+        )
+        raise reject("n_contexts", settings.n_contexts, f"{rule}.")
+
+
+def check_corpora(settings: Settings, corpora: Sequence[TokenisedCorpus]) -> None:
+    """Refuse corpora whose held-out text is shorter than one batch.
+
+    Raises:
+        EvaluationError: a corpus has fewer contexts.
+    """
+    for corpus in corpora:
+        if len(corpus.held_out) < settings.batch_size_prompts:
+            raise EvaluationError(
+                f"the {corpus.domain} corpus has {len(corpus.held_out)} held-out contexts, fewer "
+                f"than evals.core.batch_size_prompts={settings.batch_size_prompts}; lower that or "
+                "raise ortho_holdout_fraction or training_tokens"
+            )
+
+
 def held_out_contexts(
     context: EvalContext, settings: Settings
 ) -> dict[str, Int[Tensor, "n context"]]:
@@ -106,24 +137,13 @@ def held_out_contexts(
     Raises:
         EvaluationError: a corpus has fewer contexts than one batch.
     """
-    size, sae = settings.batch_size_prompts, context.load()
-    parts = {
+    check(settings)
+    check_corpora(settings, context.need_corpora(1))
+    sae = context.load()
+    return {
         c.domain: as_trained(sae, context.model, c.held_out[: settings.n_contexts])
         for c in context.need_corpora(1)
     }
-    if settings.n_contexts < size:
-        raise EvaluationError(
-            f"evals.core.n_contexts={settings.n_contexts} is less than "
-            f"evals.core.batch_size_prompts={size}; raise the one or lower the other"
-        )
-    for domain, contexts in parts.items():
-        if len(contexts) < size:
-            raise EvaluationError(
-                f"the {domain} corpus has {len(contexts)} held-out contexts, fewer than "
-                f"evals.core.batch_size_prompts={size}; lower that or raise "
-                "ortho_holdout_fraction"
-            )
-    return parts
 
 
 def shares_of(context: EvalContext) -> dict[str, float]:

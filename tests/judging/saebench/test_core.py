@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 import torch
 from sae_lens.registry import get_sae_class
 
+from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.evaluations.core import TRAINED_L0
+from saelens_adaptive_ortho.judging import running
 from saelens_adaptive_ortho.judging.saebench.core import trained_l0, with_skip_in_decode
 
 
@@ -43,3 +49,12 @@ def test_l0_in_training_is_read_from_the_files_of_the_sae() -> None:
     sae.cfg.metadata.l0 = "unknown"
     assert trained_l0(sae) == {TRAINED_L0: 16.0}
     assert trained_l0(build("topk")) == {TRAINED_L0: 100.0}
+
+
+def test_too_few_contexts_are_refused_beforehand() -> None:
+    with pytest.raises(ConfigError, match=r"evals\.core\.n_contexts=8: is less than"):
+        running.check_evals_runnable({"core": {"n_contexts": 8}})
+    corpus: Any = SimpleNamespace(domain="forget", held_out=torch.zeros(15, 4))
+    with pytest.raises(ConfigError, match="the forget corpus has 15 held-out contexts, fewer"):
+        running.check_evals_corpora({"core": {}, "subspace": {}}, [corpus])
+    running.check_evals_corpora({"core": {"batch_size_prompts": 15}}, [corpus])
