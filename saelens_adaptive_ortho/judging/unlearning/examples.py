@@ -14,7 +14,7 @@ from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.evaluations.contract import SEED
 from saelens_adaptive_ortho.evaluations.unlearning import Settings
 from saelens_adaptive_ortho.examples import Example, Examples
-from saelens_adaptive_ortho.judging.contract import EvalContext
+from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
 from saelens_adaptive_ortho.judging.firing import uncounted_tokens
 from saelens_adaptive_ortho.judging.unlearning.choosing import BUDGET, choose
 from saelens_adaptive_ortho.judging.unlearning.use import unlearn
@@ -25,6 +25,7 @@ from saelens_adaptive_ortho.text.corpora import TokenisedCorpus
 PROMPTS = 3  # of each corpus
 PROMPT_TOKENS, NEW_TOKENS = 32, 40
 SHORTEST = 4  # tokens of a prompt, and of what follows it
+LEAST = 0.01  # nats per token: a smaller damage on forget shows nothing
 
 
 def make_examples(
@@ -57,6 +58,14 @@ def _written(
 ) -> dict[str, Any]:
     """The fields of the examples, without those that name the SAE."""
     selection = choose(context, budget, settings=settings)
+    assert selection.chosen_on is not None
+    damage = selection.chosen_on.corpora[0].damage
+    if damage < LEAST:
+        raise EvaluationError(
+            f"the best clamp raises the loss on the text to forget by {damage:.2g} nats per token, "
+            f"less than {LEAST:g}, so no text would change. Another variant, a larger --budget or "
+            "a longer training may do more"
+        )
     model: Any = context.bench.language_model(settings.model_name)
     sae = context.load()
     prompts = {c.domain: held_out_prompts(c, model, sae, tokens) for c in context.corpora}
@@ -80,7 +89,6 @@ def _written(
         )
     if not found:
         raise reject("context_size", context.bench.context_size, "the passages are too short.")
-    assert selection.chosen_on is not None
     return {
         "latents": len(selection.latents),
         "strength": selection.strength,
