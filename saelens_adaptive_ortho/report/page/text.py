@@ -108,6 +108,7 @@ class Texts:
         sae: which SAE, and what is clamped.
         how: how that was chosen, and where the prompts come from.
         missing: why there is no text; empty if there is some.
+        invitation: words before the command.
         command: the command that makes it; empty if no command can.
     """
 
@@ -116,6 +117,7 @@ class Texts:
     sae: str = ""
     how: Sequence[str] = ()
     missing: str = ""
+    invitation: str = "This command makes it:"
     command: str = ""
 
 
@@ -135,7 +137,8 @@ def texts(found: Examples | None, summary: Summary, run: str = "") -> Texts | No
         return Texts(missing="No text was written yet.", command=command) if command else None
     if not found.examples:
         reason = f"No text, with {found.variant}, seed {found.seed}: {found.reason.rstrip('.')}."
-        return Texts(missing=reason, command=command)
+        again = f"{command} --variant {found.variant} --budget 0.2" if command else ""
+        return Texts(missing=reason, invitation="Another SAE or budget:", command=again)
     numbers: dict[str, int] = {}
     pairs: list[Pair] = []
     for example in found.examples:
