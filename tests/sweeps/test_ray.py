@@ -124,14 +124,23 @@ def test_places_of_a_node(has: dict[str, float], share: dict[str, float], places
 
 
 @pytest.fixture(scope="module")
-def cluster(ray: None) -> Iterator[Any]:
+def one_cluster(ray: None) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     with as_before():
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        cluster.second = cluster.add_node(num_cpus=1)
+        cluster.second = None
     yield cluster
     cluster.shutdown()
+
+
+@pytest.fixture
+def cluster(one_cluster: Any) -> Any:
+    """A cluster of two nodes. A test may take the second one away."""
+    if one_cluster.second not in one_cluster.worker_nodes:
+        with as_before():
+            one_cluster.second = one_cluster.add_node(num_cpus=1)
+    return one_cluster
 
 
 def ends(driver: Driver, handle: Any) -> State:
