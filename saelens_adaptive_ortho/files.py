@@ -9,12 +9,13 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
@@ -28,6 +29,7 @@ from saelens_adaptive_ortho.checksums import (
 from saelens_adaptive_ortho.errors import ConfigError, Explained, reject
 from saelens_adaptive_ortho.locks import LOCK, lock_file, write_lock
 
+T = TypeVar("T")
 WRITE_PATIENCE = 600.0  # seconds that a folder waits for another process that writes it
 SCRATCH = "adaptive-ortho-"  # the names of scratch folders begin with it
 # The names of the temporary files of write_text_atomic. Nobody else gives a file such a name.
@@ -298,14 +300,44 @@ def recover_directory(target: Path) -> None:
         _recover(target)
 
 
-def remove_litter(folders: Iterable[Path]) -> None:
+@contextmanager
+def made_once(path: Path, read: Callable[[], T | None]) -> Iterator[T | None]:
+    """What ``read`` finds at ``path``; None if this process shall make it in the block.
+
+    Of several processes that find nothing, one makes it. The others wait until its block ends, and
+    then read again. If the process is killed, the next one makes it.
+
+    Args:
+        path: what is made; ``.NAME.making.lock`` beside it is the lock.
+        read: function that returns what is there, or None if it is missing or damaged.
+
+    Raises:
+        OSError: the folder of ``path`` cannot be written.
+    """
+    found = read()
+    if found is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_lock(path.with_name(f"{path.name}.making")):
+            found = read()
+            if found is None:
+                yield None
+                return
+    yield found
+
+
+def remove_litter(folders: Iterable[Path], older: float = 0.0) -> None:
     """Delete the temporary files that a killed process left in some folders.
 
-    No other process may be writing there. Only names that :func:`write_text_atomic` gives are
-    deleted, and folders inside the folders are not searched.
+    No other process may be writing there, unless ``older`` is a time that no write takes. Only
+    names that :func:`write_text_atomic` gives are deleted, and folders inside the folders are not
+    searched.
+
+    Args:
+        folders: the folders.
+        older: seconds since the last change of a file, from which on it is deleted.
     """
     for folder in folders:
-        _remove_temporary(folder, TEMPORARY)
+        _remove_temporary(folder, TEMPORARY, older)
 
 
 def remove_litter_of(file: Path) -> None:
@@ -316,10 +348,12 @@ def remove_litter_of(file: Path) -> None:
     _remove_temporary(file.parent, re.compile(rf"\.{re.escape(file.name)}\.[0-9a-f]{{32}}\.tmp"))
 
 
-def _remove_temporary(folder: Path, name: re.Pattern[str]) -> None:
+def _remove_temporary(folder: Path, name: re.Pattern[str], older: float = 0.0) -> None:
     for path in folder.iterdir() if folder.is_dir() else []:
         if name.fullmatch(path.name) and path.is_file():
-            path.unlink()
+            with suppress(FileNotFoundError):  # its process has just finished it
+                if not older or time.time() - path.stat().st_mtime >= older:
+                    path.unlink()
 
 
 @contextmanager

@@ -4,8 +4,10 @@ The same sweep of the embedded model runs three times, each time in a folder of 
 in this order in processes of its own without a scheduler, then by ``sweep --on local:1`` and
 ``--on local:2``. Each process has half of the cores, so that two workers have what one has twice.
 
-The aims are at most 1.05 for ``local:1`` against no scheduler, and at least 1.7 for two workers
-against one, on units of 30 seconds or more (``--tokens`` sets their length).
+The aims are at most 5% of the work for what ``local:1`` adds, and at least 1.7 for two workers
+against one, on units of 30 seconds or more (``--tokens`` sets their length). What is added is the
+time outside the units with the scheduler, minus that without one: so it does not depend on how
+evenly the machine did the units themselves.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ from saelens_adaptive_ortho.sweeps.attempts import Attempts
 from saelens_adaptive_ortho.sweeps.starting import open_sweep
 
 PROGRAM = [sys.executable, "-m", "saelens_adaptive_ortho"]
-TOKENS, UNITS = 409_600, 4
-AIM_OVERHEAD, AIM_SPEEDUP = 1.05, 1.7
+TOKENS, UNITS = 409_600, 6
+ALONE = "no scheduler"
+AIM_ADDED, AIM_SPEEDUP = 0.05, 1.7
 
 
 def overrides(folder: Path, tokens: int, units: int) -> list[str]:
@@ -51,7 +54,8 @@ def measure(folder: Path, tokens: int, units: int, environment: dict[str, str]) 
     for unit in alone.manifest.units:
         words = ["sweep-unit", str(alone.folder), unit.name]
         subprocess.run([*PROGRAM, *words], env=environment, check=True, capture_output=True)
-    seconds["no scheduler"] = time.perf_counter() - started
+    seconds[ALONE] = time.perf_counter() - started
+    units_took = {ALONE: unit_seconds(alone.folder, alone.manifest)}
     for workers in (1, 2):
         name = f"local:{workers}"
         sets = overrides(folder / f"local{workers}", tokens, units)
@@ -64,10 +68,12 @@ def measure(folder: Path, tokens: int, units: int, environment: dict[str, str]) 
             capture_output=True,
         )
         seconds[name] = time.perf_counter() - started
+        units_took[name] = unit_seconds(folder / f"local{workers}", alone.manifest)
+    outside = {name: seconds[name] - sum(units_took[name]) for name in (ALONE, "local:1")}
     return {
         "seconds": seconds,
-        "unit_seconds": unit_seconds(alone.folder, alone.manifest),
-        "overhead": seconds["local:1"] / seconds["no scheduler"],
+        "unit_seconds": units_took,
+        "added": (outside["local:1"] - outside[ALONE]) / seconds[ALONE],
         "speedup": seconds["local:1"] / seconds["local:2"],
     }
 
@@ -91,8 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = measure(Path(folder), args.tokens, args.units, environment)
     for name, seconds in found["seconds"].items():
         print(f"{name:<14}{seconds:8.1f} s")
-    print(f"units took {', '.join(f'{s:.0f}' for s in found['unit_seconds'])} s")
-    print(f"scheduler  {found['overhead']:.3f} (aim: at most {AIM_OVERHEAD})")
+    for name, took in found["unit_seconds"].items():
+        print(f"{name:<14}units took {', '.join(f'{s:.0f}' for s in took)} s")
+    print(f"the scheduler adds {found['added']:.1%} (aim: at most {AIM_ADDED:.0%})")
     print(f"two workers {found['speedup']:.2f} times as fast as one (aim: {AIM_SPEEDUP})")
     if args.json:
         settings = {"tokens": args.tokens, "units": args.units, "threads": threads}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from saelens_adaptive_ortho.commands.options import Command, say
 
@@ -44,10 +45,13 @@ def run(options: CompareOptions) -> int:
     console = Console()
     experiments = load_experiments(options.config, options.set, compared=True)
     several = len(experiments) > 1
-    comparisons = [
-        Comparison(one, say=say, where=f"{one.runner.hook_name}. " if several else "")
-        for one in experiments
-    ]
+    comparisons = [Comparison(experiments[0], say=say)]
+    if several:
+        cache = Path(str(experiments[0].runner.output_path)).parent / "cache"
+        comparisons = [
+            Comparison(one, say=say, where=f"{one.runner.hook_name}. ", cache=cache)
+            for one in experiments
+        ]
     ok = True
     for one, results in zip(
         experiments, run_together(comparisons, fresh=options.fresh), strict=True

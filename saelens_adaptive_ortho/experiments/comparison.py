@@ -87,6 +87,7 @@ CHECKPOINTS = "checkpoints"
 STEPS = r"\.?step_\d+.*"  # the names of everything in a folder of checkpoints
 RAW = "sae_bench"  # folder of SAEBench's own result files
 RAW_SUFFIX = "_custom_sae_eval_results.json"  # the names of these files end with it
+ABANDONED = 3600.0  # seconds after which no process writes a small file of the cache any more
 SHORT = 10.0  # seconds of evaluation that need no announcement
 HISTORY_KEYS = ("step", "mse_loss", "ortho_loss", "explained_variance", "l0")
 
@@ -113,10 +114,16 @@ class Comparison:
         experiment: what to run.
         say: function that shows a line of progress.
         where: beginning of these lines, if comparisons of several hooks run together.
+        cache: folder of the tokenised text and of what evaluations make once for all SAEs. Other
+            comparisons may use it at the same time. None for one of its own, in ``output_path``.
     """
 
     def __init__(
-        self, experiment: Experiment, say: Callable[[str], None] = print, where: str = ""
+        self,
+        experiment: Experiment,
+        say: Callable[[str], None] = print,
+        where: str = "",
+        cache: Path | None = None,
     ) -> None:
         if experiment.runner.output_path is None:
             raise reject("output_path", None, "a comparison needs a folder to write to.")
@@ -125,6 +132,8 @@ class Comparison:
         self.where = where
         self.root = Path(experiment.runner.output_path)
         self.results = self.root / "results"
+        self.shares_cache = cache is not None
+        self.cache = cache or self.root / "cache"
         self.prepared: Prepared | None = None
         self.tracking = Tracking(experiment.runner.logger, self.root, say)
 
@@ -155,7 +164,7 @@ class Comparison:
         """
         seeds, variants = self.experiment.seeds, self.experiment.variants
         within = [self.root / f"seed{seed}" for seed in seeds]
-        folders = [self.results, self.results / RAW, self.root / "cache", *within]
+        folders = [self.results, self.results / RAW, self.cache, *within]
         folders += [*self.sae_dirs(), *(self._checkpoints(seed) for seed in seeds)]
         files = [self.root / "config.yaml", self.root / "report.html"]
         files += [self.results / "summary.json", self.results / examples.FILE]
@@ -289,10 +298,10 @@ class Comparison:
         """Delete what killed processes have left in the folder, except for checkpoints."""
         for folder in self.sae_dirs():
             recover_directory(folder)
-        cache, raw = self.root / "cache", self.results / RAW
-        remove_scratch(cache)
-        within = [cache / "unlearning", *_real_folders(raw), *self.sae_dirs()]
-        remove_litter([self.root, self.results, raw, *within])
+        raw = self.results / RAW
+        remove_scratch(self.cache)
+        remove_litter([self.cache / "unlearning"], older=ABANDONED if self.shares_cache else 0.0)
+        remove_litter([self.root, self.results, raw, *_real_folders(raw), *self.sae_dirs()])
 
     def _runner(
         self, seed: int, variants: dict[str, dict[str, Any]], reads: SharedReads | None
@@ -460,7 +469,7 @@ class Comparison:
     def bench(self) -> Workbench:
         """The model and the corpora on which all SAEs are judged."""
         assert self.prepared is not None
-        return workbench(self.experiment.runner, self.prepared, self.root / "cache")
+        return workbench(self.experiment.runner, self.prepared, self.cache)
 
     def _track(self, results: list[Result], report: Path) -> None:
         """Send the final metrics and the report to the W&B run of each SAE."""
@@ -627,8 +636,7 @@ def run_together(
             stack.enter_context(one.tracking)
         hooks = [one.experiment.runner.hook_name for one in comparisons]
         if prepared is None:
-            cache = first.root / "cache"
-            prepared = prepare(first.experiment.runner, cache, hook_names=hooks)
+            prepared = prepare(first.experiment.runner, first.cache, hook_names=hooks)
         for other in comparisons[1:]:
             check_site(prepared.model, other.experiment.runner)
         for one in comparisons:

@@ -7,7 +7,7 @@
     SWEEP/units/UNIT/     the comparison of a unit: SAEs, results, its own report
     SWEEP/attempts/       who works on a unit, and how each try ended
     SWEEP/logs/UNIT.log   the output of its tries
-    SWEEP/cache/          the tokenised text of all units
+    SWEEP/cache/          the tokenised text, and what evaluations make once for all units
     SWEEP/prices.json     the times that `plan` measured
     SWEEP/report.html     the report of the sweep
 """

@@ -179,7 +179,7 @@ def _compare(
 ) -> list[Result]:
     experiment = experiment_of(sweep, unit)
     prepared = (kept or Kept()).prepare(experiment.runner, sweep / CACHE)
-    return Comparison(experiment, say).run(prepared=prepared)
+    return Comparison(experiment, say, cache=sweep / CACHE).run(prepared=prepared)
 
 
 def _reasons(failed: Sequence[Result]) -> str:

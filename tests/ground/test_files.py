@@ -7,6 +7,8 @@ import json
 import os
 import resource
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ from saelens_adaptive_ortho.files import (
     atomic_directory,
     check_new_file,
     check_writable,
+    made_once,
     read_cached,
     recover_directory,
     remove_litter,
@@ -463,3 +466,60 @@ def test_every_flipped_bit_of_a_sealed_file_is_noticed(tmp_path: Path) -> None:
         assert not is_whole(text[:size]), size
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_sealed(file, {"a": float("nan")})
+
+
+def test_of_several_that_need_a_file_one_makes_it(tmp_path: Path) -> None:
+    file, made, found = tmp_path / "new" / "file", list[int](), list[str]()
+    looked = threading.Barrier(3)
+
+    def need(number: int) -> None:
+        first = True
+
+        def read() -> str | None:
+            nonlocal first
+            text = file.read_text() if file.exists() else None
+            if first:  # nobody makes it before all have looked
+                first = False
+                looked.wait(60)
+            return text
+
+        with made_once(file, read) as text:
+            if text is None:
+                made.append(number)
+                file.write_text("made")
+            found.append(text or "made")
+
+    threads = [threading.Thread(target=need, args=[i]) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == ["made"] * 3
+    assert len(made) == 1
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_if_the_one_that_makes_a_file_fails_the_next_one_makes_it(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+
+    def fail() -> None:
+        with made_once(file, lambda: None) as text:
+            assert text is None
+            raise ValueError("half")
+
+    with pytest.raises(ValueError, match="half"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    with made_once(file, lambda: None) as text:
+        assert text is None
+
+
+def test_litter_of_a_place_that_others_use_is_old(tmp_path: Path) -> None:
+    young, old = (tmp_path / f".a.json.{letter * 32}.tmp" for letter in "ab")
+    for file in (young, old):
+        file.touch()
+    os.utime(old, (time.time() - 7200,) * 2)
+    remove_litter([tmp_path], older=3600.0)
+    assert list(tmp_path.iterdir()) == [young]
+    remove_litter([tmp_path])
+    assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,9 @@ import pytest
 
 from saelens_adaptive_ortho import files
 from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.judging.unlearning import references
 from saelens_adaptive_ortho.manifests import Manifest, Unit, unit_folder, write_manifest
+from saelens_adaptive_ortho.results import load_result
 from saelens_adaptive_ortho.signals import Interrupted
 from saelens_adaptive_ortho.sweeps import working
 from saelens_adaptive_ortho.sweeps.attempts import Attempt, Attempts
@@ -31,6 +33,15 @@ from saelens_adaptive_ortho.sweeps.packing import pack
 from saelens_adaptive_ortho.sweeps.working import Kept, do_task, do_unit
 from saelens_adaptive_ortho.training import lockstep, runner
 
+QUICK = {
+    "n_contexts": 8,
+    "n_select_contexts": 8,
+    "n_choose_contexts": 4,
+    "n_reference_contexts": 8,
+    "counts": [5],
+    "specificities": [1.1],
+    "replicates": 20,
+}
 LAYERS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -198,6 +209,42 @@ def test_model_stays_loaded_between_tasks(
         path = Path("seed0") / "alpha=0.5" / "sae_weights.safetensors"
         ours, theirs = (unit_folder(root, unit.name) / path for root in (tmp_path, alone))
         assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_evaluations_are_set_up_once_for_all_units(
+    settings: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = settings(
+        sweep={"hook_name": LAYERS, "sae.ortho_alpha": [0.5], "seed": [0, 1]},
+        evals={"unlearning": QUICK},
+        output_path=str(tmp_path),
+    )
+    tree["training_tokens"] *= 4  # until some latents are specific to a corpus
+    manifest = pack(build_sweep(tree))
+    assert len(manifest.units) == 4
+    made: list[str] = []
+    ceilings = references.ceilings
+
+    def count(*args: Any) -> Any:
+        made.append("ceilings")
+        return ceilings(*args)
+
+    monkeypatch.setattr(references, "ceilings", count)
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    write_manifest(together, manifest)
+    write_manifest(alone, manifest)
+    for unit in manifest.units:
+        assert do_unit(together, unit.name, "a") == OK
+    assert len(made) == len(LAYERS)
+    # The numbers of the unit that found the set-up are those of one that makes it.
+    last = manifest.units[-1]
+    assert do_unit(alone, last.name, "a") == OK
+    assert len(made) == len(LAYERS) + 1
+    ours, theirs = (
+        load_result(next((unit_folder(root, last.name) / "results").glob("*__unlearning.json")))
+        for root in (together, alone)
+    )
+    assert (ours.metrics, ours.details) == (theirs.metrics, theirs.details)
 
 
 def test_unknown_unit_is_named(sweep: Manifest, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from saelens_adaptive_ortho.judging.saebench.session import (
     prepared_sae,
     session,
 )
-from saelens_adaptive_ortho.judging.saebench.tasks import made_once
+from saelens_adaptive_ortho.judging.saebench.tasks import artifacts_of_model
 
 LETTERS = string.ascii_lowercase
 EXAMPLES = 10  # solved examples that SAEBench puts into a prompt
@@ -234,7 +234,7 @@ def _letter_probes(context: EvalContext, config: Any, layer: int, words: list[st
 
     hook_name = f"blocks.{layer}.hook_resid_post"
     parts = [config.prompt_template, config.prompt_token_pos, words, PROBE]
-    probes = made_once(context, "absorption", hook_name, make, *parts)
+    probes = artifacts_of_model(context, "absorption", hook_name, make, *parts)
     seen = set(np.load(_probe_folder(probes, layer) / "data.npz")["y_train"].tolist())
     unseen = [letter for i, letter in enumerate(LETTERS) if i not in seen]
     if unseen:

@@ -38,7 +38,7 @@ from saelens_adaptive_ortho.judging.saebench.session import (
     prepared_sae,
     session,
 )
-from saelens_adaptive_ortho.judging.saebench.tasks import PUBLISHED, made_once
+from saelens_adaptive_ortho.judging.saebench.tasks import PUBLISHED, artifacts_of_model
 from saelens_adaptive_ortho.text import hub
 from saelens_adaptive_ortho.text.models import DEMO_MODEL, local_model_dir
 from saelens_adaptive_ortho.text.reader import ReadError, read_json
@@ -235,7 +235,7 @@ def _known_facts(context: EvalContext, config: Any, facts: dict[str, Any]) -> Pa
             every.create_and_save_filtered_dataset(str(folder), config.top_n_entities)
         shutil.rmtree(folder / "base")
 
-    return made_once(context, "ravel", "", make, *_identity(config, facts))
+    return artifacts_of_model(context, "ravel", "", make, *_identity(config, facts))
 
 
 def _identity(config: Any, facts: dict[str, Any]) -> list[Any]:
@@ -281,7 +281,7 @@ def _cause_ceiling(
         write_json(folder / "ceiling.json", _finite_or_none(scores["cause_score"]))
 
     parts = [*_identity(config, facts), config.num_pairs_per_attribute]
-    folder = made_once(context, "ravel", sae.cfg.metadata.hook_name, make, *parts)
+    folder = artifacts_of_model(context, "ravel", sae.cfg.metadata.hook_name, make, *parts)
     return json.loads((folder / "ceiling.json").read_text())
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
 from saelens_adaptive_ortho.judging.isolation import replaced
 from saelens_adaptive_ortho.judging.saebench.session import keep_output
-from saelens_adaptive_ortho.judging.saebench.tasks import entry_set, made_once
+from saelens_adaptive_ortho.judging.saebench.tasks import artifacts_of_model, entry_set
 
 OWN_SIZES = (300, 100)  # training and test texts of each class
 N_VALUES = (2, 5, 10, 20, 50, 100, 500)  # numbers of ablated latents in SAEBench's results
@@ -87,7 +87,7 @@ def run_eval(
         PROBES,
     ]
     with _no_pickle(context.bench.device):
-        artifacts = made_once(context, name, sae.cfg.metadata.hook_name, make, *parts)
+        artifacts = artifacts_of_model(context, name, sae.cfg.metadata.hook_name, make, *parts)
         result = evaluate(n_values(sae), artifacts, scratch)
     file = scratch / name / f"{context.release}_custom_sae_eval_results.json"
     accuracies = {}

@@ -24,7 +24,12 @@ import torch
 
 from saelens_adaptive_ortho.demo import PROBING_TEXTS
 from saelens_adaptive_ortho.evaluations.contract import AUTO, SEED
-from saelens_adaptive_ortho.files import atomic_directory, recover_directory, user_path
+from saelens_adaptive_ortho.files import (
+    atomic_directory,
+    made_once,
+    recover_directory,
+    user_path,
+)
 from saelens_adaptive_ortho.judging.contract import EvalContext, EvaluationError
 from saelens_adaptive_ortho.judging.isolation import replaced
 from saelens_adaptive_ortho.rng import state_kept
@@ -391,8 +396,9 @@ def shared_artifacts(
 ) -> AbstractContextManager[Path]:
     """A folder for artifacts that depend on the model and the texts, but not on the SAE.
 
-    The first SAE fills the folder, and later SAEs use it. The folder is kept only if the block
-    succeeds. It is used again only if no file in it has changed; else a warning names it.
+    The first SAE fills the folder, and later SAEs use it, also those of other processes: they wait
+    while it is filled. The folder is kept only if the block succeeds. It is used again only if no
+    file in it has changed; else a warning names it.
 
     Args:
         name: name of the evaluation.
@@ -414,7 +420,7 @@ def shared_artifacts(
     return _kept_folder(context.bench.cache / name / key[:16])
 
 
-def made_once(
+def artifacts_of_model(
     context: EvalContext, name: str, hook_name: str, make: Callable[[Path], None], *parts: Any
 ) -> Path:
     """The folder of artifacts that an evaluation computes from the language model alone.
@@ -442,16 +448,23 @@ def made_once(
 @contextmanager
 def _kept_folder(folder: Path) -> Iterator[Path]:
     """``folder`` if it is intact, else an empty one that replaces it when the block succeeds."""
+    with made_once(folder, lambda: _intact(folder)) as found:
+        if found is not None:
+            yield found
+            return
+        if folder.is_dir():
+            warnings.warn(f"{folder} is damaged. Its files are made again.", stacklevel=3)
+        with atomic_directory(folder, "Results finished before are intact.") as temporary:
+            yield temporary
+            (temporary / MANIFEST).write_text(_manifest(temporary), encoding="utf-8", newline="")
+
+
+def _intact(folder: Path) -> Path | None:
+    """``folder`` if its files are as they were written; None if not, or if there is none."""
     recover_directory(folder)
     manifest = folder / MANIFEST
-    if manifest.is_file():
-        if manifest.read_bytes() == _manifest(folder).encode():
-            yield folder
-            return
-        warnings.warn(f"{folder} is damaged. Its files are made again.", stacklevel=3)
-    with atomic_directory(folder, "Results finished before are intact.") as temporary:
-        yield temporary
-        (temporary / MANIFEST).write_text(_manifest(temporary), encoding="utf-8", newline="")
+    intact = manifest.is_file() and manifest.read_bytes() == _manifest(folder).encode()
+    return folder if intact else None
 
 
 def _manifest(folder: Path) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saelens_adaptive_ortho.evaluations.contract import SEED
 from saelens_adaptive_ortho.evaluations.unlearning import Settings
-from saelens_adaptive_ortho.files import read_cached, write_sealed
+from saelens_adaptive_ortho.files import made_once, read_cached, write_sealed
 from saelens_adaptive_ortho.judging.contract import EvalContext
 from saelens_adaptive_ortho.judging.unlearning import questions as mcq
 from saelens_adaptive_ortho.judging.unlearning.families import Family, Setting
@@ -111,12 +111,17 @@ def known_questions(trial: Trial) -> dict[str, list[Question]]:
     key = json.dumps([context.bench.model_digest, settings.model_name, mcq.digest(asked, template)])
     name = hashlib.sha256(key.encode()).hexdigest()[:16]
     file: Path = context.bench.cache / "unlearning" / f"known-{name}.json"
-    kept = read_cached(file)
-    knows = kept.get("knows") if isinstance(kept, dict) else kept  # a list in earlier versions
-    if not isinstance(knows, list) or len(knows) != len(asked):
-        found = mcq.known_questions(model, asked, template, settings.batch_size_prompts)
-        knows = found.tolist()
-        write_sealed(file, {"knows": knows})
+
+    def read() -> list[bool] | None:
+        kept = read_cached(file)
+        knows = kept.get("knows") if isinstance(kept, dict) else kept  # a list in earlier versions
+        return knows if isinstance(knows, list) and len(knows) == len(asked) else None
+
+    with made_once(file, read) as knows:
+        if knows is None:
+            found = mcq.known_questions(model, asked, template, settings.batch_size_prompts)
+            knows = found.tolist()
+            write_sealed(file, {"knows": knows})
     known: dict[str, list[Question]] = {"forget": [], "retain": []}
     for question, knew in zip(asked, knows, strict=True):
         if knew:

@@ -90,8 +90,22 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
     model, sae = context.bench.language_model(settings.model_name), context.load()
     trial = Trial(context, settings, model, sae)
     known, reason = _known(trial)
+    if not settings.references:
+        return _run(trial, known, reason, {})
     cache = references.Cache(trial, known)
-    kept = cache.read() if settings.references else {}
+    with cache.made_once() as kept:
+        return _run(trial, known, reason, kept, cache)
+
+
+def _run(
+    trial: Trial,
+    known: dict[str, list[Question]] | None,
+    reason: str,
+    kept: dict[str, dict[str, Any]] | None,
+    cache: references.Cache | None = None,
+) -> Outcome:
+    """The outcome, given the ceilings; if these are None, they are measured for ``cache``."""
+    context, settings, model, sae = trial.context, trial.settings, trial.model, trial.sae
     tokens = None
     if kept is None:
         tokens = references.Tokens(context.trained, settings.n_select_contexts)
@@ -124,6 +138,7 @@ def run(context: EvalContext, settings: Settings) -> Outcome:
         accuracies = accuracy_frontiers(trial, known, {"mcq": clamps} | ceilings)
     if kept is None:
         kept = {name: references.as_json(name, losses, accuracies) for name in ceilings}
+        assert cache is not None
         cache.write(kept)
     kept |= {name: references.as_json(name, losses, accuracies) for name in floors}
     outcome = _outcome({n: r for n, r in (losses | accuracies).items() if n in FRONTIERS})

@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from saelens_adaptive_ortho.evaluations.contract import determining
 from saelens_adaptive_ortho.evaluations.unlearning import Settings
-from saelens_adaptive_ortho.files import read_cached, write_sealed
+from saelens_adaptive_ortho.files import made_once, read_cached, write_sealed
 from saelens_adaptive_ortho.judging.firing import Batch
 from saelens_adaptive_ortho.judging.unlearning import retraining
 from saelens_adaptive_ortho.judging.unlearning.clamps import Intervention, Push
@@ -237,8 +238,14 @@ class Cache:
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.file = bench.cache / "unlearning" / f"ceilings-{name}.json"
 
-    def read(self) -> dict[str, dict[str, Any]] | None:
-        """The ceilings; None if they were not measured yet, or if the file is damaged."""
+    def made_once(self) -> AbstractContextManager[dict[str, dict[str, Any]] | None]:
+        """The ceilings; None if this process shall measure them in the block and keep them.
+
+        Other processes that need them wait for it.
+        """
+        return made_once(self.file, self._read)
+
+    def _read(self) -> dict[str, dict[str, Any]] | None:
         found = read_cached(self.file)
         return found if isinstance(found, dict) else None
 

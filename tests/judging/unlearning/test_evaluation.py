@@ -576,16 +576,22 @@ def trial_of(context: EvalContext, **settings: Any) -> Trial:
 def test_damaged_ceilings_are_not_read(context: EvalContext) -> None:
     cache = references.Cache(trial_of(context), None)
     found = {"LEACE": {"metrics": {"bounded/area": 0.25}, "frontiers": {}}}
-    cache.write(found)
-    assert cache.read() == found
+    with cache.made_once() as kept:
+        assert kept is None
+        cache.write(found)
+    with cache.made_once() as kept:
+        assert kept == found
     whole = cache.file.read_bytes()
     for damage in damages(cache.file).values():
         damage()
-        with pytest.warns(UserWarning, match=f"{cache.file.name} is damaged"):
-            assert cache.read() is None
+        damaged = pytest.warns(UserWarning, match=f"{cache.file.name} is damaged")
+        with damaged, cache.made_once() as kept:
+            assert kept is None
         cache.file.write_bytes(whole)
     write_json(cache.file, found)  # as earlier versions did
-    assert cache.read() == found
+    with cache.made_once() as kept:
+        assert kept == found
+    assert list(cache.file.parent.iterdir()) == [cache.file]
 
 
 def test_damaged_known_questions_are_asked_again(
