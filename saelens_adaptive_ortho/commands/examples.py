@@ -36,7 +36,7 @@ def write_examples(options: UnlearnOptions, say: Callable[[str], None] = print) 
     for name in OTHERS:
         if getattr(options, name):
             flag = f"--{name.replace('_', '-')}"
-            rule = "--example continues held-out text with the likeliest tokens; leave it out."
+            rule = "--example continues held-out text with the most probable tokens; leave it out."
             raise reject(flag, getattr(options, name), rule)
     if options.kind != "clamp":
         raise reject("--kind", options.kind, "the examples of a report are those of a clamp.")

@@ -184,6 +184,7 @@ COMMENTS = {
     "training_tokens": "Fewer if a text is short: neither is read more than about {epochs} times.",
     "variants": "The SAEs that are compared: changes to `sae` above.",
     "seeds": "A verdict needs three: [0, 1, 2].",
+    "output_path": "The run folder, relative to the folder where the commands are given.",
     "evals": "`adaptive-ortho evaluations` lists all evaluations and their settings.",
 }
 

@@ -40,6 +40,10 @@ ELSEWHERE = tuple(
     )
 )
 
+#: References that clamp random latents of the SAE. The other references need no SAE.
+RANDOM, GATED_RANDOM = "random latents", "random latents, gated"
+FLOORS = (RANDOM, GATED_RANDOM)
+
 #: Nats. Differences between paired seeds have a standard deviation of about 0.3, so this is the
 #: smallest margin that eight seeds can decide.
 DAMAGE_MARGIN = 0.3

@@ -447,22 +447,30 @@ class Comparison:
         return kept.sae_digest == self._context(kept.variant, kept.seed).sae_digest
 
     def say_time_left(self) -> None:
-        """Say how long the evaluation of the other SAEs will take, from those that are done."""
+        """Say how long the evaluation of the other SAEs will take, from those that are done.
+
+        The first SAE also takes the time of what all SAEs share: the texts, the questions, what
+        needs no SAE. So from the second one on, the longest time of each evaluation does not count.
+        """
         try:
             done = [r for r in load_results(self.root, list(self.experiment.variants)) if r.ok]
         except ResultError:  # of another SAE, whose evaluation is made again when its turn comes
             return
-        seconds, left = 0.0, 0
+        seconds, left, with_shared = 0.0, 0, False
         for name in self.experiment.evals:
-            took = [r.seconds or 0.0 for r in done if r.eval == name]
-            missing = len(self.sae_dirs()) - len(took)
+            here = [r for r in done if r.eval == name]
+            took = sorted(r.seconds for r in here if r.seconds is not None)
+            missing = len(self.sae_dirs()) - len(here)
             if took and missing:
-                seconds += missing * sum(took) / len(took)
+                usual = took[:-1] or took
+                seconds += missing * sum(usual) / len(usual)
                 left = max(left, missing)
+                with_shared |= len(took) == 1
         if left and seconds >= SHORT:
+            saes = f"{left} SAE{'s' if left > 1 else ''}"
+            about = f"about {duration(seconds)}{' or less' if with_shared else ''}"
             self.say(
-                f"{self.where}Evaluations left: {left} SAEs, about {duration(seconds)} in all "
-                "(training is not in it)"
+                f"{self.where}Evaluations left: {saes}, {about} in all (training is not in it)"
             )
 
     @cached_property

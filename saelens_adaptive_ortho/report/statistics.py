@@ -151,7 +151,8 @@ class Spread:
         n = len(values)
         if n == 0:
             return cls({}, None, None, None)
-        mean = math.fsum(values) / n
+        # The mean of equal values is their value, without rounding.
+        mean = values[0] if len(set(values)) == 1 else math.fsum(values) / n
         ordered = {seed: by_seed[seed] for seed in sorted(by_seed)}
         if n == 1:
             return cls(ordered, mean, None, None)
@@ -266,9 +267,10 @@ class Summary:
 
     ``references`` are the variants that others are compared with: the first variant and, for the
     focus, "fixed". The keys of ``metrics`` are ``{eval}/{name}``. ``versions`` lists all versions
-    of each library. ``without_sae`` holds ceilings and floors that need no SAE, by name and key of
-    the metric: the means of ``details["references"][NAME][METRIC]`` over the results. ``concerns``
-    are reasons to doubt the SAEs (`notes.concerns`).
+    of each library. ``without_sae`` holds the ceilings, which need no SAE, and the floors, which
+    clamp random latents, by name and key of the metric: the means of
+    ``details["references"][NAME][METRIC]`` over the results. ``concerns`` are reasons to doubt the
+    SAEs (`notes.concerns`).
     """
 
     variants: Sequence[str]

@@ -54,6 +54,7 @@ _WORDS = {
     "subspace/principal_angle/mean_deg": "mean principal angle between forget and retain",
     "subspace/mean_max_cosine": "mean max cosine among all latents",
 }
+NEITHER = "unlearning or subspace"
 _RECONSTRUCTION = ("explained_variance", "ce_loss_score")
 
 Judged = Sequence[tuple[MetricInfo, Difference]]
@@ -208,18 +209,22 @@ class Verdicts:
 
     @property
     def caveat(self) -> str:
-        """What the verdict does not show, and what its brackets mean."""
-        brackets = any("[" in verdict.text for verdict in self.overall)
+        """What the verdict does not show, and what its brackets mean; empty if it has neither."""
         known = any(verdict.knowledge != NOT_MEASURED for verdict in self.on_focus)
-        text = CAVEAT_WITH_UNLEARNING if known else CAVEAT
-        return text + (" Brackets hold 95% intervals." if brackets else "")
+        angles = any(verdict.geometry != NOT_MEASURED for verdict in self.on_focus)
+        parts: list[str] = []
+        if known or angles:
+            parts.append(CAVEAT_WITH_UNLEARNING if known else CAVEAT)
+        if any("[" in verdict.text for verdict in self.overall):
+            parts.append("Brackets hold 95% intervals.")
+        return " ".join(parts)
 
     @property
     def text(self) -> str:
         """The verdicts on `focus` and the caveat, in a few sentences."""
         if self.focus is None:
             return f"Only {self.first} has results, so there is nothing to compare."
-        return " ".join([*(verdict.text for verdict in self.on_focus), self.caveat])
+        return " ".join([*(verdict.text for verdict in self.on_focus), self.caveat]).strip()
 
 
 def judge(summary: Summary) -> Verdicts:
@@ -368,8 +373,10 @@ def _overall(summary: Summary, variant: str, reference: str) -> OverallVerdict:
             _separation(knowledge, variant, "knowledge", "unlearning"),
             capital(_separation(geometry, "it", *directions)),
         ]
-    else:
+    elif geometry:
         clauses = [_separation(geometry, variant, *directions)]
+    else:
+        clauses = [_separation([], variant, "knowledge or decoder directions", NEITHER)]
     seeds = _seeds([knowledge, geometry, cost], "paired seed")
     over = f" over {seeds}" if seeds else ""
     text = f"Against {reference}{over}, {'. '.join(clauses)}. {_cost(cost)}"
@@ -380,7 +387,7 @@ def _separation(judged: Judged, subject: str, what: str, source: str) -> str:
     """Return a clause on how well ``subject`` separates ``what``, with the decisive numbers."""
     verdict, m = joint(judged), len(judged)
     if verdict == NOT_MEASURED:
-        return f"there are no {source} results to tell whether {subject} separates {what} better"
+        return f"there are no results of {source} to tell whether {subject} separates {what} better"
     better, worse = _finding_text(judged, BETTER), _finding_text(judged, WORSE)
     if verdict == MIXED:
         return (
@@ -414,7 +421,9 @@ def _cost(judged: Judged) -> str:
     better, worse, equivalent, few = (
         _finding_text(judged, kind) for kind in (BETTER, WORSE, EQUIVALENT, TOO_FEW)
     )
-    unknown = [(info, d) for info, d in judged if d.verdict == INCONCLUSIVE]
+    undecided = [(info, d) for info, d in judged if d.verdict == INCONCLUSIVE]
+    same = [info for info, d in undecided if not any(d.spread.by_seed.values())]
+    unknown = [(info, d) for info, d in undecided if any(d.spread.by_seed.values())]
     sentences: list[str] = []
     if worse:
         sentences.append(f"It costs reconstruction: {worse}.")
@@ -422,6 +431,9 @@ def _cost(judged: Judged) -> str:
         sentences.append(f"Reconstruction is better in {better}.")
     if equivalent:
         sentences.append(f"Reconstruction is equivalent in {equivalent}.")
+    if same:
+        names = " and ".join(map(_short_label, same))
+        sentences.append(f"{capital(names)}: the same in every seed.")
     if unknown:
         names = " or ".join(_short_label(info) for info, _ in unknown)
         losses = [_largest_loss(difference) for _, difference in unknown]

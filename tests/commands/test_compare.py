@@ -618,7 +618,7 @@ def test_the_time_of_the_other_evaluations_is_said_after_the_first(
     monkeypatch.setattr(comparison, "SHORT", 0.0)
     config = write_config(variants=VARIANTS, seeds=[0, 1], evals={"subspace": {"n_contexts": 8}})
     assert main(["compare", str(config)]) == 0
-    said = re.findall(r"Evaluations left: (\d) SAEs, about ([\d.]+) s", capsys.readouterr().out)
+    said = re.findall(r"Evaluations left: (\d) SAEs?, about ([\d.]+) s", capsys.readouterr().out)
     assert [int(n) for n, _ in said] == [3, 2, 1]
     results = load_results(tmp_path / "run", list(VARIANTS))
     took = [r.seconds or 0.0 for r in results if r.eval == "subspace"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import doctest
 import importlib.util
 import re
@@ -88,6 +90,20 @@ def test_linked_files_exist(path: Path) -> None:
     named = re.findall(r"\]\((?!http)([^)#]+)", text)
     assert named or path != README
     assert [name for name in named if not (path.parent / name).exists()] == []
+
+
+@pytest.mark.parametrize("path", [README, *DOCS], ids=name_of)
+def test_python_examples_define_their_names(path: Path) -> None:
+    """The examples of a page, read one after the other, use only names that they define."""
+    text = path.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    source = "\n".join(block for block in blocks if ">>>" not in block)  # doctest runs the others
+    nodes = list(ast.walk(ast.parse(source)))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    known = {name.asname or name.name for node in imports for name in node.names}
+    known |= {name.id for name in names if isinstance(name.ctx, ast.Store)}
+    assert {name.id for name in names} - known - set(dir(builtins)) == set()
 
 
 def commands(path: Path) -> list[list[str]]:

@@ -82,7 +82,7 @@ def test_worse_mixed_and_undecided() -> None:
 
 def test_not_measured() -> None:
     only_core = judge(summarise([*core("baseline", [0.1, 0.2]), *core("adaptive", [0.1, 0.2])]))
-    assert "no subspace results" in only_core.text
+    assert "no results of unlearning or subspace" in only_core.text
     angles = [
         result("subspace", v, s, {"mean_max_cosine": 0.1 * s + 0.3})
         for v in ("baseline", "adaptive")

@@ -32,7 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelens_adaptive_ortho.evaluations.contract import determining
-from saelens_adaptive_ortho.evaluations.unlearning import Settings
+from saelens_adaptive_ortho.evaluations.unlearning import GATED_RANDOM, RANDOM, Settings
 from saelens_adaptive_ortho.files import made_once, read_cached, write_sealed
 from saelens_adaptive_ortho.judging.firing import Batch
 from saelens_adaptive_ortho.judging.unlearning import retraining
@@ -60,7 +60,6 @@ from saelens_adaptive_ortho.maths.erasure import (
 )
 from saelens_adaptive_ortho.text.corpora import TokenisedCorpus
 
-RANDOM, GATED_RANDOM = "random latents", "random latents, gated"
 GATED_DETECTOR = "detector, gated"
 PUSHES = (1.0, 2.0, 4.0, 8.0)  # multiples of the distance to the retain side's mean
 DETECTOR_PUSHES = (0.5, 2.0, 8.0)  # multiples of the difference of means

@@ -24,32 +24,29 @@ from saelens_adaptive_ortho.report.page.parts import (
     render,
 )
 from saelens_adaptive_ortho.report.page.sparsity import sparsity_section
-from saelens_adaptive_ortho.report.page.text import compared, named_run, texts
+from saelens_adaptive_ortho.report.page.text import compared, named_run, question, texts
 from saelens_adaptive_ortho.report.published import PublishedMethod, load
 from saelens_adaptive_ortho.report.statistics import EvaluationSummary, Summary, summarise
 from saelens_adaptive_ortho.report.tables import pair_title
 from saelens_adaptive_ortho.report.verdicts import EvaluationVerdict, Verdicts, judge
 from saelens_adaptive_ortho.results import Result, load_results, results_dir
 
-QUESTION = (
-    "Does adaptive orthogonality separate knowledge, the forget corpus from the retain corpus, "
-    "and at what cost in reconstruction?"
-)
-
 TRADEOFF_CAPTION = (
     "What is gained against what it costs: a small dot is one SAE, a large marker the mean of a "
     "variant, with 95% intervals of both means. The variants of one seed share initial weights and "
     "activations, so the paired differences in the tables can be clear where intervals overlap. "
-    "Lines join the settings of one series. Dashed: references without an SAE. Dotted: the cost of "
-    "the first variant plus the margin within which two variants count as equivalent."
+    "Lines join the settings of one series. Dashed: references, of which only random latents use "
+    "an SAE. Dotted: the cost of the first variant plus the margin within which two variants count "
+    "as equivalent."
 )
 
 #: The same for a run with one seed, which has neither means nor intervals.
 TRADEOFF_CAPTION_ONE_SEED = (
     "What is gained against what it costs: a marker is one SAE. There is one seed, so nothing here "
     "shows how much another seed would differ: a distance between two markers may be chance. Lines "
-    "join the settings of one series. Dashed: references without an SAE. Dotted: the cost of the "
-    "first variant plus the margin within which two variants count as equivalent."
+    "join the settings of one series. Dashed: references, of which only random latents use an SAE. "
+    "Dotted: the cost of the first variant plus the margin within which two variants count as "
+    "equivalent."
 )
 
 HEADLINE_CAPTION = (
@@ -120,10 +117,10 @@ def render_page(
     }
     return render(
         "run.html.j2",
-        title=f"{name}: adaptive orthogonality in sparse autoencoders",
+        title=f"{name}: sparse autoencoders compared",
         compared=compared(name, config, summary),
         texts=texts(examples, summary, run),
-        question=QUESTION,
+        question=question(summary),
         verdicts=verdicts,
         others=[v for v in verdicts.overall if v.variant != summary.focus],
         pairs=[pair_title(pair) for pair in pairs],

@@ -13,10 +13,12 @@ from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.examples import Example, Examples
 from saelens_adaptive_ortho.report.formatting import MINUS, number, signed
 from saelens_adaptive_ortho.report.statistics import Summary
+from saelens_adaptive_ortho.results import split_series
 from saelens_adaptive_ortho.settings import parse_yaml
 
 LONGEST_NAME = 34  # characters of a path; a longer one is shown by its end, and whole in a title
 PLAIN = re.compile(r"[\w~./@%+=:,-]+")  # a shell reads it as it is
+CORPORA = "the forget corpus from the retain corpus"
 LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
@@ -27,6 +29,23 @@ class Fact:
     label: str
     name: str
     whole: str = ""
+
+
+def question(summary: Summary) -> str:
+    """What the run asks: about its focus, or its only variant, as far as it was measured."""
+    measured = {name for name, found in summary.evaluations.items() if found.finished}
+    focus = summary.focus
+    if focus is None:
+        variant = summary.variants[0]
+        if "unlearning" not in measured:
+            return f"What do the evaluations say about {variant}?"
+        also = ", and how well does it reconstruct" if "core" in measured else ""
+        return f"How far does {variant} separate knowledge, {CORPORA}{also}?"
+    also = ", and at what cost in reconstruction" if "core" in measured else ""
+    if "unlearning" not in measured:
+        return f"How does {focus} differ from {summary.reference(focus)}{also}?"
+    who = "adaptive orthogonality" if split_series(focus)[0] == "adaptive" else focus
+    return f"Does {who} separate knowledge, {CORPORA}{also}?"
 
 
 def compared(name: str, config: str | None, summary: Summary) -> list[Fact]:
@@ -178,5 +197,5 @@ def _how(found: Examples) -> list[str]:
         f"{found.budget:g} nats on any retain corpus. There the loss changes by {damage} nats per "
         "token.",
         "The prompts are evenly spaced passages of held-out text, not picked by what is written. "
-        f"The model writes the likeliest token each time, {found.tokens} at most.",
+        f"The model always writes the token that it finds most probable, {found.tokens} at most.",
     ]
