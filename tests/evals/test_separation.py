@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
 
-from evals.separation.answer import answer, answer_figure, load_studies
+from evals.separation.answer import STUDIES, answer, answer_figure, load_studies
 from evals.separation.figures import is_separation_study, main, separation_figure
 from saelens_adaptive_ortho.experiments.experiment import load_experiment
+from saelens_adaptive_ortho.report.opening import best_without_sae
+from saelens_adaptive_ortho.report.statistics import Summary
 from saelens_adaptive_ortho.results import Result, ResultError, write_results_file
 
 CONFIGS = Path(__file__).parents[2] / "evals" / "separation" / "configs"
@@ -108,3 +111,28 @@ def test_answer_has_rows_and_a_panel_for_each_committed_study(tmp_path: Path) ->
 def test_answer_needs_a_committed_study(tmp_path: Path) -> None:
     with pytest.raises(ResultError, match="holds none of the studies demo, local_text, textbooks"):
         load_studies(tmp_path)
+
+
+def test_numbers_in_words_are_those_of_the_committed_results() -> None:
+    """``docs/results.md`` and the README say these in words."""
+    studies = load_studies()
+    first_two = [studies[name] for name in ("demo", "local_text")]
+
+    def mean(summary: Summary, key: str, variant: str) -> float:
+        found = summary.metrics[f"unlearning/{key}"].variants[variant].mean
+        assert found is not None
+        return found
+
+    limits = ("0.05", "0.10", "0.20")
+    for summary, limit, variant in product(first_two, limits, ("groups", "adaptive")):
+        token, bounded = (f"{kind}/forget_damage_at_{limit}" for kind in ("token", "bounded"))
+        ratio = mean(summary, token, variant) / mean(summary, token, "baseline")
+        assert 1.95 < ratio < 3.05, "two to three times"
+        gain = mean(summary, bounded, variant) - mean(summary, bounded, "baseline")
+        assert gain < 0.1, "bounded interventions gain less than .1 nats"
+    for name in ("local_text", "textbooks"):
+        summary, key = studies[name], STUDIES[name].gain
+        (method, level), *_ = best_without_sae(summary, key)
+        saes = [spread.mean for spread in summary.metrics[key].variants.values()]
+        assert method == "detector"
+        assert all(level > sae for sae in saes if sae is not None), "more damage than any SAE"

@@ -98,8 +98,8 @@ def tradeoff_figure(
 
     A line joins the variants of a *series*: those whose names share a prefix before ``=`` and a
     number, such as ``groups=0.3`` and ``groups=1``, in the order of the numbers. A dashed line is a
-    reference (`Summary.without_sae`). A dotted line is the mean cost of the first
-    variant plus the margin of the metric.
+    reference (`Summary.without_sae`). A dotted line is the mean cost of the first variant plus the
+    margin of the metric.
 
     Args:
         summary: statistics of the run.
@@ -297,7 +297,7 @@ def _write_words(axes: Axes, panel: Panel, cost: str, dashed: bool) -> None:
     x, y = summary.metrics[cost].info, summary.metrics[gain].info
     n = len(summary.seeds)
     notes = [{"higher": "up is better", "lower": "down is better"}.get(y.direction or "", "")]
-    notes += [f"dots: {n} seeds", "bars: 95% intervals"] if n > 1 else []
+    notes += [f"dots: the {n} seeds", "bars: 95% intervals"] if n > 1 else []
     notes += ["dashed: references"] if dashed else []
     axes.set_title(textwrap.fill(title or capital(_axis(y)), 44), pad=18)
     side_note(axes, " · ".join(note for note in notes if note), 1.01)
