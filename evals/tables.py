@@ -19,6 +19,9 @@ from evals.prior_runs import tables as prior_runs
 from evals.separation.answer import answer, load_studies
 from evals.separation.continuations import tables as continuations
 from evals.synthetic import tables as synthetic
+from saelens_adaptive_ortho.errors import ConfigError
+from saelens_adaptive_ortho.experiments.costs_in_words import sharded_table
+from saelens_adaptive_ortho.experiments.experiment import load_experiment
 from saelens_adaptive_ortho.report.markdown import (
     RENDERERS,
     Renderer,
@@ -27,6 +30,7 @@ from saelens_adaptive_ortho.report.markdown import (
     update_tables,
 )
 from saelens_adaptive_ortho.results import ResultError
+from saelens_adaptive_ortho.training.sharded.costs import sharded_costs
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,6 +55,25 @@ def _costs(root: Path, path: str, where: str) -> str:
         return performance.markdown_costs(found).rstrip()
     except (OSError, ValueError, KeyError) as error:
         raise ResultError(f"{where}: {path} holds no measured costs ({error!r})") from error
+
+
+# Gemma-2-2B in bf16, whose config is gated: its parameters, and the embeddings once more, because
+# TransformerLens holds those of input and output separately.
+GEMMA_2_2B = 2 * (2_614_341_888 + 256_000 * 2304)
+
+
+def _sharded(exchanged: bool) -> Renderer:
+    """The costs of an SAE on several cards, by arithmetic: ``CONFIG KEY=VALUE ...``."""
+
+    def table(root: Path, path: str, where: str) -> str:
+        config, *overrides = path.split()
+        try:
+            cfg = load_experiment(root / config, overrides).runner
+        except ConfigError as error:
+            raise ResultError(f"{where}: {error}") from error
+        return sharded_table(sharded_costs(cfg, GEMMA_2_2B), exchanged)
+
+    return table
 
 
 def _runs(render: Callable[[Sequence[Any]], str], pattern: str = "*.json") -> Renderer:
@@ -83,6 +106,8 @@ KINDS: dict[str, Renderer] = {
     "prior-runs": _runs(prior_runs.table),
     "overhead": _runs(performance.overhead_table, "overhead*.json"),
     "gpu": _runs(performance.gpu_table, "gpu*.json"),
+    "sharded-exchange": _sharded(exchanged=True),
+    "sharded-memory": _sharded(exchanged=False),
     "scaling": _runs(performance.scaling_table, "scaling.json"),
     "levers": _runs(performance.levers_table, "levers*.json"),
     "checksums": _runs(performance.checksums_table, "checksums*.json"),

@@ -348,6 +348,46 @@ def remove_litter_of(file: Path) -> None:
     _remove_temporary(file.parent, re.compile(rf"\.{re.escape(file.name)}\.[0-9a-f]{{32}}\.tmp"))
 
 
+def delete_files(folder: Path, names: Iterable[str]) -> None:
+    """Delete some files of a folder, in this order, and the folders that are empty then.
+
+    The folder itself goes, too, if nothing is left in it. Files behind a link to another folder
+    stay.
+
+    Args:
+        folder: the folder.
+        names: paths of the files in it. One that does not exist is left out.
+    """
+    for name in names:
+        file = folder / name
+        if file.is_file() and file.parent.resolve().is_relative_to(folder.resolve()):
+            file.unlink()
+            remove_empty(file.parent, folder.parent)
+
+
+def remove_empty(folder: Path, last: Path) -> None:
+    """Remove a folder and those above it that are empty then, below ``last``."""
+    while folder != last and folder.is_relative_to(last):
+        if folder.is_dir():
+            if any(folder.iterdir()):
+                return
+            folder.rmdir()
+        folder = folder.parent
+
+
+@contextmanager
+def new_folders_removed(folders: Iterable[Path]) -> Iterator[None]:
+    """Remove the folders that the block has made at or above some paths, if they are empty."""
+    missing = {path for folder in folders for path in (folder, *folder.parents)}
+    missing = {path for path in missing if not path.exists()}
+    try:
+        yield
+    finally:
+        for path in sorted(missing, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):  # it is not empty, or was not made
+                path.rmdir()
+
+
 def _remove_temporary(folder: Path, name: re.Pattern[str], older: float = 0.0) -> None:
     for path in folder.iterdir() if folder.is_dir() else []:
         if name.fullmatch(path.name) and path.is_file():

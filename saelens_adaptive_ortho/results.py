@@ -262,12 +262,31 @@ def load_results(run_dir: str | Path, variants: Sequence[str] | None = None) -> 
     return sorted(results, key=lambda r: (order.index(r.variant), r.seed, r.eval))
 
 
+def left_out(run_dir: str | Path) -> dict[str, str]:
+    """The files in the results of a run that `load_results` only warns of: name and reason."""
+    run_dir = Path(run_dir)
+    if run_dir.is_file() or (run_dir / RESULTS_FILE).is_file():
+        return {}
+    folder = results_dir(run_dir)
+    others = _read_folder(folder)[1]
+    return {name: why.removeprefix(f"{folder / name}: ") for name, why in others.items()}
+
+
 def _load_folder(folder: Path) -> list[Result]:
+    results, others = _read_folder(folder)
+    for problem in others.values():
+        warnings.warn(f"Left out, because no SAE of this run has its name: {problem}", stacklevel=3)
+    return results
+
+
+def _read_folder(folder: Path) -> tuple[list[Result], dict[str, str]]:
+    """The results in a folder, and the files that are of no SAE of the run: name and problem."""
     if not folder.is_dir():
         raise ResultError(f"{folder}: no such folder; run compare first")
     paths = sorted(path for path in folder.glob("*.json") if _FILE_NAME.match(path.name))
     results: list[Result] = []
     failures: list[tuple[Path, ResultError]] = []
+    others: dict[str, str] = {}
     for path in paths:
         try:
             results.append(load_result(path))
@@ -277,11 +296,10 @@ def _load_folder(folder: Path) -> list[Result]:
     for path, error in failures:
         if not results or _may_be_of_run(path, variants):
             raise error
-        problem = str(error).removesuffix(f"; {_RERUN}")
-        warnings.warn(f"Left out, because no SAE of this run has its name: {problem}", stacklevel=3)
+        others[path.name] = str(error).removesuffix(f"; {_RERUN}")
     if not results:
         raise ResultError(f"{folder}: holds no results; run compare first")
-    return results
+    return results, others
 
 
 def _may_be_of_run(path: Path, variants: set[str]) -> bool:

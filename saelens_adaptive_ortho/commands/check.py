@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saelens_adaptive_ortho.commands.compare import ExperimentOptions
 from saelens_adaptive_ortho.commands.options import Command, say
+from saelens_adaptive_ortho.report.formatting import counted
+
+if TYPE_CHECKING:
+    from saelens_adaptive_ortho.experiments.experiment import Experiment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,32 +29,73 @@ class CheckOptions(ExperimentOptions):
 
 
 def run(options: CheckOptions) -> int:
-    """Read the config, and open the texts and the model that it names."""
-    from saelens_adaptive_ortho.experiments.experiment import check_fits, load_experiments
-    from saelens_adaptive_ortho.judging.running import check_evals_corpora, check_evals_runnable
+    """Read the config, and open the texts and the model that it names. No new folder is left."""
+    from saelens_adaptive_ortho.files import new_folders_removed
     from saelens_adaptive_ortho.sweeps.axes import is_sweep_config
     from saelens_adaptive_ortho.sweeps.starting import check_sweep, open_sweep
-    from saelens_adaptive_ortho.text.corpora import check_contexts, read_to_the_end
-    from saelens_adaptive_ortho.training import runner
-    from saelens_adaptive_ortho.training.store import StratifiedActivationsStore, rows_per_batch
+    from saelens_adaptive_ortho.text.activation_cache import cache_root
 
     if is_sweep_config(options.config, options.set):
         opened = open_sweep(options.config, options.set)
         if not options.offline:
-            check_sweep(opened)
-        n, saes = len(opened.manifest.units), len(opened.manifest.points)
+            with new_folders_removed([cache_root()]):
+                check_sweep(opened)
+        n, saes = counted(len(opened.manifest.units), "unit"), len(opened.manifest.points)
         opened_too = "Corpora and model were not opened." if options.offline else "Texts are there."
-        say(f"{options.config}: {saes} SAEs in {n} units; all settings are valid. {opened_too}")
+        say(
+            f"{options.config}: {counted(saes, 'SAE')} in {n}; all settings are valid. {opened_too}"
+        )
         return 0
-    experiments = load_experiments(options.config, options.set)
-    experiment = experiments[0]
-    check_fits(experiments)
+    experiments = _experiments(options)
     if options.offline:
         say(
             f"{options.config}: settings are valid. Corpora and model were not opened, and their "
             "paths were not checked."
         )
         return 0
+    outputs = [Path(path) for one in experiments if (path := one.runner.output_path)]
+    with new_folders_removed([*outputs, cache_root()]):
+        _open(experiments)
+    say(f"{options.config}: ready to run.")
+    return 0
+
+
+def _experiments(options: CheckOptions) -> list[Experiment]:
+    """The experiment at each hook, refused if ``compare`` (or ``train``) would refuse it.
+
+    A config that divides its SAE among processes is one for ``train``. So is one without variants,
+    seeds and evaluations; then fields count that only ``train`` has.
+    """
+    from saelens_adaptive_ortho.experiments.experiment import (
+        EXPERIMENT_KEYS,
+        check_fits,
+        load_experiment,
+        load_experiments,
+        overridden_tree,
+    )
+    from saelens_adaptive_ortho.training.memory import check_memory
+    from saelens_adaptive_ortho.training.sharded.runner import check_sharded
+
+    tree = overridden_tree(options.config, options.set)[0]
+    if tree.get("ortho_shards", 1) != 1:
+        experiment = load_experiment(options.config, options.set)
+        check_sharded(experiment.runner)
+        check_memory([experiment.runner])
+        return [experiment]
+    compared = any(key in tree for key in EXPERIMENT_KEYS)
+    experiments = load_experiments(options.config, options.set, compared)
+    check_fits(experiments)
+    return experiments
+
+
+def _open(experiments: Sequence[Experiment]) -> None:
+    """Open texts and model, and say what they are."""
+    from saelens_adaptive_ortho.judging.running import check_evals_corpora, check_evals_runnable
+    from saelens_adaptive_ortho.text.corpora import check_contexts, read_to_the_end
+    from saelens_adaptive_ortho.training import runner
+    from saelens_adaptive_ortho.training.store import StratifiedActivationsStore, rows_per_batch
+
+    experiment = experiments[0]
     cfg = experiment.runner
     check_evals_runnable(experiment.evals)
     runner.check(cfg)
@@ -87,8 +135,6 @@ def run(options: CheckOptions) -> int:
                 f"{size.missing / 1e9:.3g} GB are not there yet; delete the folder to free the "
                 "space"
             )
-    say(f"{options.config}: ready to run.")
-    return 0
 
 
 COMMAND = Command(

@@ -9,8 +9,8 @@ from saelens_adaptive_ortho import examples
 from saelens_adaptive_ortho.commands.unlearn import UnlearnOptions
 from saelens_adaptive_ortho.commands.unlearning import JUDGING
 from saelens_adaptive_ortho.errors import reject
-from saelens_adaptive_ortho.evaluations.unlearning import Settings
-from saelens_adaptive_ortho.experiments.experiment import eval_settings
+from saelens_adaptive_ortho.evaluations.unlearning import UNLEARNING
+from saelens_adaptive_ortho.experiments.experiment import recorded_settings
 from saelens_adaptive_ortho.files import check_writable, write_failures_named
 from saelens_adaptive_ortho.judging.options import JudgingOptions
 from saelens_adaptive_ortho.judging.subjects import find_subject
@@ -26,6 +26,8 @@ OTHERS = ("prompt", "continuation", "prompt_file", "selection", "save", "tempera
 
 def write_examples(options: UnlearnOptions, say: Callable[[str], None] = print) -> Path:
     """Make the examples of an SAE of a run folder, write them there, and write the report again.
+
+    The settings of the unlearning evaluation are those of the run, as in its own examples.
 
     Raises:
         ConfigError: an option cannot work. What can be checked without the model is checked before
@@ -47,7 +49,7 @@ def write_examples(options: UnlearnOptions, say: Callable[[str], None] = print) 
     subject = find_subject(options.sae, options.variant, options.seed, options.hook)
     budget = BUDGET if options.budget is None else options.budget
     check_choice(budget, options.kind)
-    settings = Settings(**eval_settings(["unlearning"], options.set)["unlearning"])
+    settings = recorded_settings(run, UNLEARNING.name, options.set)
     check_writable("RUN_OR_SAE", run)
     given = {name: getattr(options, name) for name in JUDGING}
     with (

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from saelens_adaptive_ortho.commands.options import Command, say
 from saelens_adaptive_ortho.errors import reject
-from saelens_adaptive_ortho.files import check_new_file, check_writable, write_text_atomic
+from saelens_adaptive_ortho.files import (
+    check_new_file,
+    check_writable,
+    new_folders_removed,
+    write_text_atomic,
+)
 from saelens_adaptive_ortho.settings import dump_yaml
 
 if TYPE_CHECKING:
@@ -79,12 +84,13 @@ def run(options: InitOptions) -> int:
     """Write the experiment, and print what to do next."""
     if options.config.suffix not in {".yaml", ".yml"}:
         raise reject("CONFIG", str(options.config), "name a file that ends in .yaml.")
-    check_new_file("CONFIG", options.config)
-    options = _answered(options)
-    tree = experiment_tree(options)
-    check_writable("CONFIG", options.config.parent)
-    write_text_atomic(options.config, _explained(tree))
-    _check(options.config)
+    with new_folders_removed([options.config.parent]):  # if the experiment is refused
+        check_new_file("CONFIG", options.config)
+        options = _answered(options)
+        tree = experiment_tree(options)
+        check_writable("CONFIG", options.config.parent)
+        write_text_atomic(options.config, _explained(tree))
+        _check(options.config)
     sae = tree["sae"]
     say(
         f"{options.config}: {tree['hook_name']} of {options.model}, {sae['d_sae']:,} latents, "

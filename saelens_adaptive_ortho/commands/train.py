@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,23 +73,17 @@ def _train(runner: AdaptiveOrthoRunner, tell: Callable[[str], None]) -> None:
 @contextmanager
 def _locks(output_path: str | None, checkpoint_path: str | None) -> Iterator[None]:
     """Both folders, each locked once."""
-    from saelens_adaptive_ortho.files import check_writable
+    from saelens_adaptive_ortho.files import check_writable, new_folders_removed
     from saelens_adaptive_ortho.locks import run_lock
 
     fields = {"checkpoint_path": checkpoint_path, "output_path": output_path}
     folders = {Path(folder).resolve(): field for field, folder in fields.items() if folder}
     with ExitStack() as stack:
+        stack.enter_context(new_folders_removed(folders))  # without checkpoints, none is left
         for folder, field in folders.items():
-            if not folder.exists():  # without checkpoints, none is left
-                stack.callback(_remove_empty, folder)
             check_writable(field, folder)
             stack.enter_context(run_lock(field, folder, "adaptive-ortho train"))
         yield
-
-
-def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
 
 
 COMMAND = Command(

@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import product
@@ -33,13 +32,15 @@ from saelens_adaptive_ortho import examples
 from saelens_adaptive_ortho.checksums import SUMS, files_named, find_damage
 from saelens_adaptive_ortho.errors import ConfigError, reject
 from saelens_adaptive_ortho.evaluations import runnable
-from saelens_adaptive_ortho.evaluations.unlearning import UNLEARNING, Settings
+from saelens_adaptive_ortho.evaluations.unlearning import UNLEARNING
 from saelens_adaptive_ortho.experiments.costs_in_words import taken_in_words
-from saelens_adaptive_ortho.experiments.experiment import Experiment, check_fits
+from saelens_adaptive_ortho.experiments.experiment import Experiment, check_fits, recorded_settings
 from saelens_adaptive_ortho.files import (
     check_writable,
+    delete_files,
     read_cached,
     recover_directory,
+    remove_empty,
     remove_litter,
     remove_scratch,
     without_home,
@@ -47,7 +48,12 @@ from saelens_adaptive_ortho.files import (
     write_text_atomic,
 )
 from saelens_adaptive_ortho.judging.contract import EvalContext, Outcome, Workbench
-from saelens_adaptive_ortho.judging.running import check_evals_runnable, run_missing, write_outcome
+from saelens_adaptive_ortho.judging.running import (
+    check_evals_corpora,
+    check_evals_runnable,
+    run_missing,
+    write_outcome,
+)
 from saelens_adaptive_ortho.judging.unlearning.examples import make_examples
 from saelens_adaptive_ortho.locks import run_lock
 from saelens_adaptive_ortho.report import summary
@@ -69,7 +75,12 @@ from saelens_adaptive_ortho.settings import dump_yaml
 from saelens_adaptive_ortho.text.models import weights_digest
 from saelens_adaptive_ortho.text.shared_reads import SharedReads
 from saelens_adaptive_ortho.training.costs import costs_taken
-from saelens_adaptive_ortho.training.lockstep import fit_together, list_checkpoints
+from saelens_adaptive_ortho.training.lockstep import (
+    delete_checkpoints,
+    fit_together,
+    holds_checkpoints,
+    list_checkpoints,
+)
 from saelens_adaptive_ortho.training.runner import (
     AdaptiveOrthoRunner,
     Prepared,
@@ -84,7 +95,6 @@ WEIGHTS = "model_weights"  # in the record: the digest of the language model's w
 TRAINING = "training"  # the result of a training; also in the record: its numbers
 TIMES = ("train_seconds", "activation_seconds")  # not in the record: the same SAE, the same folder
 CHECKPOINTS = "checkpoints"
-STEPS = r"\.?step_\d+.*"  # the names of everything in a folder of checkpoints
 RAW = "sae_bench"  # folder of SAEBench's own result files
 RAW_SUFFIX = "_custom_sae_eval_results.json"  # the names of these files end with it
 ABANDONED = 3600.0  # seconds after which no process writes a small file of the cache any more
@@ -197,24 +207,23 @@ class Comparison:
         )
         for folder in folders:
             if folder.name == CHECKPOINTS:
-                shutil.rmtree(folder)
+                delete_checkpoints(folder)
             else:
                 _delete_sae(folder)
-                if folder.is_dir():
-                    self.say(f"{folder}: files that no comparison made stay")
+            if folder.is_dir():
+                self.say(f"{folder}: files that no comparison made stay")
         for file in files:
             file.unlink()
         (self.root / ID_FILE).unlink(missing_ok=True)  # the new SAEs get new W&B runs
         for folder in {path.parent for path in [*folders, *files]}:
-            _remove_empty(folder, self.root)
+            remove_empty(folder, self.root)
 
     def _made_by_comparisons(self) -> tuple[list[Path], list[Path]]:
         """The folders of SAEs and checkpoints, and the files of results."""
         seeds = [p for p in _real_folders(self.root) if re.fullmatch(r"seed\d+", p.name)]
         inside = [path for seed in seeds for path in _real_folders(seed)]
         folders = [p for p in inside if (p / RECORD).is_file()]
-        # Checkpoints of a run that has none yet: nothing but folders of steps.
-        folders += [p for p in inside if p.name == CHECKPOINTS and _holds_only(p, STEPS)]
+        folders += [p for p in inside if p.name == CHECKPOINTS and holds_checkpoints(p)]
         if self.results.is_symlink() or not self.results.is_dir():
             return folders, []
         files = [p for p in self.results.iterdir() if p.is_file() and self._is_result(p)]
@@ -280,7 +289,7 @@ class Comparison:
             }
             runner.export(name, self._sae_dir(name, seed), {RECORD: record})
         self.say(f"{self.where}Seed {seed}: {taken_in_words(costs_taken(runner.trainer))}")
-        shutil.rmtree(self._checkpoints(seed), ignore_errors=True)
+        self._delete_checkpoints(seed)
 
     def _delete_finished_checkpoints(self, seed: int) -> None:
         """Delete what a process that was killed while it deleted the checkpoints has left.
@@ -288,11 +297,20 @@ class Comparison:
         Checkpoints of an SAE that is not among the variants stay: it may not have an export yet.
         """
         folder = self._checkpoints(seed)
-        if not folder.is_dir() or folder.is_symlink() or not _holds_only(folder, STEPS):
+        if folder.is_symlink():
             return
         saes = {path.name for step in _real_folders(folder) for path in _real_folders(step)}
         if saes <= set(self.experiment.variants):
-            shutil.rmtree(folder, ignore_errors=True)
+            self._delete_checkpoints(seed)
+
+    def _delete_checkpoints(self, seed: int) -> None:
+        """Delete the checkpoints of a seed, and say so if files of somebody else are there."""
+        folder = self._checkpoints(seed)
+        held = holds_checkpoints(folder)
+        with suppress(OSError):  # what stays is deleted by the next run
+            delete_checkpoints(folder)
+        if held and folder.is_dir():
+            self.say(f"{folder}: files that no comparison made stay")
 
     def remove_litter(self) -> None:
         """Delete what killed processes have left in the folder, except for checkpoints."""
@@ -437,7 +455,7 @@ class Comparison:
         if UNLEARNING.name not in self.experiment.evals or not found.ok or self._has_examples():
             return
         self.say(f"{self.where}Seed {seed}: text before and after unlearning with {variant}")
-        settings = Settings(**self.experiment.evals[UNLEARNING.name])
+        settings = recorded_settings(self.root, UNLEARNING.name)
         examples.write(self.results, make_examples(self._context(variant, seed), settings))
 
     def _has_examples(self) -> bool:
@@ -647,6 +665,7 @@ def run_together(
             prepared = prepare(first.experiment.runner, first.cache, hook_names=hooks)
         for other in comparisons[1:]:
             check_site(prepared.model, other.experiment.runner)
+        check_evals_corpora(first.experiment.evals, prepared.corpora)
         for one in comparisons:
             one.prepared = prepared
             one.remove_litter()
@@ -688,21 +707,7 @@ def _delete_sae(folder: Path) -> None:
     """Delete the files of an SAE, and the folder if it is empty then."""
     known = {SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME, RUNNER_CFG_FILENAME}
     # The record is last: without it, the rest would not be known after a kill.
-    for name in [*sorted((known | files_named(folder)) - {RECORD}), SUMS, RECORD]:
-        file = folder / name
-        if file.is_file() and file.parent.resolve().is_relative_to(folder.resolve()):
-            file.unlink()
-            _remove_empty(file.parent, folder.parent)
-
-
-def _remove_empty(folder: Path, last: Path) -> None:
-    """Remove a folder and those above it that are empty then, below ``last``."""
-    while folder != last and folder.is_relative_to(last):
-        if folder.is_dir():
-            if any(folder.iterdir()):
-                return
-            folder.rmdir()
-        folder = folder.parent
+    delete_files(folder, [*sorted((known | files_named(folder)) - {RECORD}), SUMS, RECORD])
 
 
 def _numbers(training: Result) -> dict[str, Any]:
@@ -715,11 +720,6 @@ def _numbers(training: Result) -> dict[str, Any]:
 def _real_folders(path: Path) -> list[Path]:
     """The folders in a folder, without links."""
     return [p for p in path.iterdir() if p.is_dir() and not p.is_symlink()] if path.is_dir() else []
-
-
-def _holds_only(folder: Path, pattern: str) -> bool:
-    """Whether the names of everything in a folder match."""
-    return all(re.fullmatch(pattern, path.name) for path in folder.iterdir())
 
 
 def _difference(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:

@@ -7,9 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from saelens_adaptive_ortho.experiments.experiment import Experiment
-from saelens_adaptive_ortho.report.formatting import duration
+from saelens_adaptive_ortho.report.formatting import counted, duration
 from saelens_adaptive_ortho.results import ResultError, load_results
 from saelens_adaptive_ortho.training.costs import Costs, Taken
+from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig
+from saelens_adaptive_ortho.training.sharded.costs import ShardedCosts, Term
+
+TOPIC = 13  # characters of a topic before its words
 
 
 def together(experiment: Experiment, costs: Sequence[Costs]) -> str:
@@ -34,7 +38,7 @@ def described(experiment: Experiment, costs: Costs) -> dict[str, str]:
         disk += f", {gb(costs.cache)} for cached activations that are not there yet"
     return {
         "model": f"{cfg.model_name}, {cfg.hook_name}, width {d_in:,}",
-        "SAEs": f"{n} ({_number(len(costs.step_seconds), 'variant')} x {_number(seeds, 'seed')}), "
+        "SAEs": f"{n} ({counted(len(costs.step_seconds), 'variant')} x {counted(seeds, 'seed')}), "
         f"{cfg.sae.d_sae:,} latents, up to {widest / 1e6:,.1f} M parameters",
         "steps": f"{costs.steps:,} of {costs.batch:,} tokens for each SAE",
         "a step": f"{steps}; the model's batch {1e3 * costs.activation_seconds:,.0f} ms",
@@ -46,6 +50,61 @@ def described(experiment: Experiment, costs: Costs) -> dict[str, str]:
         "disk": disk,
         "evaluations": evaluations_in_words(experiment),
     }
+
+
+def sharded_in_words(cfg: AdaptiveOrthoRunnerConfig, costs: ShardedCosts) -> dict[str, str]:
+    """The costs of an SAE that is divided among processes in words, by topic."""
+    steps = -(-cfg.training_tokens // cfg.train_batch_size_tokens)
+    checkpoints = costs.checkpoints * costs.checkpoint
+    disk = f"{gb(costs.export)} for the SAE, up to {gb(checkpoints)} for checkpoints"
+    if checkpoints:
+        disk += f" ({costs.checkpoints} of {gb(costs.checkpoint)})"
+    memory = [f"at most {gb(costs.peak)} a card; of what is for a moment, only the largest counts"]
+    memory += [f"{gb(term.size):>9}  {term.what}: {term.how}" for term in costs.memory]
+    exchanged = [f"at most {gb(costs.per_step)} a card and step, on average"]
+    exchanged += [
+        f"{gb(term.size):>9}  {_when(term)}{term.what}: {term.how}" for term in costs.exchanged
+    ]
+    return {
+        "model": f"{cfg.model_name}, {cfg.hook_name}, width {cfg.sae.d_in:,}",
+        "SAE": f"{cfg.sae.d_sae:,} latents in {costs.processes} processes, "
+        f"{costs.latents:,} (n) each",
+        "steps": f"{steps:,} of {cfg.train_batch_size_tokens:,} tokens",
+        "memory": _indented(memory),
+        "exchanged": _indented(exchanged),
+        "host": f"about {gb(costs.host)} of memory for each process at the start, where weights "
+        "are drawn",
+        "disk": disk,
+        "time": "not estimated: it depends on the cards and on what connects them",
+    }
+
+
+def sharded_table(costs: ShardedCosts, exchanged: bool = False) -> str:
+    """The memory of a card, or what a card exchanges, as a table in markdown."""
+    if exchanged:
+        rows = [(f"{_when(t)}{t.what}", t.how, gb(t.size)) for t in costs.exchanged]
+        rows.append(("**together, at most**", "a step, on average", f"**{gb(costs.per_step)}**"))
+        head = "| what | how | a card |"
+    else:
+        rows = [(t.what, t.how, gb(t.size)) for t in costs.memory]
+        how = "what is there for a moment is not there at once"
+        rows.append(("**together, at most**", how, f"**{gb(costs.peak)}**"))
+        head = "| what | formula | size |"
+    return "\n".join([head, "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _when(term: Term) -> str:
+    return "" if term.every == 1 else f"every {_ordinal(term.every)} step: "
+
+
+def _ordinal(n: int) -> str:
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th") if n % 100 not in (11, 12, 13) else "th"
+    return f"{n}{ending}"
+
+
+def _indented(lines: Sequence[str]) -> str:
+    """Lines below each other, beside the topic."""
+    return f"\n{'':{TOPIC}}".join(lines)
 
 
 def evaluations_in_words(experiment: Experiment) -> str:
@@ -65,8 +124,8 @@ def evaluations_in_words(experiment: Experiment) -> str:
     parts = []
     if estimated:
         done = max(map(len, took.values()))
-        finished = f"{_number(done, 'finished SAE')} in {experiment.runner.output_path}"
-        parts.append(f"{', '.join(estimated)} for {_number(n, 'SAE')}, estimated from {finished}")
+        finished = f"{counted(done, 'finished SAE')} in {experiment.runner.output_path}"
+        parts.append(f"{', '.join(estimated)} for {counted(n, 'SAE')}, estimated from {finished}")
     if unknown:
         parts.append(
             f"{', '.join(unknown)} not estimated (no SAE of this folder is evaluated yet); often "
@@ -104,8 +163,8 @@ def taken_in_words(taken: Taken) -> str:
 
 
 def gb(size: int) -> str:
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
-
-
-def _number(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+    """Bytes in GB, MB or kB, rounded to three digits."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size} bytes"

@@ -237,7 +237,40 @@ def eval_settings(names: list[str], overrides: list[str]) -> dict[str, dict[str,
     Raises:
         ConfigError: an evaluation or a field is unknown, or a value has the wrong type.
     """
-    tree: dict[str, Any] = {name.strip(): {} for name in names}
+    return _overridden_evals({name.strip(): {} for name in names}, overrides)
+
+
+def recorded_settings(run: Path, name: str, overrides: Sequence[str] = ()) -> Any:
+    """The settings object of an evaluation, as the comparison in a folder has it.
+
+    Where its ``config.yaml`` says nothing, or if there is none, the defaults count.
+
+    Args:
+        run: folder of the run.
+        name: name of the evaluation, which has settings.
+        overrides: texts of the form ``eval.field=value``, which count more than the run's.
+
+    Raises:
+        ConfigError: a field is unknown, or a value has the wrong type.
+    """
+    kind = find_runnable("evals", name).settings
+    assert kind is not None
+    found = _overridden_evals({name: _recorded(run, name)}, overrides)
+    return kind(**found[name])
+
+
+def _recorded(run: Path, name: str) -> dict[str, Any]:
+    """The settings of an evaluation in the config of a run; none if it does not have it."""
+    file = run / "config.yaml"
+    if not file.is_file():
+        return {}
+    evals = parse_yaml(read_text("config", file, LONGEST), str(file)).get("evals")
+    if not isinstance(evals, dict) or not isinstance(evals.get(name), dict):
+        return {}
+    return dict(_check_evals({name: evals[name]})[name])
+
+
+def _overridden_evals(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
     for override in overrides:
         if override.partition(".")[0] not in tree:
             raise reject("--set", override, f"must begin with one of {', '.join(tree)} and a dot.")

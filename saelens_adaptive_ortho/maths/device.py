@@ -11,7 +11,9 @@ from torch import Tensor
 def on_gpu(x: Tensor) -> bool:
     """Whether ``x`` takes the paths written for a CUDA device.
 
-    These paths use plain tensor operations, so a test can also take them on a CPU.
+    A test can also take these paths on a CPU: what runs on a CUDA device alone is asked for
+    separately (:func:`.kernels.available`, for the Triton kernels), and plain tensor operations do
+    the same elsewhere.
     """
     return x.device.type == "cuda" and not torch.compiler.is_compiling()
 

@@ -66,6 +66,11 @@ def _clamp(decimals: int) -> int:
     return max(0, min(_MOST, decimals))
 
 
+def counted(n: int, what: str) -> str:
+    """Return ``1 unit``, or ``2 units``."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
 def number(value: float | None, decimals: int) -> str:
     """Format with ``decimals`` and thousands separators; very large values as powers of ten."""
     if value is None:

@@ -264,8 +264,10 @@ def _setting(
         for values in _product(free):
             variant = _name(base, values, short)
             if variant in changed:
-                rule = f"the name {variant} stands for two SAEs. Give the variants other names."
-                raise reject(SWEEP, list(of_saes), rule)
+                other = in_words_of(*places[variant])
+                here = in_words_of(base, {**values, **choice})
+                rule = f"{other} and {here} would have one name, {variant}. Rename one variant."
+                raise reject("variants", list(variants), rule)
             changed[variant] = {**{a.removeprefix("sae."): v for a, v in values.items()}, **changes}
             places[variant] = (base, {**values, **choice})
     seed = choice[SEED]
@@ -273,13 +275,59 @@ def _setting(
     try:
         experiment = build_experiment({**full, "output_path": "unit"}, name)
     except ConfigError as error:
-        raise ConfigError(f"{SWEEP} ({words}): {error}") from error
+        raise ConfigError(_of_axis(str(error), places, choice, variants)) from error
     full["evals"] = experiment.evals
     points = [
         Point(_digest(experiment, variant), variant, base, seed, values)
         for variant, (base, values) in places.items()
     ]
     return Setting(experiment, full, points, words)
+
+
+def _of_axis(
+    message: str,
+    places: Mapping[str, tuple[str, dict[str, Any]]],
+    choice: Mapping[str, Any],
+    variants: Mapping[str, Mapping[str, Any]],
+) -> str:
+    """An error about the settings of some SAEs, in the words of the config of the sweep.
+
+    Args:
+        message: the error, which may name the variant that was made of a variant and its axes.
+        places: the variant of the config, and the values of the axes, of each of them.
+        choice: values of the axes that all of them share.
+        variants: the changes of each variant of the config.
+    """
+    found = [name for name in places if re.match(rf"variants\.{re.escape(name)}[.:]", message)]
+    if not found:
+        for name, (base, values) in places.items():  # the name itself is refused
+            if message.startswith(start := f"variants={name!r}: "):
+                what = in_words_of(base, values)
+                return f"{SWEEP} ({what}): its SAE is named {name}: {message.removeprefix(start)}"
+        # The hooks may also be given as `hook_names`, which are no axis of `sweep`.
+        if any(message.startswith(f"{axis}=") for axis in choice if axis != "hook_name"):
+            return f"{SWEEP}.{message}"
+        return f"{SWEEP} ({in_words_of('', choice)}): {message}"
+    variant = max(found, key=len)  # k=4.5 begins like k=4
+    base, values = places[variant]
+    rest = message[len(f"variants.{variant}") :]
+    field = re.match(r"\.(\w+)=", rest)
+    if field is None:
+        return f"{SWEEP} ({in_words_of(base, values)}){rest}"
+    axis = f"sae.{field[1]}"
+    if field[1] in variants[base]:
+        return f"variants.{base}{rest}"
+    if axis not in values:
+        return f"{SWEEP} ({in_words_of(base, values)}): sae{rest}"
+    others = {name: value for name, value in values.items() if name not in (axis, SEED)}
+    where = f" This is at {in_words_of('', others)}." if others else ""
+    return f"{SWEEP}.sae{rest}{where}"
+
+
+def in_words_of(base: str, values: Mapping[str, Any]) -> str:
+    """The SAE of a variant (empty without variants) with these values of axes, in words."""
+    parts = [f"variant {base}"] if base else []
+    return ", ".join(parts + [f"{axis}={in_words(value)}" for axis, value in values.items()])
 
 
 def _with_values(tree: dict[str, Any], choice: Mapping[str, Any]) -> dict[str, Any]:
@@ -312,9 +360,9 @@ def _refuse_equal(settings: Sequence[Setting]) -> None:
     seen: dict[str, str] = {}
     for setting in settings:
         for point in setting.points:
-            here = f"{point.variant} ({setting.words})"
+            here = in_words_of(point.base, point.values)
             if point.id in seen:
-                rule = f"{seen[point.id]} and {here} are the same SAE. Leave one of them out."
+                rule = f"({seen[point.id]}) and ({here}) are the same SAE. Leave one of them out."
                 raise reject(SWEEP, list(point.values), rule)
             seen[point.id] = here
 

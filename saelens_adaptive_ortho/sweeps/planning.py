@@ -11,7 +11,7 @@ from rich.table import Table
 from saelens_adaptive_ortho.experiments.costs_in_words import gb
 from saelens_adaptive_ortho.files import check_writable, write_failures_named
 from saelens_adaptive_ortho.manifests import Manifest, Unit
-from saelens_adaptive_ortho.report.formatting import duration
+from saelens_adaptive_ortho.report.formatting import counted, duration
 from saelens_adaptive_ortho.sweeps.axes import in_words
 from saelens_adaptive_ortho.sweeps.pricing import (
     Price,
@@ -61,8 +61,8 @@ def _table(manifest: Manifest, prices: Mapping[str, Price]) -> Table:
     for units in sorted(kinds.values(), key=lambda u: -prices[u[0].name].seconds):
         price, first = prices[units[0].name], units[0]
         seeds = ", ".join(str(unit.points[0].seed) for unit in units)
-        number = f"{len(first.points)} SAEs" if len(first.points) > 1 else "1 SAE"
-        what = f"{first.label.partition(',')[0]}, {number}, seeds {seeds}"
+        saes, of_seeds = counted(len(first.points), "SAE"), "seed" if len(units) == 1 else "seeds"
+        what = f"{first.label.partition(',')[0]}, {saes}, {of_seeds} {seeds}"
         table.add_row(
             f"{len(units)} x {duration(price.seconds)}",
             what,
@@ -87,7 +87,7 @@ def _words(
     disk = sum(prices[unit.name].disk for unit in manifest.units)
     words = {
         "sweep": axes,
-        "units": f"{units} of {saes} SAEs in all, {units - len(left)} of them finished",
+        "units": f"{units} of {counted(saes, 'SAE')} in all, {units - len(left)} of them finished",
         "training": _for_workers(training),
         "disk": f"up to {gb(disk)}",
         "evaluations": "their time is not in this plan; a plan after some units are done has it",

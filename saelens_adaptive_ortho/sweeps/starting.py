@@ -21,6 +21,7 @@ from saelens_adaptive_ortho.manifests import (
     read_manifest,
     write_manifest,
 )
+from saelens_adaptive_ortho.report.formatting import counted
 from saelens_adaptive_ortho.sweeps.attempts import Attempts
 from saelens_adaptive_ortho.sweeps.axes import Sweep, load_sweep
 from saelens_adaptive_ortho.sweeps.drivers import find_driver
@@ -130,7 +131,8 @@ def run_sweep(opened: Opened, on: str, tries: int, console: Console) -> int:
             scheduler = Scheduler(
                 folder, manifest, driver, seconds=seconds, tries=tries, show=show, say=say
             )
-            say(f"{len(manifest.units)} units in {folder}; those that are finished are read first")
+            n = counted(len(manifest.units), "unit")
+            say(f"{n} in {folder}; what is finished is read first")
             status = scheduler.run()
     finally:
         driver.close()
@@ -173,6 +175,8 @@ def _needs(opened: Opened, experiments: Sequence[Experiment]) -> Needs:
 def _last_words(status: Mapping[str, Status]) -> str:
     whole = sum(one.now == "whole" for one in status.values())
     if whole == len(status):
-        return f"All {whole} units are finished."
+        return "1 unit is finished." if whole == 1 else f"All {whole} units are finished."
     failed = ", ".join(name for name, one in status.items() if one.now != "whole")
-    return f"{whole} of {len(status)} units are finished. The same command tries again: {failed}."
+    of = f"{whole} of {counted(len(status), 'unit')}"
+    verb = "is" if 1 in (whole, len(status)) else "are"
+    return f"{of} {verb} finished. The same command tries again: {failed}."

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from saelens_adaptive_ortho.manifests import Manifest
-from saelens_adaptive_ortho.report.formatting import duration
+from saelens_adaptive_ortho.report.formatting import counted, duration
 from saelens_adaptive_ortho.sweeps.scheduling import Now, Status
 
 Show = Callable[[Mapping[str, Status]], None]
@@ -66,7 +66,7 @@ def shown(
 def counts(status: Mapping[str, Status], seconds: Mapping[str, float], workers: int) -> Text:
     """How many units are where, and the time that is left."""
     number = Counter(one.now for one in status.values())
-    text = Text(f"{len(status)} units: ")
+    text = Text(f"{counted(len(status), 'unit')}: ")
     there: list[Now] = [now for now in ORDER if number[now]]
     for place, now in enumerate(there):
         text.append(", " if place else "")

@@ -348,6 +348,34 @@ def _model_config(name: str) -> Any:
     return config.get_text_config()
 
 
+def model_bytes(name: str, kwargs: Mapping[str, Any] | None = None) -> int | None:
+    """Bytes of a model's weights, from its config alone; None if its parameters are not known.
+
+    TransformerLens holds two embeddings where the model has one for input and output, so that one
+    counts twice.
+
+    Args:
+        name: the model.
+        kwargs: ``model_from_pretrained_kwargs``, which may have a dtype; float32 without it.
+
+    Raises:
+        ConfigError: the model does not exist, or its config cannot be read.
+    """
+    config = _model_config(name)
+    try:
+        with torch.device("meta"):  # no memory is taken, and no number drawn
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        embedding = config.vocab_size * config.hidden_size
+    except Exception:  # an architecture that transformers cannot build from such a config
+        return None
+    parameters = sum(p.numel() for p in model.parameters())
+    if getattr(config, "tie_word_embeddings", False):
+        parameters += embedding
+    kwargs = kwargs or {}
+    dtype = kwargs.get("dtype", kwargs.get("torch_dtype", torch.float32))
+    return parameters * (str_to_dtype(dtype) if isinstance(dtype, str) else dtype).itemsize
+
+
 def hook_width(name: str, hook_name: str, hook_head_index: int | None = None) -> int | None:
     """The width of the activations at a hook, from the config of the model alone.
 

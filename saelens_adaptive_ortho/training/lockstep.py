@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from sae_lens.constants import (
     ACTIVATION_SCALER_CFG_FILENAME,
     SAE_CFG_FILENAME,
     SAE_WEIGHTS_FILENAME,
+    SPARSITY_FILENAME,
     TRAINER_STATE_FILENAME,
 )
 from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
@@ -33,10 +36,10 @@ from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
 from torch import Tensor
 
-from saelens_adaptive_ortho.checksums import find_damage
+from saelens_adaptive_ortho.checksums import SUMS, files_named, find_damage
 from saelens_adaptive_ortho.devices import check_placed
 from saelens_adaptive_ortho.errors import ConfigError, Explained, reject
-from saelens_adaptive_ortho.files import atomic_directory, write_json
+from saelens_adaptive_ortho.files import atomic_directory, delete_files, remove_empty, write_json
 from saelens_adaptive_ortho.host.trainer import build_trainer
 from saelens_adaptive_ortho.progress import progress
 from saelens_adaptive_ortho.signals import Interrupted, signal_name, stop_noted
@@ -45,6 +48,18 @@ from saelens_adaptive_ortho.training.store import StratifiedActivationsStore, fi
 STATE_FILE = "lockstep_state.json"
 RNG_FILE = "rng_state.pt"
 SHARDS = "shard_*_of_*.safetensors"  # parts of a checkpoint with ortho_shards
+# The other files of a checkpoint, of a version without sums, too.
+FILES = {
+    STATE_FILE,
+    RNG_FILE,
+    SUMS,
+    ACTIVATION_SCALER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    SPARSITY_FILENAME,
+    TRAINER_STATE_FILENAME,
+}
+_STEP = re.compile(r"\.?step_\d+.*")
 KEPT_CHECKPOINTS = 2
 REMEDY = (
     "Lower lr or ortho_coefficient, or normalise the activations "
@@ -382,7 +397,7 @@ class LockstepTrainer:
         return target
 
     def _new_checkpoint(self, target: Path, survives: str) -> AbstractContextManager[Path]:
-        return atomic_directory(target, survives, sums=True)
+        return atomic_directory(target, survives, sums=True, keep_others=True)
 
     def _write_state(self, folder: Path) -> None:
         torch.save({"cpu": torch.get_rng_state()}, folder / RNG_FILE)
@@ -393,7 +408,8 @@ class LockstepTrainer:
         # Checkpoints of later steps come from another run. They must not replace those of this run.
         ours = [c for c in list_checkpoints(newest.parent) if c.name <= newest.name]
         for old in ours[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old, ignore_errors=True)
+            with suppress(OSError):  # it is tried again after the next checkpoint
+                delete_checkpoint(old)
 
     def _checkpoint_of(self, step: int) -> Path | None:
         return None if self.checkpoint_dir is None else self.checkpoint_dir / f"step_{step:09d}"
@@ -508,6 +524,73 @@ def list_checkpoints(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
     return sorted(p for p in directory.glob("step_*") if (p / STATE_FILE).is_file())
+
+
+def holds_checkpoints(directory: Path) -> bool:
+    """Whether a folder has files of checkpoints, also of unfinished ones."""
+    return any(_is_unfinished(step) or _files_of(step) for step in _steps(directory))
+
+
+def delete_checkpoints(directory: Path) -> None:
+    """Delete all checkpoints of a folder, and the folder if it is empty then.
+
+    Only what a checkpoint consists of is deleted; files of somebody else stay.
+
+    Raises:
+        OSError: a file could not be deleted.
+    """
+    for step in _steps(directory):
+        delete_checkpoint(step)
+    remove_empty(directory, directory.parent)
+
+
+def delete_checkpoint(path: Path) -> None:
+    """Delete one checkpoint, except for files that somebody else has put there.
+
+    Raises:
+        OSError: a file could not be deleted.
+    """
+    if _is_unfinished(path):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        return
+    # Without its state it is no checkpoint any more. The sums are last: after a kill, the rest is
+    # known by them.
+    delete_files(path, [STATE_FILE, *sorted(_files_of(path) - {SUMS}), SUMS])
+    for folder in [*_real_folders(path), path]:  # of a process that was killed while it deleted
+        remove_empty(folder, folder.parent)
+
+
+def _steps(directory: Path) -> list[Path]:
+    """Everything in a folder of checkpoints that has the name of a step; no links."""
+    found = sorted(directory.iterdir()) if directory.is_dir() else []
+    return [path for path in found if _STEP.fullmatch(path.name) and not path.is_symlink()]
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether it is what :func:`~.files.atomic_directory` has beside a folder, while it writes."""
+    return path.name.startswith(".")
+
+
+def _files_of(path: Path) -> set[str]:
+    """The files of a checkpoint, by its sums, or without sums by their names."""
+    named = files_named(path)
+    if named:
+        return named | {SUMS}
+    inside = [*path.glob("*"), *path.glob("*/*")] if path.is_dir() else []
+    known = [file for file in inside if file.is_file() and _is_of_checkpoint(file.name)]
+    return {file.relative_to(path).as_posix() for file in known}
+
+
+def _is_of_checkpoint(name: str) -> bool:
+    return name in FILES or fnmatch(name, SHARDS)
+
+
+def _real_folders(path: Path) -> list[Path]:
+    found = path.iterdir() if path.is_dir() else ()
+    return [inside for inside in found if inside.is_dir() and not inside.is_symlink()]
 
 
 def _check_same_architecture(path: Path, sae: TrainingSAE[Any]) -> None:

@@ -26,31 +26,41 @@ def least_memory(configs: Sequence[AdaptiveOrthoRunnerConfig]) -> int:
     """
     latents = [cfg.sae.d_sae // cfg.ortho_shards for cfg in configs]
     each = zip(configs, latents, strict=True)
-    weights = sum(2 * cfg.sae.d_in * n * _itemsize(cfg) for cfg, n in each)
+    weights = sum(2 * cfg.sae.d_in * n * itemsize(cfg) for cfg, n in each)
     widest = max(latents)
     return PER_WEIGHT * weights + 2 * configs[0].train_batch_size_tokens * widest * 4
 
 
-def check_memory(configs: Sequence[AdaptiveOrthoRunnerConfig]) -> None:
+def check_memory(configs: Sequence[AdaptiveOrthoRunnerConfig], processes: int = 1) -> None:
     """Refuse SAEs that cannot fit into the memory of their device.
 
     Args:
         configs: the configs of the SAEs that are trained together.
+        processes: number of processes that share the device. Each needs as much.
 
     Raises:
         ConfigError: they need more than there is. What fits by this count may still be too much,
             because the language model and the penalty are not in it; ``plan`` measures those.
     """
     device = configs[0].device
-    needed, there = least_memory(configs), memory_of(device)
+    needed, there = processes * least_memory(configs), memory_of(device)
     if there is None or needed <= there:
         return
+    shards = configs[0].ortho_shards
+    if shards > 1:
+        who = f"{processes} of {shards} processes need"
+        remedy = "Lower it, or divide the SAE among more cards or machines (ortho_shards)."
+    else:
+        who = "1 SAE needs" if len(configs) == 1 else f"{len(configs)} SAEs need"
+        remedy = (
+            "Lower it, train fewer variants or hooks together, or divide one SAE among several "
+            "cards (ortho_shards)."
+        )
     raise reject(
         "sae.d_sae",
         max(cfg.sae.d_sae for cfg in configs),
-        f"{len(configs)} SAEs need at least {needed / 1e9:,.3g} GB on {device}, which has "
-        f"{there / 1e9:,.3g} GB. Lower it, train fewer variants or hooks together, or divide one "
-        "SAE among several cards (ortho_shards).",
+        f"{who} at least {needed / 1e9:,.3g} GB on {device}, which has {there / 1e9:,.3g} GB. "
+        f"{remedy}",
     )
 
 
@@ -71,6 +81,7 @@ def memory_of(device: str) -> int | None:
     return found
 
 
-def _itemsize(cfg: AdaptiveOrthoRunnerConfig) -> int:
+def itemsize(cfg: AdaptiveOrthoRunnerConfig) -> int:
+    """Bytes of a number of the SAE."""
     dtype = getattr(torch, cfg.sae.dtype.removeprefix("torch."), torch.float32)
     return dtype.itemsize

@@ -18,6 +18,7 @@ from huggingface_hub.errors import GatedRepoError
 from requests import Response
 
 from saelens_adaptive_ortho.commands.cli import main
+from saelens_adaptive_ortho.settings import dump_yaml, parse_yaml
 from saelens_adaptive_ortho.text import corpora
 from saelens_adaptive_ortho.training import lockstep
 
@@ -340,6 +341,17 @@ def test_unwritable_output_folder_is_refused(refused: Refused, tmp_path: Path) -
     assert "Choose another folder" in message
 
 
+def test_too_little_held_out_text_is_refused_before_training(
+    refused: Refused, write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``check`` says the same."""
+    evals = {"core": {"n_contexts": 64, "batch_size_prompts": 17}}
+    message = refused(evals=evals)
+    assert message.startswith("evals.core: the forget corpus has 16 held-out contexts, fewer")
+    assert main(["check", str(write_config(evals=evals))]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_compare_without_output_folder_is_refused(refused: Refused) -> None:
     assert refused(output_path=None).startswith("output_path=None: a comparison needs a folder")
 
@@ -387,6 +399,60 @@ def test_check_opens_everything_and_trains_nothing(
     assert main(["check", missing, "--offline"]) == 0
     assert "were not opened" in capsys.readouterr().out
     assert main(["check", missing]) == 2
+
+
+@pytest.mark.parametrize("hooks", [None, ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]])
+def test_check_leaves_no_new_folder(
+    write_config: Callable[..., Path],
+    tmp_path: Path,
+    tiny: Any,
+    hooks: list[str] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ADAPTIVE_ORTHO_CACHE", str(tmp_path / "some" / "cache"))
+    more: dict[str, Any] = {"ortho_cache_activations": True}
+    more |= {} if hooks is None else {"hook_names": hooks}
+    before = sorted(tmp_path.rglob("*"))
+    for output in (tmp_path / "run", tmp_path / "new" / "run"):
+        config = write_config(output_path=str(output), **more)
+        assert main(["check", str(config)]) == 0
+        assert sorted(tmp_path.rglob("*")) == sorted([*before, config])
+    missing = write_config(**two_corpora("nowhere.txt", tiny.retain))
+    assert main(["check", str(missing)]) == 2
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, config])
+    (tmp_path / "run").mkdir()  # that of the user stays
+    assert main(["check", str(write_config())]) == 0
+    assert (tmp_path / "run").is_dir()
+
+
+@pytest.mark.parametrize("field", ["checkpoint_path", "resume_from_checkpoint"])
+def test_check_refuses_what_compare_refuses(
+    refused: Refused,
+    write_config: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    field: str,
+) -> None:
+    message = refused(**{field: "somewhere"})
+    assert message.startswith(f"{field}='somewhere': a comparison ")
+    for words in ([], ["--offline"]):
+        assert main(["check", str(write_config(**{field: "somewhere"})), *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_check_accepts_a_config_of_train(
+    write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has no variants, seeds and evaluations, or it divides its SAE."""
+    path = write_config(checkpoint_path="somewhere", evals=None)
+    tree = parse_yaml(path.read_text(), "config")
+    del tree["evals"]
+    path.write_text(dump_yaml(tree))
+    assert main(["check", str(path), "--offline"]) == 0
+    shards = write_config(checkpoint_path="somewhere", ortho_shards=2)
+    assert main(["check", str(shards)]) == 0
+    capsys.readouterr()
+    assert main(["check", str(shards), "--set", "ortho_shards=3", "--offline"]) == 2
+    assert "sae.d_sae=64: must be a multiple of ortho_shards" in capsys.readouterr().err
 
 
 def test_check_reads_local_corpora_to_their_end(

@@ -382,6 +382,39 @@ def test_fresh_run_deletes_only_what_comparisons_made(
     assert snapshot(Path(elsewhere)) == kept
 
 
+@pytest.mark.usefixtures("no_report")
+def test_fresh_run_keeps_files_of_the_user_among_checkpoints(
+    run: Path,
+    compare: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoints = run / "seed0" / "checkpoints"
+    with monkeypatch.context() as patch:  # a run that was killed before it deleted them
+        patch.setattr(comparison.Comparison, "_delete_checkpoints", lambda *_: None)
+        few = ("--set", "n_checkpoints=2", "--set", "seeds=[0]", "--set", "evals=[]")
+        assert compare("--fresh", *few) == 0
+    first, second = lockstep.list_checkpoints(checkpoints)
+    mine = [first / "mine.txt", first / "adaptive" / "mine.txt", checkpoints / "mine.txt"]
+    for path in mine:
+        path.write_text("mine")
+    (second / "SHA256SUMS").unlink()  # of a version without sums
+    unfinished = checkpoints / ".step_000000009.tmp" / "adaptive"
+    unfinished.mkdir(parents=True)
+    (unfinished / "half").write_text("half")
+    capsys.readouterr()
+    assert compare("--fresh", "--set", "evals=[]", "--set", "seeds=[3]") == 0
+    assert f"{checkpoints}: files that no comparison made stay" in capsys.readouterr().out
+    assert sorted(path for path in checkpoints.rglob("*") if path.is_file()) == sorted(mine)
+    assert all(path.read_text() == "mine" for path in mine)
+    # Nothing is there to be deleted any more, and another training keeps them, too.
+    assert compare("--fresh", "--set", "evals=[]", "--set", "seeds=[0]") == 0
+    assert "deleting 2 folders" in capsys.readouterr().out
+    assert compare("--fresh", *few) == 0
+    assert f"{checkpoints}: files that no comparison made stay" in capsys.readouterr().out
+    assert sorted(path for path in checkpoints.rglob("*") if path.is_file()) == sorted(mine)
+
+
 @pytest.mark.usefixtures("no_training")
 def test_failed_evaluation_is_explained_and_retried(
     run: Path,

@@ -10,11 +10,15 @@ import pytest
 
 from saelens_adaptive_ortho import examples
 from saelens_adaptive_ortho.commands import cli
+from saelens_adaptive_ortho.evaluations.unlearning import Settings
+from saelens_adaptive_ortho.experiments.comparison import Comparison
+from saelens_adaptive_ortho.experiments.experiment import build_experiment, recorded_settings
 from saelens_adaptive_ortho.judging.options import JudgingOptions
 from saelens_adaptive_ortho.judging.subjects import find_subject
 from saelens_adaptive_ortho.judging.unlearning.choosing import context_for
 from saelens_adaptive_ortho.judging.unlearning.writing import Prompt, write
 from saelens_adaptive_ortho.results import Result, result_path, write_result
+from saelens_adaptive_ortho.settings import dump_yaml
 from tests.commands.test_unlearn import QUICK, run  # noqa: F401  # a fixture
 
 CALL = ["--example", "--max-new-tokens", "5", "--budget", "4", *QUICK]
@@ -81,3 +85,40 @@ def test_failure_leaves_the_earlier_examples(
     assert cli.main(["unlearn", str(with_results), *impossible]) == 2
     assert "every retain corpus stays within 1e-09 nats" in capsys.readouterr().err
     assert examples.read(with_results / "results") is None
+
+
+def test_settings_are_those_of_the_run(
+    with_results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Settings] = []
+
+    def make(context: Any, settings: Settings, *_: object) -> examples.Examples:
+        asked.append(settings)
+        return examples.Examples(variant="adaptive", seed=0, sae_digest="", reason="none")
+
+    monkeypatch.setattr("saelens_adaptive_ortho.commands.examples.make_examples", make)
+    config = with_results / "config.yaml"
+    call = ["unlearn", str(with_results), "--example"]
+    config.write_text(dump_yaml({"evals": {"unlearning": {"gate": "token", "n_contexts": 7}}}))
+    assert cli.main(call) == 2
+    assert cli.main([*call, "--set=unlearning.n_contexts=9"]) == 2
+    for none in ({"evals": ["core", "unlearning"]}, {"evals": {"unlearning": None}}, {}):
+        config.write_text(dump_yaml(none))
+        assert cli.main(call) == 2
+    config.unlink()
+    assert cli.main(call) == 2
+    of_run, overridden, *others = asked
+    assert of_run == Settings(gate="token", n_contexts=7)
+    assert overridden == Settings(gate="token", n_contexts=9)
+    assert others == [Settings()] * 4
+    config.write_text(dump_yaml({"evals": {"unlearning": {"gat": "token"}}}))
+    capsys.readouterr()
+    assert cli.main(call) == 2
+    assert "evals.unlearning.gat" in capsys.readouterr().err
+
+
+def test_comparison_has_the_same_settings(tmp_path: Path, settings: Any) -> None:
+    given = {"unlearning": {"gate": "token", "n_contexts": 7}}
+    comparison = Comparison(build_experiment(settings(evals=given, output_path=str(tmp_path))))
+    comparison.write_config()
+    assert recorded_settings(tmp_path, "unlearning") == Settings(gate="token", n_contexts=7)

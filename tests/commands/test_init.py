@@ -135,10 +135,11 @@ def test_bad_input_is_named_and_nothing_is_written(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     given = dict(zip(arguments[::2], arguments[1::2], strict=True)) | changes
-    path = tmp_path / "my.yaml"
+    before = sorted(tmp_path.rglob("*"))
+    path = tmp_path / "new" / "folder" / "my.yaml"
     assert main(["init", str(path), *(word for pair in given.items() for word in pair)]) == 2
     assert error in capsys.readouterr().err
-    assert not path.exists()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_file_is_not_overwritten(

@@ -14,6 +14,7 @@ from saelens_adaptive_ortho.report.summary import write_summary
 from saelens_adaptive_ortho.results import (
     Result,
     ResultError,
+    left_out,
     load_result,
     load_results,
     order_variants,
@@ -205,6 +206,7 @@ def test_unusable_file_of_no_sae_of_the_run_is_left_out_with_a_warning(tmp_path:
     foreign.write_text("[]")
     with pytest.warns(UserWarning, match="Left out.*x__seed0__subspace.json.*a JSON object$"):
         assert load_results(tmp_path) == expected
+    assert left_out(tmp_path) == {foreign.name: "does not hold a JSON object"}
     (tmp_path / "seed0" / "x").mkdir(parents=True)
     with pytest.raises(ResultError, match=foreign.name):
         load_results(tmp_path)

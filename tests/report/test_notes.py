@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from saelens_adaptive_ortho.evaluations import evaluation
 from saelens_adaptive_ortho.evaluations.core import TRAINED_L0
 from saelens_adaptive_ortho.report.notes import Health, concerns, concerns_of
@@ -155,3 +157,15 @@ def test_dead_latents_of_a_training() -> None:
     assert concerns({("sae", 0): Health(explained=0.9, dead=0.5)}) == []
     (dead,) = concerns({("sae", 0): Health(explained=0.9, dead=0.75)})
     assert dead.startswith("sae (seed 0): fraction dead 0.75, above 0.5. ")
+
+
+@pytest.mark.filterwarnings("ignore:Left out:UserWarning")
+def test_file_that_was_left_out_is_among_the_failures(tmp_path: Path) -> None:
+    put(tmp_path, *core("baseline", [0.1]))
+    assert "Failed or missing" not in write_report(tmp_path).read_text()
+    (tmp_path / "results" / "mine__seed0__notes.json").write_text("<mine>")
+    page = write_report(tmp_path).read_text()
+    assert 'id="failures"' in page
+    assert "<b>mine__seed0__notes.json</b>: left out, because no SAE of this run has" in page
+    assert "<mine>" not in page
+    assert str(tmp_path) not in page

@@ -116,8 +116,7 @@ def test_axes_may_be_nested_as_overrides_are(tree: Tree) -> None:
         ({"sae.device": ["cpu"]}, {}, "sweep.sae.device"),
         ({"seed": [0]}, {"seeds": [0]}, "the sweep has the axis seed"),
         ({"hook_name": LAYERS}, {"hook_names": LAYERS}, "the sweep has the axis hook_name"),
-        ({"sae.k": [4, -1]}, {}, "k=-1"),
-        ({"lr": [0.1, -1.0]}, {}, "lr=-1.0"),
+        ({"lr": [0.1, -1.0]}, {}, "sweep.lr=-1.0: "),
         ({"sae.k": [4]}, {"output_path": None}, "output_path"),
         ({"sae.k": [4]}, {"saes_per_unit": 0}, "saes_per_unit=0"),
         ({"sae.k": [4]}, {"variants": {"a": {}, "b": {}}}, "are the same SAE"),
@@ -133,6 +132,65 @@ def test_bad_axis_is_refused_by_name(
     with pytest.raises(ConfigError) as error:
         build_sweep(tree(axes, **changes))
     assert words in str(error.value)
+
+
+AXIS_ERRORS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
+    ({"sae.k": [4, -1]}, {}, "sweep.sae.k=-1: ", ""),
+    (
+        {"sae.k": [4, 128], "sae.ortho_alpha": [0.5]},
+        {},
+        "sweep.sae.k=128: ",
+        " This is at sae.ortho_alpha=0.5.",
+    ),
+    (
+        {"sae.d_sae": [8, 64]},
+        {},
+        "sweep (sae.d_sae=8, seed=0): sae.ortho_neighbours=8: ",
+        "",
+    ),
+    (
+        {"sae.k": [4, 4.5]},
+        {"variants": {"a": {"ortho_mode": "of"}}},
+        "variants.a.ortho_mode='of'",
+        "",
+    ),
+    (
+        {"sae.ortho_alpha": [2]},
+        {"variants": {"a": {}}},
+        "sweep.sae.ortho_alpha=2: ",
+        "",
+    ),
+    ({"sae.k": [4]}, {"variants": {"a b": {}}}, "sweep (variant a b, sae.k=4", ""),
+    (
+        {"hook_name": ["nonsense"]},
+        {"sae": {"d_in": None}},
+        "sweep (hook_name=nonsense, seed=0): hook_name='nonsense'",
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize(("axes", "changes", "start", "end"), AXIS_ERRORS)
+def test_errors_name_the_axis_and_not_the_variant_that_is_made_of_it(
+    tree: Tree, axes: Any, changes: dict[str, Any], start: str, end: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        build_sweep(tree(axes, **changes))
+    message = str(error.value)
+    assert message.startswith(start)
+    assert message.endswith(end)
+    assert not any(made in message for made in ("variants.k=", "variants.a-", "variants.alpha"))
+
+
+def test_equal_saes_are_named_by_variant_and_axes(tree: Tree) -> None:
+    with pytest.raises(ConfigError) as error:
+        build_sweep(tree({"sae.k": [4]}, variants={"a": {}, "b": {}}))
+    assert "(variant a, sae.k=4, seed=0) and (variant b, sae.k=4, seed=0) are the same" in str(
+        error.value
+    )
+    twice = {"a": {}, "a-k=4": {"k": 8}}
+    with pytest.raises(ConfigError, match="would have one name, a-k=4. Rename one variant"):
+        build_sweep(tree({"sae.k": [4]}, variants=twice))
 
 
 def test_other_commands_refuse_a_sweep(tree: Tree) -> None:

@@ -107,3 +107,12 @@ def test_program_that_is_missing_is_an_error_of_this_unit(tmp_path: Path) -> Non
     with pytest.raises(OSError, match="/no/such/program"):
         driver.submit(task(tmp_path))
     assert not driver.taken
+
+
+def test_unknown_kind_of_place_lists_the_forms_and_an_example() -> None:
+    with pytest.raises(ConfigError) as error:
+        find_driver("lokal:2", CPU)
+    message = str(error.value)
+    assert message.startswith("--on='lokal:2': 'lokal' is no kind of place. Give --on local:2")
+    for form in ("local:N (N processes on this machine)", "ray[:ADDRESS] (", "slurm:OPTIONS ("):
+        assert form in message

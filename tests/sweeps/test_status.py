@@ -8,7 +8,8 @@ from rich.console import Console
 
 from saelens_adaptive_ortho.manifests import Manifest, Unit
 from saelens_adaptive_ortho.sweeps.scheduling import Status
-from saelens_adaptive_ortho.sweeps.status import MOST_ROWS, shown
+from saelens_adaptive_ortho.sweeps.starting import _last_words
+from saelens_adaptive_ortho.sweeps.status import MOST_ROWS, counts, shown
 
 UNITS = [Unit(f"u{i}", f"layer {i}", [], {}, 0, 1.0) for i in range(3)]
 MANIFEST = Manifest("sweep", {}, UNITS)
@@ -56,3 +57,12 @@ def test_table_shows_what_runs() -> None:
     many = [Unit(f"u{i}", "layer", [], {}, 0, 1.0) for i in range(MOST_ROWS + 7)]
     running = {unit.name: Status("running", f"card {i}") for i, unit in enumerate(many)}
     assert "and 7 more" in output(Manifest("sweep", {}, many), [running], terminal=True)
+
+
+def test_one_unit_is_not_units() -> None:
+    assert counts({"u1": Status("whole")}, {}, 1).plain == "1 unit: 1 finished"
+    assert _last_words({"u1": Status("whole")}) == "1 unit is finished."
+    assert _last_words({"u1": Status("failed")}).startswith("0 of 1 unit is finished.")
+    two = {"u1": Status("whole"), "u2": Status("failed")}
+    assert _last_words(two).startswith("1 of 2 units is finished.")
+    assert _last_words({name: Status("whole") for name in two}) == "All 2 units are finished."

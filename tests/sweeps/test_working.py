@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +256,19 @@ def test_unknown_unit_is_named(sweep: Manifest, tmp_path: Path) -> None:
 def test_home_folder_is_not_told(sweep: Manifest, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "sweep.json").read_text())
     assert not found["cwd"].startswith(str(Path.home()))
+
+
+def test_unit_with_too_little_text_for_an_evaluation_is_refused(
+    sweep: Manifest, tmp_path: Path, capsys: Any
+) -> None:
+    pytest.importorskip("sae_bench")
+    units = [
+        replace(unit, settings={**unit.settings, "evals": {"core": {"batch_size_prompts": 17}}})
+        for unit in sweep.units
+    ]
+    write_manifest(tmp_path, replace(sweep, units=units))
+    assert do_unit(tmp_path, units[0].name, "a") == REFUSED
+    message = "evals.core: the forget corpus has 16 held-out contexts, fewer"
+    assert message in capsys.readouterr().err
+    assert newest(tmp_path, units[0]).reason.startswith(message)
+    assert not list(unit_folder(tmp_path, units[0].name).glob("seed*"))

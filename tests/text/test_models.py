@@ -22,6 +22,7 @@ from saelens_adaptive_ortho.text.models import (
     check_model,
     load_language_model,
     local_model_dir,
+    model_bytes,
 )
 from saelens_adaptive_ortho.training.runner import prepare
 from tests.tiny import save_model
@@ -264,3 +265,17 @@ def test_digest_of_weights_is_computed_once_until_they_change(
     assert changed != before
     own.embed.W_E = torch.nn.Parameter(own.embed.W_E + 1)
     assert models.weights_digest(own) not in (before, changed)
+
+
+def test_bytes_of_a_model_come_from_its_config(tiny: Any, copied: Path) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(tiny.model, local_files_only=True)
+    n = sum(p.numel() for p in reference.parameters())
+    assert model_bytes(str(tiny.model)) == 4 * n
+    assert model_bytes(str(tiny.model), {"dtype": "bfloat16"}) == 2 * n
+    assert model_bytes(str(tiny.model), {"torch_dtype": torch.float64}) == 8 * n
+    # With one embedding for input and output, TransformerLens still holds two.
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    assert model_bytes(str(copied)) == 4 * n
+    with pytest.raises(ConfigError, match="no such directory"):
+        model_bytes("./nowhere")

@@ -29,7 +29,7 @@ from saelens_adaptive_ortho.report.published import PublishedMethod, load
 from saelens_adaptive_ortho.report.statistics import EvaluationSummary, Summary, summarise
 from saelens_adaptive_ortho.report.tables import pair_title
 from saelens_adaptive_ortho.report.verdicts import EvaluationVerdict, Verdicts, judge
-from saelens_adaptive_ortho.results import Result, load_results, results_dir
+from saelens_adaptive_ortho.results import Result, left_out, load_results, results_dir
 
 TRADEOFF_CAPTION = (
     "What is gained against what it costs: a small dot is one SAE, a large marker the mean of a "
@@ -77,7 +77,9 @@ def write_report(run_dir: str | Path) -> Path:
     browser = BROWSER if (run_dir / BROWSER).is_file() else ""
     found = read_examples(results_dir(run_dir))
     run = "" if config is None else without_home(named_run(config, run_dir))
-    page = render_page(results, without_home(config), name, browser, found, run, load(run_dir))
+    page = render_page(
+        results, without_home(config), name, browser, found, run, load(run_dir), left_out(run_dir)
+    )
     return write_text_atomic(run_dir / "report.html", page)
 
 
@@ -89,6 +91,7 @@ def render_page(
     examples: Examples | None = None,
     run: str = "",
     published: Sequence[PublishedMethod] = (),
+    others: Mapping[str, str] | None = None,
 ) -> str:
     """Return the page as text.
 
@@ -100,6 +103,7 @@ def render_page(
         examples: text before and after unlearning; None if there is none.
         run: the run folder as a command names it; empty if it holds no SAEs.
         published: results of others.
+        others: files that were left out, and why (`results.left_out`).
     """
     summary = summarise(results)
     verdicts = judge(summary)
@@ -129,7 +133,8 @@ def render_page(
             for found in summary.evaluations.values()
         ],
         failures=[
-            (summary.evaluations[gap.eval].info.title, _gap(gap)) for gap in summary.gap_groups
+            *((summary.evaluations[gap.eval].info.title, _gap(gap)) for gap in summary.gap_groups),
+            *((file, _other(problem)) for file, problem in (others or {}).items()),
         ],
         opening=opening(summary),
         concerns=summary.concerns,
@@ -208,6 +213,10 @@ def _section(
         ],
         took="" if found.seconds is None else duration(found.seconds),
     )
+
+
+def _other(problem: str) -> str:
+    return f"left out, because no SAE of this run has its name: {without_home(problem)}"
 
 
 def _gap(gap: GapGroup) -> str:

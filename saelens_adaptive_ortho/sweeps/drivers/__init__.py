@@ -9,6 +9,7 @@ from saelens_adaptive_ortho.sweeps.drivers.local import LOCAL
 from saelens_adaptive_ortho.sweeps.drivers.ray_cluster import RAY
 from saelens_adaptive_ortho.sweeps.drivers.slurm import SLURM
 
+EXAMPLE = "--on local:2"
 GROUP = "saelens_adaptive_ortho.drivers"
 KINDS = (LOCAL, RAY, SLURM)
 TABLE = Table(Kind, GROUP, KINDS)
@@ -22,7 +23,8 @@ def find_driver(on: str, needs: Needs) -> Driver:
     """
     name, _, argument = on.partition(":")
     if name not in TABLE.names():
-        forms = [kind.form for kind in TABLE.own.values()]
-        others = [name for name in TABLE.names() if name not in TABLE.own]
-        raise reject("--on", on, f"must be one of {', '.join([*forms, *others])}.")
+        forms = [f"{kind.form} ({kind.help})" for kind in TABLE.own.values()]
+        others = [f"{name} (of another package)" for name in TABLE.names() if name not in TABLE.own]
+        rule = f"{name!r} is no kind of place. Give {EXAMPLE}, for example. Known: "
+        raise reject("--on", on, f"{rule}{', '.join([*forms, *others])}.")
     return TABLE.find("--on", name).open(argument, needs)

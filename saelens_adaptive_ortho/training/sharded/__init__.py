@@ -2,7 +2,7 @@
 
 Under ``torchrun`` every process (a *rank*) trains the encoder columns and decoder rows of its own
 latents. Results equal those of one process up to rounding. docs/sharding.md has the memory and the
-communication of a step.
+communication of a step, as :mod:`.costs` computes them.
 
 The parameters are plain tensors, not DTensors. Most of a step runs in kernels without sharding
 rules (embedding bags, sampled products, hand-written gradients), and a DTensor would be unpacked
@@ -18,4 +18,5 @@ before each of them. What the ranks exchange is therefore written out: the colle
 - :mod:`.trainer`: gradient norm, log and batches over all ranks
 - :mod:`.files`: checkpoints in parts, and the export as one file
 - :mod:`.runner`: the runner, and the start of the processes
+- :mod:`.costs`: memory, exchange and disk space, by arithmetic alone
 """

@@ -180,6 +180,13 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def sharing(device: str) -> int:
+    """How many processes of this machine, at most, use the same device: ``cpu`` or a card."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cards = torch.cuda.device_count() if torch.device(device).type == "cuda" else 1
+    return -(-local // max(cards, 1))
+
+
 @contextmanager
 def connected(device: str) -> Iterator[Ranks]:
     """The ranks that torchrun has started, connected inside the block.

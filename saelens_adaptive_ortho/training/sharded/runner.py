@@ -17,6 +17,7 @@ from saelens_adaptive_ortho.errors import reject
 from saelens_adaptive_ortho.host.switch_config import SwitchConfig
 from saelens_adaptive_ortho.text.shared_reads import SharedReads
 from saelens_adaptive_ortho.training.lockstep import LockstepTrainer
+from saelens_adaptive_ortho.training.memory import check_memory
 from saelens_adaptive_ortho.training.runner import (
     EXPORT_SURVIVES,
     AdaptiveOrthoRunner,
@@ -28,7 +29,7 @@ from saelens_adaptive_ortho.training.runner import (
 from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig
 from saelens_adaptive_ortho.training.sharded.files import shared_folder, write_gathered
 from saelens_adaptive_ortho.training.sharded.layout import Layout
-from saelens_adaptive_ortho.training.sharded.ranks import Ranks, world_size
+from saelens_adaptive_ortho.training.sharded.ranks import Ranks, sharing, world_size
 from saelens_adaptive_ortho.training.sharded.sae import SHARDED
 from saelens_adaptive_ortho.training.sharded.trainer import ShardedLockstep, ShardedStore
 from saelens_adaptive_ortho.training.store import StratifiedActivationsStore
@@ -140,6 +141,7 @@ class ShardedRunner(AdaptiveOrthoRunner):
         on_log: Callable[[int, dict[str, dict[str, float]]], None] | None = None,
     ) -> None:
         check_sharded(cfg)
+        check_memory([cfg], sharing(str(cfg.device)))
         self.ranks = ranks
         if prepared is None:
             cache = Path(cfg.output_path) / "cache" if cfg.output_path else None

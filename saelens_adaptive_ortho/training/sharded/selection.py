@@ -109,7 +109,7 @@ def kth_largest(x: Float[Tensor, "rows n"], k: int, ranks: Ranks) -> Float[Tenso
     best = wide.topk(min(k, x.shape[1]), dim=1).values.flip(1)  # no others can matter
     keys = _ordered(best)
     bits = 8 * wide.dtype.itemsize
-    at_a_time = min(MOST_BITS, max(1, (COUNTS // len(x)).bit_length() - 1))
+    at_a_time = _bits_at_a_time(len(x))
     found = torch.full((len(x), 1), -(2 ** (bits - 1)), dtype=torch.int64, device=x.device)
     left = bits
     while left:
@@ -122,6 +122,17 @@ def kth_largest(x: Float[Tensor, "rows n"], k: int, ranks: Ranks) -> Float[Tenso
         reached[:, 0] = True
         found = bounds.gather(1, reached.sum(1, keepdim=True) - 1)
     return _values(found.squeeze(1), wide.dtype).to(x.dtype)
+
+
+def _bits_at_a_time(rows: int) -> int:
+    """Bits of a digit for this number of rows, so that a round has about ``COUNTS`` counts."""
+    return min(MOST_BITS, max(1, (COUNTS // rows).bit_length() - 1))
+
+
+def rounds_of_counts(rows: int, bits: int = 32) -> tuple[int, int]:
+    """How many histograms the ranks add up for values of some bits, and the counts of a row."""
+    at_a_time = _bits_at_a_time(rows)
+    return -(-bits // at_a_time), 2**at_a_time
 
 
 def _ordered(x: Tensor) -> Int[Tensor, ...]:

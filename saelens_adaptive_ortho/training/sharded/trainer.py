@@ -190,7 +190,7 @@ class ShardedLockstep(LockstepTrainer):
             raise wrong or NonFiniteLossError(said[0])
 
     def _new_checkpoint(self, target: Path, survives: str) -> AbstractContextManager[Path]:
-        return files.shared_folder(self.ranks, target, survives)
+        return files.shared_folder(self.ranks, target, survives, keep_others=True)
 
     def _write_state(self, folder: Path) -> None:
         if self.ranks.rank == 0:
