@@ -12,6 +12,7 @@ from saelens_adaptive_ortho.evaluations import TABLE as EVALUATIONS
 from saelens_adaptive_ortho.judging.formats import TABLE as FORMATS
 from saelens_adaptive_ortho.maths.affinity import AFFINITIES
 from saelens_adaptive_ortho.maths.penalties import PENALTIES
+from saelens_adaptive_ortho.sweeps.drivers import TABLE as DRIVERS
 
 Install = Callable[..., None]
 
@@ -39,7 +40,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         forget()
 
     def forget() -> None:
-        for table in (PENALTIES, AFFINITIES, EVALUATIONS, FORMATS):
+        for table in (PENALTIES, AFFINITIES, EVALUATIONS, FORMATS, DRIVERS):
             table.forget()
 
     yield put

@@ -26,12 +26,18 @@ class SweepOptions:
             counts.
         on: where the units run, e.g. local:2 for two processes on this machine.
         tries: how many times a unit may lose its process before it counts as failed.
+        stuck_after: kill a unit of this command whose log and folder have not changed for this
+            many minutes, and continue it from its last checkpoint. Training writes a line each
+            minute, but a unit that loads a model, waits for the text that another one tokenises,
+            or runs an evaluation of SAEBench may be silent for much longer. Without this option,
+            a unit that hangs is waited for.
     """
 
     sweep: str = field(metadata={"positional": "SWEEP"})
     set: list[str] = field(default_factory=list, metadata={"metavar": "KEY=VALUE"})
     on: str = field(default="local:1", metadata={"metavar": "WHERE"})
     tries: int = 6
+    stuck_after: float | None = field(default=None, metadata={"metavar": "MINUTES"})
 
 
 def run(options: SweepOptions) -> int:
@@ -43,8 +49,13 @@ def run(options: SweepOptions) -> int:
 
     if options.tries < 1:
         raise reject("--tries", options.tries, "must be at least 1.")
+    minutes = options.stuck_after
+    if minutes is not None and not 5 <= minutes < float("inf"):
+        rule = "must be at least 5 minutes: while it trains, a unit writes a line each minute."
+        raise reject("--stuck-after", minutes, rule)
     opened = open_sweep(options.sweep, options.set)
-    return run_sweep(opened, options.on, options.tries, Console())
+    stuck_after = None if minutes is None else 60 * minutes
+    return run_sweep(opened, options.on, options.tries, Console(), stuck_after)
 
 
 COMMAND = Command(

@@ -28,8 +28,8 @@ SCALE_DECAY = 0.99
 # Steps between checks of the neighbour lists, and number of latents that a check looks at.
 CHECK_EVERY = 5
 CHECKED_LATENTS = 512
-# Buffers that checkpoints have only since pairs are kept between steps, and their first value.
-KEPT_PAIRS = {"ortho_partner": -1, "ortho_push": 0}
+# Buffers that checkpoints of earlier versions do not have, and their first value.
+NEWER = {"ortho_partner": -1, "ortho_push": 0, "ortho_churn": 0}
 
 
 class AdaptiveOrthoMixin(SeparationMixin):
@@ -74,10 +74,12 @@ class AdaptiveOrthoMixin(SeparationMixin):
         self.register_buffer("ortho_group_ids", torch.arange(cfg.d_sae, device=device))
         inactive = torch.full((cfg.d_sae,), grouping.INACTIVE, device=device)
         self.register_buffer("ortho_domain_ids", inactive)
+        # Share of the latents that changed their group at the last regrouping, for the log.
+        self.register_buffer("ortho_churn", torch.tensor(0.0, device=device))
         if self._ortho_penalty.choose is None:
             return
         # The kept pair of each latent; -1 before the first choice. See ChosenPairs.
-        unset = torch.full((cfg.d_sae,), KEPT_PAIRS["ortho_partner"], device=device)
+        unset = torch.full((cfg.d_sae,), NEWER["ortho_partner"], device=device)
         self.register_buffer("ortho_partner", unset)
         self.register_buffer("ortho_push", torch.zeros(2, cfg.d_sae, device=device))
 
@@ -220,7 +222,8 @@ class AdaptiveOrthoMixin(SeparationMixin):
         if regroup:
             self.ortho_regroup()
         elif first:
-            self._ortho_groups = self._summarise_groups(self.ortho_group_ids)
+            groups = self._summarise_groups(self.ortho_group_ids)
+            self._ortho_groups = groups._replace(churn=float(self.ortho_churn))
         if not self._chooses():
             return
         counted = (step - 1) % self.cfg.ortho_statistics_every == 0  # at the end of the last step
@@ -334,7 +337,12 @@ class AdaptiveOrthoMixin(SeparationMixin):
             self.ortho_domain_ids = grouping.domain_groups(
                 coactivation.domain_rates(state), cfg.ortho_domain_ratio
             )
+        self._note_groups(previous)
+
+    def _note_groups(self, previous: Tensor) -> None:
+        """Summarise the groups for the log, and keep their churn for a process that resumes."""
         self._ortho_groups = self._summarise_groups(previous)
+        self.ortho_churn = torch.full_like(self.ortho_churn, self._ortho_groups.churn)
 
     def _summarise_groups(self, previous: Tensor) -> GroupSummary:
         return grouping.summarise_groups(self.ortho_group_ids, self.ortho_domain_ids, previous)
@@ -375,8 +383,8 @@ class AdaptiveOrthoMixin(SeparationMixin):
             if name in state_dict:
                 raw = state_dict[name].to(torch.uint8)
                 state_dict[name] = raw.view(buffer.dtype).reshape(buffer.shape)
-            elif name in KEPT_PAIRS:
-                state_dict[name] = torch.full(buffer.shape, KEPT_PAIRS[name], dtype=buffer.dtype)
+            elif name in NEWER:
+                state_dict[name] = torch.full(buffer.shape, NEWER[name], dtype=buffer.dtype)
 
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from saelens_adaptive_ortho.checksums import find_damage
@@ -29,10 +31,28 @@ LOGS = "logs"
 CACHE = "cache"
 WEIGHTS = "sae_weights.safetensors"
 
+Trace = dict[Path, tuple[int, int]]  # of each file, its size and the time of its last change
+
 
 def log_of(sweep: Path, unit: str) -> Path:
     """The file with the output of a unit's tries."""
     return sweep / LOGS / f"{unit}.log"
+
+
+def trace_of(sweep: Path, unit: str) -> Trace:
+    """Size and time of each file that a unit's process writes: equal while it writes nothing.
+
+    Files of W&B are left out, because another process writes them.
+    """
+    files, found = [log_of(sweep, unit)], Trace()
+    for folder, folders, names in os.walk(unit_folder(sweep, unit)):
+        folders[:] = [name for name in folders if name != "wandb"]
+        files += [Path(folder, name) for name in names]
+    for file in files:
+        with suppress(OSError):  # it is gone by now
+            state = file.stat()
+            found[file] = (state.st_size, state.st_mtime_ns)
+    return found
 
 
 def settings_digest(unit: Unit) -> str:

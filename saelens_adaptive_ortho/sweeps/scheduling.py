@@ -16,9 +16,17 @@ from typing import Any, Literal
 
 from saelens_adaptive_ortho.files import user_path
 from saelens_adaptive_ortho.manifests import Manifest, Unit
+from saelens_adaptive_ortho.report.formatting import duration
 from saelens_adaptive_ortho.sweeps.attempts import Attempt, Attempts, Watch
 from saelens_adaptive_ortho.sweeps.drivers.contract import HELD, OK, Driver, Phase, State, Task
-from saelens_adaptive_ortho.sweeps.folder import is_whole, last_lines, log_of, settings_digest
+from saelens_adaptive_ortho.sweeps.folder import (
+    Trace,
+    is_whole,
+    last_lines,
+    log_of,
+    settings_digest,
+    trace_of,
+)
 
 TRIES = 6
 POLL = 0.2  # seconds between two looks at the driver
@@ -54,6 +62,9 @@ class Submitted:
     handle: Any
     since: float
     state: State = State(Phase.WAITING)
+    trace: Trace | None = None  # what its unit had written at the time `traced`
+    traced: float = 0.0
+    killed: str = ""  # why the scheduler killed it
 
 
 @dataclass
@@ -68,6 +79,9 @@ class Scheduler:
             time come first, the largest ones first.
         tries: how many times a unit may lose its process (killed, or its machine is gone) before
             it counts as failed.
+        stuck_after: seconds after which a running task that has written nothing is killed, and
+            counts as lost. It is looked at once in this time, so it may take twice as long. None
+            for never.
         show: function that is called with the status of all units whenever one may have changed.
         say: function that shows a line about a unit that ended.
         watch: tells which processes are lost.
@@ -80,6 +94,7 @@ class Scheduler:
     driver: Driver
     seconds: Mapping[str, float] = field(default_factory=dict)
     tries: int = TRIES
+    stuck_after: float | None = None
     show: Callable[[Mapping[str, Status]], None] = lambda _: None
     say: Callable[[str], None] = print
     watch: Watch = field(default_factory=Watch)
@@ -198,12 +213,27 @@ class Scheduler:
                 now: Now = "waiting" if one.state.phase is Phase.WAITING else "running"
                 seconds = self.clock() - one.since
                 self.status[name] = Status(now, one.state.where, seconds=seconds)
+                if self.stuck_after is not None and now == "running":
+                    self._kill_if_stuck(one, self.stuck_after)
         return ended
+
+    def _kill_if_stuck(self, one: Submitted, seconds: float) -> None:
+        """Kill a task that has written nothing since the last look, ``seconds`` ago.
+
+        A heartbeat does not tell: its thread lives while the process hangs.
+        """
+        now = self.clock()
+        if one.trace is not None and now - one.traced < seconds:
+            return
+        before, one.trace, one.traced = one.trace, trace_of(self.sweep, one.task.unit), now
+        if one.trace == before:
+            one.killed = f"it wrote nothing for {duration(seconds)} and was killed (--stuck-after)"
+            self.driver.cancel(one.handle, now=True)
 
     def _settle(self, unit: Unit, one: Submitted) -> None:
         """Set the status of a unit whose task has ended, by what its process wrote down."""
         name, state = unit.name, one.state
-        why = state.reason or _in_words(state.status)
+        why = one.killed or state.reason or _in_words(state.status)
         self.status[name] = Status("open")
         attempt = self.attempts.newest_of(name)
         if attempt is not None and attempt.ticket == one.task.ticket:

@@ -114,8 +114,16 @@ def check_sweep(opened: Opened) -> list[Experiment]:
     return experiments
 
 
-def run_sweep(opened: Opened, on: str, tries: int, console: Console) -> int:
+def run_sweep(
+    opened: Opened, on: str, tries: int, console: Console, stuck_after: float | None = None
+) -> int:
     """Do all units of a sweep that are not whole, write its report, and return the exit status.
+
+    Args:
+        opened: the sweep.
+        on: where its units run.
+        tries, stuck_after: see :class:`~saelens_adaptive_ortho.sweeps.scheduling.Scheduler`.
+        console: where their status is shown.
 
     Raises:
         ConfigError: a setting, or the place where the units shall run, cannot work.
@@ -129,7 +137,14 @@ def run_sweep(opened: Opened, on: str, tries: int, console: Console) -> int:
         seconds = known_seconds(folder, manifest)
         with shown(manifest, seconds, console, driver.capacity) as (show, say):
             scheduler = Scheduler(
-                folder, manifest, driver, seconds=seconds, tries=tries, show=show, say=say
+                folder,
+                manifest,
+                driver,
+                seconds=seconds,
+                tries=tries,
+                stuck_after=stuck_after,
+                show=show,
+                say=say,
             )
             n = counted(len(manifest.units), "unit")
             say(f"{n} in {folder}; what is finished is read first")

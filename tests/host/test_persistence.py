@@ -49,6 +49,10 @@ def assert_same_state(one: Any, two: Any, prefix: str = "") -> None:
             assert torch.equal(theirs[key], value), key
 
 
+def groups_logged(output: Any) -> dict[str, float]:
+    return {k: v for k, v in output.metrics.items() if k.startswith("ortho_groups/")}
+
+
 @pytest.fixture
 def trained(build_sae: Build, make_trainer: Build, make_batches: Build, train: Build) -> Build:
     def run(name: str, **fields: Any) -> Any:
@@ -100,7 +104,7 @@ def test_checkpoint_from_before_kept_pairs_loads_and_chooses_at_once(
     sae.save_model(tmp_path)
     file = tmp_path / "sae_weights.safetensors"
     tensors = load_file(file)
-    for name in ("ortho_partner", "ortho_push"):
+    for name in ("ortho_partner", "ortho_push", "ortho_churn"):
         del tensors[name]
     save_file(tensors, file)
     loaded = TrainingSAE.load_from_disk(tmp_path)
@@ -149,7 +153,7 @@ def test_resumed_training_equals_uninterrupted(
     fields |= {"ortho_refresh_every": 4, "ortho_statistics_every": 2}
     batches, stop = make_batches(12), 7
     whole = build_sae(name, **fields)
-    train(make_trainer(whole), batches)
+    expected = train(make_trainer(whole), batches)
 
     first = build_sae(name, **fields)
     trainer = make_trainer(first)
@@ -162,8 +166,9 @@ def test_resumed_training_equals_uninterrupted(
     trainer.load_trainer_state(tmp_path)
     second.load_weights_from_checkpoint(tmp_path)
     assert trainer.n_training_steps == stop
-    train(trainer, batches[stop:])
+    outputs = train(trainer, batches[stop:])
     assert_same_state(whole, second)
+    assert [groups_logged(o) for o in outputs] == [groups_logged(o) for o in expected[stop:]]
 
 
 # ------------------------------------------------------------------ export

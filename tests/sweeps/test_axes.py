@@ -15,9 +15,9 @@ from saelens_adaptive_ortho.settings import apply_override
 from saelens_adaptive_ortho.sweeps import packing
 from saelens_adaptive_ortho.sweeps.axes import build_sweep
 from saelens_adaptive_ortho.training.runner_config import with_sae
+from tests.sweeps.helpers import LAYERS
 
 Tree = Callable[..., dict[str, Any]]
-LAYERS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
 
 
 @pytest.fixture

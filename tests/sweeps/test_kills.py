@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,19 +14,15 @@ from typing import Any
 
 import pytest
 
-from saelens_adaptive_ortho.checksums import SEAL, SUMS, sha256_of
-from saelens_adaptive_ortho.manifests import Manifest, unit_folder, write_manifest
+from saelens_adaptive_ortho.manifests import Manifest, unit_folder
 from saelens_adaptive_ortho.settings import dump_yaml
 from saelens_adaptive_ortho.sweeps.attempts import Attempts
-from saelens_adaptive_ortho.sweeps.axes import build_sweep
-from saelens_adaptive_ortho.sweeps.drivers.contract import OK, Task
+from saelens_adaptive_ortho.sweeps.drivers.contract import REFUSED, Task
 from saelens_adaptive_ortho.sweeps.drivers.local import LocalDriver
-from saelens_adaptive_ortho.sweeps.packing import pack
+from saelens_adaptive_ortho.sweeps.folder import log_of
 from saelens_adaptive_ortho.sweeps.scheduling import Scheduler
-from saelens_adaptive_ortho.sweeps.working import Kept, do_unit
+from tests.sweeps.helpers import LAYERS, LONG, assert_as_serial, has_checkpoint
 
-LAYERS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
-LONG = 600.0  # seconds until a process that is waited for has certainly failed
 # A unit's process, without its report: drawing takes longer than all else here.
 UNIT = """
 import sys
@@ -35,16 +31,16 @@ from saelens_adaptive_ortho.report.page import run
 run.write_report = lambda root: root / "report.html"
 sys.exit(main(sys.argv[1:]))
 """
+# No file of it can grow beyond this number of bytes, as on a full disk. Its checkpoints are larger.
+FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
 # A unit is killed when it has got this far: nothing but its claim, a checkpoint, an SAE, a result.
 STAGES = ("attempts/{unit}.*.json", "checkpoints/*/*/*", "*/SHA256SUMS", "*__subspace.json")
-
-OF_THE_FOLDER = ("output_path", "checkpoint_path", SEAL)
 
 pytestmark = pytest.mark.slow
 
 
-def start(task: Task) -> list[str]:
-    return [sys.executable, "-c", UNIT, *task.command()[3:]]
+def start(task: Task, before: str = "") -> list[str]:
+    return [sys.executable, "-c", before + UNIT, *task.command()[3:]]
 
 
 def has_got_to(sweep: Path, unit: str, stage: str) -> bool:
@@ -54,46 +50,12 @@ def has_got_to(sweep: Path, unit: str, stage: str) -> bool:
     return any(root.rglob(stage))
 
 
-def contents(sweep: Path, manifest: Manifest) -> dict[str, Any]:
-    """Return all that was learned and measured: no times, and no paths of the sweep."""
-    found: dict[str, Any] = {}
-    for unit in manifest.units:
-        root = unit_folder(sweep, unit.name)
-        for point in unit.points:
-            for file in (root / f"seed{point.seed}" / point.variant).iterdir():
-                name = str(file.relative_to(sweep))
-                if file.suffix == ".json":
-                    settings = json.loads(file.read_text())
-                    found[name] = {k: v for k, v in settings.items() if k not in OF_THE_FOLDER}
-                elif file.name != SUMS:  # those of the files above
-                    found[name] = sha256_of(file)
-        for file in (root / "results").glob("*__seed*__*.json"):
-            metrics = json.loads(file.read_text())["metrics"]
-            metrics = {k: v for k, v in metrics.items() if not k.endswith("seconds")}
-            found[str(file.relative_to(sweep))] = metrics
-    return found
-
-
-@pytest.fixture
-def make_sweep(settings: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    def make(folder: Path, **axes: Any) -> dict[str, Any]:
-        return settings(
-            n_checkpoints=3,
-            sweep={"hook_name": LAYERS, "sae.ortho_alpha": [0, 1], **axes},
-            evals={"subspace": {"n_contexts": 8}},
-            output_path=str(folder),
-        )
-
-    return make
-
-
 def test_sweep_with_five_kills_is_the_serial_one(
-    make_sweep: Callable[..., dict[str, Any]], tmp_path: Path, no_report: None
+    make_sweep: Callable[..., Manifest], tmp_path: Path, no_report: None
 ) -> None:
-    sweep, serial = tmp_path / "sweep", tmp_path / "serial"
-    manifest = pack(build_sweep(make_sweep(sweep, seed=[0, 1])))
+    sweep = tmp_path / "sweep"
+    manifest = make_sweep(sweep, **{"seed": [0, 1], "sae.ortho_alpha": [0, 1]})
     assert len(manifest.units) == 4
-    write_manifest(sweep, manifest)
     stages = [*STAGES, STAGES[1]]  # five kills
     attempts, killed = Attempts(sweep), list[tuple[str, int]]()
 
@@ -125,34 +87,53 @@ def test_sweep_with_five_kills_is_the_serial_one(
     assert all(attempt.ended == "whole" for attempt in newest.values())
     assert scheduler().run() == status
     assert attempts.newest() == newest
-    # Every SAE is that of a serial run, to the bit.
-    write_manifest(serial, manifest)
-    kept = Kept()
-    for unit in manifest.units:
-        assert do_unit(serial, unit.name, "serial", kept) == OK
-    assert contents(sweep, manifest) == contents(serial, manifest)
-    left = {"checkpoints", ".lock"}
-    assert not [path for path in (sweep / "units").rglob("*") if path.name in left]
+    assert_as_serial(sweep, manifest, tmp_path / "serial")
+
+
+def test_full_disk_of_one_worker_is_said_at_once_and_harms_no_other(
+    make_sweep: Callable[..., Manifest], tmp_path: Path, no_report: None
+) -> None:
+    sweep = tmp_path / "sweep"
+    manifest = make_sweep(sweep, hook_name=LAYERS[:1], seed=[0, 1, 2])
+    full, *others = sorted(unit.name for unit in manifest.units)  # in the order of their turns
+    attempts, said = Attempts(sweep), list[str]()
+
+    def say(line: str) -> None:
+        if not said:  # while the others run
+            assert sum(attempts.count(unit, "whole") for unit in others) < len(others)
+        said.append(line)
+
+    def run(command: Callable[[Task], list[str]]) -> dict[str, str]:
+        driver = LocalDriver([{"OMP_NUM_THREADS": "1"}] * 2, ["one", "two"], command)
+        status = Scheduler(sweep, manifest, driver, say=say).run()
+        return {unit: one.now for unit, one in status.items()}
+
+    status = run(lambda task: start(task, FULL if task.unit == full else ""))
+    assert status == {full: "failed", **dict.fromkeys(others, "whole")}
+    failed = attempts.newest_of(full)
+    assert failed is not None
+    assert (failed.ended, failed.status) == ("failed", REFUSED)
+    assert re.search(rf"{re.escape(str(sweep))}.* could not be written .*too large", failed.reason)
+    assert failed.reason in said[0]
+    assert f"error: {failed.reason}" in log_of(sweep, full).read_text()
+    # The next sweep, with space, does this unit alone.
+    assert set(run(start).values()) == {"whole"}
+    assert [attempts.count(unit, "whole") for unit in (full, *others)] == [1, 1, 1]
+    assert_as_serial(sweep, manifest, tmp_path / "serial")
 
 
 def test_interrupted_sweep_leaves_nothing_running_and_continues(
-    make_sweep: Callable[..., dict[str, Any]], tmp_path: Path
+    sweep_settings: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     sweep, config = tmp_path / "sweep", tmp_path / "sweep.yaml"
-    tree = make_sweep(sweep, seed=[0])
-    tree["training_tokens"] *= 400  # long enough to be interrupted
-    config.write_text(dump_yaml(tree))
+    config.write_text(dump_yaml(sweep_settings(sweep, times=400)))  # long enough
     command = [sys.executable, "-m", "saelens_adaptive_ortho", "sweep", str(config)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(
         [*command, "--on", "local:2"], stderr=subprocess.PIPE, text=True, env=environment
     )
     attempts, until = Attempts(sweep), time.monotonic() + LONG
-    units = sweep / "units"
-    while True:
-        logs = [log.read_text() for log in sweep.glob("logs/*.log")]
-        if sum("Training alpha=0" in log for log in logs) == 2:
-            break
+    while sum(has_checkpoint(sweep, unit) for unit in attempts.newest()) < 2:
         assert running.poll() is None
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -163,5 +144,6 @@ def test_interrupted_sweep_leaves_nothing_running_and_continues(
     assert running.returncode == 130
     assert "The same command continues." in words
     assert not any(process.lives() for process in processes)
-    assert {attempt.ended for attempt in attempts.newest().values()} == {"stopped"}
-    assert len(list(units.glob("*/seed0/checkpoints/step_*"))) >= 2
+    newest = attempts.newest()
+    assert {attempt.ended for attempt in newest.values()} == {"stopped"}
+    assert all("; saved " in attempt.reason for attempt in newest.values())

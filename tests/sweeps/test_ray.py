@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,18 +16,23 @@ from typing import Any
 import pytest
 
 from saelens_adaptive_ortho.errors import ConfigError
-from saelens_adaptive_ortho.manifests import Manifest, write_manifest
+from saelens_adaptive_ortho.manifests import Manifest
 from saelens_adaptive_ortho.sweeps.attempts import Attempts
-from saelens_adaptive_ortho.sweeps.axes import build_sweep
 from saelens_adaptive_ortho.sweeps.drivers import ray_cluster
-from saelens_adaptive_ortho.sweeps.drivers.contract import OK, Driver, Needs, Phase, State, Task
+from saelens_adaptive_ortho.sweeps.drivers.contract import Needs, Phase
 from saelens_adaptive_ortho.sweeps.drivers.ray_cluster import open_ray
-from saelens_adaptive_ortho.sweeps.packing import pack
 from saelens_adaptive_ortho.sweeps.scheduling import Scheduler
-from saelens_adaptive_ortho.sweeps.working import Kept, do_unit
-from tests.sweeps.test_kills import LAYERS, contents
+from tests.sweeps import dying
+from tests.sweeps.helpers import (
+    assert_as_serial,
+    has_checkpoint,
+    note_written,
+    task_of,
+    waits,
+    written,
+)
 
-LONG = 300.0  # seconds until what is waited for has certainly failed
+ROOT = Path(__file__).parents[2]
 CPU, CUDA = Needs("cpu", 1, 1), Needs("cuda", 1, 1)
 slow = pytest.mark.slow
 
@@ -143,43 +149,6 @@ def cluster(one_cluster: Any) -> Any:
     return one_cluster
 
 
-def ends(driver: Driver, handle: Any) -> State:
-    return waits(driver, handle, lambda state: state.ended)
-
-
-def waits(driver: Driver, handle: Any, until: Callable[[State], bool]) -> State:
-    late = time.monotonic() + LONG
-    while not until(state := driver.poll(handle)):
-        assert time.monotonic() < late, state
-        time.sleep(0.1)
-    return state
-
-
-def text_of(log: Path) -> str:
-    return log.read_text() if log.exists() else ""
-
-
-def task_of(sweep: Path, unit: str, ticket: str = "ticket") -> Task:
-    return Task(unit, sweep, ticket, sweep / "logs" / f"{unit}.log", Path.cwd())
-
-
-@pytest.fixture
-def make_sweep(settings: Callable[..., dict[str, Any]]) -> Callable[..., Manifest]:
-    def make(folder: Path, times: int = 1, **axes: Any) -> Manifest:
-        tree = settings(
-            n_checkpoints=3,
-            sweep={"hook_name": LAYERS, "sae.ortho_alpha": [0, 1], **axes},
-            evals={"subspace": {"n_contexts": 8}},
-            output_path=str(folder),
-        )
-        tree["training_tokens"] *= times
-        manifest = pack(build_sweep(tree))
-        write_manifest(folder, manifest)
-        return manifest
-
-    return make
-
-
 @slow
 def test_refusals_and_a_unit_that_is_stopped(
     cluster: Any,
@@ -203,7 +172,7 @@ def test_refusals_and_a_unit_that_is_stopped(
         with pytest.raises(ConfigError, match="does not see .* at the same path"):
             open_ray(cluster.address, Needs("cpu", 1, 1, tmp_path))
 
-    manifest = make_sweep(tmp_path, times=400, seed=[0])
+    manifest = make_sweep(tmp_path, times=400)
     first, second = (unit.name for unit in manifest.units)
     driver = open_ray(cluster.address, Needs("cpu", 1, 2, tmp_path))
     try:
@@ -212,74 +181,95 @@ def test_refusals_and_a_unit_that_is_stopped(
         handles = [driver.submit(task_of(tmp_path, unit)) for unit in (first, second)]
         waiting = driver.submit(task_of(tmp_path, first, "another"))  # there is no third place
         for handle, unit in zip(handles, (first, second), strict=True):
-            log = tmp_path / "logs" / f"{unit}.log"
-            waits(driver, handle, lambda _, log=log: "Training alpha=" in text_of(log))
+            waits(driver, handle, lambda _, unit=unit: has_checkpoint(tmp_path, unit))
         assert driver.poll(waiting).phase is Phase.WAITING
         driver.cancel(waiting)
-        assert ends(driver, waiting).phase is Phase.FAILED
+        assert waits(driver, waiting).phase is Phase.FAILED
         running = driver.poll(handles[0])
         assert running.phase is Phase.RUNNING
         assert running.where == f"node {socket.gethostname()}"
         driver.cancel(handles[0])
         driver.cancel(handles[1], now=True)
-        assert ends(driver, handles[0]).status == 128 + signal.SIGTERM
-        assert ends(driver, handles[1]).status == -signal.SIGKILL
+        assert waits(driver, handles[0]).status == 128 + signal.SIGTERM
+        assert waits(driver, handles[1]).status == -signal.SIGKILL
         newest = Attempts(tmp_path).newest()
         assert newest[first].ended == "stopped"
+        assert "; saved " in newest[first].reason
         assert not any(attempt.process.lives() for attempt in newest.values())
-        assert list((tmp_path / "units" / first).glob("seed0/checkpoints/step_*"))
     finally:
         driver.close()
     assert not list(tmp_path.glob(f"{ray_cluster.MARKER}*"))
 
 
+# Where five units are killed, each once; the last one with its worker process of Ray.
+STAGES = (dying.CLAIM, dying.CHECKPOINT, dying.SAE, dying.RESULT, dying.WORKER)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 @slow
-def test_sweep_with_a_lost_node_and_a_killed_worker_is_the_serial_one(
+def test_twelve_units_with_five_kills_and_a_lost_node_are_the_serial_ones(
     cluster: Any,
     undone: None,
     make_sweep: Callable[..., Manifest],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     no_report: None,
 ) -> None:
-    sweep, serial = tmp_path / "sweep", tmp_path / "serial"
-    manifest = make_sweep(sweep, times=20, seed=[0, 1])
-    attempts, damages = Attempts(sweep), list[str]()
+    monkeypatch.setattr(ray_cluster.keeping, "MODULE", dying.__name__)
+    monkeypatch.setattr(ray_cluster, "IDLE", 1.0)  # what the lost node did goes to the other one
+    sweep, fates = tmp_path / "sweep", tmp_path / "fates"
+    manifest = make_sweep(sweep, **{"seed": [0, 1, 2, 3, 4, 5], "sae.ortho_alpha": [0, 1]})
+    units = sorted(unit.name for unit in manifest.units)  # in the order of their turns
+    assert len(units) == 12
+    fates.mkdir()
+    for unit, stage in zip(units[::2], STAGES, strict=False):
+        (fates / f"{unit}.fate").write_text(stage)
+    [raylet] = cluster.second.all_processes["raylet"]
+    attempts, hold = Attempts(sweep), fates / "hold"
+    damages, noted = list[str](), dict[Path, tuple[int, int]]()
 
     def damage(_: float) -> None:
-        """Kill a worker that trains; then a node, when both nodes train."""
-        newest = attempts.newest().values()
-        living = [a for a in newest if a.ended is None and a.process.lives()]
-        training = [a for a in living if list((sweep / "units" / a.unit).rglob("checkpoints/*/*"))]
-        if not damages and training:
-            os.kill(training[0].process.pid, signal.SIGKILL)
-            damages.append("worker")
-        elif damages == ["worker"] and len(training) == 2:
-            cluster.remove_node(cluster.second, allow_graceful=False)
-            damages.append("node")
-        time.sleep(0.05)
+        """Take the second node away while it trains a unit and others are finished."""
+        note_written(sweep, manifest, noted)
+        if not damages and sum(attempts.count(unit, "whole") for unit in units) >= 4:
+            hold.touch()
+            damages.append("hold")
+        for held in fates.glob("*.held") if damages == ["hold"] else ():
+            attempt = attempts.newest_of(held.stem)
+            assert attempt is not None
+            if parent_of(parent_of(attempt.process.pid)) == raylet.process.pid:
+                cluster.remove_node(cluster.second, allow_graceful=False)
+                damages.append(held.stem)
+                hold.unlink()
+        time.sleep(0.02)
 
     said: list[str] = []
-    driver = open_ray(cluster.address, Needs("cpu", 1, len(manifest.units), sweep))
+    driver = open_ray(cluster.address, Needs("cpu", 1, len(units), sweep))
+    assert isinstance(driver, ray_cluster.RayDriver)
+    driver.environment |= {dying.FOLDER: str(fates), "PYTHONPATH": str(ROOT)}
     try:
-        scheduler = Scheduler(sweep, manifest, driver, say=said.append, sleep=damage, tries=9)
+        scheduler = Scheduler(sweep, manifest, driver, say=said.append, sleep=damage)
         status = scheduler.run()
-        assert damages == ["worker", "node"]
         assert {one.now for one in status.values()} == {"whole"}, said
         newest = attempts.newest()
-        assert sum(attempts.count(unit, "lost") for unit in newest) == 2
-        assert all(attempts.count(unit, "whole") == 1 for unit in newest)
+        # Each was lost where it was killed, and nowhere else. After it was whole, nothing was done.
+        assert not list(fates.glob("*.fate"))
+        lost = Counter({unit: attempts.count(unit, "lost") for unit in units})
+        assert lost == Counter([*units[: 2 * len(STAGES) : 2], *damages[1:]])
+        assert lost.total() == 6
+        assert all(attempts.count(unit, "whole") == 1 for unit in units)
         assert all(attempt.ended == "whole" for attempt in newest.values())
         # A process keeps the model: the last units of the node that is left were in one.
         assert len({a.process.pid for a in newest.values()}) < len(newest)
         assert Scheduler(sweep, manifest, driver, say=said.append).run() == status
         assert attempts.newest() == newest
-        assert driver.capacity() <= 2
+        assert driver.capacity() == 1
     finally:
         driver.close()
-    write_manifest(serial, manifest)
-    kept = Kept()
-    for unit in manifest.units:
-        assert do_unit(serial, unit.name, "serial", kept) == OK
-    assert contents(sweep, manifest) == contents(serial, manifest)
-    left = {"checkpoints", ".lock"}
-    assert not [path for path in (sweep / "units").rglob("*") if path.name in left]
+    # Nothing that was whole was written again, by those that went on after a kill or by others.
+    note_written(sweep, manifest, noted)
+    assert {file: written(file) for file in noted} == noted
+    assert_as_serial(sweep, manifest, tmp_path / "serial")

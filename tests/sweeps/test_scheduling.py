@@ -21,7 +21,7 @@ from saelens_adaptive_ortho.sweeps.drivers.contract import (
     State,
     Task,
 )
-from saelens_adaptive_ortho.sweeps.folder import log_of, settings_digest
+from saelens_adaptive_ortho.sweeps.folder import log_of, settings_digest, trace_of
 from saelens_adaptive_ortho.sweeps.scheduling import Scheduler
 
 ELSEWHERE = Process("node7", "another machine", 12, "34")
@@ -281,6 +281,51 @@ def test_unit_that_the_driver_refuses_is_a_failure(
 def test_stopped_process_goes_on(bench: Bench) -> None:
     bench.fake.works["middle"] = [ends("stopped", 143, "interrupted by SIGTERM")] * 20
     assert bench.run(tries=1) == ALL  # a batch system may stop a unit as often as it likes
+
+
+# ------------------------------------------------------------ stuck processes
+
+
+def hangs(fake: Fake, task: Task) -> Iterator[None]:
+    """A process that does nothing, while its heartbeat goes on."""
+    attempt: Attempt | None = fake.claim(task)
+    while attempt is not None:
+        yield
+        attempt = fake.attempts.beat(attempt)
+
+
+def writes(fake: Fake, task: Task) -> Iterator[None]:
+    """A process that writes a line every 10 seconds, for 100 seconds."""
+    attempt = fake.claim(task)
+    task.log.parent.mkdir(exist_ok=True)
+    for look in range(500):
+        if look % 50 == 0:
+            task.log.write_text(f"{look} of 500")
+        yield
+    fake.attempts.end(attempt, "whole")
+    raise Dies(0)
+
+
+def test_unit_that_writes_nothing_is_killed_and_tried_again(bench: Bench) -> None:
+    bench.fake.places = 2
+    bench.fake.works = {"large": [writes], "middle": [hangs]}
+    assert bench.run(stuck_after=30.0) == ALL
+    assert bench.fake.cancelled == [("middle", True)]
+    assert bench.fake.submitted == ["large", "middle", "middle", "small"]
+    first = Attempts(bench.sweep)._read("middle", 1)
+    assert (first.ended, first.status) == ("lost", -9)
+    assert first.reason == "it wrote nothing for 30 s and was killed (--stuck-after)"
+
+
+@pytest.mark.parametrize("folder", ["units/u/results", "units/u/wandb"])
+def test_trace_of_a_unit_is_what_its_process_writes(tmp_path: Path, folder: str) -> None:
+    before = trace_of(tmp_path, "u")
+    file = tmp_path / folder / "file"
+    file.parent.mkdir(parents=True)
+    for text in ("one", "longer"):
+        file.write_text(text)
+        assert (trace_of(tmp_path, "u") == before) == ("wandb" in folder)
+        before = trace_of(tmp_path, "u")
 
 
 # ------------------------------------------------------------- other workers

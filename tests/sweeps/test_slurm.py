@@ -9,22 +9,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from saelens_adaptive_ortho.errors import ConfigError
-from saelens_adaptive_ortho.manifests import Manifest, write_manifest
+from saelens_adaptive_ortho.manifests import Manifest
 from saelens_adaptive_ortho.sweeps.attempts import Attempts
-from saelens_adaptive_ortho.sweeps.axes import build_sweep
 from saelens_adaptive_ortho.sweeps.drivers import slurm
-from saelens_adaptive_ortho.sweeps.drivers.contract import Needs, Phase, State, Task
-from saelens_adaptive_ortho.sweeps.drivers.slurm import SlurmDriver, open_slurm
-from saelens_adaptive_ortho.sweeps.packing import pack
+from saelens_adaptive_ortho.sweeps.drivers.contract import Needs, Phase, State
+from saelens_adaptive_ortho.sweeps.drivers.slurm import open_slurm
 from saelens_adaptive_ortho.sweeps.scheduling import Scheduler
-from tests.sweeps.test_kills import LAYERS
+from tests.sweeps.helpers import LONG, has_checkpoint, task_of, waits
 
-LONG = 300.0  # seconds until what is waited for has certainly failed
 CPU, CUDA = Needs("cpu", 1, 1), Needs("cuda", 1, 1)
 
 # Keeps a file for each job: its state, and its process. A job runs when its script is submitted,
@@ -103,36 +99,6 @@ def calls(cluster: Path, name: str) -> list[list[str]]:
     return [words for command, *words in lines if command == name]
 
 
-@pytest.fixture
-def sweep(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> Manifest:
-    return write_sweep(settings, tmp_path / "sweep", 1)
-
-
-def write_sweep(settings: Callable[..., dict[str, Any]], folder: Path, times: int) -> Manifest:
-    """Write the manifest of two units; ``times`` makes them longer."""
-    tree = settings(
-        sweep={"hook_name": LAYERS, "sae.ortho_alpha": [0.5]},
-        evals={"subspace": {"n_contexts": 8}},
-        output_path=str(folder),
-    )
-    tree["training_tokens"] *= times
-    manifest = pack(build_sweep(tree))
-    write_manifest(folder, manifest)
-    return manifest
-
-
-def task_of(folder: Path, unit: str) -> Task:
-    return Task(unit, folder, "ticket", folder / "logs" / f"{unit}.log", Path.cwd())
-
-
-def waits(driver: SlurmDriver, handle: Any, until: Callable[[State], bool]) -> State:
-    late = time.monotonic() + LONG
-    while not until(state := driver.poll(handle)):
-        assert time.monotonic() < late, state
-        time.sleep(0.05)
-    return state
-
-
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
@@ -193,7 +159,7 @@ def test_queued_job_is_cancelled(cluster: Path, tmp_path: Path) -> None:
     time.sleep(0.6)
     assert driver.poll(handle) == State(Phase.WAITING, where="job 17, node node7")
     driver.cancel(handle)
-    state = waits(driver, handle, lambda state: state.ended)
+    state = waits(driver, handle)
     assert state.phase is Phase.FAILED
     assert "Slurm ended the job: CANCELLED" in state.reason
     assert driver.poll(handle) == state
@@ -204,7 +170,7 @@ def test_job_that_slurm_lost_has_failed(cluster: Path, tmp_path: Path) -> None:
     driver = open_slurm("time=60", CPU)
     handle = driver.submit(task_of(tmp_path, "unit"))
     (cluster / "17.job").unlink()
-    state = waits(driver, handle, lambda state: state.ended)
+    state = waits(driver, handle)
     assert state.phase is Phase.FAILED
     assert "it is not in the queue" in state.reason
 
@@ -217,35 +183,36 @@ def test_submission_that_fails_is_an_os_error(cluster: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_sweep_is_done_by_jobs(cluster: Path, sweep: Manifest, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_sweep_is_done_by_jobs(
+    cluster: Path, make_sweep: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    sweep, said = tmp_path / "sweep", list[str]()
     driver = open_slurm("time=60", CPU)
-    status = Scheduler(tmp_path / "sweep", sweep, driver, say=said.append).run()
+    status = Scheduler(sweep, make_sweep(sweep), driver, say=said.append).run()
     assert {one.now for one in status.values()} == {"whole"}, said
-    newest = Attempts(tmp_path / "sweep").newest().values()
+    newest = Attempts(sweep).newest().values()
     assert [(attempt.number, attempt.ended) for attempt in newest] == [(1, "whole")] * 2
     assert len(calls(cluster, "sbatch")) == 3  # one of them tested the options
 
 
 @pytest.mark.slow
 def test_running_jobs_are_stopped(
-    cluster: Path, settings: Callable[..., dict[str, Any]], tmp_path: Path
+    cluster: Path, make_sweep: Callable[..., Manifest], tmp_path: Path
 ) -> None:
     folder = tmp_path / "sweep"
-    sweep = write_sweep(settings, folder, 400)
+    sweep = make_sweep(folder, times=400)
     driver = open_slurm("time=60", CPU)
     attempts = Attempts(folder)
     first, second = (unit.name for unit in sweep.units)
     handles = [driver.submit(task_of(folder, unit)) for unit in (first, second)]
     for handle, unit in zip(handles, (first, second), strict=True):
-        log = folder / "logs" / f"{unit}.log"
-        waits(driver, handle, lambda _, log=log: log.exists() and "Training" in log.read_text())
+        waits(driver, handle, lambda _, unit=unit: has_checkpoint(folder, unit))
     assert driver.poll(handles[0]) == State(Phase.RUNNING, where="job 17, node node7")
     driver.cancel(handles[0])
     driver.cancel(handles[1], now=True)
-    stopped = waits(driver, handles[0], lambda state: state.ended)
+    stopped = waits(driver, handles[0])
     assert stopped.status == 128 + signal.SIGTERM
-    killed = waits(driver, handles[1], lambda state: state.ended)
+    killed = waits(driver, handles[1])
     assert killed.status is None
     assert "Slurm ended the job: FAILED" in killed.reason
     assert attempts.newest()[first].ended == "stopped"

@@ -127,6 +127,8 @@ def test_failed_unit_is_in_the_status_and_in_the_report(
     [
         (["--on", "local:0"], "--on='local:0'"),
         (["--tries", "0"], "--tries=0"),
+        (["--stuck-after", "4"], "--stuck-after=4.0: must be at least 5 minutes"),
+        (["--stuck-after", "nan"], "--stuck-after=nan"),
         (["--set", "device=cuda:1"], "device='cuda:1': a sweep chooses the card"),
         (["--set", "ortho_corpora.forget=nowhere.jsonl"], "nowhere.jsonl"),
         (["--set", "model_name=no/model"], "model_name"),

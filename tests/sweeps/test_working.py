@@ -33,6 +33,7 @@ from saelens_adaptive_ortho.sweeps.folder import find_fault, is_whole
 from saelens_adaptive_ortho.sweeps.packing import pack
 from saelens_adaptive_ortho.sweeps.working import Kept, do_task, do_unit
 from saelens_adaptive_ortho.training import lockstep, runner
+from tests.sweeps.helpers import LAYERS
 
 QUICK = {
     "n_contexts": 8,
@@ -43,22 +44,14 @@ QUICK = {
     "specificities": [1.1],
     "replicates": 20,
 }
-LAYERS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
 
 @pytest.fixture
-def sweep(settings: Callable[..., dict[str, Any]], tmp_path: Path) -> Manifest:
+def sweep(make_sweep: Callable[..., Manifest], tmp_path: Path) -> Manifest:
     """Two units of one SAE each; the manifest is in ``tmp_path``."""
-    tree = settings(
-        sweep={"hook_name": LAYERS, "sae.ortho_alpha": [0.5]},
-        evals={"subspace": {"n_contexts": 8}},
-        output_path=str(tmp_path),
-    )
-    manifest = pack(build_sweep(tree))
-    write_manifest(tmp_path, manifest)
-    return manifest
+    return make_sweep(tmp_path)
 
 
 def newest(sweep: Path, unit: Unit) -> Attempt:
@@ -213,15 +206,10 @@ def test_model_stays_loaded_between_tasks(
 
 
 def test_evaluations_are_set_up_once_for_all_units(
-    settings: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sweep_settings: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tree = settings(
-        sweep={"hook_name": LAYERS, "sae.ortho_alpha": [0.5], "seed": [0, 1]},
-        evals={"unlearning": QUICK},
-        output_path=str(tmp_path),
-    )
-    tree["training_tokens"] *= 4  # until some latents are specific to a corpus
-    manifest = pack(build_sweep(tree))
+    tree = sweep_settings(tmp_path, times=4, seed=[0, 1])  # until latents are specific to a corpus
+    manifest = pack(build_sweep({**tree, "evals": {"unlearning": QUICK}}))
     assert len(manifest.units) == 4
     made: list[str] = []
     ceilings = references.ceilings

@@ -31,6 +31,7 @@ AXES: dict[str, int | None] = {
     "ortho_captured": None,
     "ortho_group_ids": 0,
     "ortho_domain_ids": 0,
+    "ortho_churn": None,
     "ortho_partner": 0,
     "ortho_push": 1,
     "ortho_corpus_samples": None,

@@ -280,7 +280,7 @@ class ShardedMixin(_Base):
             self.ortho_domain_ids = grouping.domain_groups(
                 coactivation.domain_rates(state), cfg.ortho_domain_ratio
             )
-        self._ortho_groups = self._summarise_groups(previous)
+        self._note_groups(previous)
 
     def _summarise_groups(self, previous: Tensor) -> GroupSummary:
         ids = self.ortho_group_ids, self.ortho_domain_ids, previous
