@@ -100,7 +100,22 @@ def _without_home(text: str) -> str:
     if home not in text or home == os.sep:
         return text
     # Not a part of a longer name, such as /mnt/home/me or /home/me2.
-    return re.sub(rf"(?<![\w.~-]){re.escape(home)}(?![\w-]|\.\w)", "~", text)
+    # Neither is the bucket in s3://home/me; file:///home/me is.
+    return re.sub(rf"(?<![\w.~-])(?<!:/){re.escape(home)}(?![\w-]|\.\w)", "~", text)
+
+
+def refuse_url(field: str, value: str | Path) -> None:
+    """Refuse a URL where a file or a folder is meant; otherwise a folder ``s3:`` would be made.
+
+    A URL that was read as a path has lost one of its slashes.
+
+    Raises:
+        ConfigError: it is a URL.
+    """
+    found = re.fullmatch(r"([A-Za-z][\w+.-]+:)(|/+(.*))", str(value), re.DOTALL)
+    if found:
+        rule = "is a URL, and must be a folder. `copy_to` of a sweep copies its results to a URL."
+        raise reject(field, f"{found[1]}//{found[3] or ''}", rule)
 
 
 def check_writable(field: str, path: str | Path, value: str | Path | None = None) -> None:
@@ -112,9 +127,10 @@ def check_writable(field: str, path: str | Path, value: str | Path | None = None
         value: the value of the setting, if it is not the folder itself.
 
     Raises:
-        ConfigError: the folder cannot be written. The message names ``field``, the path and the
-            cause.
+        ConfigError: the folder cannot be written, or it is a URL. The message names ``field``, the
+            path and the cause.
     """
+    refuse_url(field, path if value is None else value)
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):  # it has no name, so a kill leaves none behind

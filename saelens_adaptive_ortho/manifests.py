@@ -18,6 +18,7 @@ from saelens_adaptive_ortho.files import write_sealed
 MANIFEST = "sweep.json"
 UNITS = "units"  # folder of the units' folders
 VERSION = 1
+REMEDY = "`adaptive-ortho sweep CONFIG` writes it again."
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Manifest:
         cwd: working directory of the command that made the sweep; relative paths start there. The
             home folder is written ``~``.
         config: text of the config, with everything that it extends.
+        copy_to: URL where a copy of each finished unit is kept; empty for none.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Manifest:
     units: Sequence[Unit]
     cwd: str = ""
     config: str = ""
+    copy_to: str = ""
     version: int = field(default=VERSION)
 
     def unit(self, name: str) -> Unit:
@@ -125,22 +128,38 @@ def read_manifest(sweep: Path) -> Manifest:
         ConfigError: there is none, it is damaged, or another version of the package wrote it.
     """
     path = sweep / MANIFEST
-    remedy = "`adaptive-ortho sweep CONFIG` writes it again."
     try:
-        text = path.read_bytes().decode()
+        return parse_manifest(path.read_bytes(), "SWEEP", str(path))
+    except FileNotFoundError:
+        raise reject("SWEEP", str(sweep), f"holds no {MANIFEST}. {REMEDY}") from None
+    except OSError as error:
+        raise reject("SWEEP", str(path), f"cannot be read ({error}). {REMEDY}") from error
+
+
+def parse_manifest(raw: bytes, field: str, where: str) -> Manifest:
+    """The manifest in the content of its file.
+
+    Args:
+        raw: the content.
+        field: the setting that names the place, for errors.
+        where: the file.
+
+    Raises:
+        ConfigError: it is damaged, or another version of the package wrote it.
+    """
+    try:
+        text = raw.decode()
         found = json.loads(text)
         if not isinstance(found, dict) or breaks_seal(text, found):
             raise ValueError("it is not as it was written")
         if found["version"] != VERSION:
             rule = f"is a sweep of version {found['version']}; this program reads {VERSION}."
-            raise reject("SWEEP", str(path), f"{rule} {remedy}")
+            raise reject(field, where, f"{rule} {REMEDY}")
         return _built(found)
     except ConfigError:
         raise
-    except FileNotFoundError:
-        raise reject("SWEEP", str(sweep), f"holds no {MANIFEST}. {remedy}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise reject("SWEEP", str(path), f"cannot be read ({error}). {remedy}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise reject(field, where, f"cannot be read ({error}). {REMEDY}") from error
 
 
 def _built(found: Mapping[str, Any]) -> Manifest:
@@ -148,4 +167,5 @@ def _built(found: Mapping[str, Any]) -> Manifest:
         Unit(**{**unit, "points": [Point(**point) for point in unit["points"]]})
         for unit in found["units"]
     ]
-    return Manifest(found["name"], found["axes"], units, found["cwd"], found["config"])
+    words = (found["cwd"], found["config"], found.get("copy_to", ""))
+    return Manifest(found["name"], found["axes"], units, *words)

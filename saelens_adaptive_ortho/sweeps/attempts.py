@@ -126,20 +126,12 @@ class Attempts:
 
     def newest(self) -> dict[str, Attempt]:
         """The newest try of each unit that was ever tried."""
-        numbers: dict[str, int] = {}
-        try:
-            names = os.listdir(self.folder)
-        except FileNotFoundError:
-            return {}
-        for name in names:
-            if found := _NAME.fullmatch(name):
-                unit, number = found["unit"], int(found["number"])
-                numbers[unit] = max(number, numbers.get(unit, 0))
-        return {unit: self._read(unit, number) for unit, number in numbers.items()}
+        return {unit: self._read(unit, number) for unit, number in self._numbers().items()}
 
     def newest_of(self, unit: str) -> Attempt | None:
         """The newest try of a unit."""
-        return self.newest().get(unit)
+        number = self._numbers().get(unit)
+        return None if number is None else self._read(unit, number)
 
     def count(self, unit: str, ended: Ending, after: int = 0) -> int:
         """How many tries of a unit with a number above ``after`` ended in one way."""
@@ -204,6 +196,19 @@ class Attempts:
         finally:
             over.set()
             thread.join()
+
+    def _numbers(self) -> dict[str, int]:
+        """The number of the newest try of each unit."""
+        numbers: dict[str, int] = {}
+        try:
+            names = os.listdir(self.folder)
+        except FileNotFoundError:
+            return {}
+        for name in names:
+            if found := _NAME.fullmatch(name):
+                unit, number = found["unit"], int(found["number"])
+                numbers[unit] = max(number, numbers.get(unit, 0))
+        return numbers
 
     def _path(self, unit: str, number: int) -> Path:
         return self.folder / f"{unit}.{number}.json"

@@ -29,9 +29,11 @@ from saelens_adaptive_ortho.experiments.experiment import (
     lay_over,
     overridden_tree,
 )
+from saelens_adaptive_ortho.files import refuse_url
 from saelens_adaptive_ortho.host.architectures import ARCHITECTURES
 from saelens_adaptive_ortho.manifests import Point
 from saelens_adaptive_ortho.settings import init_fields, reject_unknown
+from saelens_adaptive_ortho.sweeps.copying import COPY_TO, checked_url
 from saelens_adaptive_ortho.training.runner_config import (
     NOT_FINGERPRINTED,
     AdaptiveOrthoRunnerConfig,
@@ -74,6 +76,7 @@ class Sweep:
         settings: its SAEs, grouped by what can be trained together.
         config: the whole tree of settings, as it was read.
         most: largest number of SAEs in a unit; None for as many as the memory takes.
+        copy_to: URL where a copy of each finished unit is kept; empty for none.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Sweep:
     settings: Sequence[Setting]
     config: Mapping[str, Any]
     most: int | None
+    copy_to: str = ""
 
 
 def is_sweep_config(path: str | Path, overrides: Sequence[str] = ()) -> bool:
@@ -112,6 +116,9 @@ def build_sweep(tree: dict[str, Any], name: str = "sweep") -> Sweep:
     folder = tree.pop("output_path", None)
     if not isinstance(folder, str) or not folder:
         raise reject("output_path", folder, "a sweep needs a folder to write to.")
+    refuse_url("output_path", folder)
+    copy_to = tree.pop(COPY_TO, None)
+    copy_to = "" if copy_to is None else checked_url(copy_to)
     most = tree.pop("saes_per_unit", None)
     if most is not None and (type(most) is not int or most < 1):
         raise reject("saes_per_unit", most, "must be a whole number of at least 1.")
@@ -123,7 +130,7 @@ def build_sweep(tree: dict[str, Any], name: str = "sweep") -> Sweep:
         _setting(tree, choice, variants, of_saes, short, name) for choice in _product(others)
     ]
     _refuse_equal(settings)
-    return Sweep(name, Path(folder), axes, settings, config, most)
+    return Sweep(name, Path(folder), axes, settings, config, most, copy_to)
 
 
 # ---------------------------------------------------------------------- axes

@@ -43,7 +43,8 @@ def pack(sweep: Sweep, before: Manifest | None = None) -> Manifest:
         groups += _parts(setting, left, sweep.most)
         units += [_unit(setting, points) for points in groups]
     config = dump_yaml(without_home(sweep.config))
-    return Manifest(sweep.name, sweep.axes, units, without_home(os.getcwd()), config)
+    places = (without_home(os.getcwd()), config, without_home(sweep.copy_to))
+    return Manifest(sweep.name, sweep.axes, units, *places)
 
 
 def _kept_units(sweep: Sweep, before: Manifest | None) -> list[Sequence[Point]]:

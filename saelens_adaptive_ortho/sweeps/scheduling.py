@@ -82,6 +82,8 @@ class Scheduler:
         stuck_after: seconds after which a running task that has written nothing is killed, and
             counts as lost. It is looked at once in this time, so it may take twice as long. None
             for never.
+        restore: function that brings a unit that is not whole back from a copy, at the start; it
+            returns the try that did so, or None.
         show: function that is called with the status of all units whenever one may have changed.
         say: function that shows a line about a unit that ended.
         watch: tells which processes are lost.
@@ -95,6 +97,7 @@ class Scheduler:
     seconds: Mapping[str, float] = field(default_factory=dict)
     tries: int = TRIES
     stuck_after: float | None = None
+    restore: Callable[[Unit], Attempt | None] = lambda _: None
     show: Callable[[Mapping[str, Status]], None] = lambda _: None
     say: Callable[[str], None] = print
     watch: Watch = field(default_factory=Watch)
@@ -105,6 +108,7 @@ class Scheduler:
         self.attempts = Attempts(self.sweep)
         self.units = {unit.name: unit for unit in self.manifest.units}
         self.status: dict[str, Status] = {}
+        self.found: list[Unit] = []  # the units that were whole before
         self.submitted: dict[str, Submitted] = {}
         self.crashes: Counter[str] = Counter()  # tasks that ended without a word in the folder
         self.before: dict[str, int] = {}  # the last try of each unit that ended before
@@ -148,6 +152,11 @@ class Scheduler:
             if is_whole(self.sweep, unit, attempt):
                 assert attempt is not None
                 self.status[name] = Status("whole", seconds=attempt.seconds)
+                self.found.append(unit)
+            elif (back := self.restore(unit)) is not None:
+                self.before[name] = back.number
+                now: Now = "whole" if back.ended == "whole" else "open"
+                self.status[name] = Status(now, seconds=back.seconds)
             elif attempt is not None and attempt.ended == "whole":
                 self.status[name] = Status("open", reason="it is not whole any more")
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,13 +17,15 @@ from saelens_adaptive_ortho.locks import write_lock
 from saelens_adaptive_ortho.manifests import (
     MANIFEST,
     Manifest,
+    Unit,
     is_sweep,
     read_manifest,
     write_manifest,
 )
 from saelens_adaptive_ortho.report.formatting import counted
-from saelens_adaptive_ortho.sweeps.attempts import Attempts
+from saelens_adaptive_ortho.sweeps.attempts import Attempt, Attempts
 from saelens_adaptive_ortho.sweeps.axes import Sweep, load_sweep
+from saelens_adaptive_ortho.sweeps.copying import Copy, CopyError, DamagedError, bring_back
 from saelens_adaptive_ortho.sweeps.drivers import find_driver
 from saelens_adaptive_ortho.sweeps.drivers.contract import Needs
 from saelens_adaptive_ortho.sweeps.folder import CONFIG
@@ -90,11 +92,13 @@ def check_sweep(opened: Opened) -> list[Experiment]:
     """Refuse what cannot work, before any unit starts; returns the experiment of each unit.
 
     Models and texts are looked for, and evaluations, too. Devices are not: a unit may run on
-    another machine.
+    another machine. A URL of a copy is opened, but nothing is written there.
 
     Raises:
         ConfigError: a setting cannot work.
     """
+    if opened.manifest.copy_to:
+        Copy(opened.manifest.copy_to)
     experiments = [experiment_of(opened.folder, unit) for unit in opened.manifest.units]
     seen: set[str] = set()
     for experiment in experiments:
@@ -119,6 +123,8 @@ def run_sweep(
 ) -> int:
     """Do all units of a sweep that are not whole, write its report, and return the exit status.
 
+    With ``copy_to``, units that the URL has come back first, and all that is new is copied there.
+
     Args:
         opened: the sweep.
         on: where its units run.
@@ -127,13 +133,18 @@ def run_sweep(
 
     Raises:
         ConfigError: a setting, or the place where the units shall run, cannot work.
+        CopyError: the URL of the copy does not answer any more, before the first unit has started.
         KeyboardInterrupt: a signal asked the process to stop. The same command continues.
     """
     folder, experiments = opened.folder, check_sweep(opened)
     check_writable(opened.field, folder)
+    copy = _checked_copy(opened)
+    opened = _as_copied(opened, copy, console)
     driver = find_driver(on, _needs(opened, experiments))
     try:
         manifest = _write(opened)
+        if copy:
+            copy.put_sweep(folder)
         seconds = known_seconds(folder, manifest)
         with shown(manifest, seconds, console, driver.capacity) as (show, say):
             scheduler = Scheduler(
@@ -148,14 +159,80 @@ def run_sweep(
             )
             n = counted(len(manifest.units), "unit")
             say(f"{n} in {folder}; what is finished is read first")
+            if copy:
+                say(f"Those that are not here are looked for in the copy at {copy.url}")
+                scheduler.restore = _restorer(copy, folder, say)
             status = scheduler.run()
     finally:
         driver.close()
-    console.print(_last_words(status), markup=False, highlight=False, soft_wrap=True)
+    _print(console, _last_words(status))
     with write_failures_named(folder, WRITES):
         path = write_report(folder, console)
-    console.print(f"Report: {path}", markup=False, highlight=False, soft_wrap=True)
-    return 0 if all(one.now == "whole" for one in status.values()) else 1
+    _print(console, f"Report: {path}")
+    ok = all(one.now == "whole" for one in status.values())
+    if copy:
+        ok &= _copy_rest(copy, folder, scheduler.found, console)
+    return 0 if ok else 1
+
+
+def _checked_copy(opened: Opened) -> Copy | None:
+    if not opened.manifest.copy_to:
+        return None
+    copy = Copy(opened.manifest.copy_to)
+    copy.check(opened.folder)
+    return copy
+
+
+def _as_copied(opened: Opened, copy: Copy | None, console: Console) -> Opened:
+    """The sweep with the units of its copy, if its folder has none yet.
+
+    The memory of another machine, or the order in which a sweep has grown, makes other units of the
+    same SAEs.
+    """
+    if copy is None or opened.sweep is None or _manifest_before(opened.folder) is not None:
+        return opened
+    try:
+        before = copy.manifest()
+    except DamagedError as error:
+        _print(console, f"The copy of the sweep is not used: {error}")
+        return opened
+    return replace(opened, manifest=pack(opened.sweep, before))
+
+
+def _restorer(
+    copy: Copy, folder: Path, say: Callable[[str], None]
+) -> Callable[[Unit], Attempt | None]:
+    """A function that brings a unit back from its copy, and says so."""
+
+    def restore(unit: Unit) -> Attempt | None:
+        attempt = bring_back(copy, folder, unit, say)
+        if attempt is not None and attempt.ended == "whole":
+            say(f"{unit.name} ({unit.label}): back from the copy")
+        return attempt
+
+    return restore
+
+
+def _copy_rest(copy: Copy, folder: Path, units: Sequence[Unit], console: Console) -> bool:
+    """Copy the report, and the units that no worker has copied; returns whether that succeeded.
+
+    A unit that the URL has already is not sent again.
+    """
+    newest = Attempts(folder).newest()
+    try:
+        sent = [copy.put(folder, unit, newest[unit.name].seconds) for unit in units]
+        copy.put_sweep(folder)
+    except CopyError as error:
+        _print(console, f"{error} {WRITES} The same command copies them.")
+        return False
+    n = sum(map(bool, sent))
+    new = f" ({counted(n, 'unit')} of before {'are' if n > 1 else 'is'} new there)" if n else ""
+    _print(console, f"Copy: {copy.url}{new}")
+    return True
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _write(opened: Opened) -> Manifest:
@@ -168,7 +245,7 @@ def _write(opened: Opened) -> Manifest:
         before = _manifest_before(folder)
         if opened.sweep is None:
             return opened.manifest
-        manifest = pack(opened.sweep, before)
+        manifest = pack(opened.sweep, before or opened.manifest)
         if before != manifest:
             write_manifest(folder, manifest)
             write_text_atomic(folder / CONFIG, manifest.config)

@@ -21,6 +21,7 @@ from saelens_adaptive_ortho.manifests import Unit, read_manifest, unit_folder
 from saelens_adaptive_ortho.results import Result
 from saelens_adaptive_ortho.signals import Interrupted
 from saelens_adaptive_ortho.sweeps.attempts import Attempts, Ending
+from saelens_adaptive_ortho.sweeps.copying import copy_unit
 from saelens_adaptive_ortho.sweeps.drivers.contract import (
     CRASHED,
     HELD,
@@ -129,7 +130,8 @@ def do_unit(
         OSError: the folder cannot be written.
         Interrupted: a signal asked the process to stop. Finished work is kept.
     """
-    unit = read_manifest(sweep).unit(name)
+    manifest = read_manifest(sweep)
+    unit = manifest.unit(name)
     attempts, settings = Attempts(sweep), settings_digest(unit)
     if is_whole(sweep, unit, attempts.newest_of(name)):
         say(f"{name} is whole already")
@@ -145,7 +147,10 @@ def do_unit(
     try:
         with attempts.beating(attempt):
             results = _compare(sweep, unit, kept, say)
-        lacking = [r for r in results if not r.ok]
+            lacking = [r for r in results if not r.ok]
+            if manifest.copy_to and not lacking:
+                say(f"Copying to {manifest.copy_to}")
+                copy_unit(manifest.copy_to, sweep, unit, time.monotonic() - started)
         ended, status = ("incomplete", INCOMPLETE) if lacking else ("whole", OK)
         reason = _reasons(lacking)
     except Explained as error:

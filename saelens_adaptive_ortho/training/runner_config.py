@@ -14,7 +14,7 @@ from sae_lens.config import LoggingConfig
 from sae_lens.registry import get_sae_training_class
 
 from saelens_adaptive_ortho.errors import reject
-from saelens_adaptive_ortho.files import user_path
+from saelens_adaptive_ortho.files import refuse_url, user_path
 from saelens_adaptive_ortho.host.config import without_defaults_added_later
 from saelens_adaptive_ortho.settings import Dtype, Seed, check_values
 from saelens_adaptive_ortho.text import mixture
@@ -174,6 +174,8 @@ class AdaptiveOrthoRunnerConfig(LanguageModelSAERunnerConfig[Any]):
         self.corpora()
         if self.output_path == "":
             raise reject("output_path", "", "name a folder, or null for none.")
+        for name in ("output_path", "checkpoint_path"):
+            refuse_url(name, getattr(self, name) or "")
         self._validate_schedule()
         if self.training_tokens < self.train_batch_size_tokens:
             raise reject(

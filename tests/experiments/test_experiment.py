@@ -105,6 +105,8 @@ def test_derived_setting_cannot_be_set(settings: Settings, key: str) -> None:
         ("lr", -1e-3, r"lr=-0\.001: must be a number in \(0, inf\)"),
         ("model_name", 3, "model_name=3: must be text"),
         ("hook_name", "", "hook_name='': must be given"),
+        ("output_path", "s3://b/x", "output_path='s3://b/x': is a URL, and must be a folder"),
+        ("checkpoint_path", "gs://b/x", "checkpoint_path='gs://b/x': is a URL"),
         ("sae", "big", "sae='big': must be a mapping"),
         ("sae.d_sae", "64", r"sae\.d_sae='64': must be a whole number of at least 1"),
         ("sae.d_in", 0, r"sae\.d_in=0: must be a whole number of at least 1"),

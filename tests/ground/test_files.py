@@ -25,6 +25,7 @@ from saelens_adaptive_ortho.files import (
     StorageError,
     atomic_directory,
     check_new_file,
+    check_new_folder,
     check_writable,
     made_once,
     read_cached,
@@ -95,6 +96,7 @@ def test_user_path_is_that_of_a_shell(tmp_path: Path, monkeypatch: pytest.Monkey
         ("/home/me2/a", "/home/me2/a"),
         ("/home/me.old/a", "/home/me.old/a"),
         ("/mnt/home/me/a", "/mnt/home/me/a"),
+        ("s3://home/me/a", "s3://home/me/a"),
         ("~/home/me", "~/home/me"),
     ],
 )
@@ -324,6 +326,19 @@ def test_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"output_path='.*file/run': cannot be written"):
         check_writable("output_path", tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/runs", "memory://", "file:///runs"])
+def test_url_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in (url, Path(url)):  # a path has lost a slash
+        with pytest.raises(ConfigError, match=r"--out='\w+://.*': is a URL.*copy_to"):
+            check_writable("--out", value)
+    with pytest.raises(ConfigError, match="is a URL"):
+        check_new_folder("DEST", Path(url))
+    assert names(tmp_path) == []
+    check_writable("--out", tmp_path / "C:")
+    check_writable("--out", Path("runs:2"))
 
 
 def test_only_a_new_file_is_accepted(tmp_path: Path) -> None:
