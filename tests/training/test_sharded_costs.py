@@ -16,7 +16,7 @@ from saelens_adaptive_ortho.errors import ConfigError
 from saelens_adaptive_ortho.experiments.costs_in_words import gb
 from saelens_adaptive_ortho.experiments.experiment import load_experiment
 from saelens_adaptive_ortho.training import memory
-from saelens_adaptive_ortho.training.runner import Prepared
+from saelens_adaptive_ortho.training.runner import AdaptiveOrthoRunner, Prepared
 from saelens_adaptive_ortho.training.runner_config import AdaptiveOrthoRunnerConfig
 from saelens_adaptive_ortho.training.sharded import selection
 from saelens_adaptive_ortho.training.sharded.costs import ShardedCosts, sharded_costs
@@ -163,8 +163,9 @@ def test_plan_computes_the_costs_and_loads_nothing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(memory, "memory_of", lambda device: 1000)  # this machine does not matter
-    monkeypatch.setattr("saelens_adaptive_ortho.training.runner.prepare", None)
+    (tmp_path / "memory.max").write_text("1000\n")  # this machine does not matter
+    monkeypatch.setattr(memory, "CGROUP_LIMIT", tmp_path / "memory.max")
+    monkeypatch.setattr(AdaptiveOrthoRunner, "__init__", None)
     config = str(write_config(n_checkpoints=1))
     words = [word for setting in LARGE for word in ("--set", setting)]
     assert main(["plan", config, *words]) == 0
