@@ -17,6 +17,7 @@ from typing import Any, Literal
 from saelens_adaptive_ortho.files import user_path
 from saelens_adaptive_ortho.manifests import Manifest, Unit
 from saelens_adaptive_ortho.report.formatting import duration
+from saelens_adaptive_ortho.report.formatting import counted
 from saelens_adaptive_ortho.sweeps.attempts import Attempt, Attempts, Watch
 from saelens_adaptive_ortho.sweeps.drivers.contract import HELD, OK, Driver, Phase, State, Task
 from saelens_adaptive_ortho.sweeps.folder import (
@@ -287,7 +288,8 @@ class Scheduler:
     def _stop(self) -> None:
         """Stop all tasks, and wait until they have ended; a second signal kills them."""
         if self.submitted:
-            self.say(f"Stopping {len(self.submitted)} units; each saves a checkpoint first ...")
+            n = counted(len(self.submitted), "unit")
+            self.say(f"Stopping {n}; each saves a checkpoint first ...")
         now, until = False, self.clock() + GRACE
         for one in self.submitted.values():
             self.driver.cancel(one.handle)
