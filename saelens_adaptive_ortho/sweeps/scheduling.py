@@ -16,8 +16,7 @@ from typing import Any, Literal
 
 from saelens_adaptive_ortho.files import user_path
 from saelens_adaptive_ortho.manifests import Manifest, Unit
-from saelens_adaptive_ortho.report.formatting import duration
-from saelens_adaptive_ortho.report.formatting import counted
+from saelens_adaptive_ortho.report.formatting import counted, duration
 from saelens_adaptive_ortho.sweeps.attempts import Attempt, Attempts, Watch
 from saelens_adaptive_ortho.sweeps.drivers.contract import HELD, OK, Driver, Phase, State, Task
 from saelens_adaptive_ortho.sweeps.folder import (
