@@ -565,7 +565,7 @@ def test_sweep_comes_back_to_an_empty_folder(
     assert driver.done == ["closed"] * 2
     said = capsys.readouterr().out
     assert said.count("back from the copy") == 1
-    assert "All 1 units are finished." in said
+    assert "1 unit is finished." in said
     assert contents(finished / "units") == before
     assert read_manifest(finished).units == units
     assert not [name for name in shelf.sent if name.startswith("units/")]

@@ -94,7 +94,7 @@ def test_help_and_errors_name_the_driver(install: Install, config: Path, capsys:
         main(["sweep", "--help"])
     assert "fleet:SHIPS" in (out := capsys.readouterr().out)
     assert "ships that are at sea" in out
-    with pytest.raises(ConfigError, match=r"must be one of local:N, .*, fleet\."):
+    with pytest.raises(ConfigError, match=r"Known: local:N .*, fleet \(of another package\)"):
         find_driver("fleat:ada", CPU)
     assert main(["sweep", str(config), "--on", "fleet"]) == 2
     assert "--on='fleet:': name the ships" in capsys.readouterr().err
