@@ -94,7 +94,9 @@ class Manifest:
         for unit in self.units:
             if unit.name == name:
                 return unit
-        raise reject("UNIT", name, f"the sweep has no such unit. It has {len(self.units)} others.")
+        names = ", ".join(unit.name for unit in self.units[:8])
+        more = f" and {len(self.units) - 8} more (see {MANIFEST})" if len(self.units) > 8 else ""
+        raise reject("UNIT", name, f"the sweep has no such unit. It has {names}{more}.")
 
     @property
     def points(self) -> list[tuple[Unit, Point]]:
@@ -131,7 +133,8 @@ def read_manifest(sweep: Path) -> Manifest:
     try:
         return parse_manifest(path.read_bytes(), "SWEEP", str(path))
     except FileNotFoundError:
-        raise reject("SWEEP", str(sweep), f"holds no {MANIFEST}. {REMEDY}") from None
+        rule = f"holds no {MANIFEST}. `adaptive-ortho sweep CONFIG` starts a sweep and writes it."
+        raise reject("SWEEP", str(sweep), rule) from None
     except OSError as error:
         raise reject("SWEEP", str(path), f"cannot be read ({error}). {REMEDY}") from error
 

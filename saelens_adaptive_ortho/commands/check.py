@@ -32,18 +32,20 @@ def run(options: CheckOptions) -> int:
     """Read the config, and open the texts and the model that it names. No new folder is left."""
     from saelens_adaptive_ortho.files import new_folders_removed
     from saelens_adaptive_ortho.sweeps.axes import is_sweep_config
-    from saelens_adaptive_ortho.sweeps.starting import check_sweep, open_sweep
+    from saelens_adaptive_ortho.sweeps.starting import by_text, check_sweep, open_sweep
     from saelens_adaptive_ortho.text.activation_cache import cache_root
 
     if is_sweep_config(options.config, options.set):
         opened = open_sweep(options.config, options.set)
         if not options.offline:
             with new_folders_removed([cache_root()]):
-                check_sweep(opened)
+                for group in by_text(check_sweep(opened)):
+                    _open(group)
         n, saes = counted(len(opened.manifest.units), "unit"), len(opened.manifest.points)
-        opened_too = "Corpora and model were not opened." if options.offline else "Texts are there."
+        opened_too = "Corpora and model were not opened." if options.offline else ""
         say(
-            f"{options.config}: {counted(saes, 'SAE')} in {n}; all settings are valid. {opened_too}"
+            f"{options.config}: {counted(saes, 'SAE')} in {n}; "
+            + (f"all settings are valid. {opened_too}" if options.offline else "ready to run.")
         )
         return 0
     experiments = _experiments(options)

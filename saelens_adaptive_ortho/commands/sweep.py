@@ -27,10 +27,10 @@ class SweepOptions:
         on: where the units run, e.g. local:2 for two processes on this machine.
         tries: how many times a unit may lose its process before it counts as failed.
         stuck_after: kill a unit of this command whose log and folder have not changed for this
-            many minutes, and continue it from its last checkpoint. Training writes a line each
-            minute, but a unit that loads a model, waits for the text that another one tokenises,
-            or runs an evaluation of SAEBench may be silent for much longer. Without this option,
-            a unit that hangs is waited for.
+            many minutes (at least 5), and continue it from its last checkpoint. Training writes a
+            line each minute, but a unit that loads a model, waits for the text that another one
+            tokenises, or runs an evaluation of SAEBench may be silent for much longer. Without this
+            option, a unit that hangs is waited for.
     """
 
     sweep: str = field(metadata={"positional": "SWEEP"})
@@ -45,6 +45,7 @@ def run(options: SweepOptions) -> int:
     from rich.console import Console
 
     from saelens_adaptive_ortho.errors import reject
+    from saelens_adaptive_ortho.files import new_folders_removed
     from saelens_adaptive_ortho.sweeps.starting import open_sweep, run_sweep
 
     if options.tries < 1:
@@ -55,7 +56,8 @@ def run(options: SweepOptions) -> int:
         raise reject("--stuck-after", minutes, rule)
     opened = open_sweep(options.sweep, options.set)
     stuck_after = None if minutes is None else 60 * minutes
-    return run_sweep(opened, options.on, options.tries, Console(), stuck_after)
+    with new_folders_removed([opened.folder]):
+        return run_sweep(opened, options.on, options.tries, Console(), stuck_after)
 
 
 COMMAND = Command(

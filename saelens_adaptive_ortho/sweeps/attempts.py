@@ -111,6 +111,8 @@ class Attempt:
     @property
     def where(self) -> str:
         """Machine and process, for people."""
+        if not self.process.pid:
+            return self.process.host
         return f"{self.process.host}, process {self.process.pid}"
 
 
@@ -240,7 +242,8 @@ class Attempts:
             return Attempt(process=process, **document)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             # Damaged, or of a file system without links just being written: nobody answers there.
-            return Attempt(unit, number, "", Process("an unknown machine", "", 0, ""))
+            who = f"an unknown process ({self._path(unit, number)} is damaged)"
+            return Attempt(unit, number, "", Process(who, "", 0, ""))
 
 
 @dataclass

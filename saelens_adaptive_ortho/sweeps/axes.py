@@ -214,7 +214,7 @@ def _check_values(shown: str, values: object) -> None:
     seen: list[Any] = []
     for value in values:
         if any(_same(value, other) for other in seen):
-            raise reject(shown, values, f"has the value {value!r} twice.")
+            raise reject(shown, values, f"has the value {value!r} twice. Leave one of them out.")
         seen.append(value)
 
 

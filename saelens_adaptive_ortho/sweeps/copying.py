@@ -135,10 +135,12 @@ class Copy:
         Raises:
             ConfigError: that does not work, or the URL is in the sweep's own folder.
         """
-        local = isinstance(self.fs, LocalFileSystem)
-        if local and Path(self.root).resolve().is_relative_to(sweep.resolve()):
-            rule = "is in the folder of the sweep itself. Name a place outside of it."
-            raise reject(COPY_TO, self.url, rule)
+        if isinstance(self.fs, LocalFileSystem):
+            here, there = sweep.resolve(), Path(self.root).resolve()
+            if there.is_relative_to(here) or here.is_relative_to(there):
+                where = "in" if there.is_relative_to(here) else "around"
+                rule = f"is {where} the folder of the sweep itself. Name a place beside it."
+                raise reject(COPY_TO, self.url, rule)
         folder, text = f"probe-{uuid.uuid4().hex}", "A sweep sees whether it can write here.\n"
         try:
             self._write(text, f"{folder}/probe")

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from saelens_adaptive_ortho.manifests import Manifest, read_manifest
+from saelens_adaptive_ortho.report.formatting import counted
 from saelens_adaptive_ortho.report.page.sweep import best_lines, write_sweep_report
 from saelens_adaptive_ortho.report.sweeps import collect
 from saelens_adaptive_ortho.sweeps.attempts import Attempt, Attempts
@@ -22,7 +23,12 @@ def write_report(sweep: Path, console: Console) -> Path:
     manifest = read_manifest(sweep)
     states = known_states(sweep, manifest)
     path = write_sweep_report(sweep, states)
-    for line in best_lines(collect(sweep, manifest, states)):
+    results = collect(sweep, manifest, states)
+    lines = best_lines(results)
+    if results.missing:
+        saes = counted(len(manifest.points), "SAE")
+        lines.append(f"{results.finished} of {saes} are finished; the report says what is missing.")
+    for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return path
 

@@ -82,8 +82,8 @@ class Scheduler:
         stuck_after: seconds after which a running task that has written nothing is killed, and
             counts as lost. It is looked at once in this time, so it may take twice as long. None
             for never.
-        restore: function that brings a unit that is not whole back from a copy, at the start; it
-            returns the try that did so, or None.
+        restore: function that brings a unit that is not whole back from a copy, at the start, or
+            when the process that had it is lost; it returns the try that did so, or None.
         show: function that is called with the status of all units whenever one may have changed.
         say: function that shows a line about a unit that ended.
         watch: tells which processes are lost.
@@ -154,9 +154,7 @@ class Scheduler:
                 self.status[name] = Status("whole", seconds=attempt.seconds)
                 self.found.append(unit)
             elif (back := self.restore(unit)) is not None:
-                self.before[name] = back.number
-                now: Now = "whole" if back.ended == "whole" else "open"
-                self.status[name] = Status(now, seconds=back.seconds)
+                self._note_restored(unit, back)
             elif attempt is not None and attempt.ended == "whole":
                 self.status[name] = Status("open", reason="it is not whole any more")
             else:
@@ -181,6 +179,10 @@ class Scheduler:
                 self.status[name] = Status("elsewhere", attempt.where)
                 return
             attempt = self.attempts.end(attempt, "lost", f"{attempt.where} does not answer")
+            # The file of the try may have been damaged, and the unit whole.
+            if (back := self.restore(unit)) is not None:
+                self._note_restored(unit, back)
+                return
         if attempt.number <= self.before.get(name, 0):
             return  # it ended before this scheduler began: it gets another chance
         if attempt.ended == "whole":
@@ -193,6 +195,11 @@ class Scheduler:
             self._finish(unit, Status("failed", attempt.where, f"{times}: {attempt.reason}"))
         else:  # lost or stopped
             self.status[name] = Status("open", reason=attempt.reason)
+
+    def _note_restored(self, unit: Unit, back: Attempt) -> None:
+        self.before[unit.name] = back.number
+        now: Now = "whole" if back.ended == "whole" else "open"
+        self.status[unit.name] = Status(now, seconds=back.seconds)
 
     def _losses(self, name: str) -> int:
         return self.attempts.count(name, "lost", self.before.get(name, 0)) + self.crashes[name]
@@ -249,6 +256,8 @@ class Scheduler:
             if attempt.ended is None:  # it had no time, or no space, to write how it ended
                 attempt = self.attempts.end(attempt, "lost", why, status=state.status)
             self._judge(unit, attempt)
+            if self.status[name].now == "open":
+                self.say(f"{name} ({unit.label}): {attempt.reason}; it goes on")
         elif state.status == OK and attempt is not None and is_whole(self.sweep, unit, attempt):
             self.status[name] = Status("whole", seconds=attempt.seconds)
         elif state.status != HELD:  # it ended before it could write anything

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from saelens_adaptive_ortho.judging.running import check_evals_runnable
 from saelens_adaptive_ortho.locks import write_lock
 from saelens_adaptive_ortho.manifests import (
     MANIFEST,
+    UNITS,
     Manifest,
     Unit,
     is_sweep,
@@ -23,12 +25,13 @@ from saelens_adaptive_ortho.manifests import (
     write_manifest,
 )
 from saelens_adaptive_ortho.report.formatting import counted
+from saelens_adaptive_ortho.sweeps.attempts import FOLDER as ATTEMPTS
 from saelens_adaptive_ortho.sweeps.attempts import Attempt, Attempts
 from saelens_adaptive_ortho.sweeps.axes import Sweep, load_sweep
 from saelens_adaptive_ortho.sweeps.copying import Copy, CopyError, DamagedError, bring_back
 from saelens_adaptive_ortho.sweeps.drivers import find_driver
 from saelens_adaptive_ortho.sweeps.drivers.contract import Needs
-from saelens_adaptive_ortho.sweeps.folder import CONFIG
+from saelens_adaptive_ortho.sweeps.folder import CACHE, CONFIG, LOGS
 from saelens_adaptive_ortho.sweeps.packing import pack
 from saelens_adaptive_ortho.sweeps.pricing import known_seconds
 from saelens_adaptive_ortho.sweeps.reporting import write_report
@@ -100,7 +103,6 @@ def check_sweep(opened: Opened) -> list[Experiment]:
     if opened.manifest.copy_to:
         Copy(opened.manifest.copy_to)
     experiments = [experiment_of(opened.folder, unit) for unit in opened.manifest.units]
-    seen: set[str] = set()
     for experiment in experiments:
         cfg = experiment.runner
         for name in ("device", "llm_device", "act_store_device"):
@@ -108,14 +110,27 @@ def check_sweep(opened: Opened) -> list[Experiment]:
                 rule = "a sweep chooses the card of each unit. Name the device without a number."
                 raise reject(name, getattr(cfg, name), rule)
         check_fits([experiment])
-        here = {"device": "cpu", "llm_device": "cpu", "act_store_device": "cpu"}
-        texts = {name: corpus.settings() for name, corpus in cfg.corpora().items()}
-        key = json.dumps([cfg.model_name, texts, experiment.evals], sort_keys=True, default=str)
-        if key not in seen:
-            seen.add(key)
-            check_evals_runnable(experiment.evals)
-            runner.check(replace(cfg, output_path=None, **here))
+    for first, *_ in by_text(experiments):
+        check_evals_runnable(first.evals)
+        runner.check(first.runner)
     return experiments
+
+
+def by_text(experiments: Sequence[Experiment]) -> list[list[Experiment]]:
+    """The experiments with the same model, text and evaluations together; one for each hook.
+
+    They are on this machine's CPU, and have no folder, so that they can be checked here.
+    """
+    groups: dict[str, dict[str, Experiment]] = {}
+    here = {"device": "cpu", "llm_device": "cpu", "act_store_device": "cpu"}
+    for experiment in experiments:
+        cfg = experiment.runner
+        texts = {name: corpus.settings() for name, corpus in cfg.corpora().items()}
+        parts = [cfg.model_name, texts, experiment.evals, cfg.context_size, cfg.training_tokens]
+        key = json.dumps(parts, sort_keys=True, default=str)
+        one = replace(experiment, runner=replace(cfg, output_path=None, **here))
+        groups.setdefault(key, {}).setdefault(cfg.hook_name, one)
+    return [list(group.values()) for group in groups.values()]
 
 
 def run_sweep(
@@ -138,6 +153,9 @@ def run_sweep(
     """
     folder, experiments = opened.folder, check_sweep(opened)
     check_writable(opened.field, folder)
+    for path in (folder / name for name in (CACHE, UNITS, ATTEMPTS, LOGS)):
+        if os.path.lexists(path):
+            check_writable(opened.field, path)
     copy = _checked_copy(opened)
     opened = _as_copied(opened, copy, console)
     driver = find_driver(on, _needs(opened, experiments))

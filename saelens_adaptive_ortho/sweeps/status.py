@@ -31,7 +31,7 @@ WORDS: dict[Now, str] = {
     "running": "running",
     "elsewhere": "running elsewhere",
     "waiting": "queued",
-    "open": "left",
+    "open": "to do",
     "incomplete": "with a failed evaluation",
     "failed": "failed",
 }
@@ -95,7 +95,8 @@ def time_left(
         running = status[name].now == "running"
         passed = status[name].seconds or 0.0 if running else 0.0
         total += max(0.0, seconds.get(name, mean) - passed)
-    return total / min(workers, len(left))
+    # A unit that takes longer than was thought tells nothing about the time that is left.
+    return total / min(workers, len(left)) if total > 0 else None
 
 
 def _table(manifest: Manifest, status: Mapping[str, Status]) -> Table:

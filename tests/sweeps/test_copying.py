@@ -380,6 +380,7 @@ def test_url_is_taken(url: str) -> None:
         ("dropbox://x/y", "Install what this protocol needs"),
         ("file:///proc/nothing/here", "file:///proc/nothing/here"),
         ("file://{folder}/copy", "is in the folder of the sweep itself"),
+        ("file://{folder}/..", "is around the folder of the sweep itself"),
         ("http://127.0.0.1:9/x", "http://127.0.0.1:9/x"),
     ],
 )

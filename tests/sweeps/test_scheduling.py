@@ -246,6 +246,7 @@ def test_killed_process_is_replaced(bench: Bench) -> None:
     bench.fake.works["middle"] = [killed] * 5
     assert bench.run() == ALL
     assert bench.fake.submitted.count("middle") == 6
+    assert sum("middle" in line and line.endswith("; it goes on") for line in bench.said) == 5
     assert Attempts(bench.sweep).count("middle", "lost") == 5
 
 
@@ -364,6 +365,21 @@ def test_unit_of_a_lost_worker_is_taken_over(bench: Bench) -> None:
     assert bench.run() == ALL
     assert bench.fake.submitted == ["middle", "small", "large"]
     assert 120 <= bench.clock.now < 130
+
+
+def test_unit_of_a_lost_worker_comes_back_from_its_copy(bench: Bench) -> None:
+    theirs = elsewhere(bench, "large")
+    bench.fake.attempts._path("large", theirs.number).write_text("{")  # a damaged file
+
+    def restore(unit: Unit) -> Attempt | None:
+        attempt = bench.fake.attempts.claim(unit.name, "copy") if unit.name == "large" else None
+        return attempt and bench.fake.attempts.end(attempt, "whole", seconds=3.0)
+
+    assert bench.run(restore=restore) == ALL
+    assert bench.fake.submitted == ["middle", "small"]
+    first = bench.fake.attempts._read("large", theirs.number)
+    assert first.ended == "lost"
+    assert "is damaged) does not answer" in first.reason
 
 
 def test_failure_of_another_worker_is_reported(

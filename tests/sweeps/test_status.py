@@ -43,9 +43,9 @@ def test_lines_say_what_has_changed() -> None:
     assert output(MANIFEST, STEPS, terminal=False).splitlines() == [
         "u1 (layer 1): running on card 3",
         "u2 (layer 2): running elsewhere on node7, process 12",
-        "u1 (layer 1): left (signal 9 ended its process)",
+        "u1 (layer 1): to do (signal 9 ended its process)",
         "u2 (layer 2): finished in 30 s",
-        "3 units: 2 finished, 1 left; about 25 s left",
+        "3 units: 2 finished, 1 to do; about 25 s left",
         "u9 [bold]failed[/]",
     ]
 

@@ -118,6 +118,7 @@ def test_failed_unit_is_in_the_status_and_in_the_report(
     assert "failed: ZeroDivisionError: division by zero" in out
     assert "Traceback" in out  # the end of the log
     assert "0 of 2 units are finished" in out
+    assert "0 of 4 SAEs are finished; the report says what is missing." in out
     page = (tmp_path / "sweep" / "report.html").read_text()
     assert "ZeroDivisionError" in page
 
@@ -141,7 +142,22 @@ def test_bad_input_is_said_before_anything_is_written(
 ) -> None:
     assert main(["sweep", str(config), *words]) == 2
     assert message in capsys.readouterr().err
-    assert not list((tmp_path / "sweep").glob("*"))
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_check_finds_a_hook_that_the_model_lacks(config: Path, tmp_path: Path, capsys: Any) -> None:
+    hooks = "sweep.hook_name=[blocks.1.hook_resid_post, blocks.9.hook_resid_post]"
+    assert main(["check", str(config), "--set", hooks]) == 2
+    assert "hook_name='blocks.9.hook_resid_post'" in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_file_in_the_way_of_a_folder_is_named(config: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "sweep").mkdir()
+    file = tmp_path / "sweep" / "cache"
+    file.touch()
+    assert main(["sweep", str(config)]) == 2
+    assert f"output_path='{file}': cannot be written" in capsys.readouterr().err
 
 
 def test_folder_takes_no_settings(config: Path, tmp_path: Path, capsys: Any) -> None:
@@ -171,5 +187,7 @@ def test_time_left_counts_what_has_passed() -> None:
     }
     assert time_left(status, {}, 1) == pytest.approx(6 + 10)
     assert time_left(status, {"c": 40.0}, 2) == pytest.approx((25 - 4 + 40) / 2)
+    late = {"a": Status("whole", seconds=10.0), "b": Status("running", seconds=40.0)}
+    assert time_left(late, {}, 1) is None
     assert time_left({"a": status["a"]}, {}, 1) is None
     assert time_left({"c": status["c"]}, {}, 1) is None

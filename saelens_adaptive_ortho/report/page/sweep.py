@@ -139,10 +139,11 @@ def front_table(results: SweepResults) -> Text:
 def best_lines(results: SweepResults) -> list[str]:
     """The best settings as lines for a terminal; none if they cannot be told."""
     gain = gain_key(results)
-    if gain is None:
+    found = best_settings(results, gain) if gain else []
+    if gain is None or not found:
         return []
     lines = [rule_text(gain)]
-    for best in best_settings(results, gain):
+    for best in found:
         values = ", ".join(
             f"{describe(key).label} {_cell(results, best.setting, key)}" for key in (gain, COST)
         )

@@ -92,7 +92,7 @@ def open_local(argument: str, needs: Needs) -> Driver:
     """
     if not argument.isascii() or not argument.isdecimal() or not 1 <= int(argument[:9]) <= MOST:
         rule = f"local:N needs the number of units at a time, 1 to {MOST}, such as local:2."
-        raise reject("--on", f"local:{argument}", rule)
+        raise reject("--on", f"local:{argument}" if argument else "local", rule)
     n = int(argument)
     if needs.device == "cuda":
         cards = visible_cards(os.environ)
