@@ -575,13 +575,10 @@ def _is_unfinished(path: Path) -> bool:
 
 
 def _files_of(path: Path) -> set[str]:
-    """The files of a checkpoint, by its sums, or without sums by their names."""
-    named = files_named(path)
-    if named:
-        return named | {SUMS}
+    """The files of a checkpoint: in its sums, which may be damaged, or of known names."""
     inside = [*path.glob("*"), *path.glob("*/*")] if path.is_dir() else []
     known = [file for file in inside if file.is_file() and _is_of_checkpoint(file.name)]
-    return {file.relative_to(path).as_posix() for file in known}
+    return files_named(path) | {file.relative_to(path).as_posix() for file in known}
 
 
 def _is_of_checkpoint(name: str) -> bool:

@@ -398,6 +398,8 @@ def test_fresh_run_keeps_files_of_the_user_among_checkpoints(
     mine = [first / "mine.txt", first / "adaptive" / "mine.txt", checkpoints / "mine.txt"]
     for path in mine:
         path.write_text("mine")
+    sums = first / "SHA256SUMS"
+    sums.write_bytes(sums.read_bytes().replace(b"sae_weights", b"sae_veights"))  # damaged
     (second / "SHA256SUMS").unlink()  # of a version without sums
     unfinished = checkpoints / ".step_000000009.tmp" / "adaptive"
     unfinished.mkdir(parents=True)
