@@ -112,6 +112,7 @@ KINDS: dict[str, Renderer] = {
     "levers": _runs(performance.levers_table, "levers*.json"),
     "checksums": _runs(performance.checksums_table, "checksums*.json"),
     "floor": _runs(performance.floor_table, "floor.json"),
+    "sweeps": _runs(performance.sweeps_table, "sweeps.json"),
     "synthetic-final": _runs(synthetic.final_table),
     "synthetic-bars": _runs(synthetic.bars_table),
     "synthetic-ablation": _runs(synthetic.ablation_table),

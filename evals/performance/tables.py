@@ -183,3 +183,25 @@ def checksums_table(runs: Sequence[Row]) -> str:
         for run in runs
     ]
     return markdown(head, rows, text_columns=2)
+
+
+def sweeps_table(runs: Sequence[Row]) -> str:
+    """The time of a sweep without a scheduler, with one worker and with two.
+
+    ``outside units`` is the time in which no unit runs: processes start, and the report is written.
+    With two workers it is not shown, because their units run at the same time.
+    """
+    rows = []
+    for run in runs:
+        for name, seconds in run["seconds"].items():
+            took = run["unit_seconds"][name]
+            outside = DASH if name == "local:2" else number(seconds - sum(took), 0)
+            shown = f"{run['units']} of {min(took):.0f} to {max(took):.0f} s"
+            rows.append([name, shown, number(seconds, 0), outside])
+    table = markdown(["--on", "units", "seconds", "outside units"], rows, text_columns=2)
+    words = [
+        f"The scheduler adds {run['added']:.1%} of the work; two workers are "
+        f"{run['speedup']:.2f} times as fast as one."
+        for run in runs
+    ]
+    return "\n\n".join([table, *words])

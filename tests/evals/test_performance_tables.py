@@ -88,6 +88,22 @@ def test_floor_sums_all_operations() -> None:
     assert table.splitlines()[-1] == "| times the floor (500 ms) | 6.0 | 3.0 |"
 
 
+def test_sweeps_show_what_the_scheduler_adds() -> None:
+    run = {
+        "units": 2,
+        "seconds": {"no scheduler": 100.0, "local:1": 106.0, "local:2": 55.0},
+        "unit_seconds": dict.fromkeys(["no scheduler", "local:1", "local:2"], [40.0, 50.0]),
+        "added": 0.06,
+        "speedup": 1.927,
+    }
+    lines = performance.sweeps_table([run]).splitlines()
+    assert lines[3] == "| local:1 | 2 of 40 to 50 s | 106 | 16 |"
+    assert lines[4].endswith("| 55 | – |")
+    assert lines[-1] == (
+        "The scheduler adds 6.0% of the work; two workers are 1.93 times as fast as one."
+    )
+
+
 def test_costs_become_a_table_or_a_named_error(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("<!-- costs: cost.json -->\nold\n<!-- /costs -->\n")
